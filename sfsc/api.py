@@ -15,8 +15,10 @@ from sfsc.keys.account_info import Whoami, describe_account
 from sfsc.keys.home import Home, Passphrase, home_folder, unlock_home
 
 if TYPE_CHECKING:
+    from sfsc.account.restored import RestoredAccount
     from sfsc.log.receipts import VerifiedProof
     from sfsc.session.limits import Timeouts
+    from sfsc.session.pipeline import Skip
     from sfsc.session.session import Progress
     from sfsc.store import Store
 
@@ -108,26 +110,33 @@ def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> V
     return receipts.verify_proof(data, receipts.load_verifiers(state_path(home_folder(home))))
 
 
-def accept(home: Home = None, *, passphrase: Passphrase = None) -> tuple[int, str | None]:
+def accept(
+    home: Home = None, *, passphrase: Passphrase = None, skip: Skip | None = None
+) -> tuple[int, str | None, RestoredAccount | None]:
     """Trust the server's log as it is now, after it has shown two histories, and forget its past.
 
-    Return its number of entries, and the path of the evidence kept against the server, None if
-    there is none. Arguments and errors as in `connect`."""
+    If the server was restored from a backup that is older than the account's keys, continue with
+    the keys that it knows, and replace them. `skip` is called for each version that is damaged and
+    therefore left out. Return the log's number of entries, the path of the evidence kept against
+    the server (None if there is none), and what the server had forgotten of the account (None for
+    nothing). Other arguments and errors as in `connect`."""
+    from sfsc.account.restored import connect_accepting, continue_restored
     from sfsc.session.session import Session
     from sfsc.trust.state import open_client_state
 
     where = home_folder(home)
-    keyring = unlock_home(where, passphrase).contents
-    with open_client_state(where, keyring) as state:
+    file = unlock_home(where, passphrase)
+    with open_client_state(where, file.contents) as state:
         kept = state.distrust_evidence()
-        session = Session(keyring, state, anew=True)
+        session = Session(file.contents, state, anew=True)
         try:
-            session.connect()
+            connect_accepting(session)
             newest = session.trust.newest
             state.reset_log(newest.size, newest.root, newest.note)
+            restored = continue_restored(session, file, skip)
         finally:
             session.close()
-    return newest.size, kept
+    return newest.size, kept, restored
 
 
 def _import_needed() -> None:

@@ -102,7 +102,8 @@ class Denied(SfscError):
     usual_hint = "the operator can tell why"
     server_codes: ClassVar = {
         "not-allowed": None,
-        "refused": "the operator can tell why: `sfsd user show`",
+        "refused": "the operator can tell why: `sfsd user show`; if a backup of the server was put "
+        "back, run `sfsc audit accept`",
         "denied": None,
         "rotation-required": "rotate the keys first",
     }

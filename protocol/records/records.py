@@ -99,6 +99,14 @@ def enrol_proof_body(*, welcome: bytes, statement: bytes) -> bytes:
     return b"sfs/v1/enroll\0" + welcome + statement
 
 
+def device_login_info(*, server: bytes, welcome: bytes, user: str, device: bytes) -> bytes:
+    """Return the HPKE info of a device's challenge: it opens on this connection only.
+
+    `server` and `welcome` (SHA-256 of the Welcome body) are 32 bytes, `device` is a device_id.
+    """
+    return b"sfs/v1/device-login\0" + server + welcome + device + user.encode()
+
+
 class SignedStruct(Struct):
     """Base of signed records: `encode` one once, then keep its bytes."""
 

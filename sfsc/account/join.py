@@ -13,7 +13,7 @@ from pathlib import Path
 from protocol.codec.terminal_text import human_time
 from protocol.codec.values import Value
 from protocol.records.invitation import AccountLink
-from protocol.records.records import Statement
+from protocol.records.records import ServerStatement, Statement
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages import session as opening
 from protocol.wire.messages.log import CONSISTENCY, LogProof
@@ -23,12 +23,12 @@ from sfsc.account.devices import Devices
 from sfsc.account.key_status import new_device
 from sfsc.account.recover import find_last_bundle, take_back_account
 from sfsc.crypto.wrap import XWING, PrivateKey
-from sfsc.errors import IntegrityError, KeyringError, LocalError, TakenOver
+from sfsc.errors import Denied, IntegrityError, KeyringError, LocalError, TakenOver
 from sfsc.keys.bundle import Bundle, open_bundle
 from sfsc.keys.home import check_no_keyring, keyring_path
-from sfsc.keys.keyring import Keyring, KeyringFile
+from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
-from sfsc.session.handshake import build_login, dial
+from sfsc.session.handshake import build_login, dial, log_in_with_device
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import expect_proof, expect_reply
@@ -41,12 +41,14 @@ from sfsc.trust.state import open_client_state
 
 class AccountCredentials(Value):
     """Keys that open an account on a new device: the signing key of `generation` (0: the recovery
-    key) to log in, and private `keys` of which one opens the bundle."""
+    key) to log in, and private `keys` of which one opens the bundle. `device` logs in if the server
+    does not know the signing key, because it was restored from a backup."""
 
     generation: int
     signing: SigningKey
     keys: Sequence[PrivateKey]
     code: RecoveryCode | None = None
+    device: DeviceKey | None = None
 
     @classmethod
     def from_keyring(cls, keyring: Keyring) -> AccountCredentials:
@@ -57,7 +59,8 @@ class AccountCredentials(Value):
             raise LocalError("the backup contains no account")
         device = PrivateKey(XWING, keyring.device.xwing_private)
         own = [PrivateKey(one.wrap_alg, one.wrap_private) for one in keyring.generations]
-        return cls(current.generation, SigningKey.from_seed(current.sign_seed), (device, *own))
+        signing = SigningKey.from_seed(current.sign_seed)
+        return cls(current.generation, signing, (device, *own), device=keyring.device)
 
 
 def join_account(
@@ -77,14 +80,14 @@ def join_account(
     the recovery code, `Denied`, `IntegrityError`, ….
     """
     check_no_keyring(home)
-    transport = dial((link.address,), timeouts)
     try:
-        trust = ServerTrust(link.pin)
-        welcome = transport.welcome()
-        server = trust.accept_welcome(welcome, transport.peer_spki_sha256)
-        chain, bundle = _log_in(transport, trust, link, credentials, options)
-    finally:
-        transport.close()
+        welcome, trust, chain, bundle = _open_account(link, credentials, timeouts, options)
+    except Denied:
+        if credentials.device is None:
+            raise
+        welcome, trust, chain, bundle = _open_account(
+            link, credentials, timeouts, options, device=credentials.device
+        )
     keyring = Keyring(
         server_id=link.pin,
         addresses=(link.address,),
@@ -99,7 +102,8 @@ def join_account(
     )
     file = KeyringFile.create(keyring_path(home), keyring, passphrase)
     with open_client_state(home, file.contents) as state:
-        state.remember_server_statement(server.n, welcome.statement, welcome.signature)
+        number = ServerStatement.parse(welcome.statement).n
+        state.remember_server_statement(number, welcome.statement, welcome.signature)
         newest = trust.newest
         state.remember_checkpoint(newest.size, newest.root, newest.note)
         if options is not None and credentials.code is not None:
@@ -130,19 +134,43 @@ class TakeBackOptions(Value):
     on_destroyed: Skip | None = None
 
 
-def _log_in(
+def _open_account(
+    link: AccountLink,
+    credentials: AccountCredentials,
+    timeouts: Timeouts | None,
+    options: TakeBackOptions | None,
+    *,
+    device: DeviceKey | None = None,
+) -> tuple[opening.Welcome, ServerTrust, tuple[bytes, ...], Bundle]:
+    """Log in on a new connection, with the key of `device` if it is given. Return the server's
+    greeting, the trust in its log, the account's chain as exact bytes, and its opened bundle."""
+    transport = dial((link.address,), timeouts)
+    try:
+        trust = ServerTrust(link.pin)
+        welcome = transport.welcome()
+        trust.accept_welcome(welcome, transport.peer_spki_sha256)
+        if device is not None:
+            reply = log_in_with_device(transport, link.pin, link.user, device, 0)
+        else:
+            message, _ = build_login(
+                transport, link.pin, link.user, credentials.generation, credentials.signing, 0
+            )
+            reply = transport.call(message, transport.timeouts.opening)
+        trust.accept_session(expect_reply(reply, opening.Session))
+        chain, bundle = _read_account(transport, trust, link, credentials, options)
+    finally:
+        transport.close()
+    return welcome, trust, chain, bundle
+
+
+def _read_account(
     transport: Transport,
     trust: ServerTrust,
     link: AccountLink,
     credentials: AccountCredentials,
     options: TakeBackOptions | None,
 ) -> tuple[tuple[bytes, ...], Bundle]:
-    """Log in, and return the account's chain, as exact bytes, and its opened bundle."""
-    message, _ = build_login(
-        transport, link.pin, link.user, credentials.generation, credentials.signing, 0
-    )
-    reply = transport.call(message, transport.timeouts.opening)
-    trust.accept_session(expect_reply(reply, opening.Session))
+    """Return the account's chain, as exact bytes, and its opened bundle."""
 
     def follow_on(known: tuple[bytes, ...]) -> tuple[bytes, ...]:
         def ask(message: Lookup) -> Identity:

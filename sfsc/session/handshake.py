@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 from protocol.codec.errors import MessageError
 from protocol.records.invitation import parse_address
-from protocol.records.records import login_body
+from protocol.records.records import device_login_info, login_body
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Reply
 from protocol.wire.messages import session as opening
 from sfsc.errors import KeyringDamaged, SfscError
+from sfsc.keys.keyring import DeviceKey
 from sfsc.session.limits import Timeouts
 from sfsc.session.retry import LOST
+from sfsc.session.server_errors import expect_reply
 from sfsc.trust.server_log import ServerTrust
 from sfsc.trust.state import ClientState
 
@@ -38,6 +41,26 @@ def build_login(
     )
     signature = key.sign(Label.LOGIN, body)
     return opening.Login(opening.PROTOCOL_VERSION, user, generation, known, signature), body
+
+
+def log_in_with_device(
+    transport: Transport, server: bytes, user: str, device: DeviceKey, known: int
+) -> Reply:
+    """Log in with this device's X-Wing key, by a challenge that only it opens. `known` is the size
+    of the log that the client remembers. Raises `Tampered` if the challenge does not open."""
+    from sfsc.crypto.wrap import XWING, PrivateKey
+
+    opening_time = transport.timeouts.opening
+    hello = opening.DeviceHello(opening.PROTOCOL_VERSION, user, device.device_id)
+    reply = transport.call(hello, opening_time)
+    challenge = expect_reply(reply, opening.DeviceChallenge)
+    info = device_login_info(
+        server=server, welcome=transport.welcome_sha256, user=user, device=device.device_id
+    )
+    secret = PrivateKey(XWING, device.xwing_private).unwrap(challenge.sealed, info)
+    version = opening.PROTOCOL_VERSION
+    message = opening.DeviceLogin(version, user, device.device_id, known, secret)
+    return transport.call(message, opening_time)
 
 
 def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:

@@ -50,6 +50,7 @@ from sfsc.session import fork_evidence
 from sfsc.session.handshake import (
     build_login,
     dial,
+    log_in_with_device,
     verify_welcome,
 )
 from sfsc.session.limits import Timeouts
@@ -140,6 +141,7 @@ class Session:
         self._signing_ids: dict[int, str] = {}  # of each generation that signed here
         self.use_keyring(keyring)
         self._recovery = recovery
+        self._with_device_key = False
         newest = None if anew else state.checkpoint()
         self.trust = ServerTrust(
             keyring.server_id,
@@ -186,6 +188,7 @@ class Session:
         if current is None:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self._recovery = None
+        self._with_device_key = False
         if not self.state.is_current:
             # Another process of this machine rotated the device's key, and with it the state's.
             self.state.adopt_current_key(state_key(keyring.device.xwing_private))
@@ -251,9 +254,13 @@ class Session:
         try:
             self.limits = verify_welcome(transport, self.trust, self.state).limits
             known = self.trust.newest.size
-            message, signed = build_login(transport, server, user, generation, key, known)
-            reply = transport.call(message, transport.timeouts.opening)
-            self.login_record = signed
+            if self._with_device_key:
+                reply = log_in_with_device(transport, server, user, self.keyring.device, known)
+                self.login_record = b""
+            else:
+                message, signed = build_login(transport, server, user, generation, key, known)
+                reply = transport.call(message, transport.timeouts.opening)
+                self.login_record = signed
             opened = expect_reply(reply, opening.Session)
             self.notice = opened.notice
             with self.keeping_fork_evidence():
@@ -272,6 +279,12 @@ class Session:
         if self._transport is not None and self._transport.usable:
             with contextlib.suppress(NetworkError):
                 self._transport.call(PutAbort(ALL_UPLOADS), _ABORT_SECONDS)
+
+    def connect_with_device_key(self) -> None:
+        """Like `connect`, but log in with this device's own key until `use_keyring` is called. The
+        session gets the account's statements and its bundle, and nothing else."""
+        self._with_device_key = True
+        self.connect()
 
     def close(self) -> None:
         """Close the connection. Idempotent."""

@@ -172,14 +172,14 @@ class ClientState(StateDatabase):
         self.set_meta("chosen", value)
 
     def reset_log(self, size: int, root: bytes, note: bytes) -> None:
-        """Accept the log as it is now, and forget all known files: the server's view is taken as
-        new. Raises as `check_saved`."""
+        """Accept the log as it is now, and forget all known files and other users' statements: the
+        server's view is taken as new. Raises as `check_saved`."""
         self.check_saved()
         with self.transaction():
             self.execute(
                 "DELETE FROM meta WHERE key IN ('evidence', 'listed', 'followed', 'received')"
             )
-            for table in ("file", "logged", "shared", "checkpoint"):
+            for table in ("file", "logged", "shared", "statement", "checkpoint"):
                 self.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
             self.execute("INSERT INTO checkpoint VALUES (1, ?, ?, ?)", (size, root, note))
 

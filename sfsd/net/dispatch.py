@@ -19,7 +19,17 @@ from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.rotation import RotateBegin
-from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Limits, Login, Session, Welcome
+from protocol.wire.messages.session import (
+    PROTOCOL_VERSION,
+    DeviceChallenge,
+    DeviceHello,
+    DeviceLogin,
+    Enroll,
+    Limits,
+    Login,
+    Session,
+    Welcome,
+)
 from protocol.wire.messages.uploads import Data
 from sfsd.errors import (
     DamagedError,
@@ -31,7 +41,7 @@ from sfsd.errors import (
 from sfsd.fs.files import NO_DESCRIPTORS
 from sfsd.net.batches import BatchRunner, OperationError
 from sfsd.net.connection_limits import IncidentCounter
-from sfsd.operations.login import enrol, log_in
+from sfsd.operations.login import challenge_device, enrol, log_in, log_in_device
 from sfsd.rules.context import OPERATIONS, Access, Commit, Principal, ServerContext
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.change import Change
@@ -69,7 +79,7 @@ class Dispatcher:
         )
 
     async def open_session(
-        self, message: Login | Enroll, *, welcome_sha256: bytes, address: str
+        self, message: Login | Enroll | DeviceLogin, *, welcome_sha256: bytes, address: str
     ) -> tuple[Principal, Session]:
         """Open a session on a connection from `address` whose Welcome had this hash.
 
@@ -79,6 +89,8 @@ class Dispatcher:
         def decide() -> tuple[Principal, Session] | Commit[tuple[Principal, Session]]:
             if isinstance(message, Login):
                 return log_in(self.context, message, welcome_sha256, address)
+            if isinstance(message, DeviceLogin):
+                return log_in_device(self.context, message, welcome_sha256, address)
             return enrol(self.context, message, welcome_sha256, address)
 
         outcome = await self._batches.run(decide)
@@ -90,6 +102,20 @@ class Dispatcher:
         who, session = outcome
         self.context.read_handles.open_session(who.session)
         return who, session
+
+    async def challenge_device(
+        self, message: DeviceHello, *, welcome_sha256: bytes
+    ) -> DeviceChallenge:
+        """Return the challenge for a device. Raises `Refused`."""
+
+        def decide() -> DeviceChallenge:
+            return challenge_device(self.context, message, welcome_sha256)
+
+        outcome = await self._batches.run(decide)
+        if isinstance(outcome, OperationError):
+            error = _error_of(outcome)
+            raise Refused(error.code, error.text) from outcome
+        return outcome
 
     async def handle(self, who: Principal, message: Request) -> Reply:
         """Return the reply to a request: an `Error` if it failed for any reason."""

@@ -7,18 +7,35 @@ same reply after the same work.
 from __future__ import annotations
 
 import hmac
+import os
 from typing import Final
 
 from protocol.codec.errors import SignatureError
 from protocol.codec.names import OPERATOR
 from protocol.codec.values import changed
 from protocol.log import checkpoint
-from protocol.records.records import enrol_proof_body, login_body, record_hash
+from protocol.records.records import (
+    device_login_info,
+    enrol_proof_body,
+    login_body,
+    record_hash,
+)
 from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.messages import Receipt
-from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Login, Ping, Pong, Session
+from protocol.wire.messages.session import (
+    PROTOCOL_VERSION,
+    DeviceChallenge,
+    DeviceHello,
+    DeviceLogin,
+    Enroll,
+    Login,
+    Ping,
+    Pong,
+    Session,
+)
 from sfsd.errors import Refused
 from sfsd.rules.context import EVERYONE, Access, Commit, Principal, ServerContext, draft, operation
+from sfsd.rules.device_keys import seal_to_device
 from sfsd.rules.users import User, rotation_notice, signing_key_id, validate_first_statement
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import StoredStatement, encode_statements
@@ -28,6 +45,10 @@ OpenedSession = tuple[Principal, Session]
 
 _NOBODY: Final = SigningKey.generate().public
 """Key to verify against if the user has none, so that the time taken reveals nothing."""
+
+
+_CHALLENGE_KEY: Final = os.urandom(32)
+"""Key of the secrets in device challenges, which therefore need no state between two messages."""
 
 
 @operation(Ping, access=EVERYONE)
@@ -77,6 +98,59 @@ def log_in(
 
     expect = {} if user is None else user.expect
     return Commit(Change(entry, expect=expect), answer)
+
+
+def challenge_device(
+    server: ServerContext, message: DeviceHello, welcome: bytes
+) -> DeviceChallenge:
+    """Return a secret sealed to the device's key. An unknown user or device gets the same answer
+    after the same work, sealed to a key that nobody has."""
+    _check_version(message.version)
+    user = _find_device_owner(server, message.user, message.device_id)
+    public = None if user is None else dict(user.chain.head.devices)[message.device_id]
+    info = device_login_info(
+        server=server.identity.server_id,
+        welcome=welcome,
+        user=message.user,
+        device=message.device_id,
+    )
+    secret = _device_secret(welcome, message.user, message.device_id)
+    return DeviceChallenge(seal_to_device(public, secret, info))
+
+
+def log_in_device(
+    server: ServerContext, message: DeviceLogin, welcome: bytes, address: str
+) -> OpenedSession | Commit[OpenedSession]:
+    """Open a restricted session for a device that has opened its challenge. Raises `Refused`, which
+    never says what is wrong."""
+    _check_version(message.version)
+    user = _find_device_owner(server, message.user, message.device_id)
+    secret = _device_secret(welcome, message.user, message.device_id)
+    if not hmac.compare_digest(secret, message.secret) or user is None:
+        raise _refused()
+    who = Principal(user.name, user.chain.head.generation, Access.RESTRICTED, -1, 0, address)
+    if server.failed is not None:
+        return who, _session(server, who, user, message.known_size)
+    detail = {"address": address, "device": message.device_id.hex()}
+    entry = draft(who, "device-login", detail=detail, accounts=(user.name,))
+
+    def answer(seq: int) -> OpenedSession:
+        who.session = seq
+        return who, _session(server, who, user, message.known_size)
+
+    return Commit(Change(entry, expect=user.expect), answer)
+
+
+def _find_device_owner(server: ServerContext, name: str, device_id: bytes) -> User | None:
+    """Return an active user who has this device at present."""
+    user = server.users.find(name)
+    if user is None or user.account.value.disabled:
+        return None
+    return user if device_id in dict(user.chain.head.devices) else None
+
+
+def _device_secret(welcome: bytes, user: str, device_id: bytes) -> bytes:
+    return hmac.digest(_CHALLENGE_KEY, welcome + device_id + user.encode(), "sha256")
 
 
 def enrol(

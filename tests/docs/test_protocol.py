@@ -141,7 +141,8 @@ def _asking(cls: type[Message]) -> list[str]:
         return ["", "", ""]
     replies = ", ".join(reply.__name__ for reply in cls.REPLIES)
     if cls in OPENING:
-        return [replies, "stranger", {"Login": "login", "Enroll": "enrol"}[cls.__name__]]
+        logged = {"Login": "login", "Enroll": "enrol", "DeviceLogin": "device-login"}
+        return [replies, "stranger", logged.get(cls.__name__, "")]
     operation = OPERATIONS[cls]
     return [replies, SESSIONS[operation.access], operation.logged or ""]
 

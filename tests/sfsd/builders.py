@@ -35,7 +35,7 @@ from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from protocol.wire.messages.accounts import UserAdd
 from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.files import Record, RecordChange
-from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Login, Session
+from protocol.wire.messages.session import PROTOCOL_VERSION, DeviceLogin, Enroll, Login, Session
 from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
 from sfsd.config import DAY, Config
 from sfsd.fs.files import Files
@@ -91,7 +91,9 @@ class Daemon:
 
         return self.run(together())
 
-    def open(self, message: Login | Enroll, address: str = ADDRESS) -> tuple[Principal, Session]:
+    def open(
+        self, message: Login | Enroll | DeviceLogin, address: str = ADDRESS
+    ) -> tuple[Principal, Session]:
         return self.run(
             self.dispatcher.open_session(message, welcome_sha256=WELCOME, address=address)
         )

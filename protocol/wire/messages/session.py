@@ -7,8 +7,10 @@ from typing import Annotated
 from protocol.codec.fields import (
     AtMost,
     Between,
+    Bytes16,
     Bytes32,
     Count,
+    Exactly,
     OneOf,
     Principal,
     Signature,
@@ -111,6 +113,39 @@ class Enroll(Request):
     proof: Bytes32
 
 
+@message(22)
+class DeviceChallenge(Reply):
+    """A secret of 32 bytes that only the device can open: HPKE to its X-Wing key, with
+    records.device_login_info as info. For an unknown user or device the key is nobody's."""
+
+    sealed: Annotated[bytes, Exactly(1168)]
+
+
+@message(23, replies=(DeviceChallenge,))
+class DeviceHello(Request):
+    """Ask for a challenge, to log in with the X-Wing key of a device. Once on a connection."""
+
+    version: ProtocolVersion
+    user: UserName
+    device_id: Bytes16
+
+
+@message(24, replies=(Session,))
+class DeviceLogin(Request):
+    """Log in with the `secret` of the challenge that this connection gave to this device.
+
+    The session is restricted: it gets the account's statements and its bundle, which is sealed to
+    the device. So a device whose account keys the server does not know, because it was restored
+    from a backup, finds the keys that it does know.
+    """
+
+    version: ProtocolVersion
+    user: UserName
+    device_id: Bytes16
+    known_size: Count
+    secret: Bytes32
+
+
 @message(20)
 class Pong(Reply):
     """The server responds; `time` is its clock in unix seconds."""
@@ -123,4 +158,4 @@ class Ping(Request):
     """Check that the server responds."""
 
 
-OPENING: tuple[type[Message], ...] = (Login, Enroll)
+OPENING: tuple[type[Message], ...] = (Login, Enroll, DeviceHello, DeviceLogin)

@@ -132,14 +132,28 @@ def audit_accept(context: Context, *, yes: bool) -> None:
     """Trust the server's log as it is now. Use it after the server has shown two histories.
 
     This client forgets what it knew of the log and of your files; the evidence stays where it is.
-    Do this if the operator says that a backup was put back. Otherwise ask other users first.
+    Do this if the operator says that a backup was put back. Otherwise ask other users first. If
+    the backup is older than your keys, they are replaced.
 
     Example: sfsc audit accept
     """
     if not yes and terminal.ask("Forget what this server showed before? [yes/no] ") != "yes":
         raise UsageError("nothing was accepted", "answer yes, or use --yes")
-    size, kept = sfsc.accept(context.home, passphrase=terminal.passphrase_source())
-    entries = counted(size, "entry", "entries")
-    context.confirm(
-        {"log_size": size, "evidence": kept}, f"this client now trusts the log of {entries}"
+    failures = terminal.Failures()
+    size, kept, restored = sfsc.accept(
+        context.home, passphrase=terminal.passphrase_source(), skip=failures
     )
+    entries = counted(size, "entry", "entries")
+    forgotten = 0 if restored is None else restored.forgotten
+    context.confirm(
+        {"log_size": size, "evidence": kept, "forgotten_statements": forgotten},
+        f"this client now trusts the log of {entries}",
+    )
+    if restored is not None:
+        terminal.say(
+            f"the server did not know {counted(forgotten, 'newer statement')} of your account; "
+            "your keys were replaced, for the devices that you had last"
+        )
+        if restored.stolen:
+            terminal.say("hint: your contents are under stolen keys: `sfsc rotate --compromised`")
+    failures.check()

@@ -9,12 +9,16 @@ import pytest
 
 from protocol.codec import merkle
 from protocol.log.checkpoint import verify
-from protocol.records.records import RecoveryKey, login_body, record_hash
+from protocol.records.records import RecoveryKey, device_login_info, login_body, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done
 from protocol.wire.messages.accounts import UserAccess
-from protocol.wire.messages.session import Enroll, Login, Ping, Pong
+from protocol.wire.messages.rotation import GetBundle, SealedBundle
+from protocol.wire.messages.session import DeviceHello, DeviceLogin, Enroll, Login, Ping, Pong
+from protocol.wire.messages.sharing import Identity, Lookup
 from protocol.wire.messages.uploads import PutOpen
+from sfsc.crypto.wrap import PrivateKey
+from sfsc.errors import Tampered
 from sfsd.config import DAY
 from sfsd.errors import Refused
 from sfsd.rules.context import Access
@@ -39,7 +43,7 @@ def invited(served: Daemon, name: str = "bob", **changed: Any) -> Person:
     return person
 
 
-def refusal(served: Daemon, message: Login | Enroll) -> Refused:
+def refusal(served: Daemon, message: Login | Enroll | DeviceLogin) -> Refused:
     with pytest.raises(Refused) as caught:
         served.open(message)
     return caught.value
@@ -210,3 +214,53 @@ def test_a_login_notice_says_when_the_key_is_due(served: Daemon, ada: Person) ->
 
 def test_ping_returns_the_time(served: Daemon, ada: Person) -> None:
     assert ada.ask(Ping()) == Pong(int(served.clock.now))
+
+
+DEVICE = PrivateKey.generate("xwing")
+DEVICE_ID = b"d" * 16
+
+
+def challenge(served: Daemon, user: str, device_id: bytes = DEVICE_ID) -> bytes:
+    hello = DeviceHello(1, user, device_id)
+    return served.run(served.dispatcher.challenge_device(hello, welcome_sha256=WELCOME)).sealed
+
+
+def open_challenge(sealed: bytes, **changed: Any) -> bytes:
+    about = {"server": SERVER_ID, "welcome": WELCOME, "user": "bob", "device": DEVICE_ID}
+    return DEVICE.unwrap(sealed, device_login_info(**(about | changed)))
+
+
+def test_a_device_key_opens_a_restricted_session(served: Daemon) -> None:
+    bob = invited(served)
+    served.open(bob.enroll(bob.statement(devices=((DEVICE_ID, DEVICE.public.encoded),))))
+    secret = open_challenge(challenge(served, "bob"))
+    who, session = served.open(DeviceLogin(1, "bob", DEVICE_ID, 0, secret))
+    entry = served.entries("device-login")[-1]
+    assert (entry.actor, entry.detail["device"]) == ("bob", DEVICE_ID.hex())
+    assert (who.access, who.session, session.notice) == (Access.RESTRICTED, entry.seq, None)
+    assert isinstance(served.ask(who, Lookup("bob", 1)), Identity)
+    assert served.ask(who, GetBundle(0)) == SealedBundle(bob.bundle)
+    refused(served.ask(who, PutOpen("bob", "0" * 32, 1)), "not-allowed")
+
+
+def test_a_device_challenge_reveals_nothing(served: Daemon, ada: Person) -> None:
+    bob = invited(served)
+    served.open(bob.enroll(bob.statement(devices=((DEVICE_ID, DEVICE.public.encoded),))))
+    sealed = challenge(served, "bob")
+    for changed in ({"server": bytes(32)}, {"welcome": bytes(32)}, {"user": "ada"}):
+        with pytest.raises(Tampered):
+            open_challenge(sealed, **changed)
+    secret = open_challenge(sealed)
+    known = refusal(served, login("bob", ada.key))
+    for user, device_id, answer in (
+        ("bob", DEVICE_ID, bytes(32)),
+        ("bob", b"e" * 16, secret),
+        ("ada", DEVICE_ID, secret),
+        ("nobody", DEVICE_ID, secret),
+    ):
+        assert len(challenge(served, user, device_id)) == len(sealed)
+        said = refusal(served, DeviceLogin(1, user, device_id, 0, answer))
+        assert (said.code, said.cause) == (known.code, known.cause)
+    disable = UserAccess("bob", True, "")
+    assert isinstance(served.ask(served.operator(), disable), Done)
+    assert refusal(served, DeviceLogin(1, "bob", DEVICE_ID, 0, secret)).code == "refused"

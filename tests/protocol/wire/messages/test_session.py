@@ -13,6 +13,9 @@ from protocol.wire.messages import encode
 from protocol.wire.messages.base import MAX_BUNDLE
 from protocol.wire.messages.session import (
     OPENING,
+    DeviceChallenge,
+    DeviceHello,
+    DeviceLogin,
     Enroll,
     Limits,
     Login,
@@ -30,8 +33,9 @@ NOTICE = Notice(0, "due", "")
 
 
 def test_replies() -> None:
-    assert (Login, Enroll) == OPENING
-    assert Login.REPLIES == Enroll.REPLIES == (Session,)
+    assert (Login, Enroll, DeviceHello, DeviceLogin) == OPENING
+    assert Login.REPLIES == Enroll.REPLIES == DeviceLogin.REPLIES == (Session,)
+    assert (DeviceChallenge,) == DeviceHello.REPLIES
     assert (Pong,) == Ping.REPLIES
 
 
