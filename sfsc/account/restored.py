@@ -30,12 +30,14 @@ from sfsc.trust.identity_chain import fetch_newest_bundle
 
 
 class RestoredAccount(Value):
-    """The server had `statements` of this account, `forgotten` fewer than this device. `stolen`
-    tells whether a rotation after a theft is among those: contents are encrypted under stolen keys
+    """The server had `statements` of this account, and not the last `forgotten` ones of this
+    device. `unknown` counts the account's devices that this device had never seen. `stolen` tells
+    whether a rotation after a theft was forgotten: contents are encrypted under stolen keys
     again."""
 
     statements: int
     forgotten: int
+    unknown: int
     stolen: bool
 
 
@@ -74,12 +76,16 @@ def continue_restored(
     forgotten = [Statement.parse(body) for body in known[common:]]
     devices, contacts = Devices(session, file), Contacts(session, file)
     before, head = Statement.parse(known[-1]), Statement.parse(chain[-1])
-    kept = before.devices
+    kept, unknown = before.devices, 0
     if common < len(chain):
-        # Another device was first, and may have dropped some. Only devices in both lists stay:
-        # somebody with keys that were stolen before the backup could have added others.
-        own = keyring.device.device_id
-        kept = tuple(one for one in kept if one in head.devices or one[0] == own)
+        # Another device was first, and has listed what it knew. A device that was dropped before
+        # stays dropped. One that was never seen here is counted, for the user to look at: somebody
+        # with keys that were stolen before the backup could have added it.
+        seen = {one for body in known for one in Statement.parse(body).devices}
+        kept = tuple(one for one in head.devices if one in before.devices or one not in seen)
+        unknown = sum(one not in seen for one in kept)
+        own = [one for one in before.devices if one[0] == keyring.device.device_id]
+        kept = (*(one for one in kept if one not in own), *own)
     recovery = before.recovery if head.recovery is None else head.recovery
     pending = devices.build_generation(
         keyring,
@@ -98,7 +104,7 @@ def continue_restored(
     session.readers = lambda: contacts
     Rotation(session, file, devices, contacts).rotate(skip=skip)
     stolen = any(one.reason in (COMPROMISED, RECOVERY) for one in forgotten)
-    return RestoredAccount(len(chain), len(forgotten), stolen)
+    return RestoredAccount(len(chain), len(forgotten), unknown, stolen)
 
 
 def _follow(session: Session, known: tuple[bytes, ...]) -> tuple[bytes, ...]:

@@ -154,6 +154,9 @@ def audit_accept(context: Context, *, yes: bool) -> None:
             f"the server did not know {counted(forgotten, 'newer statement')} of your account; "
             "your keys were replaced, for the devices that you had last"
         )
+        if restored.unknown:
+            devices = counted(restored.unknown, "device is", "devices are")
+            terminal.say(f"hint: {devices} new to this machine: check `sfsc device list`")
         if restored.stolen:
             terminal.say("hint: your contents are under stolen keys: `sfsc rotate --compromised`")
     failures.check()
