@@ -139,6 +139,7 @@ BASE: Contents = {
     ("alice", "kept"): data("kept", SMALL),
     ("alice", "fresh"): None,
     ("alice", "huge"): None,
+    ("alice", "moved"): None,
     **{("alice", f"many-{number:02}"): None for number in range(MANY)},
     ("alice", "gone"): data("gone", SMALL),
     ("alice", "lent"): data("lent", SMALL),
@@ -198,7 +199,18 @@ SCENARIOS: dict[str, dict[str, tuple[Step, ...]]] = {
             ),
         )
     },
+    "move": {
+        "alice": (
+            (
+                lambda store, _: store.mv("doc", "moved"),
+                {("alice", "doc"): None, ("alice", "moved"): BASE["alice", "doc"]},
+            ),
+            (lambda store, _: store.rm("kept"), {("alice", "kept"): None}),
+            (lambda store, _: store.restore("kept"), {("alice", "kept"): BASE["alice", "kept"]}),
+        )
+    },
     "rotate": {"alice": ((lambda store, _: store.rotate(), {}),)},
+    "rotate compromised": {"alice": ((lambda store, _: store.rotate(compromised=True), {}),)},
     "start": {},
     "stop": {"alice": (put("fresh", data("fresh", SMALL)),)},
 }
@@ -684,7 +696,7 @@ class Runner:
             store.put(source, name="after")
             with store.open("after") as file:
                 check(file.read() == source.read_bytes(), "a file stored afterwards differs")
-        if scenario == "rotate":
+        if scenario.startswith("rotate"):
             store.verify_rotation()
 
 

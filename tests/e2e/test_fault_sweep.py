@@ -7,7 +7,7 @@ other file is old or new, other users' files open, and the account can be used. 
 lost, and `sfsd fsck --read-data` and `sfsd audit verify` find nothing. `tests.e2e.fault_runner`
 runs a point.
 
-A test run has 80 points, SFS_FAULT_POINTS=full (`make fault-sweep`) about 10,000.
+A test run has 80 points, SFS_FAULT_POINTS=full (`make fault-sweep`) about 15,000.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PARTS: tuple[tuple[str, ...], ...] = (
 )
 """Scenarios of each test; two tests, for two cores."""
 if FULL:
-    PARTS = ((*PARTS[0], "put many"), (*PARTS[1], "put huge"))
+    PARTS = ((*PARTS[0], "put many", "move"), (*PARTS[1], "put huge", "rotate compromised"))
 SCENARIOS = [scenario for part in PARTS for scenario in part]
 
 
@@ -119,8 +119,8 @@ def chosen_points(runner: Runner, scenario: str) -> list[Point]:
     assert isinstance(calls, list)
     points = points_of(scenario, calls)
     if FULL:
-        # The many files have mostly the same calls.
-        return random.Random(SEED).sample(points, MANY) if scenario == "put many" else points
+        many = scenario in ("put many", "rotate compromised")  # most of their calls are alike
+        return random.Random(SEED).sample(points, MANY) if many else points
     index, count = SCENARIOS.index(scenario), len(SCENARIOS)
     return sampled(
         points, SAMPLE // count + (index < SAMPLE % count), random.Random(f"{SEED} {scenario}")
