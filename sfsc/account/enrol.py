@@ -2,7 +2,7 @@
 
 The keyring is written, with the statement as pending, before anything is sent: a retry sends the
 same bytes and gets the same reply. It is written only after the server's identity was verified, and
-removed if the server rejects the statement permanently.
+removed, with the local state, if the server rejects the statement permanently.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sfsc.session.limits import Timeouts
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.transport import Transport
 from sfsc.trust.server_log import SentChange, ServerTrust
-from sfsc.trust.state import open_client_state
+from sfsc.trust.state import open_client_state, state_path
 
 if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys
@@ -78,17 +78,36 @@ def enrol_account(
         pending = file.contents.pending
         if pending is None:
             raise LocalError("the keyring has no enrolment to finish")
-        with open_client_state(home, file.contents) as state:
-            state.remember_server_statement(server.n, welcome.statement, welcome.signature)
-            reply = _send(transport, pending, invitation)
-            if isinstance(reply, Error) and _is_final(reply, again=unfinished is not None):
-                keyring_path(home).unlink()
-            _accept(expect_reply(reply, opening.Session), trust, file, pending)
-            newest = trust.newest
-            state.remember_checkpoint(newest.size, newest.root, newest.note)
+        # What another account left here stays; a state that opens belongs to this attempt.
+        removable_state = not os.path.exists(state_path(home))
+        useless = unfinished is None  # until the statement is sent
+        try:
+            with open_client_state(home, file.contents) as state:
+                removable_state = True
+                state.remember_server_statement(server.n, welcome.statement, welcome.signature)
+                useless = False
+                reply = _send(transport, pending, invitation)
+                useless = isinstance(reply, Error) and _is_final(
+                    reply, again=unfinished is not None
+                )
+                _accept(expect_reply(reply, opening.Session), trust, file, pending)
+                newest = trust.newest
+                state.remember_checkpoint(newest.size, newest.root, newest.note)
+        finally:
+            if useless:
+                _remove_attempt(home, with_state=removable_state)
     finally:
         transport.close()
     return file.contents
+
+
+def _remove_attempt(home: Path, *, with_state: bool) -> None:
+    """Remove the keys that can never be enrolled, and the state that is bound to them: it would
+    reject the keys of the next invitation."""
+    keyring_path(home).unlink()
+    if with_state:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{state_path(home)}{suffix}").unlink(missing_ok=True)
 
 
 def _load_unfinished(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,17 +182,28 @@ def test_used_token_leaves_no_keyring(server: Simulator, fresh: Path) -> None:
     thief = fresh.with_name("thief")
     with pytest.raises(TokenRefused):
         enrol(server, thief)
-    assert not (thief / "keyring").exists()
-    # Another invitation works.
+    assert os.listdir(thief) == [".keyring.lock"]
+    # Another invitation works, of another user too.
     server.statement = b""
-    enrol(server, thief)
+    assert enrol(server, thief, "bob").user == "bob"
 
 
 def test_rejected_statement_leaves_no_keyring(server: Simulator, fresh: Path) -> None:
     server.intercept = lambda _request: Error("bad-request", "check the clock")
     with pytest.raises(ProtocolFailure):
         enrol(server, fresh)
+    assert os.listdir(fresh) == [".keyring.lock"]
+
+
+def test_state_of_another_account_stays(server: Simulator, fresh: Path) -> None:
+    enrol(server, fresh)
+    (fresh / "keyring").unlink()
+    stored = (fresh / "state.sqlite3").read_bytes()
+    server.statement = b""
+    with pytest.raises(LocalError):
+        enrol(server, fresh, "bob")
     assert not (fresh / "keyring").exists()
+    assert (fresh / "state.sqlite3").read_bytes() == stored
 
 
 @pytest.mark.parametrize("code", ["busy", "unavailable", "shutting-down"])
