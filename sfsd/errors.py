@@ -55,6 +55,7 @@ class UnreachableError(SfsdError):
 class CommandError(SfsdError):
     """A command failed, for a reason that decides its exit code."""
 
+    NOT_FOUND: Final = 3
     DAMAGED: Final = 5
 
     def __init__(self, cause: str, hint: str, *, exit_code: int) -> None:

@@ -32,7 +32,7 @@ from sfsd.commands import (
     user_name,
 )
 from sfsd.config import Config, parse_duration, parse_size
-from sfsd.errors import ConfigError
+from sfsd.errors import CommandError, ConfigError
 
 _ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104
 
@@ -67,7 +67,7 @@ def add(name: str, root: Path, quota: int | None, expires: int) -> None:
     """Invite NAME and print the invitation.
 
     The invitation is secret, works once and expires. If NAME was invited before and has not
-    enrolled, the old invitation becomes invalid.
+    enrolled, the old invitation becomes invalid, and the quota stays unless --quota is given.
 
     Example: sfsd user add alice --quota 50G
     """
@@ -79,10 +79,21 @@ def add(name: str, root: Path, quota: int | None, expires: int) -> None:
         user=name,
         token_sha256=invitation.token_sha256,
         expires=int(time.time()) + expires,
-        quota=config.quota if quota is None else quota,
+        quota=_present_quota(root, name, config.quota) if quota is None else quota,
     )
     operator_client.send_requests(root, [request])
     click.echo(invitation.to_text())
+
+
+def _present_quota(root: Path, name: str, default: int) -> int:
+    """Return the quota of the user `name`, or `default` if there is no such user."""
+    try:
+        page = cast(AccountsPage, operator_client.send_requests(root, [UserShow(name)])[0])
+    except CommandError as exc:
+        if exc.exit_code != CommandError.NOT_FOUND:
+            raise
+        return default
+    return page.accounts[0].quota
 
 
 def _public_address(root: Path, config: Config) -> str:
@@ -133,7 +144,8 @@ def show(name: str, root: Path, as_json: bool) -> None:
     answer(f"fingerprint  {account.fingerprint.hex() or '-'}")
     answer(f"keys         generation {account.generation}, {account.wrap_alg or '-'}")
     answer(f"rotate by    {human_time(account.due) if account.due else '-'}")
-    answer(f"invited to   {human_time(account.invited_until) if account.invited_until else '-'}")
+    invited = f"until {human_time(account.invited_until)}" if account.invited_until else "-"
+    answer(f"invited      {invited}")
     answer(f"stored       {counted(account.files, 'file')}, {counted(account.used, 'byte')}")
     answer(f"quota        {account.quota or 'none'}")
 

@@ -51,6 +51,14 @@ def test_adding_again_replaces_the_token(root: Path, sfsd: Sfsd) -> None:
     assert [line.split()[:2] for line in sfsd("user", "list").lines] == [["ada", "invited"]]
 
 
+def test_adding_again_keeps_the_quota(root: Path, sfsd: Sfsd) -> None:
+    sfsd("user", "add", "ada", "--quota", "1GiB")
+    sfsd("user", "add", "ada")
+    assert account(root, "ada")["quota"] == 1024**3
+    sfsd("user", "add", "ada", "--quota", "0")
+    assert account(root, "ada")["quota"] == 0
+
+
 def test_quota_is_changed(root: Path, sfsd: Sfsd) -> None:
     sfsd("user", "add", "ada")
     for size, quota in (("3GiB", 3 * 1024**3), ("10", 10), ("0", 0)):
