@@ -29,7 +29,7 @@ from sfsc.trust.state import open_client_state
 from tests.harness import Client, Daemon
 
 FEW = int(os.environ.get("BENCH_FEW", "1000"))
-SYNCFS_MIN_FILES = int(os.environ.get("BENCH_MANY", "100000"))
+MANY = int(os.environ.get("BENCH_MANY", "100000"))
 ROUNDS = 200
 STARTS = 5
 GOAL = 1.2
@@ -112,7 +112,7 @@ def main() -> int:
         directory = os.environ.get("BENCH_DIR")
         made = stack.enter_context(tempfile.TemporaryDirectory(prefix="sfs-bench-", dir=directory))
         daemons, stores = list[Daemon](), list[Growth]()
-        for files in (FEW, SYNCFS_MIN_FILES):
+        for files in (FEW, MANY):
             daemon = Daemon(Path(made) / f"root-{files}")
             daemon.init()
             stack.enter_context(daemon)
