@@ -36,7 +36,7 @@ from sfsc.transfer.download import Downloads, Got, Target
 from sfsc.transfer.remote_version import RemoteVersion
 from sfsc.transfer.source import Source
 from sfsc.transfer.upload import Put, Uploads
-from sfsc.trust.file_records import Entry
+from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.state import open_client_state
 
 if TYPE_CHECKING:  # imported at first use: few programs need them
@@ -117,6 +117,7 @@ class Store(Closing):
             self._session.renewer = self._adopt_newer_keys
             self._session.readers = lambda: self._contacts
             self._session.new_readers = self._readers_of_new_file
+            self._session.share_deleted = self._share_deleted
             self._renew_keys(auto_rotate)
         except BaseException:
             self.close()
@@ -216,7 +217,9 @@ class Store(Closing):
 
     def mv(self, name: str, to: str) -> Entry:
         """Rename the file `name` to `to`. Raises `ConflictError` if `to` exists."""
-        return self._renames.mv(name, to)
+        entry = self._renames.mv(name, to)
+        self._sharing.add_folder_readers(entry.name)
+        return entry
 
     def ls(self, prefix: str = "", *, skip: Skip | None = None) -> Iterator[Entry]:
         """Yield the current version of every file whose name starts with `prefix`, by name. Files
@@ -239,7 +242,9 @@ class Store(Closing):
     def restore(self, name: str, *, version: int | None = None) -> Entry:
         """Make the content of `version` the newest version; for a deleted file, by default the last
         content before the deletion."""
-        return self._history.restore(name, version)
+        entry = self._history.restore(name, version)
+        self._sharing.add_folder_readers(entry.name)
+        return entry
 
     def export_dek(self, name: str, *, version: int | None = None) -> ExportedKey:
         """Return the key of one version's content, to decrypt it with another program."""
@@ -268,13 +273,13 @@ class Store(Closing):
         name: str,
         user: str,
         *,
-        expires: int = 0,
+        expires: int | None = None,
         history: bool = False,
         trust_first_use: bool = False,
     ) -> Grant:
         """Let `user` read the current and later versions of `name`, with `history` the older ones
-        too, until `expires` (Unix seconds; 0: until `unshare`). Raises `WeakRecipient` if the key
-        of `user` is expired or too weak."""
+        too, until `expires` (Unix seconds; 0: until `unshare`; None: as before, if `user` reads it
+        already). Raises `WeakRecipient` if the key of `user` is expired or too weak."""
         return self._sharing.share(
             name, user, expires=expires, history=history, first_use=trust_first_use
         )
@@ -289,7 +294,7 @@ class Store(Closing):
         name: str,
         user: str,
         *,
-        expires: int = 0,
+        expires: int | None = None,
         history: bool = False,
         trust_first_use: bool = False,
     ) -> Iterator[Grant]:
@@ -507,6 +512,9 @@ class Store(Closing):
 
     def _readers_of_new_file(self, name: str) -> tuple[ReaderEntry, ...]:
         return self._shared_folders.readers_of(name)
+
+    def _share_deleted(self, name: str) -> VerifiedFile | None:
+        return self._sharing.add_folder_readers(name, deleted=True)
 
     # --- parts that few programs use, imported at first use ------------------------------------
 

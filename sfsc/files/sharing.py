@@ -6,6 +6,7 @@ version is wrapped for a reader's present key, which their identity chain proves
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, cast
 
@@ -60,19 +61,20 @@ class Sharing:
         name: str,
         user: str,
         *,
-        expires: int = 0,
+        expires: int | None = None,
         history: bool = False,
         first_use: bool = False,
     ) -> Grant:
         """Let `user` read the present and later versions of `name` until `expires` (unix seconds, 0
-        for no end); with `history`, all versions that still have content. Raises `Untrusted` if the
+        for no end, None for that of a grant that has not ended, else for no end); with
+        `history`, all versions that still have content. Raises `Untrusted` if the
         user was never verified and `first_use` is not set, `WeakRecipient`, `NotFound`."""
         file = find_current_file(self._session, name)
         person = self._contacts.find_trusted(user, first_use=first_use)
         file = self._change(file, self._add_reader(person, expires))
         if history:
             self._share_older(file, person, expires)
-        return Grant(name, user, expires)
+        return _grant(name, user, file)
 
     def unshare(self, name: str, user: str, *, reencrypt: bool = False) -> Grant:
         """Stop sharing `name` with `user`; this holds once the server confirmed it. With
@@ -91,23 +93,26 @@ class Sharing:
         folder: str,
         user: str,
         *,
-        expires: int = 0,
+        expires: int | None = None,
         history: bool = False,
         first_use: bool = False,
     ) -> Iterator[Grant]:
-        """Share every file in `folder` ("": all), and every file stored there later. If some cannot
-        be listed, the error of one is raised at the end."""
+        """Share every file in `folder` ("": all), and every file stored there later. `expires` None
+        keeps the end of each grant, also that of the folder, which new grants get. If some files
+        cannot be listed, the error of one is raised at the end."""
         prefix = _parse_folder(folder)
         person = self._contacts.find_trusted(user, first_use=first_use)
         self._contacts.recipient(person)
-        self._folders.share(Folder(prefix, user, person.fingerprint, expires))
+        folder_end = self._folder_expiry(prefix, user) if expires is None else expires
+        self._folders.share(Folder(prefix, user, person.fingerprint, folder_end))
         unreadable: list[SfscError] = []
         found = self._fetch_folder(prefix, unreadable)
         files = (file for file in found if not file.deleted)
-        for file in self._changed_many(files, self._add_reader(person, expires)):
+        change = self._add_reader(person, expires, default=folder_end)
+        for file in self._changed_many(files, change):
             if history:
                 self._share_older(file, person, expires)
-            yield Grant(self._session.account.listing_entry(file).name, user, expires)
+            yield _grant(self._session.account.listing_entry(file).name, user, file)
         _raise_first(unreadable)
 
     def unshare_tree(self, folder: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
@@ -122,6 +127,23 @@ class Sharing:
             self._finish_unshare(file, user, reencrypt=reencrypt)
             yield Grant(self._session.account.listing_entry(file).name, user, 0)
         _raise_first(unreadable)
+
+    def add_folder_readers(self, name: str, *, deleted: bool = False) -> VerifiedFile | None:
+        """Add the readers of the folders of `name` to those of the file, and return the file; None
+        if nothing was added. With `deleted` only to a deleted file, of which they get no key."""
+        found = self._folders.readers_of(name)
+        file = self._session.find_newest(self._session.account.file_id(name)) if found else None
+        if file is None or file.deleted != deleted:
+            return None
+        having = {reader[0] for reader in file.head.readers}
+        added = [reader for reader in found if reader[0] not in having]
+        if not added:
+            return None
+        return self.set_readers(file, tuple(sorted([*file.head.readers, *added])))
+
+    def _folder_expiry(self, prefix: str, user: str) -> int:
+        present = [one for one in self._folders.list_folders() if one.prefix == prefix]
+        return _kept_expiry(((one.user, one.expires) for one in present), user, 0)
 
     def _reads(self, file: VerifiedFile, user: str) -> bool:
         """Return whether the last record names the user. Raises `Rollback` if the log has a later
@@ -170,7 +192,7 @@ class Sharing:
 
         return self._change(file, _ReaderChange(lambda _head: readers, wraps))
 
-    def _share_older(self, file: VerifiedFile, person: Person, expires: int) -> None:
+    def _share_older(self, file: VerifiedFile, person: Person, expires: int | None) -> None:
         """Wrap the versions before the newest, newest first, in as many records as needed."""
         older = list(range(file.version - 1, 0, -1))
         for start in range(0, len(older), PER_CHANGE - 1):
@@ -188,14 +210,23 @@ class Sharing:
                 file.file_id, file.head.current
             )
 
-    def _add_reader(self, person: Person, expires: int, older: Sequence[int] = ()) -> _ReaderChange:
+    def _add_reader(
+        self,
+        person: Person,
+        expires: int | None,
+        older: Sequence[int] = (),
+        *,
+        default: int = 0,
+    ) -> _ReaderChange:
         """Return the change that adds a reader, with wraps of the newest version and of `older`
-        ones."""
+        ones. Without `expires` the end of a present grant stays; a new grant gets `default`."""
         user, first = person.user, person.fingerprint
 
         def readers(head: FileRecord) -> tuple[ReaderEntry, ...]:
             others = [one for one in head.readers if one[0] != user]
-            return tuple(sorted([*others, (user, first, expires)]))
+            present = ((name, end) for name, _, end in head.readers)
+            end = _kept_expiry(present, user, default) if expires is None else expires
+            return tuple(sorted([*others, (user, first, end)]))
 
         def wraps(present: VerifiedFile) -> list[VersionWrap]:
             # Looked up for each attempt, because the user's key may have changed.
@@ -295,6 +326,17 @@ class _PendingChange(Value):
     body: bytes
     request: SetReaders
     connection: int
+
+
+def _kept_expiry(grants: Iterable[tuple[str, int]], user: str, default: int) -> int:
+    """Return the end of the grant of `user` among `grants`; `default` if there is none or it has
+    ended."""
+    now = time.time()
+    return next((end for name, end in grants if name == user and not 0 < end <= now), default)
+
+
+def _grant(name: str, user: str, file: VerifiedFile) -> Grant:
+    return Grant(name, user, next(end for one, _, end in file.head.readers if one == user))
 
 
 def _drop_reader(user: str) -> _ReaderChange:

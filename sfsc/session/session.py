@@ -158,6 +158,8 @@ class Session:
         """Returns the lookup of readers' keys."""
         self.new_readers: Callable[[str], tuple[ReaderEntry, ...]] = lambda _name: ()
         """Returns the readers of a new file by its name: those with whom its folder is shared."""
+        self.share_deleted: Callable[[str], VerifiedFile | None] = lambda _name: None
+        """Adds the same readers to a deleted file; returns the file if it changed."""
         self._timeouts = timeouts
         self._pause = pause
         self.thread_guard = ThreadGuard()

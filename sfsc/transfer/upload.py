@@ -277,8 +277,15 @@ class RecordCommitter:
     def _check_head(self, attempt: Attempt) -> None:
         """Raise `ConflictError` for another head than the caller expected."""
         base, content = attempt.base, attempt.content
-        attempt.head = head = None if base is None else FileRecord.parse(base.record)
-        current, name = 0 if head is None else head.current, content.metadata.name
+        head, name = None if base is None else FileRecord.parse(base.record), content.metadata.name
+        if head is not None and not head.current:
+            # A content keeps the readers of the head, so those of the folder must be there first.
+            is_settings = self._session.account.is_settings(content.file_id)
+            if not is_settings and (file := self._session.share_deleted(name)) is not None:
+                attempt.base, head = known_file(file), file.head
+                base = attempt.base
+        attempt.head = head
+        current = 0 if head is None else head.current
         if content.expected not in (None, current):
             if not current:
                 cause = f"no such file: {name}"

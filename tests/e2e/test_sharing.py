@@ -189,6 +189,53 @@ def test_a_shared_folder_is_synchronized_to_every_machine(daemon: Daemon, tmp_pa
         assert names(store) == []
 
 
+def test_a_file_that_returns_to_a_shared_folder_gets_its_readers(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    fox, gus = people(daemon, tmp_path, "fox", "gus")
+    with connect(fox) as store:
+        for name in ("team/put", "team/large", "team/restored", "moved"):
+            put(store, name, b"old")
+        for name in ("put", "large", "restored"):
+            store.rm(f"team/{name}")
+        assert list(store.share_tree("team", "gus", trust_first_use=True)) == []
+        large = bytes(3_000_000)
+        put(store, "team/put", b"new")
+        put(store, "team/large", large)
+        store.restore("team/restored")
+        store.mv("moved", "team/moved")
+        for name in ("put", "large", "restored", "moved"):
+            assert [one.user for one in store.readers(f"team/{name}")] == ["gus"]
+        store.audit_verify()
+    with connect(gus) as reader:
+        assert len(names(reader)) == 4
+        assert fetched(reader, "fox", "team/put") == b"new"
+        assert fetched(reader, "fox", "team/large") == large
+        assert fetched(reader, "fox", "team/restored") == b"old"
+        assert fetched(reader, "fox", "team/moved") == b"old"
+    empty = fox.run("share", "-r", "nothing", "gus")
+    assert "no file is in nothing yet" in empty.stderr
+
+
+def test_the_end_of_a_grant_is_kept(daemon: Daemon, tmp_path: Path) -> None:
+    kit, _ = people(daemon, tmp_path, "kit", "lea")
+    end = "until 2099-12-31"
+    with connect(kit) as store:
+        put(store, "team/f", b"1")
+        put(store, "team/f", b"2")
+    first = kit.run("share", "team/f", "lea", "--expires", "2099-12-30", "--trust-first-use")
+    assert end in first.stderr
+    assert end in kit.run("share", "team/f", "lea", "--history").stderr
+    assert end in kit.run("share", "-r", "team", "lea").stderr
+    assert "until" not in kit.run("share", "--list").text
+    kit.run("share", "-r", "team", "lea", "--expires", "2099-12-30")
+    kit.run("share", "-r", "team", "lea")
+    assert end in kit.run("share", "--list").text
+    assert "until" not in kit.run("share", "team/f", "lea", "--expires", "never").stderr
+    with connect(kit) as store:
+        assert [one.expires for one in store.readers("team/f")] == [0]
+
+
 def test_restore_and_move_keep_readers(daemon: Daemon, tmp_path: Path) -> None:
     hal, ida = people(daemon, tmp_path, "hal", "ida")
     with connect(hal) as store, connect(ida) as reader:
@@ -356,7 +403,12 @@ def test_garbage_from_a_sharer_does_not_block_rotation(daemon: Daemon, tmp_path:
 
 @pytest.mark.parametrize(
     ("text", "until"),
-    [("12h", 1000 + 12 * 3600), ("30d", 1000 + 30 * 86_400), ("1970-01-02", 2 * 86_400)],
+    [
+        ("12h", 1000 + 12 * 3600),
+        ("30d", 1000 + 30 * 86_400),
+        ("1970-01-02", 2 * 86_400),
+        ("never", 0),
+    ],
 )
 def test_valid_times(text: str, until: int) -> None:
     assert parse_expiry(text, 1000.9) == until

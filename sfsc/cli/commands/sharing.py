@@ -31,7 +31,9 @@ _SECONDS: Final = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 @click.argument("user", required=False)
 @click.option("-r", "--recursive", is_flag=True, help="Share the folder NAME (`/`: everything).")
 @click.option(
-    "--expires", metavar="WHEN", help="End of the access: 12h, 30d, 4w, or a day: 2027-01-31."
+    "--expires",
+    metavar="WHEN",
+    help="End of the access: 12h, 30d, 4w, a day (2027-01-31), or never.",
 )
 @click.option("--history", is_flag=True, help="Share the older versions too.")
 @click.option(
@@ -55,6 +57,8 @@ def share(
     USER finds it with `sfsc inbox` and fetches it with `sfsc get YOU:NAME`. With -r, share every
     file in the folder NAME, and every file that you put there later, from any of your machines.
 
+    If USER reads NAME already, the end of the access stays unless --expires is given.
+
     The first time you share with USER, the command shows a fingerprint. Compare it with USER, by
     telephone or in person but not through this server, and confirm it. `sfsc key verify USER
     FINGERPRINT` does the same beforehand.
@@ -70,7 +74,7 @@ def share(
             return
         if name is None or user is None:
             raise UsageError("NAME and USER are needed", "or use --list; see `sfsc share --help`")
-        until = 0 if expires is None else parse_expiry(expires, time.time())
+        until = None if expires is None else parse_expiry(expires, time.time())
 
         def grant(first_use: bool) -> list[Grant]:
             if recursive:
@@ -81,9 +85,13 @@ def share(
             one = store.share(name, user, expires=until, history=history, trust_first_use=first_use)
             return [one]
 
-        _show_grants(confirm_trust(grant, first_use=trust_first_use), "shared", context)
+        grants = confirm_trust(grant, first_use=trust_first_use)
+        _show_grants(grants, "shared", context)
         if recursive and not context.json:
-            terminal.say(f"files that you add to {printable(name)} are shared with {user} too")
+            folder = printable(name)
+            if not grants:
+                terminal.say(f"no file is in {folder} yet")
+            terminal.say(f"files that you add to {folder} later are shared with {user} too")
 
 
 @click.command()
@@ -190,13 +198,15 @@ def confirm_trust(action: Callable[[bool], _Result], *, first_use: bool) -> _Res
 
 def parse_expiry(text: str, now: float) -> int:
     """Return the Unix time of ``30d`` after `now`, or of the end of a day (UTC) such as
-    ``2027-01-31``. Raises `UsageError`."""
+    ``2027-01-31``; 0 for ``never``. Raises `UsageError`."""
+    if text == "never":
+        return 0
     if matched := re.fullmatch(r"([1-9][0-9]{0,4})([hdw])", text):
         return int(now) + int(matched[1]) * _SECONDS[matched[2]]
     try:
         day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError as exc:
-        raise UsageError(f"not a time: {text}", "use 12h, 30d, 4w or 2027-01-31") from exc
+        raise UsageError(f"not a time: {text}", "use 12h, 30d, 4w, 2027-01-31 or never") from exc
     until = int(day.timestamp()) + 86_400
     if until <= now:
         raise UsageError(f"{text} is in the past", "use a later day")
