@@ -139,7 +139,9 @@ class Contacts:
             missing = isinstance(reply, Error) and reply.code == "not-found"
             page = None if missing else expect_reply(reply, Identity)
             if page is None or not page.statements:
-                hint = "ask the operator; of your own, a file that has a colon is YOU:NAME"
+                hint = (
+                    "ask the operator; write a file of your own whose name has a colon as YOU:NAME"
+                )
                 raise NotFound(f"there is no user {user}", hint)
             self._shown[user] = record_hash(page.statements[0].statement)
         return self._shown[user]

@@ -15,7 +15,7 @@ from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.crypto.segments import HEADER_SIZE, Allocate, segment_count
-from sfsc.errors import ConflictError, NotFound, ProtocolFailure, SfscError, Tampered
+from sfsc.errors import ConflictError, KeyringError, NotFound, ProtocolFailure, SfscError, Tampered
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.transfer.chunks import DownloadStream, PieceDecryptor
@@ -94,18 +94,39 @@ class RemoteVersion:
         """Verify the file's records. Raises `NotFound` and `IntegrityError`."""
         wanted = self._wanted
         if isinstance(self._reply, Error) and self._reply.code == "not-found":
-            name, version = wanted.name or "the file", wanted.version
-            cause = f"{name} has no version {version}" if version else f"no such file: {name}"
-            raise NotFound(cause, "run `sfsc ls` to see what is stored")
+            raise self._not_found()
         opened = expect_reply(self._reply, Opened)
         owner = wanted.owner or self._session.account
         self.file = owner.verify_version(opened.view, wanted.file_id, wanted.version, wanted.known)
         self.size = self.file.content.ciphertext_size or 0
         self.first, self._leaves, self._handle = opened.data, opened.leaves, opened.handle
 
+    def _not_found(self) -> NotFound:
+        """Return the error that says whether the file or only the version does not exist."""
+        wanted, session = self._wanted, self._session
+        name, version = wanted.name or "the file", wanted.version
+        if not version:
+            return NotFound(f"no such file: {name}", "run `sfsc ls` to see what is stored")
+        if wanted.owner is not None:
+            return NotFound(f"{name} has no version {version}", "ask its owner")
+        file = session.find_newest(wanted.file_id)
+        if file is None:
+            return NotFound(f"no such file: {name}", "run `sfsc ls` to see what is stored")
+        hint = "run `sfsc history` to see its versions"
+        if version > file.version:
+            return NotFound(f"{name} has no version {version}", hint)
+        return NotFound(f"the content of version {version} of {name} was removed", hint)
+
     def _unwrap(self) -> None:
         """Decrypt the content key. Raises `KeyringError` if we have no key for it."""
-        self._key = self._session.account.open_content_key(self.file, self.owner)
+        try:
+            self._key = self._session.account.open_content_key(self.file, self.owner)
+        except KeyringError as exc:
+            version = self._wanted.version
+            if self.owner is None or not version or type(exc) is not KeyringError:
+                raise
+            hint = f"ask {self.owner.user} to run `sfsc share NAME YOU --history`"
+            raise KeyringError(f"version {version} was not shared with you", hint) from exc
 
     def _open_metadata(self) -> None:
         """Decrypt the metadata, and check the name. Raises `Tampered`."""

@@ -243,7 +243,7 @@ def test_restore_and_move_keep_readers(daemon: Daemon, tmp_path: Path) -> None:
             put(store, "f", content)
         store.share("f", "ida", trust_first_use=True)
         assert fetched(reader, "hal", "f") == b"two"
-        with pytest.raises(sfsc.KeyringError):
+        with pytest.raises(sfsc.KeyringError, match="version 1 was not shared with you"):
             fetched(reader, "hal", "f", 1)
         store.share("f", "ida", history=True)
         assert fetched(reader, "hal", "f", 1) == b"one"
