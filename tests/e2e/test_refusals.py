@@ -181,6 +181,29 @@ def test_paths_that_are_not_files(alice: Client, tmp_path: Path) -> None:
     assert "sfsc put - --name" in alice.run("put", os.devnull, code=1).stderr
 
 
+def test_a_folder_is_no_file(alice: Client, tmp_path: Path) -> None:
+    alice.run("put", "-", "--name", "photos/a", stdin=b"1")
+    for arguments in (
+        ("get", "photos"),
+        ("rm", "photos"),
+        ("mv", "photos", "x"),
+        ("stat", "photos"),
+    ):
+        refused = alice.run(*arguments, code=3, cwd=tmp_path)
+        blames(refused, "no such file: photos")
+        assert "with -r" in refused.stderr
+    assert "-r" not in alice.run("stat", "phot", code=3).stderr
+
+
+def test_versions_without_content(alice: Client) -> None:
+    for content in (b"1", b"2"):
+        alice.run("put", "-", "--name", "pruned", stdin=content)
+    assert " version 1\n" in alice.run("history", "pruned", "--prune", "1").text + "\n"
+    told = alice.run("cat", "pruned", "--version", "1", code=3).stderr
+    assert "the content of version 1 of pruned was removed" in told
+    assert "has no version 3" in alice.run("cat", "pruned", "--version", "3", code=3).stderr
+
+
 def test_an_unknown_user(alice: Client) -> None:
     alice.run("put", "-", "--name", "file", stdin=b"")
     for arguments in (

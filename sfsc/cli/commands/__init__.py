@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sfsc
 from protocol.codec.values import Value
 from sfsc.cli import terminal
+from sfsc.errors import NotFound, SfscError
 
 if TYPE_CHECKING:
     from sfsc.session.session import Progress
@@ -46,3 +48,19 @@ class Context(Value):
             terminal.answer_json(value)
         else:
             terminal.say(line)
+
+
+@contextlib.contextmanager
+def folder_hint(store: Store, name: str) -> Iterator[None]:
+    """If there is no file `name`, but a folder, say so in the hint of the `NotFound`."""
+    try:
+        yield
+    except NotFound as exc:
+        folder = f"{name.rstrip('/')}/"
+        found = False
+        with contextlib.suppress(SfscError):  # the error of the command matters more
+            found = bool(list(store.ls(folder, skip=lambda _name, _error: None)))
+        if not found:
+            raise
+        hint = f"{folder} is a folder: `get` and `rm` take it with -r; `sfsc ls {folder}` lists it"
+        raise NotFound(exc.cause, hint) from exc

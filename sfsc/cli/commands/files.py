@@ -11,7 +11,7 @@ import click
 from protocol.codec.terminal_text import counted, human_time, printable
 from protocol.codec.values import Mutable
 from sfsc.cli import terminal
-from sfsc.cli.commands import Context
+from sfsc.cli.commands import Context, folder_hint
 from sfsc.cli.commands.sharing import show_inbox
 from sfsc.errors import NotFound, UsageError
 
@@ -92,7 +92,7 @@ def stat(context: Context, name: str) -> None:
 
     Example: sfsc stat report.pdf
     """
-    with context.connect() as store:
+    with context.connect() as store, folder_hint(store, name):
         entry, readers = store.stat(name), store.readers(name)
     shared = [{"user": one.user, "expires": one.expires} for one in readers]
     context.answer(
@@ -150,12 +150,17 @@ def rm(
             if purge:
                 with contextlib.suppress(NotFound):  # already deleted; if never stored, purge fails
                     store.rm(name)
-                purged = store.purge(name)
+                with folder_hint(store, name):
+                    purged = store.purge(name)
                 text = f"deleted {printable(name)} and the content of"
                 shown = {"name": name, "deleted": True, "purged": purged}
                 context.confirm(shown, f"{text} {counted(len(purged), 'version')}")
                 continue
-            tree = store.rm_tree(name, skip=unreadable) if recursive else [store.rm(name)]
+            if recursive:
+                tree = store.rm_tree(name, skip=unreadable)
+            else:
+                with folder_hint(store, name):
+                    tree = iter((store.rm(name),))
             for entry in tree:
                 shown = {"name": entry.name, "deleted": True}
                 context.confirm(shown, f"deleted {printable(entry.name)}")
@@ -174,7 +179,7 @@ def mv(context: Context, name: str, new_name: str) -> None:
 
     Example: sfsc mv draft.txt report.txt
     """
-    with context.connect() as store:
+    with context.connect() as store, folder_hint(store, name):
         entry = store.mv(name, new_name)
     context.confirm(entry, f"renamed {printable(name)} to {printable(entry.name)}")
 
@@ -209,7 +214,8 @@ def _revision_line(one: Revision) -> str:
     when = human_time(one.created)
     undone = "  (by a stolen key, undone)" if one.voided else ""
     if one.version is None or one.size is None:
-        about = f"versions {', '.join(map(str, one.purged))}" if one.purged else ""
+        plural = "s" * (len(one.purged) != 1)
+        about = f"version{plural} {', '.join(map(str, one.purged))}" if one.purged else ""
         op = one.op if one.moved is None else "moved"  # to a file of which only the id is known
         return f"{one.revision:>4}  {when}  {op:<8} {about}".rstrip() + undone
     origin = "" if one.restored is None else f"  from version {one.restored}"

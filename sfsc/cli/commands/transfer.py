@@ -14,7 +14,7 @@ import click
 from protocol.codec.names import fits_windows
 from protocol.codec.terminal_text import counted, printable
 from sfsc.cli import terminal
-from sfsc.cli.commands import Context
+from sfsc.cli.commands import Context, folder_hint
 from sfsc.cli.commands.sharing import confirm_trust, split_owner, trust_options
 from sfsc.cli.progress import ProgressBar
 from sfsc.errors import LocalError, UsageError
@@ -292,7 +292,8 @@ def _fetch(
     """Fetch our file `name`, or the one that `owner` shares, to `target`."""
     with terminal.stdout_errors():
         if owner is None:
-            return store.get(name, target, version=version)
+            with folder_hint(store, name):
+                return store.get(name, target, version=version)
         return confirm_trust(
             lambda trust: store.get_shared(
                 owner, name, target, version=version, file_id=file_id, trust_first_use=trust
