@@ -20,7 +20,7 @@ from sfsc.account.recover import (
 )
 from sfsc.account.rotate import RotationResult
 from sfsc.crypto.wrap import PrivateKey
-from sfsc.errors import UsageError
+from sfsc.errors import UsageError, WrongPassphrase
 from sfsc.keys.account_info import Whoami, account_link, current_keys, describe_account
 from sfsc.keys.home import (
     Home,
@@ -129,8 +129,12 @@ def restore(
     passphrase: Passphrase = None,
     no_passphrase: bool = False,
 ) -> Whoami:
-    """Open an account on this device with a file that `Store.backup` wrote."""
-    kept = unlock_keyring(Path(file), file_passphrase).contents
+    """Open an account on this device with a file that `Store.backup` wrote. Its passphrase is asked
+    for before the new one. Raises `WrongPassphrase`."""
+    try:
+        kept = unlock_keyring(Path(file), file_passphrase).contents
+    except WrongPassphrase as exc:
+        raise WrongPassphrase(f"{exc.cause}: {os.fspath(file)}", exc.hint) from exc
     credentials = AccountCredentials.from_keyring(kept)
     return _join(account_link(kept), credentials, home, passphrase, no_passphrase=no_passphrase)
 

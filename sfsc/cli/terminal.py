@@ -145,6 +145,11 @@ def new_passphrase(purpose: str = "") -> str | None:
     return first
 
 
+def new_passphrase_source() -> Callable[[], str] | None:
+    """Return a function like `new_passphrase`; None if the environment names the passphrase."""
+    return None if _is_in_environment() else lambda: new_passphrase() or ""
+
+
 def _is_in_environment() -> bool:
     from sfsc.keys.home import PASSPHRASE, PASSPHRASE_FILE  # loads the cryptography
 

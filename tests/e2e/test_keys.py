@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from click.testing import CliRunner
 
 import sfsc
 from protocol.records.records import WRAP_ALGORITHMS, Statement
@@ -17,7 +18,9 @@ from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.files import Stat
 from protocol.wire.messages.rotation import NewStatement
 from protocol.wire.messages.sharing import Lookup
-from sfsc.errors import StaleGeneration
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context, keys
+from sfsc.errors import StaleGeneration, WrongPassphrase
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.session.transport import Transport
@@ -104,6 +107,36 @@ def test_printing_a_recovery_code(alice: Client) -> None:
     assert any(block in shown.text for block in "▀▄█")
 
 
+def test_the_passphrase_of_a_backup_is_asked_first(
+    alice: Client, fresh: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice.run("key", "backup", tmp_path / "backup")
+    prompts: list[str] = []
+
+    def prompt(text: str) -> str:
+        prompts.append(text)
+        return "wrong"
+
+    monkeypatch.setattr(terminal, "_is_in_environment", lambda: False)
+    monkeypatch.setattr(terminal, "_prompt", prompt)
+    done = CliRunner().invoke(
+        keys.key_restore, [str(tmp_path / "backup")], obj=Context(fresh.home, json=False)
+    )
+    assert isinstance(done.exception, WrongPassphrase)
+    assert str(tmp_path / "backup") in done.exception.cause
+    assert prompts == ["Passphrase of the backup: "]
+
+
+def test_messages_of_rotations(alice: Client) -> None:
+    assert "here" not in alice.run("verify-rotation").text
+    assert "stays unchanged" in alice.run("rotate", "--plan").text
+    plan = alice.run("rotate", "--compromised", "--plan").text
+    assert "unchanged" not in plan
+    assert "encrypted and stored again" in plan
+    refused = alice.run("device", "drop", "zzz", code=3)
+    assert "no device id starts with zzz" in refused.stderr
+
+
 @pytest.mark.parametrize("locked", [True, False])
 def test_restoring_a_backup_adds_a_device(
     daemon: Daemon, alice: Client, fresh: Client, tmp_path: Path, *, locked: bool
@@ -114,7 +147,8 @@ def test_restoring_a_backup_adds_a_device(
     assert (file.stat().st_mode & 0o777) == 0o600
     assert len(objects(alice.run("--json", "device", "list"))) == 2
     if locked:
-        Client(fresh.home, "another").run("key", "restore", file, code=8)
+        refused = Client(fresh.home, "another").run("key", "restore", file, code=8)
+        assert str(file) in refused.stderr
     fresh.run("key", "restore", file)
     is_alice(fresh)
     is_alice(alice)

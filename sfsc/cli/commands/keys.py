@@ -97,7 +97,8 @@ def key_verify(context: Context, user: str, fingerprint: str | None) -> None:
 )
 @click.pass_obj
 def key_backup(context: Context, file: Path, *, no_passphrase: bool) -> None:
-    """Write a copy of your keys to FILE. It is locked with a passphrase of its own.
+    """Write a copy of your keys to FILE. It is locked with a passphrase of its
+    own, unless the environment names one (SFSC_PASSPHRASE): then it is locked with that.
 
     It stays valid when your keys are rotated. `sfsc key restore FILE` opens the account with it on
     another machine, any number of times. It counts as one of your devices.
@@ -123,7 +124,7 @@ def key_restore(context: Context, file: Path, *, no_passphrase: bool) -> None:
         file,
         home=context.home,
         file_passphrase=terminal.passphrase_source("Passphrase of the backup: "),
-        passphrase=None if no_passphrase else terminal.new_passphrase(),
+        passphrase=None if no_passphrase else terminal.new_passphrase_source(),
         no_passphrase=no_passphrase,
     )
     show_identity(me, context)
@@ -319,7 +320,8 @@ def rotate(
     # No automatic rotation at login: the rotation is done here, and its result is shown.
     with context.connect(auto_rotate=False) as store:
         if plan:
-            _show_plan(store.rotation_plan(), context)
+            again = "that of the NAMEs" if names else "all of it" if compromised else ""
+            _show_plan(store.rotation_plan(), context, again)
         elif if_due and not store.rotation_is_due():
             if context.json:
                 terminal.answer_json({"due": False})
@@ -377,7 +379,8 @@ def _find_device(store: Store, start: str) -> bytes:
     there is exactly one."""
     found = [one for one in store.devices() if one.device_id.hex().startswith(start.lower())]
     if len(found) != 1:
-        cause = f"the ids of {counted(len(found), 'device')} start with {start}"
+        count = f"the ids of {counted(len(found), 'device')}" if found else "no device id starts"
+        cause = f"{count} start with {start}" if found else f"{count} with {start}"
         raise NotFound(cause, "run `sfsc device list` to see them")
     return found[0].device_id
 
@@ -387,20 +390,28 @@ def _show_rotation(done: RotationResult, context: Context) -> None:
         done,
         f"generation  {done.generation}, {done.key_type}",
         f"wrapped     {counted(done.wrapped, 'version')} here; all {done.files} use these keys",
-        *([f"left out    {counted(done.left_out, 'damaged version')}"] if done.left_out else []),
+        *_left_out(done),
         f"rotate by   {human_time(done.due)}",
     )
 
 
-def _show_plan(plan: RotationPlan, context: Context) -> None:
+def _left_out(done: RotationResult) -> list[str]:
+    return [f"left out    {counted(done.left_out, 'damaged version')}"] if done.left_out else []
+
+
+def _show_plan(plan: RotationPlan, context: Context, again: str) -> None:
+    """Show a plan; `again` says what content is encrypted again, "" for none."""
     size, seconds = terminal.human_size(plan.size), plan.versions / _VERSIONS_PER_SECOND
+    transfer = ", and the transfer of the content" if again else ""
+    content = f"{again} is encrypted and stored again" if again else "it stays unchanged"
     context.answer(
         plan,
-        f"to wrap     {counted(plan.versions, 'version')}; {size} of content stays unchanged",
+        f"to wrap     {counted(plan.versions, 'version')}",
+        f"content     {size}; {content}",
         *([f"damaged     {counted(plan.damaged, 'version')}"] if plan.damaged else []),
         f"generation  {plan.generation}{', begun and not finished' * plan.begun}",
         f"due         {human_time(plan.due)}",
-        f"time        about {max(1, round(seconds))} s",
+        f"time        about {max(1, round(seconds))} s{transfer}",
     )
 
 
@@ -415,6 +426,13 @@ def verify_rotation(context: Context) -> None:
     """
     failures = terminal.Failures()
     with context.connect(auto_rotate=False) as store:
-        _show_rotation(store.verify_rotation(skip=failures), context)
+        done = store.verify_rotation(skip=failures)
+        context.answer(
+            done,
+            f"generation  {done.generation}, {done.key_type}",
+            f"verified    {counted(done.files, 'version')} wrapped for these keys",
+            *_left_out(done),
+            f"rotate by   {human_time(done.due)}",
+        )
         _list_unreadable(store, failures)
     failures.check()
