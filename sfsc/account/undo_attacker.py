@@ -82,7 +82,6 @@ class FileRepair:
         # generation, or else with the recovery itself.
         begun = [one.n for one in undone if one.reason in RENEWING]
         self._end = statements[min([*begun, recovery.n]) - 1]
-        self._names: dict[str, str] = {}
 
     def repair_files(self, on_destroyed: Skip) -> None:
         """Repair every file. `on_destroyed` gets (name or id, error) for each destroyed version.
@@ -202,11 +201,9 @@ class FileRepair:
 
     def _find_name(self, file_id: str, records: Sequence[_Record]) -> str:
         """Return the file's name if anything here still tells it, else its id."""
-        if not self._names:
-            for known, packed in self._session.state.entries():
-                self._names[known] = Entry.unpack(packed).name
-        if file_id in self._names:
-            return self._names[file_id]
+        packed = self._session.state.last_entry(file_id)
+        if packed is not None:
+            return Entry.unpack(packed).name
         for version in sorted({one.record.version for one in records if one.record.version}):
             try:
                 source = self._fetch_version(file_id, version, records)

@@ -99,7 +99,8 @@ class Failures:
         self._worst: SfscError | None = None
 
     def __call__(self, what: str, error: SfscError) -> None:
-        cause = error.cause if what in error.cause else f"{what}: {error.cause}"
+        named = error.cause.endswith(f": {what}") or error.cause.startswith(f"{what}: ")
+        cause = error.cause if named else f"{what}: {error.cause}"
         say(f"sfsc: {printable(cause)}")
         if isinstance(error, NotRegularFile):
             return

@@ -141,8 +141,12 @@ class Files:
         file that cannot be listed, by file_id."""
         session, state = self._session, self._session.state
         session.refresh_state_key()
-        # Before the listing, which then has to show everything that was logged until now.
-        self._follow_log()
+        unreadable: dict[str, SfscError] = {}
+        try:
+            # Before the listing, which then has to show everything that was logged until now.
+            self._follow_log()
+        except Rollback as exc:  # a server that cannot write its log still shows the files
+            unreadable["the account's log"] = exc
         # Anything appended from here on is fetched next time, whether this listing has it or not.
         complete = session.trust.newest.size
         since, known = state.listed_size(), state.all_revisions()
@@ -162,7 +166,7 @@ class Files:
                 state.remember_listed_size(complete)
         else:
             return self._refresh()  # another process replaced the state's key: nothing was cached
-        unreadable = damaged | invalid
+        unreadable |= damaged | invalid
         for file_id in state.unlisted_files():
             if file_id not in unreadable and (error := self._examine(file_id)) is not None:
                 unreadable[file_id] = error

@@ -116,7 +116,7 @@ def check_second_start(daemon: Daemon) -> None:
     daemon.stop()
     store, log = tree_of(daemon.root / "store"), daemon.root / "logs" / "audit.jsonl"
     before = log.read_bytes()
-    assert {path.name for path in (daemon.root / "staging").iterdir()} <= {"applied"}
+    assert {path.name for path in (daemon.root / "staging").iterdir()} <= {"applied", ".spare"}
     daemon.start()
     daemon.stop()
     assert tree_of(daemon.root / "store") == store

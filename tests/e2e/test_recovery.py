@@ -69,7 +69,7 @@ def take_back(
         assert shown.stderr.count("undone") >= 1
         stderr = alice.run("rotate", "--recovery", "--yes", stdin=line, code=expect).stderr
         for name in lost.split():
-            assert f"sfsc: {name}: somebody with stolen keys has" in stderr
+            assert f"sfsc: {name}: somebody with stolen keys has" in stderr, stderr
         return alice
     fresh = Client(alice.home.with_name("fresh"))
     stderr = init_by_code(fresh, code, expect=5)

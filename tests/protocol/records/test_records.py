@@ -131,7 +131,14 @@ def test_the_keys_of_every_record() -> None:
         "log_vkey",
         "created",
     }
-    assert set(examples.FINISH.to_map()) == {"generation", "as_of_seq", "files", "root"}
+    assert set(examples.FINISH.to_map()) == {
+        "generation",
+        "as_of_seq",
+        "files",
+        "root",
+        "left_out",
+        "left_out_root",
+    }
     assert set(examples.FIRST.to_map()["recovery"]) == {"sign_pub", "xwing_pub"}
 
 

@@ -19,7 +19,7 @@ from protocol.wire.messages import Error, Request
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from protocol.wire.messages.files import History, List, Record, Stat
+from protocol.wire.messages.files import GiveUp, History, List, Record, Stat
 from protocol.wire.messages.log import INCLUSION, LogEntries, LogProof
 from protocol.wire.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrapped, WrapsPage
 from protocol.wire.messages.sharing import Inbox, InboxPage, Lookup, SetReaders
@@ -152,6 +152,7 @@ NAMELESS: dict[type[Request], str] = {
     **dict.fromkeys((Data, PutResume, PutAbort), "an upload, below"),
     **dict.fromkeys((Inbox, List, GetWraps), "the asker's own list, from a cursor; below"),
     **dict.fromkeys((LogEntries, LogProof), "the log; below"),
+    GiveUp: "a file of the asker's own; below",
     Lookup: "a user; any user may look up another; below",
 }
 """Requests that reveal files and name none, with what they name; tested below."""
@@ -231,10 +232,17 @@ def test_upload_belongs_to_its_user(scenario: Scenario) -> None:
         PutAbort,
     )
     for ask in asks:
-        unknown = refused(scenario.bob.ask(ask(bytes(16))), "upload-lost")
+        # 16 zero bytes would mean every upload of the session.
+        unknown = refused(scenario.bob.ask(ask(b"\1" * 16)), "upload-lost")
         assert scenario.bob.ask(ask(scenario.uploads["ada's"])) == unknown
         assert scenario.bob.ask(ask(scenario.uploads["own"])) != unknown
     assert isinstance(scenario.ada.ask(PutResume(scenario.uploads["ada's"])), UploadState)
+
+
+def test_give_up_reaches_own_files_only(scenario: Scenario) -> None:
+    unknown = refused(scenario.bob.ask(GiveUp(file_id(99), 1)), "not-found")
+    for file in (SHARED, *HIDDEN):
+        assert scenario.bob.ask(GiveUp(file, 1)) == unknown
 
 
 def test_lists_show_only_visible_files_from_any_cursor(scenario: Scenario) -> None:
