@@ -155,7 +155,7 @@ def test_a_stop_under_load_is_quick_and_loses_nothing(
     """
     source = tmp_path / "source"
     source.mkdir()
-    names = [f"small-{number:03}" for number in range(400)]
+    names = [f"small-{number:04}" for number in range(1200)]
     for name in names:
         (source / name).write_bytes(os.urandom(2000))
     with (source / "large").open("wb") as file:

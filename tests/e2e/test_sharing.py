@@ -218,20 +218,20 @@ def test_a_file_that_returns_to_a_shared_folder_gets_its_readers(
 
 
 def test_the_end_of_a_grant_is_kept(daemon: Daemon, tmp_path: Path) -> None:
-    kit, _ = people(daemon, tmp_path, "kit", "lea")
+    kit, _ = people(daemon, tmp_path, "kit", "ulla")
     end = "until 2099-12-31"
     with connect(kit) as store:
         put(store, "team/f", b"1")
         put(store, "team/f", b"2")
-    first = kit.run("share", "team/f", "lea", "--expires", "2099-12-30", "--trust-first-use")
+    first = kit.run("share", "team/f", "ulla", "--expires", "2099-12-30", "--trust-first-use")
     assert end in first.stderr
-    assert end in kit.run("share", "team/f", "lea", "--history").stderr
-    assert end in kit.run("share", "-r", "team", "lea").stderr
+    assert end in kit.run("share", "team/f", "ulla", "--history").stderr
+    assert end in kit.run("share", "-r", "team", "ulla").stderr
     assert "until" not in kit.run("share", "--list").text
-    kit.run("share", "-r", "team", "lea", "--expires", "2099-12-30")
-    kit.run("share", "-r", "team", "lea")
+    kit.run("share", "-r", "team", "ulla", "--expires", "2099-12-30")
+    kit.run("share", "-r", "team", "ulla")
     assert end in kit.run("share", "--list").text
-    assert "until" not in kit.run("share", "team/f", "lea", "--expires", "never").stderr
+    assert "until" not in kit.run("share", "team/f", "ulla", "--expires", "never").stderr
     with connect(kit) as store:
         assert [one.expires for one in store.readers("team/f")] == [0]
 
