@@ -66,16 +66,18 @@ class SpareFiles:
             if not self._unused or len(data) > self._size:
                 return False
             spare = self._unused.pop()
-        try:
-            with self._files.closing(self._files.open_update(spare)) as handle:
-                self._files.write_all_at(handle, data, 0)
-                if not whole:
-                    self._files.truncate(handle, len(data))
-            self._files.replace(spare, path)
-        except OSError as exc:
-            if exc.errno in FULL_DISK or exc.errno == errno.EXDEV:
-                return False
-            raise
+            # The lock is held until the file has its new name: `give_back` and `refill` take the
+            # names that are missing.
+            try:
+                with self._files.closing(self._files.open_update(spare)) as handle:
+                    self._files.write_all_at(handle, data, 0)
+                    if not whole:
+                        self._files.truncate(handle, len(data))
+                self._files.replace(spare, path)
+            except OSError as exc:
+                if exc.errno in FULL_DISK or exc.errno == errno.EXDEV:
+                    return False
+                raise
         return True
 
     def give_back(self, path: Path) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from sfsd.fs.files import Files
@@ -43,3 +44,36 @@ class FullDisk(Files):
 def test_a_disk_without_room_gets_no_spare_files(tmp_path: Path) -> None:
     SpareFiles(tmp_path / "spare", FullDisk(), count=2, size=4096).refill()
     assert list((tmp_path / "spare").iterdir()) == []
+
+
+class PausedReplace(Files):
+    """Pauses the rename to a file `new` until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
+
+    def replace(self, source: Path | str, target: Path | str) -> None:
+        if Path(target).name == "new":
+            self.reached.set()
+            assert self.go_on.wait(30)
+        super().replace(source, target)
+
+
+def test_a_file_given_back_does_not_take_the_name_of_one_being_written(tmp_path: Path) -> None:
+    files = PausedReplace()
+    spares = SpareFiles(tmp_path / "spare", files, count=1, size=4096)
+    spares.refill()
+    (tmp_path / "pack").write_bytes(bytes(4096))
+    writing = threading.Thread(target=spares.write, args=(tmp_path / "new", b"new"))
+    giving = threading.Thread(target=spares.give_back, args=(tmp_path / "pack",))
+    writing.start()
+    assert files.reached.wait(30)
+    giving.start()
+    giving.join(0.3)  # long enough to rename the pack, if nothing stops it
+    files.go_on.set()
+    writing.join()
+    giving.join()
+    assert (tmp_path / "new").read_bytes() == b"new"
+    assert spares.write(tmp_path / "next", b"next")
