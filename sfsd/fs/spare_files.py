@@ -24,26 +24,28 @@ class SpareFiles:
         self._folder = folder
         self._files = files
         self._size = size
-        self._names = [f"{number:03}" for number in range(count)]
+        self._paths = [folder / f"{number:03}" for number in range(count)]
         self._lock = threading.Lock()
-        present = (folder / name for name in self._names)
-        self._unused = [path for path in present if self._is_whole(path)]
+        self._unused = [path for path in self._paths if self._is_whole(path)]
 
     def _is_whole(self, path: Path) -> bool:
         return path.is_file() and path.stat().st_size == self._size
 
+    def _missing(self) -> list[Path]:
+        """Return the paths of spare files that were used; the caller holds the lock."""
+        return [path for path in self._paths if path not in self._unused]
+
     def refill(self) -> None:
         """Create the missing files while twice their space is free; on a full disk do nothing."""
         with self._lock:
-            missing = [name for name in self._names if self._folder / name not in self._unused]
+            missing = self._missing()
             if not missing:
                 return
             try:
                 self._files.make_folder(self._folder)
                 if self._files.free(self._folder) < 2 * len(missing) * self._size:
                     return
-                for name in missing:
-                    path = self._folder / name
+                for path in missing:
                     self._files.remove(path)  # of another size: a crash came while it was used
                     with self._files.closing(self._files.open_new(path)) as handle:
                         self._files.allocate(handle, self._size)
@@ -84,10 +86,9 @@ class SpareFiles:
         """Make a file that was written with `whole`, and is not needed any more, a spare file
         again. Return False if it is not one, or nothing is missing. Raises OSError."""
         with self._lock:
-            missing = [name for name in self._names if self._folder / name not in self._unused]
+            missing = self._missing()
             if not missing or not self._is_whole(path):
                 return False
-            spare = self._folder / missing[0]
-            self._files.replace(path, spare)
-            self._unused.append(spare)
+            self._files.replace(path, missing[0])
+            self._unused.append(missing[0])
             return True
