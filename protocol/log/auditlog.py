@@ -18,7 +18,7 @@ from protocol.codec.base64text import from_text, to_text
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value, field
 
-GENESIS = hashlib.sha256(b"sfs/v1/genesis").digest()
+GENESIS = hashlib.sha256(b"sfs/v2/genesis").digest()
 """`prev` of the first entry, 32 bytes."""
 MAX_LINE = 64 * 1024
 """Longest line in bytes, without its newline."""

@@ -74,8 +74,8 @@ def record_hash(body: bytes) -> bytes:
 
 
 def server_id(public_key: bytes) -> bytes:
-    """Return the 32-byte id that invitations pin: SHA-256("sfs/v1/server\\0" ‖ Ed25519 key)."""
-    return hashlib.sha256(b"sfs/v1/server\0" + public_key).digest()
+    """Return the 32-byte id that invitations pin: SHA-256("sfs/v2/server\\0" ‖ Ed25519 key)."""
+    return hashlib.sha256(b"sfs/v2/server\0" + public_key).digest()
 
 
 @lru_cache(256)
@@ -96,7 +96,7 @@ def login_body(
 
 def enrol_proof_body(*, welcome: bytes, statement: bytes) -> bytes:
     """Return the message that proves a token without sending it: HMAC-SHA256(SHA-256(token), …)."""
-    return b"sfs/v1/enroll\0" + welcome + statement
+    return b"sfs/v2/enroll\0" + welcome + statement
 
 
 def device_login_info(*, server: bytes, welcome: bytes, user: str, device: bytes) -> bytes:
@@ -104,7 +104,7 @@ def device_login_info(*, server: bytes, welcome: bytes, user: str, device: bytes
 
     `server` and `welcome` (SHA-256 of the Welcome body) are 32 bytes, `device` is a device_id.
     """
-    return b"sfs/v1/device-login\0" + server + welcome + device + user.encode()
+    return b"sfs/v2/device-login\0" + server + welcome + device + user.encode()
 
 
 class SignedStruct(Struct):

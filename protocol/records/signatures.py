@@ -22,12 +22,12 @@ SEED_SIZE = 32
 class Label(Enum):
     """Purpose of a signature; the value is its context string."""
 
-    LOGIN = b"sfs/v1/login"
-    STATEMENT = b"sfs/v1/statement"
-    RECORD = b"sfs/v1/record"
-    ENDORSE = b"sfs/v1/endorse"
-    ROTATION_FINISH = b"sfs/v1/rotation-finish"
-    SERVER_STATEMENT = b"sfs/v1/server-statement"
+    LOGIN = b"sfs/v2/login"
+    STATEMENT = b"sfs/v2/statement"
+    RECORD = b"sfs/v2/record"
+    ENDORSE = b"sfs/v2/endorse"
+    ROTATION_FINISH = b"sfs/v2/rotation-finish"
+    SERVER_STATEMENT = b"sfs/v2/server-statement"
 
 
 class SigningKey:

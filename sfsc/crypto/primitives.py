@@ -4,14 +4,14 @@ The exceptions of `cryptography` are translated here. All derivations (HKDF is R
 SHA-256; outputs are 32 bytes unless stated)::
 
     segment key    = HKDF(dek, salt = header's, info = content_id)       Tink's streaming AEAD
-    metadata key   = HKDF(dek, salt = SHA-256("sfs/v1/dek"), info = "sfs/v1/metadata")
-    commitment     = HKDF(dek, salt = SHA-256("sfs/v1/dek"), info = "sfs/v1/commit")
-    keyring keys   = HKDF(Argon2id(passphrase, salt), info = "sfs/v1/keyring/…")
-    state key      = HKDF(this device's private key, info = "sfs/v1/state")
-    recovery keys  = HKDF(recovery code, info = "sfs/v1/recovery/sign", …"/xwing" of 96 bytes)
+    metadata key   = HKDF(dek, salt = SHA-256("sfs/v2/dek"), info = "sfs/v2/metadata")
+    commitment     = HKDF(dek, salt = SHA-256("sfs/v2/dek"), info = "sfs/v2/commit")
+    keyring keys   = HKDF(Argon2id(passphrase, salt), info = "sfs/v2/keyring/…")
+    state key      = HKDF(this device's private key, info = "sfs/v2/state")
+    recovery keys  = HKDF(recovery code, info = "sfs/v2/recovery/sign", …"/xwing" of 96 bytes)
     file_id        = HMAC-SHA256(name_key, name)[:16]
-    wrap info      = "sfs/v1/wrap\\0" ‖ server_id ‖ owner's first statement ‖ content_id ‖ key_id
-    bundle info    = "sfs/v1/bundle\\0" ‖ server_id ‖ user ‖ 0 ‖ u64be(n) ‖ key_id
+    wrap info      = "sfs/v2/wrap\\0" ‖ server_id ‖ owner's first statement ‖ content_id ‖ key_id
+    bundle info    = "sfs/v2/bundle\\0" ‖ server_id ‖ user ‖ 0 ‖ u64be(n) ‖ key_id
 
 A segment key's info is a content_id, 16 bytes; no label above is 16 bytes long, so the infos of two
 purposes are never equal, even under one salt.
@@ -41,7 +41,7 @@ TAG_SIZE: Final = 16
 CONTENT_ID_SIZE: Final = 16
 SEAL_OVERHEAD: Final = NONCE_SIZE + TAG_SIZE
 
-_DEK_SALT: Final = hashlib.sha256(b"sfs/v1/dek").digest()
+_DEK_SALT: Final = hashlib.sha256(b"sfs/v2/dek").digest()
 
 
 # --- random ---------------------------------------------------------------------------------
@@ -71,33 +71,33 @@ def segment_key(dek: bytes, salt: bytes, associated_data: bytes) -> bytes:
 
 def metadata_key(dek: bytes) -> bytes:
     """Return the key that seals a file's name, size, time and mode."""
-    return _hkdf(dek, _DEK_SALT, b"sfs/v1/metadata")
+    return _hkdf(dek, _DEK_SALT, b"sfs/v2/metadata")
 
 
 def commitment(dek: bytes) -> bytes:
     """Return `dek_commit`: public, binds a signed record to one DEK, reveals nothing about it."""
-    return _hkdf(dek, _DEK_SALT, b"sfs/v1/commit")
+    return _hkdf(dek, _DEK_SALT, b"sfs/v2/commit")
 
 
 def keyring_keys(secret: bytes) -> tuple[bytes, bytes]:
     """Return (key, check) of a keyring: `key` seals it, `check` detects a wrong passphrase."""
-    return _hkdf(secret, None, b"sfs/v1/keyring/seal"), _hkdf(secret, None, b"sfs/v1/keyring/check")
+    return _hkdf(secret, None, b"sfs/v2/keyring/seal"), _hkdf(secret, None, b"sfs/v2/keyring/check")
 
 
 def recovery_keys(code: bytes) -> tuple[bytes, bytes]:
     """Return (Ed25519 seed, X-Wing private key of 96 bytes) for a recovery code of 32 bytes."""
-    sign = _hkdf(code, None, b"sfs/v1/recovery/sign")
-    return sign, HKDF(hashes.SHA256(), 96, None, b"sfs/v1/recovery/xwing").derive(code)
+    sign = _hkdf(code, None, b"sfs/v2/recovery/sign")
+    return sign, HKDF(hashes.SHA256(), 96, None, b"sfs/v2/recovery/xwing").derive(code)
 
 
 def state_key(device_private: bytes) -> bytes:
     """Return the key that seals cached names, derived from this device's private key."""
-    return _hkdf(device_private, None, b"sfs/v1/state")
+    return _hkdf(device_private, None, b"sfs/v2/state")
 
 
 def verification_mac_key(state: bytes) -> bytes:
     """Return the MAC key that marks verified signatures, derived from the state key."""
-    return _hkdf(state, None, b"sfs/v1/state/known")
+    return _hkdf(state, None, b"sfs/v2/state/known")
 
 
 def argon2id(passphrase: bytes, salt: bytes, *, passes: int, lanes: int, kib: int) -> bytes:
@@ -120,12 +120,12 @@ def file_id(name_key: bytes, name: str) -> str:
 def wrap_info(server_id: bytes, owner_first: bytes, content_id: bytes, recipient: bytes) -> bytes:
     """Return the HPKE info of a wrapped DEK. `recipient` is a key_id; each part has a
     fixed size."""
-    return b"sfs/v1/wrap\0" + server_id + owner_first + content_id + recipient
+    return b"sfs/v2/wrap\0" + server_id + owner_first + content_id + recipient
 
 
 def bundle_info(server_id: bytes, user: str, n: int, recipient: bytes) -> bytes:
     """Return the HPKE info of a bundle's key K: statement `n` of `user`, and one recipient."""
-    return b"sfs/v1/bundle\0" + server_id + user.encode() + b"\0" + n.to_bytes(8) + recipient
+    return b"sfs/v2/bundle\0" + server_id + user.encode() + b"\0" + n.to_bytes(8) + recipient
 
 
 # --- AES-256-GCM ----------------------------------------------------------------------------

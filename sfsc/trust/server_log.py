@@ -112,7 +112,7 @@ class ServerTrust:
         for another one with the same number, and `ProtocolFailure` without a common version.
         """
         if PROTOCOL_VERSION not in welcome.versions:
-            raise ProtocolFailure("the server does not support version 1", "use a newer sfsc")
+            raise ProtocolFailure("the server does not support version 2", "use a newer sfsc")
         statement = _server_statement(welcome.statement)
         shown = server_id(statement.server_pub)
         if shown != self.pin:

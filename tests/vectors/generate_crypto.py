@@ -38,7 +38,7 @@ Json = dict[str, Any]
 
 def drawn(label: str, size: int) -> bytes:
     """Return deterministic bytes for `label`."""
-    return hashlib.shake_256(b"sfs/v1/vectors/" + label.encode()).digest(size)
+    return hashlib.shake_256(b"sfs/v2/vectors/" + label.encode()).digest(size)
 
 
 DEK = drawn("dek", 32)

@@ -1,4 +1,4 @@
-"""Writes protocol.json beside this file: the exact bytes of version 1, for other implementations.
+"""Writes protocol.json beside this file: the exact bytes of version 2, for other implementations.
 
 The content comes from `protocol_examples`. Run ``python tests/vectors/generate_protocol.py``; a
 test generates it again and compares.

@@ -1,4 +1,4 @@
-"""Examples of every record and message of version 1, from fixed seeds, for tests and vectors.
+"""Examples of every record and message of version 2, from fixed seeds, for tests and vectors.
 
 Seeds are SHA-256 of a name, other bytes SHAKE-256 of one. The chain, the log and every signature
 are valid. A public key without a needed private key, or a ciphertext, is arbitrary bytes.
@@ -261,7 +261,7 @@ WELCOME = session.Welcome(
 )
 WELCOME_SHA256 = hashlib.sha256(b"".join(encode(WELCOME_ID, WELCOME))).digest()
 LOGIN_BODY = records.login_body(
-    server=SERVER_ID, spki=SPKI, welcome=WELCOME_SHA256, version=1, user="alice", generation=1
+    server=SERVER_ID, spki=SPKI, welcome=WELCOME_SHA256, version=2, user="alice", generation=1
 )
 PROOF_BODY = records.enrol_proof_body(welcome=WELCOME_SHA256, statement=FIRST_HASH)
 PROOF = hmac.digest(hashlib.sha256(TOKEN).digest(), PROOF_BODY, "sha256")

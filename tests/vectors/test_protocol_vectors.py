@@ -72,7 +72,7 @@ def test_records_parse_and_verify(vector: dict[str, Any]) -> None:
 def test_key_ids() -> None:
     stated = VECTORS["server_id"]
     public = bytes.fromhex(stated["public"])
-    assert hashlib.sha256(b"sfs/v1/server\0" + public).hexdigest() == stated["server_id"]
+    assert hashlib.sha256(b"sfs/v2/server\0" + public).hexdigest() == stated["server_id"]
     for key in VECTORS["key_ids"]:
         named = key["algorithm"].encode() + b"\0" + bytes.fromhex(key["public"])
         assert hashlib.sha256(named).hexdigest() == key["key_id"]
@@ -83,7 +83,7 @@ def test_login_signature_covers_the_welcome() -> None:
     welcome = bytes.fromhex(next(f["frame"] for f in FRAMES if f["message"] == "Welcome"))
     assert hashlib.sha256(welcome[4:]).hexdigest() == login["welcome_sha256"]
     body = bytes.fromhex(login["body"])
-    signed = b"sfs/v1/login\0" + body
+    signed = b"sfs/v2/login\0" + body
     sent = next(f["fields"] for f in FRAMES if f["message"] == "Login")
     assert sent["signature"] == login["signature"]
     verify_signature(Label.LOGIN, body, bytes.fromhex(sent["signature"]), SIGNERS["alice 1"])
@@ -94,7 +94,7 @@ def test_login_signature_covers_the_welcome() -> None:
 def test_enrolment_proof() -> None:
     enrol = VECTORS["enrol"]
     key = hashlib.sha256(bytes.fromhex(enrol["token"])).digest()
-    body = b"sfs/v1/enroll\0" + bytes.fromhex(enrol["welcome_sha256"] + enrol["statement_sha256"])
+    body = b"sfs/v2/enroll\0" + bytes.fromhex(enrol["welcome_sha256"] + enrol["statement_sha256"])
     assert body.hex() == enrol["body"]
     assert hmac.digest(key, body, "sha256").hex() == enrol["proof"]
     sent = next(f["fields"] for f in FRAMES if f["message"] == "Enroll")

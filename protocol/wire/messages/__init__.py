@@ -1,4 +1,4 @@
-"""All messages of protocol version 1; importing this package fills the registry."""
+"""All messages of protocol version 2; importing this package fills the registry."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from protocol.wire.messages.base import (
     message,
 )
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 ProtocolVersion = Annotated[int, Between(1, 255)]
 
 

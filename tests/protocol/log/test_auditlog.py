@@ -59,9 +59,9 @@ def test_a_known_line() -> None:
         b'"salt":"AAECAwQFBgcICQoLDA0ODw==","detail":{"paths":{"alice/files/0f/x.json":"'
         + b"ab" * 32
         + b'","alice/inbox/y":null},"note":"\\u00fc","accounts":{"alice":[0,"'
-        + hashlib.sha256(b"sfs/v1/genesis").hexdigest().encode()
+        + hashlib.sha256(b"sfs/v2/genesis").hexdigest().encode()
         + b'"]}},"prev":"'
-        + hashlib.sha256(b"sfs/v1/genesis").hexdigest().encode()
+        + hashlib.sha256(b"sfs/v2/genesis").hexdigest().encode()
         + b'","hash":"'
         + digest.hex().encode()
         + b'"}'

@@ -263,7 +263,7 @@ def test_the_limit_is_checked_before_anything_is_parsed() -> None:
 def test_hashes_match_their_definitions() -> None:
     assert records.record_hash(b"body") == hashlib.sha256(b"body").digest()
     public = bytes(range(32))
-    assert records.server_id(public) == hashlib.sha256(b"sfs/v1/server\x00" + public).digest()
+    assert records.server_id(public) == hashlib.sha256(b"sfs/v2/server\x00" + public).digest()
     expected = hashlib.sha256(b"x25519\x00" + public).digest()
     assert records.key_id("x25519", public) == expected
     statement = dataclasses.replace(examples.FIRST, wrap_alg="x25519", wrap_pub=public)
@@ -273,8 +273,8 @@ def test_hashes_match_their_definitions() -> None:
 
 def test_what_a_login_and_an_enrolment_cover() -> None:
     body = records.login_body(
-        server=b"s" * 32, spki=b"t" * 32, welcome=b"w" * 32, version=1, user="alice", generation=3
+        server=b"s" * 32, spki=b"t" * 32, welcome=b"w" * 32, version=2, user="alice", generation=3
     )
-    assert encoding.unpack(body) == [b"s" * 32, b"t" * 32, b"w" * 32, 1, "alice", 3]
+    assert encoding.unpack(body) == [b"s" * 32, b"t" * 32, b"w" * 32, 2, "alice", 3]
     proof = records.enrol_proof_body(welcome=b"w" * 32, statement=b"h" * 32)
-    assert proof == b"sfs/v1/enroll\x00" + b"w" * 32 + b"h" * 32
+    assert proof == b"sfs/v2/enroll\x00" + b"w" * 32 + b"h" * 32

@@ -70,7 +70,7 @@ def test_labels_cannot_be_confused() -> None:
     assert len(set(values)) == len(values)
     assert not any(b"\0" in value for value in values)
     # A note begins with "sfs/" and 64 hex digits, and no label is a prefix of one.
-    assert all(value.startswith(b"sfs/v1/") for value in values)
+    assert all(value.startswith(b"sfs/v2/") for value in values)
 
 
 @given(st.binary(max_size=100), st.sampled_from(Label), st.integers(0, 511))

@@ -30,19 +30,19 @@ def _hkdf(secret: bytes, salt: bytes, info: bytes, size: int = 32) -> bytes:
     [
         (
             primitives.metadata_key(KEY),
-            _hkdf(KEY, hashlib.sha256(b"sfs/v1/dek").digest(), b"sfs/v1/metadata"),
+            _hkdf(KEY, hashlib.sha256(b"sfs/v2/dek").digest(), b"sfs/v2/metadata"),
         ),
         (
             primitives.commitment(KEY),
-            _hkdf(KEY, hashlib.sha256(b"sfs/v1/dek").digest(), b"sfs/v1/commit"),
+            _hkdf(KEY, hashlib.sha256(b"sfs/v2/dek").digest(), b"sfs/v2/commit"),
         ),
         (primitives.segment_key(KEY, b"s" * 32, b"c" * 16), _hkdf(KEY, b"s" * 32, b"c" * 16)),
-        (primitives.keyring_keys(KEY)[0], _hkdf(KEY, b"", b"sfs/v1/keyring/seal")),
-        (primitives.keyring_keys(KEY)[1], _hkdf(KEY, b"", b"sfs/v1/keyring/check")),
-        (primitives.recovery_keys(KEY)[0], _hkdf(KEY, b"", b"sfs/v1/recovery/sign")),
-        (primitives.recovery_keys(KEY)[1], _hkdf(KEY, b"", b"sfs/v1/recovery/xwing", 96)),
-        (primitives.state_key(b"d" * 96), _hkdf(b"d" * 96, b"", b"sfs/v1/state")),
-        (primitives.verification_mac_key(KEY), _hkdf(KEY, b"", b"sfs/v1/state/known")),
+        (primitives.keyring_keys(KEY)[0], _hkdf(KEY, b"", b"sfs/v2/keyring/seal")),
+        (primitives.keyring_keys(KEY)[1], _hkdf(KEY, b"", b"sfs/v2/keyring/check")),
+        (primitives.recovery_keys(KEY)[0], _hkdf(KEY, b"", b"sfs/v2/recovery/sign")),
+        (primitives.recovery_keys(KEY)[1], _hkdf(KEY, b"", b"sfs/v2/recovery/xwing", 96)),
+        (primitives.state_key(b"d" * 96), _hkdf(b"d" * 96, b"", b"sfs/v2/state")),
+        (primitives.verification_mac_key(KEY), _hkdf(KEY, b"", b"sfs/v2/state/known")),
     ],
 )
 def test_derivations(derived: bytes, formula: bytes) -> None:
@@ -56,9 +56,9 @@ def test_file_id() -> None:
 
 
 def test_infos() -> None:
-    assert INFO == b"sfs/v1/wrap\0" + b"s" * 32 + b"o" * 32 + b"c" * 16 + b"k" * 32
+    assert INFO == b"sfs/v2/wrap\0" + b"s" * 32 + b"o" * 32 + b"c" * 16 + b"k" * 32
     bundle = primitives.bundle_info(b"s" * 32, "ann", 258, b"k" * 32)
-    assert bundle == b"sfs/v1/bundle\0" + b"s" * 32 + b"ann\0" + b"\0" * 6 + b"\1\2" + b"k" * 32
+    assert bundle == b"sfs/v2/bundle\0" + b"s" * 32 + b"ann\0" + b"\0" * 6 + b"\1\2" + b"k" * 32
 
 
 def test_argon2id() -> None:
