@@ -1,12 +1,17 @@
-"""Shared setup: hypothesis profiles, and SIGINT for the tested processes."""
+"""Shared setup: hypothesis profiles, SIGINT for the tested processes, and a server that lies."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.lying_server import LyingServer
 
 FUZZ_EXAMPLES = os.environ.get("SFS_FUZZ_EXAMPLES")
 
@@ -33,3 +38,10 @@ settings.load_profile(_profile())
 # A shell starts background jobs with SIGINT ignored, and their children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def lying_server(tmp_path: Path) -> Iterator[LyingServer]:
+    """Yield a real daemon in this process whose replies a test may change."""
+    with LyingServer(tmp_path / "lying") as served:
+        yield served

@@ -50,11 +50,16 @@ _log = logging.getLogger(__name__)
 
 
 class Server:
-    """Server of one root, and `ConnectionObserver` of its connections. All on one loop."""
+    """Server of one root, and `ConnectionObserver` of its connections. All on one loop.
 
-    def __init__(self, context: ServerContext, tls: ssl.SSLContext) -> None:
+    `dispatcher` handles the requests, by default a new `Dispatcher` of `context`.
+    """
+
+    def __init__(
+        self, context: ServerContext, tls: ssl.SSLContext, dispatcher: Dispatcher | None = None
+    ) -> None:
         self.context = context
-        self.dispatcher = Dispatcher(context)
+        self.dispatcher = dispatcher or Dispatcher(context)
         self._tls = tls
         self._limiter = ConnectionLimiter(_within_descriptors(context.config.limits))
         self._budget = MemoryBudget()
