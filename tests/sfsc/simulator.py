@@ -121,7 +121,7 @@ class SimulatedLog:
     def welcome(self, n: int = 1, spki: bytes = SPKI, window: int = 8 * PIECE) -> Welcome:
         body, signature = self.statement(n, spki)
         limits = Limits(window, 90 * 86400, 30 * 86400, 10)
-        return Welcome((1,), body, signature, os.urandom(32), limits)
+        return Welcome((2,), body, signature, os.urandom(32), limits)
 
     def append(self, draft: EntryDraft) -> int:
         """Append an entry and return its seq."""

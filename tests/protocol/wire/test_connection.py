@@ -47,7 +47,7 @@ from protocol.wire.messages.uploads import Data, UploadState
 from tests.protocol.strategies import structs
 from tests.vectors import protocol_examples
 
-WELCOME = Welcome((1,), b"statement", bytes(64), bytes(32), Limits(2**24, 90, 30, 10))
+WELCOME = Welcome((2,), b"statement", bytes(64), bytes(32), Limits(2**24, 90, 30, 10))
 LOGIN = Login(1, "alice", 1, 0, bytes(64))
 ENROLL = Enroll(1, "alice", b"statement", b"bundle", bytes(64), bytes(32))
 SESSION = Session(b"checkpoint", (), None, None, 1_700_000_000)

@@ -35,14 +35,14 @@ from sfsc.session.limits import MAX_REQUESTS, Timeouts
 from sfsc.session.transport import CORK, Transport, spki_sha256
 
 WELCOME = Welcome(
-    versions=(1,),
+    versions=(2,),
     statement=b"statement",
     signature=bytes(64),
     challenge=bytes(32),
     limits=Limits(window=4 * PIECE, max_age=1, grace=1, jitter=0),
 )
 SESSION = Session(checkpoint=b"", consistency=(), receipt=None, notice=None, time=1)
-LOGIN = Login(version=1, user="ada", generation=1, known_size=0, signature=bytes(64))
+LOGIN = Login(version=2, user="ada", generation=1, known_size=0, signature=bytes(64))
 PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
 _SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -116,7 +116,7 @@ def foreign_vkey(log: SimulatedLog) -> Welcome:
         (lambda log: replace(log.welcome(), statement=log.statement(n=2)[0]), BadRecord),
         (stated(log_vkey="not a key"), BadRecord),
         (foreign_vkey, BadRecord),
-        (lambda log: replace(log.welcome(), versions=(2,)), ProtocolFailure),
+        (lambda log: replace(log.welcome(), versions=(1,)), ProtocolFailure),
     ],
     ids=[
         "other signer",

@@ -53,7 +53,7 @@ def test_a_login_is_logged_with_what_was_signed(served: Daemon, ada: Person) -> 
     who, session = served.open(login("ada", ada.key))
     entry = served.entries("login")[-1]
     body = login_body(
-        server=SERVER_ID, spki=SPKI, welcome=WELCOME, version=1, user="ada", generation=1
+        server=SERVER_ID, spki=SPKI, welcome=WELCOME, version=2, user="ada", generation=1
     )
     assert (entry.actor, entry.rec, entry.seq) == ("ada", body, who.session)
     assert list(entry.sigs.values()) == [ada.key.sign(Label.LOGIN, body)]
@@ -109,7 +109,7 @@ def test_a_refused_login_does_not_say_why(served: Daemon, ada: Person) -> None:
 
 
 def test_another_protocol_version_is_refused(served: Daemon, ada: Person) -> None:
-    assert refusal(served, replace(login("ada", ada.key), version=2)).code == "bad-request"
+    assert refusal(served, replace(login("ada", ada.key), version=1)).code == "bad-request"
 
 
 def test_the_recovery_key_opens_a_recovery_session(served: Daemon) -> None:
@@ -221,7 +221,7 @@ DEVICE_ID = b"d" * 16
 
 
 def challenge(served: Daemon, user: str, device_id: bytes = DEVICE_ID) -> bytes:
-    hello = DeviceHello(1, user, device_id)
+    hello = DeviceHello(2, user, device_id)
     return served.run(served.dispatcher.challenge_device(hello, welcome_sha256=WELCOME)).sealed
 
 
@@ -234,7 +234,7 @@ def test_a_device_key_opens_a_restricted_session(served: Daemon) -> None:
     bob = invited(served)
     served.open(bob.enroll(bob.statement(devices=((DEVICE_ID, DEVICE.public.encoded),))))
     secret = open_challenge(challenge(served, "bob"))
-    who, session = served.open(DeviceLogin(1, "bob", DEVICE_ID, 0, secret))
+    who, session = served.open(DeviceLogin(2, "bob", DEVICE_ID, 0, secret))
     entry = served.entries("device-login")[-1]
     assert (entry.actor, entry.detail["device"]) == ("bob", DEVICE_ID.hex())
     assert (who.access, who.session, session.notice) == (Access.RESTRICTED, entry.seq, None)
@@ -259,8 +259,8 @@ def test_a_device_challenge_reveals_nothing(served: Daemon, ada: Person) -> None
         ("nobody", DEVICE_ID, secret),
     ):
         assert len(challenge(served, user, device_id)) == len(sealed)
-        said = refusal(served, DeviceLogin(1, user, device_id, 0, answer))
+        said = refusal(served, DeviceLogin(2, user, device_id, 0, answer))
         assert (said.code, said.cause) == (known.code, known.cause)
     disable = UserAccess("bob", True, "")
     assert isinstance(served.ask(served.operator(), disable), Done)
-    assert refusal(served, DeviceLogin(1, "bob", DEVICE_ID, 0, secret)).code == "refused"
+    assert refusal(served, DeviceLogin(2, "bob", DEVICE_ID, 0, secret)).code == "refused"
