@@ -12,7 +12,7 @@ from sfsc.errors import UsageError
 from sfsc.keys.recovery_code import RecoveryCode
 
 CODE = RecoveryCode(bytes(range(32)))
-EXPECTED = "1e987c3eabad20b60ffdb75cfba8afa78b090f7f7112cfbb1b7df3fc84e18d8f"
+EXPECTED = "084b2ae54ccd2260cd02240dd9368665d18b2f5b2a294adac4736e7c2bff65b8"
 
 
 @given(st.binary(min_size=32, max_size=32))
