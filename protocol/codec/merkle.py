@@ -93,6 +93,11 @@ class Frontier:
             self._peaks.append(node)
             self.size += 1 << level
 
+    @property
+    def peaks(self) -> tuple[bytes, ...]:
+        """The roots of the complete subtrees, largest first: what `Frontier(size, peaks)` takes."""
+        return tuple(self._peaks)
+
     def root(self) -> bytes:
         """Return the root over all leaves."""
         return _fold(self._peaks)
