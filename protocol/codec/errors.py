@@ -51,6 +51,10 @@ class SignatureError(RemoteProtocolError):
     """An Ed25519 signature that does not verify."""
 
 
+class PublicKeyError(RemoteProtocolError):
+    """A public key that nobody can use, or that is not in its one valid encoding."""
+
+
 class CheckpointError(RemoteProtocolError):
     """A checkpoint that is malformed, has another origin or lacks a valid signature."""
 

@@ -14,7 +14,8 @@ from functools import lru_cache
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from protocol.codec.errors import SignatureError
+from protocol.codec.errors import PublicKeyError, SignatureError
+from protocol.records.public_keys import check_signing_key
 
 SEED_SIZE = 32
 
@@ -72,14 +73,18 @@ def verify_signature(label: Label, body: bytes, signature: bytes, public: bytes)
 
 
 def verify_note(text: bytes, signature: bytes, public: bytes) -> None:
-    """Raise `SignatureError` unless `public` made `signature` over the note's text."""
+    """Raise `SignatureError` unless `public` made `signature` over the note's text, and if `public`
+    is not a valid key: some keys would accept a signature that nobody made."""
     try:
         _loaded(public).verify(signature, text)
+    except PublicKeyError as exc:
+        raise SignatureError(f"the signature does not count: {exc}") from exc
     except (InvalidSignature, ValueError) as exc:
         raise SignatureError("the signature does not verify") from exc
 
 
-@lru_cache(64)
+@lru_cache(256)
 def _loaded(public: bytes) -> Ed25519PublicKey:
-    """Load a public key; cached because a user's records are signed with few keys."""
+    """Load and check a public key; cached because a user's records are signed with few keys."""
+    check_signing_key(public)
     return Ed25519PublicKey.from_public_bytes(public)

@@ -27,7 +27,9 @@ from cryptography.hazmat.primitives import hashes, hpke
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from protocol.records.records import RSA_BITS, WRAP_ALGORITHMS, WRAP_SIZES, key_id
+from protocol.codec.errors import PublicKeyError
+from protocol.records.public_keys import check_wrap_key
+from protocol.records.records import RSA_BITS, WRAP_ALGORITHMS, key_id
 from sfsc.crypto.primitives import KEY_SIZE
 from sfsc.errors import Tampered, UnsupportedKey
 
@@ -54,12 +56,11 @@ class PublicKey:
     __slots__ = ("_key", "alg", "encoded", "key_id")
 
     def __init__(self, alg: str, encoded: bytes) -> None:
-        if alg not in WRAP_SIZES or len(encoded) != WRAP_SIZES[alg].public:
-            raise UnsupportedKey(f"not a {alg} public key: {len(encoded)} bytes")
         try:
+            check_wrap_key(alg, encoded)
             self._key = _load_rsa_public(encoded) if alg in RSA_BITS else _load_kem(alg, encoded)
-        except ValueError as exc:
-            raise UnsupportedKey(f"not a {alg} public key") from exc
+        except (PublicKeyError, ValueError) as exc:
+            raise UnsupportedKey(f"a {alg} key that cannot be used: {exc}") from exc
         self.alg = alg
         self.encoded = encoded
         self.key_id = key_id(alg, encoded)
@@ -68,10 +69,7 @@ class PublicKey:
         """Encrypt `secret` (32 bytes) to this key, bound to `info`. Returns `WRAP_SIZES` bytes."""
         if self.alg in RSA_BITS:
             return cast("RSAPublicKey", self._key).encrypt(secret, _oaep(info))
-        try:
-            return _SUITES[self.alg].encrypt(secret, cast("_KemPublic", self._key), info=info)
-        except ValueError as exc:  # an X25519 key of low order: the shared secret would be zero
-            raise UnsupportedKey(f"this {self.alg} key cannot be used") from exc
+        return _SUITES[self.alg].encrypt(secret, cast("_KemPublic", self._key), info=info)
 
     def __repr__(self) -> str:
         return f"PublicKey({self.alg}, key_id={self.key_id.hex()})"
@@ -155,13 +153,8 @@ _RSA_EXPONENT: Final = 65537
 
 def _load_rsa_public(encoded: bytes) -> RSAPublicKey:
     from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-    key = serialization.load_der_public_key(encoded)
-    # One key has one encoding, hence one key_id; WRAP_SIZES fixes the modulus size.
-    if not isinstance(key, RSAPublicKey) or _spki(key) != encoded:
-        raise ValueError("not the DER of an RSA public key")
-    return key
+    return cast("RSAPublicKey", serialization.load_der_public_key(encoded))
 
 
 def _load_rsa_private(bits: int, encoded: bytes) -> tuple[RSAPrivateKey, bytes]:

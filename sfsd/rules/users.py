@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, TypeVar
 
-from protocol.codec.errors import RemoteProtocolError, SignatureError
+from protocol.codec.errors import PublicKeyError, RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
 from protocol.records.chain import KEEPING, check_first, check_next, split_voided, voided
-from protocol.records.records import RECOVERY, RSA_BITS, WRAP_SIZES, Statement, key_id, record_hash
+from protocol.records.public_keys import check_statement_keys
+from protocol.records.records import RECOVERY, Statement, key_id, record_hash
 from protocol.wire.messages.session import Notice
 from sfsd.config import DAY, RotationPolicy
 from sfsd.errors import Refused, require
@@ -254,41 +255,13 @@ def _check_created(statement: Statement, now: float) -> None:
     require(near, "created is more than a day from the server's time; check the clock")
 
 
-def check_wrap_key(algorithm: str, public: bytes) -> None:
-    """Check that `public` is a wrapping key of `algorithm`. Raises `Refused`."""
-    sizes = WRAP_SIZES.get(algorithm)
-    right = sizes is not None and len(public) == sizes.public and any(public)
-    require(right, f"not an {algorithm} public key")
-    if algorithm not in RSA_BITS:
-        return
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        PublicFormat,
-        load_der_public_key,
-    )
-
-    try:
-        key = load_der_public_key(public)
-    except (ValueError, UnsupportedAlgorithm) as exc:
-        raise Refused("bad-request", f"not an {algorithm} public key") from exc
-    if not isinstance(key, RSAPublicKey) or key.key_size != RSA_BITS[algorithm]:
-        raise Refused("bad-request", f"not an {algorithm} public key")
-    require(key.public_numbers().e == 65537, "an RSA key with an exponent other than 65537")
-    # Only one encoding is valid, because the key id is the hash of the encoded key.
-    canonical = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    require(canonical == public, f"not canonical DER of an {algorithm} public key")
-
-
 def _check_keys(statement: Statement, bundle: bytes) -> None:
     """Check the statement's public keys, and that it names `bundle`. Raises `Refused`."""
     digest = hashlib.sha256(bundle).digest()
     require(statement.bundle_sha256 == digest, "bundle_sha256 does not match")
-    check_wrap_key(statement.wrap_alg, statement.wrap_pub)
     devices = statement.devices
     require(len({device for device, _ in devices}) == len(devices), "duplicate device")
-    for _, public in devices:
-        check_wrap_key("xwing", public)
-    if statement.recovery is not None:
-        check_wrap_key("xwing", statement.recovery.xwing_pub)
+    try:
+        check_statement_keys(statement)
+    except PublicKeyError as exc:
+        raise Refused("bad-request", f"invalid statement: {exc}") from exc

