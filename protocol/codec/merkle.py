@@ -6,8 +6,8 @@ index * 2**level on. Such a node never changes once its last leaf exists. A log 
 nodes in the order of completion (post-order, see `node_position`) and never rewrites one. Making a
 root or a proof reads O(log n) of them through a `NodeReader`.
 
-Two trees use this: the audit log (a leaf's data is an entry's hash) and `segments_root` of a
-ciphertext (a leaf's data is a piece of 1 MiB). Hashes are public, so comparing them needs no
+Two trees use this: the audit log (a leaf's data is an entry's hash and tags) and `segments_root` of
+a ciphertext (a leaf's data is a piece of 1 MiB). Hashes are public, so comparing them needs no
 constant time.
 """
 

@@ -1,9 +1,13 @@
-"""Lines of the audit log and their hash chain.
+"""Lines of the audit log, their hash chain, and their leaves in the log's Merkle tree.
 
 An entry is one line of compact JSON. Its `hash` is SHA-256 over the bytes before ``,"hash"``. Its
 `prev` is the hash of the line before it; the first line has `GENESIS`. A line is accepted only if
 it is byte for byte what this module would write. An entry then has one form, and nothing can be
-hidden in white space, key order or repeated keys. jq and sha256sum can check the chain.
+hidden in white space, key order or repeated keys. jq and sha256sum can check the chain. Keys that
+a later version adds stand between `detail` and `accounts`, and are kept.
+
+*Leaf data* is entry hash[32] ‖ tag[16]…, and follows from the line alone. By its tags an account
+finds its entries without reading lines of others.
 """
 
 from __future__ import annotations
@@ -11,18 +15,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from binascii import a2b_base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from protocol.codec.base64text import from_text, to_text
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value, field
 
+VERSION = 2
+"""`v` of a line."""
 GENESIS = hashlib.sha256(b"sfs/v2/genesis").digest()
 """`prev` of the first entry, 32 bytes."""
 MAX_LINE = 64 * 1024
 """Longest line in bytes, without its newline."""
 SALT_SIZE = 16
+TAG_SIZE = 16
+"""Bytes of a tag in leaf data."""
 LOST = "lost"
 """Op of an entry that marks a version as lost: its sidecar no longer has metadata and wraps."""
 TOMBSTONE = "tombstone"
@@ -30,6 +40,11 @@ TOMBSTONE_SIGS = "tombstone_sigs"
 """Keys in the detail of a move: the base64 record that ends the old file, and its signatures."""
 _HASH_KEY = b',"hash":"'
 _TAIL = len(_HASH_KEY) + 64 + len(b'"}')
+_PREV_TAIL = len(b',"prev":""') + 64 + _TAIL
+"""Bytes of a line from ``,"prev"`` on."""
+_TAGS_KEY = b',"tags":['
+_ONE_TAG = rb'"[A-Za-z0-9+/]{21}[AQgw]=="'
+_TAGS = re.compile(rb"(?:%b(?:,%b)*)?\]" % (_ONE_TAG, _ONE_TAG))
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -39,8 +54,8 @@ class EntryDraft(Value):
 
     `owner`, `file` (file_id) and `version` are None if the op has none. `session` is the seq of the
     login entry, `rec` the exact signed bytes, `sigs` {key id or generation: signature}. `accounts`
-    are the users to whose history the entry belongs. `detail` holds everything else except `paths`
-    and `accounts`, which the committer and the journal add.
+    are the users to whose history the entry belongs. `detail` holds everything else except `paths`,
+    which the committer adds.
     """
 
     op: str
@@ -57,7 +72,11 @@ class EntryDraft(Value):
 
 
 class LogEntry(Value):
-    """A logged entry. `salt` is 16 bytes, `prev` and `hash` are 32 bytes each."""
+    """A logged entry. `salt` is 16 bytes, `prev` and `hash` are 32 bytes each.
+
+    `accounts` has, for each account of the entry, the number of its earlier entries. `tags` are
+    16 bytes each, in ascending order. `extra` are the keys that this version does not know.
+    """
 
     seq: int
     time: str
@@ -72,8 +91,16 @@ class LogEntry(Value):
     sigs: dict[str, bytes]
     salt: bytes
     detail: dict[str, Any]
+    extra: dict[str, Any]
+    accounts: dict[str, int]
+    tags: tuple[bytes, ...]
     prev: bytes
     hash: bytes
+
+    @property
+    def leaf_data(self) -> bytes:
+        """The data of the entry's leaf in the log's tree: hash ‖ tags."""
+        return self.hash + b"".join(self.tags)
 
     @property
     def paths(self) -> dict[str, bytes | None]:
@@ -89,33 +116,85 @@ class LogEntry(Value):
         sigs = {name: from_text(text) for name, text in self.detail[TOMBSTONE_SIGS].items()}
         return (*own, (from_text(self.detail[TOMBSTONE]), sigs))
 
-    @property
-    def accounts(self) -> dict[str, tuple[int, bytes]]:
-        """For each account of the entry: (number of earlier entries, hash of the last of them)."""
-        stated = self.detail.get("accounts", {})
-        return {user: (count, bytes.fromhex(known)) for user, (count, known) in stated.items()}
 
-
-KEYS = LogEntry.__match_args__
+_HEAD_KEYS = (
+    "v",
+    "seq",
+    "time",
+    "op",
+    "actor",
+    "owner",
+    "file",
+    "version",
+    "session",
+    "stage",
+    "rec",
+    "sigs",
+    "salt",
+    "detail",
+)
+_TAIL_KEYS = ("accounts", "tags", "prev", "hash")
+KEYS = _HEAD_KEYS + _TAIL_KEYS
 """The JSON keys of a line, in order."""
 
 
 def encode(
-    draft: EntryDraft, *, seq: int, time: str, salt: bytes, detail: Mapping[str, Any], prev: bytes
+    draft: EntryDraft,
+    *,
+    seq: int,
+    time: str,
+    salt: bytes,
+    detail: Mapping[str, Any],
+    accounts: Mapping[str, int],
+    tags: Iterable[bytes],
+    prev: bytes,
+    extra: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, bytes]:
     """Return (line without newline, its hash) for `draft`; `detail` is the complete detail.
 
-    Raises `LogError` for a line longer than `MAX_LINE`.
+    `accounts` has the number of earlier entries of each account, `tags` are 16 bytes each, in any
+    order. Raises `LogError` for a line longer than `MAX_LINE`.
     """
     subject = draft.owner, draft.file, draft.version
     rec = None if draft.rec is None else to_text(draft.rec)
     sigs = {name: to_text(signature) for name, signature in draft.sigs.items()}
-    head = seq, time, draft.op, draft.actor, *subject, draft.session, draft.stage
-    body = _spelled((*head, rec, sigs, to_text(salt), detail, prev.hex()))
+    body = _spelled(
+        (
+            *(seq, time, draft.op, draft.actor, *subject, draft.session, draft.stage, rec, sigs),
+            *(to_text(salt), detail, extra or {}, accounts),
+            *([to_text(tag) for tag in sorted(set(tags))], prev.hex()),
+        )
+    )
     if len(body) + _TAIL > MAX_LINE:
         raise LogError(f"line has {len(body) + _TAIL} bytes, at most {MAX_LINE} allowed", seq=seq)
     digest = hashlib.sha256(body).digest()
     return b'%b%b%b"}' % (body, _HASH_KEY, digest.hex().encode()), digest
+
+
+def leaf_data(line: bytes, *, seq: int = 0) -> bytes:
+    """Return the leaf data of a line that states its hash correctly: hash ‖ tags.
+
+    For a line that `parse` accepts it is `LogEntry.leaf_data`. Raises `LogError`.
+    """
+    digest = line_hash(line, seq=seq)
+    try:
+        return digest + tags_of(line)
+    except ValueError as exc:
+        raise LogError("not a line of the log", seq=seq) from exc
+
+
+def tags_of(line: bytes) -> bytes:
+    """Return the concatenated tags of a line, found from its end. Raises ValueError for a line
+    whose tags are malformed."""
+    # Nothing behind the key can hold it again: only base64 and the previous hash follow.
+    start = line.rfind(_TAGS_KEY, 0, -_PREV_TAIL) + len(_TAGS_KEY)
+    stated = line[start:-_PREV_TAIL]
+    if start < len(_TAGS_KEY) or _TAGS.fullmatch(stated) is None:
+        raise ValueError("no list of tags")
+    tags = [a2b_base64(text) for text in stated[1:-2].split(b'","')] if len(stated) > 1 else []
+    if any(first >= second for first, second in pairwise(tags)):
+        raise ValueError("the tags are not in ascending order")
+    return b"".join(tags)
 
 
 def line_hash(line: bytes, *, seq: int = 0) -> bytes:
@@ -137,9 +216,7 @@ def parse(line: bytes, *, seq: int | None = None) -> LogEntry:
     digest = line_hash(line, seq=at)
     try:
         value = _DECODER.decode(line.decode("ascii"))
-        if not isinstance(value, dict) or tuple(value) != KEYS:
-            raise LogError("the keys are not exactly those of an entry", seq=at)
-        *fields, _ = value.values()
+        fields = _fields(value)
         # Refuses other spellings and repeated keys. A malformed field is refused here or below.
         if _spelled(fields) != line[:-_TAIL]:
             raise LogError("not in canonical form", seq=at)
@@ -171,13 +248,28 @@ def verify_chain(
         prev = entry.hash
 
 
+def _fields(value: object) -> list[Any]:
+    """Return the JSON values of a line: those of `KEYS` in order, without `v` and `hash`, and after
+    `detail` a map of the unknown keys. Raises ValueError for other keys or another version."""
+    if not isinstance(value, dict):
+        raise ValueError("not a map")
+    names = tuple(value)
+    end = len(names) - len(_TAIL_KEYS)
+    extra = names[len(_HEAD_KEYS) : end]
+    _need(names[: len(_HEAD_KEYS)] == _HEAD_KEYS and names[end:] == _TAIL_KEYS)
+    _need(type(value["v"]) is int and value["v"] == VERSION)
+    values = list(value.values())
+    head, tail = values[1 : len(_HEAD_KEYS)], values[end:-1]
+    return [*head, {name: value[name] for name in extra}, *tail]
+
+
 def _entry(fields: Sequence[Any], digest: bytes) -> LogEntry:
-    """Build the entry from the JSON values of `KEYS` except `hash`.
+    """Build the entry from the JSON values that `_fields` returns.
 
     Raises ValueError, TypeError, AttributeError or KeyError for a malformed field.
     """
     seq, time, op, actor, owner, file, version, session, stage, rec, *others = fields
-    sigs, salt, detail, prev = others
+    sigs, salt, detail, extra, accounts, tags, prev = others
     _need(_TIME.fullmatch(time) is not None and _HEX.fullmatch(prev) is not None)
     _need(type(seq) is int and seq >= 0)
     _need(type(op) is str and type(actor) is str and type(detail) is dict)
@@ -185,6 +277,8 @@ def _entry(fields: Sequence[Any], digest: bytes) -> LogEntry:
         _need(text is None or type(text) is str)
     for number in (version, session):
         _need(number is None or type(number) is int)
+    for count in accounts.values():
+        _need(type(count) is int and count >= 0)
     entry = LogEntry(
         seq,
         time,
@@ -199,14 +293,17 @@ def _entry(fields: Sequence[Any], digest: bytes) -> LogEntry:
         sigs={name: from_text(text) for name, text in sigs.items()},
         salt=from_text(salt),
         detail=detail,
+        extra=extra,
+        accounts=accounts,
+        tags=tuple([from_text(tag) for tag in tags]),
         prev=bytes.fromhex(prev),
         hash=digest,
     )
     _need(len(entry.salt) == SALT_SIZE)
+    _need(all(len(tag) == TAG_SIZE for tag in entry.tags))
+    _need(all(first < second for first, second in pairwise(entry.tags)))
     for known in detail.get("paths", {}).values():
         _need(known is None or _HEX.fullmatch(known) is not None)
-    for count, last in detail.get("accounts", {}).values():
-        _need(type(count) is int and _HEX.fullmatch(last) is not None)
     _need(len(entry.records) <= 2)
     return entry
 
@@ -222,34 +319,33 @@ def _need(holds: bool) -> None:
 
 
 def _spelled(fields: Sequence[Any]) -> bytes:
-    """Return the bytes of a line before its hash. `fields` are the other values of `KEYS` in order.
+    """Return the bytes of a line before its hash. `fields` are as `_fields` returns them.
 
-    Takes a third of the time of a JSON encoder. Raises TypeError or ValueError for values that JSON
-    cannot hold and text that cannot be encoded.
+    Takes a third of the time of a JSON encoder. Raises TypeError, ValueError or AttributeError for
+    values that JSON cannot hold and text that cannot be encoded.
     """
     seq, time, op, actor, owner, file, version, session, stage, rec, *others = fields
-    sigs, salt, detail, prev = others
+    sigs, salt, detail, extra, accounts, tags, prev = others
     signed = ",".join([f"{_TEXT(name)}:{_TEXT(one)}" for name, one in sigs.items()])
+    added = "".join([f",{_TEXT(name)}:{_ENCODER.encode(one)}" for name, one in extra.items()])
+    counts = ",".join([f"{_TEXT(user)}:{count}" for user, count in accounts.items()])
+    marks = ",".join([_TEXT(tag) for tag in tags])
     return (
-        f'{{"seq":{seq},"time":{_TEXT(time)},"op":{_TEXT(op)},"actor":{_TEXT(actor)},'
-        f'"owner":{_optional(owner)},"file":{_optional(file)},"version":{_number(version)},'
-        f'"session":{_number(session)},"stage":{_optional(stage)},"rec":{_optional(rec)},'
-        f'"sigs":{{{signed}}},"salt":{_TEXT(salt)},"detail":{_detail(detail)},'
+        f'{{"v":{VERSION},"seq":{seq},"time":{_TEXT(time)},"op":{_TEXT(op)},'
+        f'"actor":{_TEXT(actor)},"owner":{_optional(owner)},"file":{_optional(file)},'
+        f'"version":{_number(version)},"session":{_number(session)},"stage":{_optional(stage)},'
+        f'"rec":{_optional(rec)},"sigs":{{{signed}}},"salt":{_TEXT(salt)},'
+        f'"detail":{_detail(detail)}{added},"accounts":{{{counts}}},"tags":[{marks}],'
         f'"prev":{_TEXT(prev)}'
     ).encode()
 
 
 def _detail(detail: Mapping[str, Any]) -> str:
-    """Encode `detail`; the members of nearly every entry need no JSON encoder."""
+    """Encode `detail`; the paths of nearly every entry need no JSON encoder."""
     members = []
     for name, value in detail.items():
         if name == "paths":
             text = ",".join([f"{_TEXT(path)}:{_optional(known)}" for path, known in value.items()])
-            text = f"{{{text}}}"
-        elif name == "accounts":
-            text = ",".join(
-                [f"{_TEXT(user)}:[{count},{_TEXT(last)}]" for user, (count, last) in value.items()]
-            )
             text = f"{{{text}}}"
         else:
             text = _ENCODER.encode(value)

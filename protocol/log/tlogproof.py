@@ -9,7 +9,7 @@ The format is C2SP tlog-proof (c2sp.org/tlog-proof)::
 
     CHECKPOINT              the signed note (see `checkpoint`)
 
-The file does not hold the leaf, because the hash of the line is the leaf's data. So one file shows
+The file does not hold the leaf, because the leaf's data follows from the line. So one file shows
 what happened and, with only the log's verification key, proves that the log holds it. A proof has
 one form; any other spelling is refused, even if it means the same.
 """
@@ -79,6 +79,6 @@ def verify(proof: TlogProof, verifier: Verifier) -> tuple[LogEntry, Checkpoint]:
     """
     signed = checkpoint.verify(proof.note, verifier)
     entry = auditlog.parse(proof.line, seq=proof.index)
-    leaf = merkle.leaf_hash(entry.hash)
+    leaf = merkle.leaf_hash(entry.leaf_data)
     merkle.verify_inclusion(leaf, proof.index, signed.size, proof.path, signed.root)
     return entry, signed

@@ -1,8 +1,7 @@
 """The entries of our own account in the server's log, without a gap.
 
-Each entry states, for every account it concerns, the number of earlier entries of that account and
-the hash of the last one (``detail.accounts``). So one proven entry, that of this session's login,
-implies all before it: none can be left out or inserted.
+Each entry states, for every account it concerns, the number of earlier entries of that account
+(`accounts`). Every entry is proven to be in the log, and its number must be the next one.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from protocol.codec.values import Mutable
 from protocol.log import auditlog
 from protocol.log.auditlog import LogEntry
 from protocol.records.records import FileRecord
+from protocol.wire.messages import Reply
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from protocol.wire.messages.log import (
     INCLUSION,
@@ -25,7 +25,7 @@ from protocol.wire.messages.log import (
     LogProof,
 )
 from sfsc.errors import BadReceipt, BadRecord, Rollback
-from sfsc.session.pipeline import pages
+from sfsc.session.pipeline import pages, pipelined
 from sfsc.session.server_errors import expect_proof
 from sfsc.session.session import LOGGED_AS, Session
 from sfsc.trust.server_log import REPORT, TreeHead
@@ -44,7 +44,7 @@ class _EntryChain(Mutable):
 
     def append(self, entry: LogEntry) -> None:
         """Advance to `entry`. Raises `BadReceipt` unless it is the next one."""
-        if entry.accounts[self.user] != (self.count, self.last):
+        if entry.accounts[self.user] != self.count:
             raise BadReceipt(
                 f"entry {entry.seq} of the log is not the next one of this account", REPORT
             )
@@ -60,7 +60,7 @@ class AccountLog:
 
     def entries(self) -> list[LogEntry]:
         """Return all entries of the account, oldest first, at least up to this session's login.
-        Each follows from the one before it, and the last is proven to be in the log.
+        Each is the next one, and proven to be in the log.
 
         Raises `BadReceipt` for a gap or a wrong entry, `Rollback` if this session's login is
         missing.
@@ -83,15 +83,14 @@ class AccountLog:
                     break
         if not found_login:
             raise Rollback("the log does not show this session's own login", REPORT)
-        self.prove_entry(found[-1])
+        self.prove_entries(found)
         return found, LogPosition(found[-1].seq + 1, chain.count, chain.last)
 
     def entries_after(self, entries: list[LogEntry]) -> list[LogEntry]:
         """Return the account's entries after these, which are its first. Raises as `entries`."""
         chain = _EntryChain(self._session.account.user, len(entries), entries[-1].hash)
         found = list(self._following(chain, entries[-1].seq + 1))
-        if found:
-            self.prove_entry(found[-1])
+        self.prove_entries(found)
         return found
 
     def _following(self, chain: _EntryChain, first: int) -> Generator[LogEntry]:
@@ -181,3 +180,17 @@ class AccountLog:
         proof = expect_proof(self._session.ask(LogProof(INCLUSION, entry.seq, point.size)))
         self._session.trust.check_included(entry, point, proof)
         return point, proof
+
+    def prove_entries(self, entries: list[LogEntry]) -> None:
+        """Verify that the present log has all `entries`. Raises `BadReceipt`, and as
+        `Session.refresh_log`."""
+        if not entries:
+            return
+        point = self._session.refresh_log()
+
+        def check(entry: LogEntry, reply: Reply) -> None:
+            self._session.trust.check_included(entry, point, expect_proof(reply))
+
+        requests = ((one, LogProof(INCLUSION, one.seq, point.size)) for one in entries)
+        for _ in pipelined(self._session, requests, check):
+            pass

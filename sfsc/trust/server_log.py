@@ -261,7 +261,7 @@ class ServerTrust:
     def check_included(self, entry: LogEntry, point: TreeHead, proof: tuple[bytes, ...]) -> None:
         """Check that the log of a proven tree head `point` has the entry. Raises `BadReceipt`."""
         try:
-            leaf = merkle.leaf_hash(entry.hash)
+            leaf = merkle.leaf_hash(entry.leaf_data)
             merkle.verify_inclusion(leaf, entry.seq, point.size, proof, point.root)
         except ProofError as exc:
             raise BadReceipt(f"the log does not prove entry {entry.seq}: {exc}", REPORT) from exc

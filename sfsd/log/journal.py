@@ -37,7 +37,7 @@ from sfsd.errors import (
 from sfsd.fs.files import Files
 from sfsd.log import replay
 from sfsd.log.file import RESERVE_SIZE, DiskReserve, LogFile
-from sfsd.log.replay import NO_ENTRY, AccountHead, LogState
+from sfsd.log.replay import LogState
 from sfsd.log.tree import MAX_ACCOUNTS, LogTree, ProofCache, TreeMark
 
 _log = logging.getLogger(__name__)
@@ -46,11 +46,16 @@ _MARK_EVERY = 4096
 
 
 class AppendedEntry(Value):
-    """One durable entry: its seq, its hash (32 bytes) and its line without newline."""
+    """One durable entry: its seq, its leaf data and its line without newline."""
 
     seq: int
-    hash: bytes
+    leaf: bytes
     line: bytes
+
+    @property
+    def hash(self) -> bytes:
+        """The entry's hash, 32 bytes."""
+        return self.leaf[: merkle.HASH_SIZE]
 
 
 def now() -> datetime:
@@ -99,7 +104,7 @@ class Journal:
             self._close_files()
             raise
         self._proofs = ProofCache(self._tree)
-        self._state, self._accounts = found.state, found.heads
+        self._state, self._counts = found.state, found.counts
         self._marked = self._unverified = found.unverified
         self.reserve.refill()
 
@@ -117,18 +122,18 @@ class Journal:
         """Whether the reserve is used up: then only requests that free space or read make sense."""
         return not self.reserve.held
 
-    def account(self, user: str) -> AccountHead:
-        """Return how many entries belong to `user`, and the hash of the last one."""
-        return self._accounts.get(user, NO_ENTRY)
+    def count(self, user: str) -> int:
+        """Return how many entries belong to `user`."""
+        return self._counts.get(user, 0)
 
     def append(self, drafts: Sequence[EntryDraft]) -> list[AppendedEntry]:
         """Append `drafts` as the next entries, in order, in one write and one sync; all or none.
-        The committer fills a draft's `stage` and `detail["paths"]`; this fills
-        `detail["accounts"]`. Raises `EntryTooLongError` (nothing written), `JournalRefusedError`
-        (undone; `JournalFullError` for a full disk), `JournalFailedError` (from then on always)."""
+        The committer fills a draft's `stage` and `detail["paths"]`. Raises `EntryTooLongError`
+        (nothing written), `JournalRefusedError` (undone; `JournalFullError` for a full disk),
+        `JournalFailedError` (from then on always)."""
         if self.failed is not None:
             raise JournalFailedError(self.failed)
-        appended, heads = self._encode(drafts)
+        appended, counts = self._encode(drafts)
         if not appended:
             return []
         try:
@@ -139,33 +144,33 @@ class Journal:
         except JournalFailedError as exc:
             self.failed = str(exc)
             raise
-        self._accounts |= heads
+        self._counts |= counts
         self._advance(appended)
         return appended
 
-    def _encode(
-        self, drafts: Sequence[EntryDraft]
-    ) -> tuple[list[AppendedEntry], dict[str, AccountHead]]:
+    def _encode(self, drafts: Sequence[EntryDraft]) -> tuple[list[AppendedEntry], dict[str, int]]:
         time = self._clock().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-        prev, heads, appended = self._state.hash, dict[str, AccountHead](), list[AppendedEntry]()
+        prev, counts, appended = self._state.hash, dict[str, int](), list[AppendedEntry]()
         salts = os.urandom(auditlog.SALT_SIZE * len(drafts))
         for index, draft in enumerate(drafts):
-            befores = {user: heads.get(user) or self.account(user) for user in draft.accounts}
-            accounts = {user: (count, last.hex()) for user, (count, last) in befores.items()}
+            accounts = {user: counts.get(user) or self.count(user) for user in draft.accounts}
+            tags: list[bytes] = []
             try:
                 line, prev = auditlog.encode(
                     draft,
                     seq=self._state.size + index,
                     time=time,
                     salt=salts[index * auditlog.SALT_SIZE : (index + 1) * auditlog.SALT_SIZE],
-                    detail={**draft.detail, "accounts": accounts},
+                    detail=draft.detail,
+                    accounts=accounts,
+                    tags=tags,
                     prev=prev,
                 )
             except LogError as exc:
                 raise EntryTooLongError(str(exc), index=index) from exc
-            heads |= {user: (count + 1, prev) for user, (count, _) in befores.items()}
-            appended.append(AppendedEntry(self._state.size + index, prev, line))
-        return appended, heads
+            counts |= {user: count + 1 for user, count in accounts.items()}
+            appended.append(AppendedEntry(self._state.size + index, prev + b"".join(tags), line))
+        return appended, counts
 
     def _advance(self, appended: Sequence[AppendedEntry]) -> None:
         """Add durable lines to the in-memory state. Readers see the new state last."""
@@ -173,7 +178,7 @@ class Journal:
         self._recent = {item.seq: item.line for item in appended}
         end = self._state.end
         for item in appended:
-            self._tree.append(item.hash, end)
+            self._tree.append(item.leaf, end)
             end += len(item.line) + 1
         self._state = LogState(appended[-1].seq + 1, end, appended[-1].hash, self._tree.root())
 
@@ -184,10 +189,9 @@ class Journal:
         state = self._state
         if self.failed or state.size - self._marked.size < (1 if force else _MARK_EVERY):
             return
-        if len(self._accounts) > MAX_ACCOUNTS:
+        if len(self._counts) > MAX_ACCOUNTS:
             return  # starts read the whole log; nothing else is lost
-        heads = sorted(self._accounts.items())
-        accounts = tuple((user, count, last) for user, (count, last) in heads)
+        accounts = tuple(sorted(self._counts.items()))
         note = self.checkpoint()
         try:
             with self._signing:
@@ -230,7 +234,7 @@ class Journal:
         A line whose leaf is in the tree was checked when it was added."""
         line = self.line(seq)
         try:
-            leaf = merkle.leaf_hash(auditlog.line_hash(line, seq=seq))
+            leaf = merkle.leaf_hash(auditlog.leaf_data(line, seq=seq))
         except LogError as exc:
             raise JournalDamagedError.from_log_error(exc) from exc
         if self._proofs.node(0, seq) != leaf:

@@ -20,9 +20,6 @@ from sfsd.errors import JournalDamagedError
 from sfsd.log.file import LogFile
 from sfsd.log.tree import LogTree, TreeMark
 
-AccountHead = tuple[int, bytes]
-"""An account's number of entries and the last one's hash (`GENESIS` if there are none)."""
-NO_ENTRY: AccountHead = (0, auditlog.GENESIS)
 _FLUSH_EVERY = 65_536
 """Lines between flushes while the cache is rebuilt: about 5 MiB of memory."""
 
@@ -40,10 +37,11 @@ EMPTY = LogState(0, 0, auditlog.GENESIS, merkle.EMPTY_ROOT)
 
 
 class ReplayResult(Value):
-    """Result of a start: the log's `state`, the account `heads`, and the `unverified` part."""
+    """Result of a start: the log's `state`, each account's number of entries, and the `unverified`
+    part."""
 
     state: LogState
-    heads: dict[str, AccountHead]
+    counts: dict[str, int]
     unverified: LogState
 
 
@@ -71,21 +69,21 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
     if mark is None or not _fits(mark, file, tree):
         # The cache does not match this log. Read all of it, and report damage in the log itself.
         tree.truncate(0)
-        unverified, heads = EMPTY, {}
+        unverified, counts = EMPTY, {}
     else:
         tree.truncate(mark.size)
         unverified = LogState(mark.size, mark.offset, mark.hash, mark.root)
-        heads = {user: (count, last) for user, count, last in mark.accounts}
+        counts = dict(mark.accounts)
     size, end, last = unverified.size, unverified.end, unverified.hash
     for line in file.lines(end, file.end):
         try:
             entry = next(auditlog.verify_chain([line], first=size, prev=last))
-            _advance_heads(heads, entry)
+            _advance_counts(counts, entry)
         except LogError as exc:
             if size < signed.size:
                 raise JournalDamagedError.from_log_error(exc) from exc
             break
-        tree.append(entry.hash, end)
+        tree.append(entry.leaf_data, end)
         size, end, last = size + 1, end + len(line) + 1, entry.hash
         if size % _FLUSH_EVERY == 0:
             with suppress(OSError):  # no space on the disk: the nodes stay in memory
@@ -99,7 +97,7 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
         # The lines chain, so they were rewritten from some entry on. Only a copy of the log could
         # show which.
         raise JournalDamagedError("this entry or a later one differs from the signed log", seq=0)
-    return ReplayResult(LogState(size, end, last, tree.root()), heads, unverified)
+    return ReplayResult(LogState(size, end, last, tree.root()), counts, unverified)
 
 
 def compare(
@@ -116,8 +114,8 @@ def compare(
             if stop.is_set():
                 return []
             seq = frontier.size
-            entry_hash = auditlog.line_hash(line, seq=seq)
-            completed = b"".join(frontier.append(merkle.leaf_hash(entry_hash)))
+            leaf = merkle.leaf_hash(auditlog.leaf_data(line, seq=seq))
+            completed = b"".join(frontier.append(leaf))
             if not tree.agrees(seq, offset, completed):
                 differences.append((seq, offset, completed))
             offset += len(line) + 1
@@ -145,8 +143,8 @@ def _fits(mark: TreeMark, file: LogFile, tree: LogTree) -> bool:
         return False
 
 
-def _advance_heads(heads: dict[str, AccountHead], entry: LogEntry) -> None:
-    for user, head in entry.accounts.items():
-        if head != heads.get(user, NO_ENTRY):
+def _advance_counts(counts: dict[str, int], entry: LogEntry) -> None:
+    for user, count in entry.accounts.items():
+        if count != counts.get(user, 0):
             raise LogError(f"not the next entry of {user[:40]!r}", seq=entry.seq)
-    heads |= {user: (count + 1, entry.hash) for user, (count, _) in entry.accounts.items()}
+    counts |= {user: count + 1 for user, count in entry.accounts.items()}

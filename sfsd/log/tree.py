@@ -36,7 +36,7 @@ have quoted."""
 
 
 class TreeMark(SignedStruct):
-    """The log's first `size` lines: bytes, last hash, root, each account's (count, last hash)."""
+    """The log's first `size` lines: bytes, last hash, root, each account's number of entries."""
 
     LIMIT: ClassVar[int] = 1 << 20
     ELEMENTS: ClassVar[int] = MAX_ACCOUNTS
@@ -45,7 +45,7 @@ class TreeMark(SignedStruct):
     offset: Count
     hash: Bytes32
     root: Bytes32
-    accounts: Annotated[tuple[tuple[Principal, Count, Bytes32], ...], AtMost(MAX_ACCOUNTS)]
+    accounts: Annotated[tuple[tuple[Principal, Count], ...], AtMost(MAX_ACCOUNTS)]
 
 
 class LogTree:
@@ -104,9 +104,9 @@ class LogTree:
             self._nodes, self._offsets = bytearray(), bytearray()
         self._frontier = merkle.Frontier.load(size, self.node)
 
-    def append(self, entry_hash: bytes, offset: int) -> None:
-        """Add a line: its entry hash and its byte offset in the log. In memory; cannot fail."""
-        completed = self._frontier.append(merkle.leaf_hash(entry_hash))
+    def append(self, leaf_data: bytes, offset: int) -> None:
+        """Add a line: its leaf data and its byte offset in the log. In memory; cannot fail."""
+        completed = self._frontier.append(merkle.leaf_hash(leaf_data))
         with self._lock:
             self._nodes += b"".join(completed)
             self._offsets += offset.to_bytes(_OFFSET_SIZE, "big")

@@ -32,7 +32,7 @@ _COVERED: Final = -75
 """A line ends in ``,"prev":"…","hash":"…"}``: its hash covers the bytes before ``,"hash"``."""
 _PREV: Final = slice(-140, -76)
 _HASH: Final = slice(-66, -2)
-_SEQ: Final = re.compile(rb'\{"seq":(0|[1-9][0-9]{0,15}),')
+_SEQ: Final = re.compile(rb'\{"v":2,"seq":(0|[1-9][0-9]{0,15}),')
 _POLL_SECONDS: Final = 0.25
 """Seconds between reads of a log that is followed."""
 
@@ -154,10 +154,10 @@ def _verify_lines(lines: list[bytes], first: int, prev: bytes) -> list[bytes]:
         if (
             line[_COVERED:] != b',"hash":"%b"}' % stated
             or line[_PREV] != prev
-            or not line.startswith(b'{"seq":%d,' % seq)
+            or not line.startswith(b'{"v":2,"seq":%d,' % seq)
         ):
             raise ValueError("malformed log lines")
-        leaves.append(sha256(b"\0" + digest).digest())
+        leaves.append(sha256(b"\0" + digest + auditlog.tags_of(line)).digest())
         prev = stated
     return leaves
 
@@ -172,7 +172,7 @@ def verify_log(root: Path, each: Callable[[LogEntry], None] = lambda _entry: Non
     differs: int | None = None
     try:
         for entry in auditlog.verify_chain(complete_lines(root)):
-            leaf = merkle.leaf_hash(entry.hash)
+            leaf = merkle.leaf_hash(entry.leaf_data)
             frontier.append(leaf)
             each(entry)
             if (

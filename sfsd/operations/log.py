@@ -51,7 +51,7 @@ def log_proof(server: ServerContext, who: Principal, message: LogProof) -> LogPr
 
 @operation(LogEntries, access=READERS, slow=True, weight=PIECE)
 def log_entries(server: ServerContext, who: Principal, message: LogEntries) -> LogPage:
-    """Return log entries from `first` on: own entries in full, of others only the hash.
+    """Return log entries from `first` on: own entries in full, of others only the leaf.
 
     Sessions of older keys may not: a stolen old key or enrolment token must not reveal activity.
     """
@@ -68,7 +68,7 @@ def log_entries(server: ServerContext, who: Principal, message: LogEntries) -> L
 
 
 def _items(server: ServerContext, who: Principal, wanted: range, *, own: bool) -> Iterator[LogItem]:
-    """Yield own lines in full, and unless `own` is set the hashes of the others."""
+    """Yield own lines in full, and unless `own` is set the leaf data of the others."""
     if not wanted:
         return
     for seq, line in enumerate(server.journal.lines(wanted.start, wanted.stop), wanted.start):
@@ -76,7 +76,7 @@ def _items(server: ServerContext, who: Principal, wanted: range, *, own: bool) -
             if _may_read(who, seq, line):
                 yield LogItem(seq, line)
             elif not own:
-                yield LogItem(seq, auditlog.line_hash(line, seq=seq))
+                yield LogItem(seq, auditlog.leaf_data(line, seq=seq))
         except LogError as exc:
             raise JournalDamagedError.from_log_error(exc) from exc
 

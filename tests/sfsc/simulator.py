@@ -107,7 +107,7 @@ class SimulatedLog:
         other.server, other.key, other.server_id = self.server, self.key, self.server_id
         for line in self.lines[:size]:
             other._take(line, auditlog.line_hash(line))
-            for user, (count, _) in auditlog.parse(line).accounts.items():
+            for user, count in auditlog.parse(line).accounts.items():
                 other.heads[user] = (count + 1, auditlog.line_hash(line))
         return other
 
@@ -127,13 +127,15 @@ class SimulatedLog:
         """Append an entry and return its seq."""
         seq = len(self.lines)
         heads = {user: self.heads.get(user, (0, auditlog.GENESIS)) for user in draft.accounts}
-        accounts = {user: [count, last.hex()] for user, (count, last) in heads.items()}
+        accounts = {user: count for user, (count, _) in heads.items()}
         line, digest = auditlog.encode(
             draft,
             seq=seq,
             time=TIME,
             salt=os.urandom(16),
-            detail={**draft.detail, "accounts": accounts},
+            detail=draft.detail,
+            accounts=accounts,
+            tags=(),
             prev=self._prev,
         )
         self._take(line, digest)
@@ -147,7 +149,7 @@ class SimulatedLog:
 
     def _take(self, line: bytes, digest: bytes) -> None:
         self.lines.append(line)
-        self.leaves.append(merkle.leaf_hash(digest))
+        self.leaves.append(merkle.leaf_hash(auditlog.leaf_data(line)))
         self._prev = digest
 
     @property

@@ -171,7 +171,7 @@ def check_receipt(receipt: Receipt, body: bytes | None = None) -> LogEntry:
     """Verify a receipt (line hash, inclusion, checkpoint) and return the entry that it proves."""
     point = verify(receipt.checkpoint, VERIFIER)
     entry = auditlog.parse(receipt.line)
-    leaf = merkle.leaf_hash(entry.hash)
+    leaf = merkle.leaf_hash(entry.leaf_data)
     merkle.verify_inclusion(leaf, entry.seq, point.size, receipt.inclusion, point.root)
     if body is not None:
         assert entry.rec == body

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from protocol.codec import merkle
 from protocol.log import auditlog, checkpoint
-from protocol.log.auditlog import GENESIS, EntryDraft, LogEntry
+from protocol.log.auditlog import EntryDraft, LogEntry
 from protocol.log.checkpoint import Checkpoint, Verifier
 from protocol.records.signatures import SigningKey
 from sfsd.fs.files import Files
@@ -45,22 +45,22 @@ def check(journal: Journal) -> list[LogEntry]:
     lines = list(journal.lines())
     entries = list(auditlog.verify_chain(lines))
     assert len(entries) == journal.size
-    leaves = [merkle.leaf_hash(entry.hash) for entry in entries]
+    leaves = [merkle.leaf_hash(entry.leaf_data) for entry in entries]
     note = checkpoint.verify(journal.checkpoint(), VERIFIER)
     assert note == Checkpoint(ORIGIN, len(lines), merkle.root(leaves))
-    heads: dict[str, tuple[int, bytes]] = {}
+    counts: dict[str, int] = {}
     for entry, line in zip(entries, lines, strict=True):
         assert journal.line(entry.seq) == line
         assert journal.entry(entry.seq) == entry
-        for user, head in entry.accounts.items():
-            assert head == heads.get(user, (0, GENESIS))
-            heads[user] = (head[0] + 1, entry.hash)
+        for user, count in entry.accounts.items():
+            assert count == counts.get(user, 0)
+            counts[user] = count + 1
         proof = journal.prove_inclusion(entry.seq, note.size)
         merkle.verify_inclusion(leaves[entry.seq], entry.seq, note.size, proof, note.root)
         proof = journal.prove_consistency(entry.seq, note.size)
         old_root = merkle.root(leaves[: entry.seq])
         merkle.verify_consistency(entry.seq, old_root, note.size, note.root, proof)
         assert journal.root_at(entry.seq) == old_root
-    for user, head in heads.items():
-        assert journal.account(user) == head
+    for user, count in counts.items():
+        assert journal.count(user) == count
     return entries

@@ -24,6 +24,8 @@ def rewritten(lines: list[bytes], seq: int, *, chain: bool) -> list[bytes]:
             time=entry.time,
             salt=entry.salt,
             detail=entry.detail,
+            accounts=entry.accounts,
+            tags=entry.tags,
             prev=prev,
         )
     return changed

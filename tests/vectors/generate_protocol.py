@@ -114,7 +114,7 @@ def vectors() -> dict[str, object]:
         "log": {
             "vkey": examples.LOG_KEY.vkey,
             "lines": [line.decode() for line in examples.LOG],
-            "entry_hashes": [auditlog.line_hash(line).hex() for line in examples.LOG],
+            "leaf_data": [auditlog.leaf_data(line).hex() for line in examples.LOG],
             "root": examples.ROOT.hex(),
             "checkpoint": examples.CHECKPOINT.decode(),
             "consistency_from_3": plain(examples.RECEIPT.consistency),

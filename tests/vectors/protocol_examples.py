@@ -224,6 +224,8 @@ def _log() -> list[bytes]:
             time=f"2026-01-01T00:00:{seq:02}.000Z",
             salt=fill(f"salt {seq}", auditlog.SALT_SIZE),
             detail={},
+            accounts={},
+            tags=(),
             prev=prev,
         )
         lines.append(line)
@@ -236,7 +238,7 @@ def _logged(name: str) -> dict[str, Any]:
 
 
 LOG = _log()
-LEAVES = [merkle.leaf_hash(auditlog.line_hash(line)) for line in LOG]
+LEAVES = [merkle.leaf_hash(auditlog.leaf_data(line)) for line in LOG]
 
 
 def _node(level: int, index: int) -> bytes:

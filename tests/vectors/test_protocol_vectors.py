@@ -111,12 +111,12 @@ def test_endorsement() -> None:
 def test_the_log_chains_and_its_receipt_verifies() -> None:
     log = VECTORS["log"]
     lines = [line.encode() for line in log["lines"]]
-    hashes = [entry.hash for entry in auditlog.verify_chain(lines)]
-    assert [digest.hex() for digest in hashes] == log["entry_hashes"]
+    entries = list(auditlog.verify_chain(lines))
+    assert [entry.leaf_data.hex() for entry in entries] == log["leaf_data"]
     verifier = checkpoint.Verifier.parse(log["vkey"])
     known = checkpoint.verify(log["checkpoint"].encode(), verifier)
     assert (known.size, known.root.hex()) == (len(lines), log["root"])
-    leaves = [merkle.leaf_hash(digest) for digest in hashes]
+    leaves = [merkle.leaf_hash(entry.leaf_data) for entry in entries]
     assert merkle.root(leaves) == known.root
     receipt = protocol_examples.RECEIPT
     merkle.verify_inclusion(leaves[3], 3, known.size, receipt.inclusion, known.root)

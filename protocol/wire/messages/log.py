@@ -28,10 +28,7 @@ class LogHead(Request):
 
 
 class LogItem(Struct):
-    """Entry `seq`: its exact line without newline, or its 32-byte hash if the user may not read it.
-
-    No line is as short as a hash.
-    """
+    """Entry `seq`: its exact line without newline, or its leaf data if the user may not read it."""
 
     seq: Count
     data: Annotated[bytes, AtMost(MAX_LINE)]
@@ -53,8 +50,8 @@ class LogPage(Reply):
 class LogEntries(Request):
     """Get at most `limit` entries from seq `first` on; with `own`, only those the user may read.
 
-    A gap in these would show: each states in ``detail.accounts`` how many entries of the account
-    came before it, and the hash of the last.
+    A gap in these would show: each states in `accounts` how many entries of the account came before
+    it.
     """
 
     first: Count

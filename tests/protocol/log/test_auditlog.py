@@ -17,6 +17,8 @@ from protocol.log.auditlog import GENESIS, KEYS, MAX_LINE, EntryDraft
 
 TIME = "2024-02-29T23:59:59.999Z"
 SALT = bytes(range(16))
+TAGS = (b"\xff" * 16, bytes(16), bytes(15) + b"\1")
+"""In another order than in the line."""
 DRAFT = EntryDraft(
     op="upload",
     actor="alice",
@@ -33,9 +35,16 @@ DRAFT = EntryDraft(
 
 
 def encode(draft: EntryDraft = DRAFT, seq: int = 0, prev: bytes = GENESIS) -> tuple[bytes, bytes]:
-    accounts = {user: [seq, prev.hex()] for user in draft.accounts}
-    detail = {**draft.detail, "accounts": accounts}
-    return auditlog.encode(draft, seq=seq, time=TIME, salt=SALT, detail=detail, prev=prev)
+    return auditlog.encode(
+        draft,
+        seq=seq,
+        time=TIME,
+        salt=SALT,
+        detail=draft.detail,
+        accounts=dict.fromkeys(draft.accounts, seq),
+        tags=TAGS,
+        prev=prev,
+    )
 
 
 def sealed(body: bytes) -> bytes:
@@ -53,14 +62,14 @@ def resealed(change: Callable[[dict[str, Any]], object], line: bytes | None = No
 def test_a_known_line() -> None:
     line, digest = encode()
     assert line == (
-        b'{"seq":0,"time":"2024-02-29T23:59:59.999Z","op":"upload","actor":"alice",'
+        b'{"v":2,"seq":0,"time":"2024-02-29T23:59:59.999Z","op":"upload","actor":"alice",'
         b'"owner":"alice","file":"0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f","version":3,"session":7,'
         b'"stage":"5d","rec":"gXJlY29yZP8=","sigs":{"2":"' + b"c3Nz" * 21 + b'cw=="},'
         b'"salt":"AAECAwQFBgcICQoLDA0ODw==","detail":{"paths":{"alice/files/0f/x.json":"'
         + b"ab" * 32
-        + b'","alice/inbox/y":null},"note":"\\u00fc","accounts":{"alice":[0,"'
-        + hashlib.sha256(b"sfs/v2/genesis").hexdigest().encode()
-        + b'"]}},"prev":"'
+        + b'","alice/inbox/y":null},"note":"\\u00fc"},"accounts":{"alice":0},'
+        + b'"tags":["AAAAAAAAAAAAAAAAAAAAAA==","AAAAAAAAAAAAAAAAAAAAAQ==",'
+        + b'"/////////////////////w=="],"prev":"'
         + hashlib.sha256(b"sfs/v2/genesis").hexdigest().encode()
         + b'","hash":"'
         + digest.hex().encode()
@@ -70,6 +79,8 @@ def test_a_known_line() -> None:
     body, _, tail = line.rpartition(b',"hash":"')
     assert hashlib.sha256(body).hexdigest() + '"}' == tail.decode()
     assert tuple(json.loads(line)) == KEYS
+    leaf = digest + bytes(16) + bytes(15) + b"\1" + b"\xff" * 16
+    assert auditlog.leaf_data(line) == auditlog.parse(line).leaf_data == leaf
 
 
 def test_a_line_parses_to_its_draft() -> None:
@@ -80,7 +91,9 @@ def test_a_line_parses_to_its_draft() -> None:
     assert (entry.seq, entry.time, entry.salt) == (4, TIME, SALT)
     assert (entry.prev, entry.hash) == (bytes(32), digest)
     assert entry.paths == {"alice/files/0f/x.json": bytes.fromhex("ab" * 32), "alice/inbox/y": None}
-    assert entry.accounts == {"alice": (4, bytes(32))}
+    assert entry.accounts == {"alice": 4}
+    assert entry.tags == tuple(sorted(TAGS))
+    assert entry.extra == {}
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -109,25 +122,44 @@ details = st.recursive(
         optional={
             "paths": st.dictionaries(texts, st.none() | st.just("ab" * 32), max_size=3),
             "note": details,
-            "accounts": st.dictionaries(
-                texts, st.tuples(st.integers(0, 2**40), st.just("cd" * 32)).map(list), max_size=3
-            ),
             "ü": details,
         },
     ),
     seq=st.integers(0, 2**40),
     salt=st.binary(min_size=16, max_size=16),
     prev=st.binary(min_size=32, max_size=32),
+    accounts=st.dictionaries(texts, st.integers(0, 2**40), max_size=3),
+    tags=st.sets(st.binary(min_size=16, max_size=16), max_size=3),
+    extra=st.dictionaries(texts.filter(lambda name: name not in KEYS), details, max_size=2),
 )
 def test_every_draft_makes_one_line_that_parses_back(
-    draft: EntryDraft, detail: dict[str, Any], seq: int, salt: bytes, prev: bytes
+    draft: EntryDraft,
+    detail: dict[str, Any],
+    seq: int,
+    salt: bytes,
+    prev: bytes,
+    accounts: dict[str, int],
+    tags: set[bytes],
+    extra: dict[str, Any],
 ) -> None:
-    line, digest = auditlog.encode(draft, seq=seq, time=TIME, salt=salt, detail=detail, prev=prev)
+    line, digest = auditlog.encode(
+        draft,
+        seq=seq,
+        time=TIME,
+        salt=salt,
+        detail=detail,
+        accounts=accounts,
+        tags=tags,
+        prev=prev,
+        extra=extra,
+    )
     assert b"\n" not in line
     line.decode("ascii")
     assert line == json.dumps(json.loads(line), separators=(",", ":")).encode()
     entry = auditlog.parse(line)
     assert entry.detail == detail
+    assert (entry.accounts, entry.tags, entry.extra) == (accounts, tuple(sorted(tags)), extra)
+    assert auditlog.leaf_data(line) == entry.leaf_data == digest + b"".join(sorted(tags))
     assert (entry.seq, entry.salt, entry.prev, entry.hash) == (seq, salt, prev, digest)
     assert (entry.rec, entry.sigs, entry.actor) == (draft.rec, draft.sigs, draft.actor)
 
@@ -162,7 +194,26 @@ def reorder(value: dict[str, Any]) -> None:
     [
         reorder,
         lambda v: v.pop("stage"),
-        lambda v: v.update(extra=1),
+        lambda v: v.pop("v"),
+        lambda v: v.update(v=1),
+        lambda v: v.update(v=3),
+        lambda v: v.update(v=True),
+        lambda v: v.update(extra=1),  # behind `prev`, where nothing may be added
+        lambda v: v.pop("accounts"),
+        lambda v: v.pop("tags"),
+        lambda v: v.update(accounts=[]),
+        lambda v: v.update(accounts=None),
+        lambda v: v.update(tags=None),
+        lambda v: v.update(tags={}),
+        lambda v: v.update(tags="AAAAAAAAAAAAAAAAAAAAAA=="),
+        lambda v: v.update(tags=[1]),
+        lambda v: v.update(tags=[["AAAAAAAAAAAAAAAAAAAAAA=="]]),
+        lambda v: v.update(tags=v["tags"][::-1]),
+        lambda v: v.update(tags=v["tags"][:1] * 2),
+        lambda v: v.update(tags=["AAAAAAAAAAAAAAAAAAAA"]),  # 15 bytes
+        lambda v: v.update(tags=["AAAAAAAAAAAAAAAAAAAAAAA="]),  # 17 bytes
+        lambda v: v.update(tags=["AAAAAAAAAAAAAAAAAAAAAB=="]),  # stray bits
+        lambda v: v.update(tags=["AAAAAAAAAAAAAAAAAAAAA?=="]),
         lambda v: v.update(seq=-1),
         lambda v: v.update(seq=True),
         lambda v: v.update(seq="0"),
@@ -200,11 +251,12 @@ def reorder(value: dict[str, Any]) -> None:
         lambda v: v.update(detail={"paths": ["a"]}),
         lambda v: v.update(detail={"paths": {"a": 1}}),
         lambda v: v.update(detail={"paths": "a"}),
-        lambda v: v.update(detail={"accounts": {"a": [1]}}),
-        lambda v: v.update(detail={"accounts": {"a": "ab"}}),
-        lambda v: v.update(detail={"accounts": {"a": [[1], "ab" * 32]}}),
-        lambda v: v.update(detail={"accounts": {"a": [1, 2]}}),
-        lambda v: v.update(detail={"accounts": {"a": ["1", "ab" * 32]}}),
+        lambda v: v.update(accounts={"a": [1]}),
+        lambda v: v.update(accounts={"a": "1"}),
+        lambda v: v.update(accounts={"a": True}),
+        lambda v: v.update(accounts={"a": -1}),
+        lambda v: v.update(accounts={"a": 1.0}),
+        lambda v: v.update(accounts={"a": None}),
         lambda v: v.update(prev="AB" * 32),
         lambda v: v.update(prev="ab" * 31),
         lambda v: v.update(prev="ab" * 31 + "g0"),
@@ -225,6 +277,9 @@ def test_a_malformed_line_with_a_valid_hash_is_refused(
     [
         (b'"seq":0', b'"seq": 0'),
         (b'"seq":0', b'"seq":00'),
+        (b'{"v":2,', b'{"v":2,"v":2,'),
+        (b'{"v":2,', b'{"v":1,"v":2,'),
+        (b'{"v":2,', b'{"v":2.0,'),
         (b'"op":"upload"', b'"op":"\\u0075pload"'),
         (b'"op":"upload"', b'"op":"upload","op":"upload"'),
         (b'"note":"\\u00fc"', b'"note":"\\u00FC"'),
@@ -232,10 +287,13 @@ def test_a_malformed_line_with_a_valid_hash_is_refused(
         (b'"note":"\\u00fc"', b'"note":"\xff"'),
         (b'"note":"\\u00fc"', b'"note":1,"note":2'),
         (b'"note":"\\u00fc"', b'"note":NaN'),
+        (b'"accounts":{"alice":0}', b'"accounts":{"alice":0,"alice":0}'),
+        (b'"tags":', b'"tags":[],"tags":'),
+        (b'"prev":', b'"hash":"' + b"ab" * 32 + b'","prev":'),
         (b'"note":"\\u00fc"', b'"note":1e5'),
         (b'"note":"\\u00fc"', b'"note":' + b"9" * 5000),
         (b'"note":"\\u00fc"', b'"note":' + b"[" * 30_000 + b"]" * 30_000),
-        (b'{"seq"', b'[{"seq"'),
+        (b'{"v"', b'[{"v"'),
     ],
 )
 def test_non_canonical_lines_are_refused(old: bytes, new: bytes) -> None:
@@ -339,17 +397,83 @@ def test_the_records_of_an_entry() -> None:
 
 
 @pytest.mark.parametrize("spelled", [str.upper, lambda text: " ".join([text[:2], text[2:]])])
-@pytest.mark.parametrize("where", ["paths", "accounts"])
-def test_hashes_in_the_detail_are_canonical(where: str, spelled: Callable[[str], str]) -> None:
+def test_hashes_in_the_detail_are_canonical(spelled: Callable[[str], str]) -> None:
     """Otherwise data could be hidden in the spelling."""
     text = "ab" * 32
     for known in (text, spelled(text)):
-        detail = {where: {"ada": known if where == "paths" else [0, known]}}
-        line, _ = auditlog.encode(
-            EntryDraft("test", "ada"), seq=0, time=TIME, salt=bytes(16), detail=detail, prev=GENESIS
-        )
+        line, _ = encode(EntryDraft("test", "ada", detail={"paths": {"ada": known}}))
         if known == text:
             auditlog.parse(line)
         else:
             with pytest.raises(LogError):
                 auditlog.parse(line)
+
+
+def with_extra(*names: str) -> bytes:
+    """Return a line of a later version, with keys that this one does not know."""
+    body = encode()[0].rpartition(b',"hash":"')[0]
+    added = b"".join(b',"%b":{"b":[1,null],"a":"\\u00fc"}' % name.encode() for name in names)
+    return sealed(body.replace(b',"accounts":', added + b',"accounts":'))
+
+
+def test_unknown_keys_are_kept() -> None:
+    entry = auditlog.parse(with_extra("writer", "attest"))
+    value = {"b": [1, None], "a": "ü"}
+    assert list(entry.extra.items()) == [("writer", value), ("attest", value)]
+    assert (entry.accounts, entry.tags) == ({"alice": 0}, tuple(sorted(TAGS)))
+    assert entry.leaf_data == auditlog.leaf_data(with_extra("writer", "attest"))
+
+
+@pytest.mark.parametrize("names", [("writer", "writer"), ("tags",), ("seq",), ("hash",), ("v",)])
+def test_an_unknown_key_repeats_no_other(names: tuple[str, ...]) -> None:
+    with pytest.raises(LogError):
+        auditlog.parse(with_extra(*names))
+
+
+def test_a_hash_within_a_line_is_not_its_hash() -> None:
+    """The hash is taken from the end: neither a nested one nor one in a text counts."""
+    nested = replace(DRAFT, detail={"hash": "ab" * 32, "x": {"hash": "cd" * 32}, "y": '"hash":"'})
+    line, digest = encode(nested)
+    assert auditlog.parse(line).hash == auditlog.line_hash(line) == digest
+    assert hashlib.sha256(line[: line.rindex(b',"hash":"')]).digest() == digest
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        {"tags": ["AAAAAAAAAAAAAAAAAAAAAA=="], "prev": "ab" * 32},
+        {"x": ',"tags":["AAAAAAAAAAAAAAAAAAAAAA=="],"prev":"' + "ab" * 32 + '"'},
+        {"x": {"tags": []}},
+    ],
+)
+@pytest.mark.parametrize("tags", [(), TAGS])
+def test_tags_within_the_detail_are_not_its_tags(
+    detail: dict[str, Any], tags: tuple[bytes, ...]
+) -> None:
+    line, digest = auditlog.encode(
+        DRAFT, seq=0, time=TIME, salt=SALT, detail=detail, accounts={}, tags=tags, prev=GENESIS
+    )
+    assert auditlog.leaf_data(line) == digest + b"".join(sorted(tags))
+    assert auditlog.parse(line).tags == tuple(sorted(tags))
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        b"1",
+        b'"AAAAAAAAAAAAAAAAAAAAAA==",',
+        b'"AAAAAAAAAAAAAAAAAAAAAB=="',
+        b'"AAAAAAAAAAAAAAAAAAAAAA==","AAAAAAAAAAAAAAAAAAAAAA=="',
+        b'"/////////////////////w==","AAAAAAAAAAAAAAAAAAAAAA=="',
+    ],
+)
+def test_leaf_data_of_malformed_tags_is_refused(tags: bytes) -> None:
+    """Without parsing the line, which `parse` refuses as well."""
+    body = encode()[0].rpartition(b',"hash":"')[0]
+    start = body.index(b'"tags":[') + 8
+    wrong = sealed(body[:start] + tags + body[body.index(b"]", start) :])
+    for check in (auditlog.leaf_data, auditlog.parse):
+        with pytest.raises(LogError):
+            check(wrong, seq=0)
+    with pytest.raises(LogError):
+        auditlog.leaf_data(sealed(body.replace(b'"tags"', b'"tagz"')))

@@ -29,7 +29,14 @@ def written(count: int) -> tuple[list[bytes], list[bytes]]:
     for seq in range(count):
         draft = EntryDraft("put", "alice", "alice", f"{seq:032x}", 1)
         line, digest = auditlog.encode(
-            draft, seq=seq, time=TIME, salt=bytes(16), detail={}, prev=hashes[-1]
+            draft,
+            seq=seq,
+            time=TIME,
+            salt=bytes(16),
+            detail={},
+            accounts={"alice": seq},
+            tags=[seq.to_bytes(16)] * (seq % 3 > 0),
+            prev=hashes[-1],
         )
         lines.append(line)
         hashes.append(digest)
@@ -40,7 +47,7 @@ LINES, HASHES = written(21)
 
 
 def proof_of(seq: int, size: int) -> TlogProof:
-    leaves = [merkle.leaf_hash(digest) for digest in HASHES[:size]]
+    leaves = [merkle.leaf_hash(auditlog.leaf_data(line)) for line in LINES[:size]]
 
     def read(level: int, index: int) -> bytes:
         return merkle.root(leaves[index << level : (index + 1) << level])
@@ -157,5 +164,5 @@ def test_the_key_of_another_log_is_refused() -> None:
     with pytest.raises(CheckpointError):
         tlogproof.verify(PROOF, Verifier(ORIGIN, OTHER_KEY.public))
     assert tlogproof.verify(PROOF, LOG)[1] == Checkpoint(
-        ORIGIN, 21, merkle.root(map(merkle.leaf_hash, HASHES))
+        ORIGIN, 21, merkle.root(map(merkle.leaf_hash, map(auditlog.leaf_data, LINES)))
     )

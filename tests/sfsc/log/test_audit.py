@@ -145,7 +145,9 @@ def test_an_entry_that_is_not_in_the_tree(server: Simulator, session: Session) -
         seq=server.log.size,
         time="2026-11-25T00:00:00.000Z",
         salt=bytes(16),
-        detail={"accounts": {"ada": [count, last.hex()]}},
+        detail={},
+        accounts={"ada": count},
+        tags=(),
         prev=last,
     )
 

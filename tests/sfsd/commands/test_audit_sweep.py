@@ -124,4 +124,4 @@ def test_rewritten_and_signed_again(valid: ValidLog) -> None:
 
 
 def _leaves(lines: list[bytes]) -> list[bytes]:
-    return [merkle.leaf_hash(auditlog.line_hash(line)) for line in lines]
+    return [merkle.leaf_hash(auditlog.leaf_data(line)) for line in lines]

@@ -47,6 +47,10 @@ def walk(served: Daemon, who: Principal, limit: int = 100, *, own: bool) -> list
         first = answer.next
 
 
+def _is_line(item: LogItem) -> bool:
+    return item.data.startswith(b'{"v":2,')
+
+
 def head(served: Daemon, who: Principal) -> tuple[LogCheckpoint, Checkpoint]:
     answer = served.ask(who, LogHead())
     assert isinstance(answer, LogCheckpoint), answer
@@ -77,14 +81,14 @@ def test_every_user_can_compute_the_root_of_the_log(served: Daemon, limit: int) 
         items = walk(served, person.who, limit, own=False)
         _, point = head(served, person.who)
         assert [item.seq for item in items] == list(range(point.size))
-        hashes = [i.data if len(i.data) == 32 else auditlog.line_hash(i.data) for i in items]
-        assert merkle.root(map(merkle.leaf_hash, hashes)) == point.root
-        lines = [item for item in items if len(item.data) != 32]
+        leaves = [auditlog.leaf_data(i.data) if _is_line(i) else i.data for i in items]
+        assert merkle.root(map(merkle.leaf_hash, leaves)) == point.root
+        lines = [item for item in items if _is_line(item)]
         assert walk(served, person.who, limit, own=True) == lines
         for item in lines:
             entry = auditlog.parse(item.data, seq=item.seq)
             assert person.name in (entry.actor, entry.owner, *entry.accounts)
-        others = [served.context.journal.line(i.seq) for i in items if len(i.data) == 32]
+        others = [served.context.journal.line(i.seq) for i in items if not _is_line(i)]
         assert others
         assert not any(f'"{person.name}"'.encode() in line for line in others)
 
@@ -94,15 +98,11 @@ def test_own_entries_have_no_gap(served: Daemon) -> None:
     served.person("bob")
     served.open(ada.enroll())
     items = walk(served, ada.who, own=True)
-    previous: tuple[int, bytes] | None = None
     for count, item in enumerate(items):
         entry = auditlog.parse(item.data, seq=item.seq)
-        assert entry.accounts["ada"][0] == count
-        if previous is not None:
-            assert entry.accounts["ada"][1] == previous[1]
-        previous = (item.seq, entry.hash)
+        assert entry.accounts["ada"] == count
     assert len(items) >= 3
-    assert (len(items), previous and previous[1]) == served.context.journal.account("ada")
+    assert len(items) == served.context.journal.count("ada")
 
 
 def test_a_user_name_in_a_foreign_entry_reveals_nothing(served: Daemon) -> None:
@@ -111,7 +111,7 @@ def test_a_user_name_in_a_foreign_entry_reveals_nothing(served: Daemon) -> None:
     change = Change(EntryDraft("note", "bob", detail={"reason": "ada"}, accounts=("bob",)))
     seq = served.context.committer.submit(change).result(10)
     (item,) = page(served, ada.who, seq, 1, own=False).entries
-    assert item.data == auditlog.line_hash(served.context.journal.line(seq))
+    assert item.data == auditlog.leaf_data(served.context.journal.line(seq))
     (item,) = page(served, bob.who, seq, 1, own=True).entries
     assert item.data == served.context.journal.line(seq)
 
@@ -158,7 +158,7 @@ def test_proofs_verify(served: Daemon) -> None:
     journal = served.context.journal
     _, point = head(served, ada.who)
     for seq in range(point.size):
-        leaf = merkle.leaf_hash(auditlog.line_hash(journal.line(seq)))
+        leaf = merkle.leaf_hash(auditlog.leaf_data(journal.line(seq)))
         found = proof(served, ada.who, INCLUSION, seq, point.size)
         merkle.verify_inclusion(leaf, seq, point.size, found, point.root)
     for old in range(point.size + 1):

@@ -243,13 +243,15 @@ def test_a_purge_of_a_file_with_many_readers_fits_in_a_log_line(ada: Person) -> 
         rec=record.encode(),
         sigs={"0" * 64: bytes(64)},
     )
-    detail = {"purged": purged, "accounts": {owner: [10**9, "0" * 64]}, "paths": paths}
+    detail = {"purged": purged, "paths": paths}
     line, _ = auditlog.encode(
         draft,
         seq=10**9,
         time="2026-11-26T09:30:00.000Z",
         salt=bytes(16),
         detail=detail,
+        accounts={owner: 10**9},
+        tags=[bytes(16)],
         prev=GENESIS,
     )
     assert len(line) <= MAX_LINE

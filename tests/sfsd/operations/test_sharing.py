@@ -53,7 +53,7 @@ def test_lookup_proves_that_each_statement_is_in_the_log(served: Daemon) -> None
     point = verify(reply.checkpoint, VERIFIER)
     entry = auditlog.parse(link.line, seq=link.index)
     assert (entry.op, entry.owner, entry.rec) == ("enrol", "bob", link.statement)
-    leaf = merkle.leaf_hash(entry.hash)
+    leaf = merkle.leaf_hash(entry.leaf_data)
     merkle.verify_inclusion(leaf, link.index, point.size, link.inclusion, point.root)
     assert "192.0.2.7" not in link.line.decode()  # other users see this line
     old = ada.who.known_size
