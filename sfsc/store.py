@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocol.codec.terminal_text import printable
 from protocol.codec.values import Value
 from protocol.records.records import ReaderEntry, Statement
 from protocol.wire.messages.accounts import Usage, UsageAnswer
@@ -38,6 +37,7 @@ from sfsc.transfer.source import Source
 from sfsc.transfer.upload import Put, Uploads
 from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.state import open_client_state
+from sfsc.warning_log import log_warning
 
 if TYPE_CHECKING:  # imported at first use: few programs need them
     from sfsc.account.devices import DeviceInfo, Devices
@@ -146,12 +146,12 @@ class Store(Closing):
                         status.remember_failure()
                     raise
             elif auto_rotate is None and status.is_due():
-                _log_warning("your keys must be rotated", status.reason, "run `sfsc rotate`")
+                log_warning("your keys must be rotated", status.reason, "run `sfsc rotate`")
         except SfscError as exc:
             if self._session.is_restricted:
                 raise
             retry = "" if "`sfsc rotate`" in exc.hint else "; `sfsc rotate` tries it again"
-            _log_warning("your keys could not be renewed", exc.cause, exc.hint + retry)
+            log_warning("your keys could not be renewed", exc.cause, exc.hint + retry)
 
     def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
         """Store the content of `source`, a path or a binary stream, as the newest version of
@@ -577,14 +577,6 @@ class Store(Closing):
         from sfsc.files.history import FileHistory
 
         return FileHistory(self._session)
-
-
-def _log_warning(what: str, cause: str, hint: str) -> None:
-    """Log a warning. A program without logging, such as `sfsc`, prints it on stderr."""
-    import logging  # takes milliseconds that other commands need not spend
-
-    text = printable(f"warning: {what}: {cause}; {hint}")
-    logging.getLogger("sfsc").warning("%s", text)
 
 
 def _raise(_what: str, error: SfscError) -> None:

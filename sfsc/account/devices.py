@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +30,7 @@ from protocol.wire.messages.rotation import GetBundle, NewStatement, SealedBundl
 from sfsc.account.key_status import device_public_key, has_old_keys, is_rotating, new_device
 from sfsc.crypto.primitives import state_key
 from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
-from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
+from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UnsupportedKey, UsageError
 from sfsc.files.contacts import follow_user_chain
 from sfsc.keys.account_info import current_keys
 from sfsc.keys.bundle import Bundle, open_bundle, seal_bundle
@@ -47,6 +47,7 @@ from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session
 from sfsc.trust.identity_chain import fetch_newest_bundle
 from sfsc.trust.server_log import SentChange
+from sfsc.warning_log import log_warning
 
 if TYPE_CHECKING:
     from sfsc.keys.recovery_code import RecoveryCode
@@ -375,13 +376,34 @@ def next_statement(before: bytes, reason: str, now: int, **fields: Any) -> State
     """Return the statement after the one whose exact bytes are `before`, except for its bundle.
     `now` is in unix seconds; `fields` are the fields to change."""
     head = Statement.parse(before)
-    fields = {"voids": (), **fields, "prev": record_hash(before)}
+    fields = {"voids": (), "devices": head.devices, **fields, "prev": record_hash(before)}
+    fields["devices"] = _usable_devices(fields["devices"])
     return changed(head, n=head.n + 1, created=now, reason=reason, **fields)
 
 
+def _usable_devices(devices: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the devices whose keys can be used, and warn of the others. No real device has such a
+    key: somebody added it to make every later statement of the account fail."""
+    usable = []
+    for device_id, public in devices:
+        try:
+            PublicKey(XWING, public)
+        except UnsupportedKey as exc:
+            what = f"the device {device_id.hex()} is dropped"
+            log_warning(what, exc.cause, "if you did not add it, run `sfsc rotate --compromised`")
+        else:
+            usable.append((device_id, public))
+    return tuple(usable)
+
+
 def bundle_recipients(statement: Statement) -> list[PublicKey]:
-    """Return all keys that the bundle of a statement is sealed to."""
+    """Return all keys that the bundle of a statement is sealed to. A recovery key that cannot be
+    used is left out, with a warning."""
     keys = [PublicKey(XWING, public) for _, public in statement.devices]
     if statement.recovery is not None:
-        keys.append(PublicKey(XWING, statement.recovery.xwing_pub))
+        try:
+            keys.append(PublicKey(XWING, statement.recovery.xwing_pub))
+        except UnsupportedKey as exc:
+            what = "the account's recovery code cannot open it"
+            log_warning(what, exc.cause, "replace it by `sfsc key recovery`")
     return [*keys, PublicKey(statement.wrap_alg, statement.wrap_pub)]

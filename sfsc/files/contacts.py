@@ -27,7 +27,15 @@ from protocol.wire.messages import Error
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.crypto.envelope import Recipient
 from sfsc.crypto.wrap import PublicKey
-from sfsc.errors import BrokenChain, NotFound, Rollback, Untrusted, UsageError, WeakRecipient
+from sfsc.errors import (
+    BrokenChain,
+    NotFound,
+    Rollback,
+    UnsupportedKey,
+    Untrusted,
+    UsageError,
+    WeakRecipient,
+)
 from sfsc.keys.home import DEFAULT_MIN_WRAP_ALG
 from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.log.account_log import AccountLog
@@ -37,6 +45,7 @@ from sfsc.trust.file_records import FileOwner, owner_from_chain
 from sfsc.trust.identity_chain import follow_chain
 from sfsc.trust.peer_state import PeerState
 from sfsc.trust.server_log import REPORT
+from sfsc.warning_log import log_warning
 
 
 class Person(Value):
@@ -76,6 +85,7 @@ class Contacts:
         self._own_log = AccountLog(session)
         self._cache: dict[tuple[str, bytes], Person] = {}
         self._shown: dict[str, bytes] = {}
+        self._warned: set[str] = set()
 
     def find(self, user: str) -> Person:
         """Return the user whom the server shows as `user`, pinned or not. Raises `NotFound`, and
@@ -187,7 +197,8 @@ class Contacts:
     def recipients(
         self, head: FileRecord | None, readers: tuple[ReaderEntry, ...]
     ) -> list[Recipient]:
-        """Return the `readers` of a file whose grant and keys have not expired. `head` must be at
+        """Return the `readers` of a file whose grant and keys have not expired. A reader with a key
+        that nobody can encrypt for is left out, with a warning. `head` must be at
         least as new as the log at login; otherwise a reader that another device removed would come
         back. Raises `WeakRecipient`, `Rollback` or `BrokenChain`."""
         if head is not None:
@@ -198,8 +209,19 @@ class Contacts:
             person = self.find_by_first(user, first)
             if (expires and now >= expires) or now >= person.newest.expires:
                 continue
-            found.append(self.recipient(person))
+            try:
+                found.append(self.recipient(person))
+            except UnsupportedKey as exc:
+                self._warn_left_out(user, exc)
         return found
+
+    def _warn_left_out(self, user: str, error: UnsupportedKey) -> None:
+        """Log once a session that a reader gets no keys: they must not keep the owner, or other
+        readers, from anything."""
+        if user not in self._warned:
+            self._warned.add(user)
+            hint = f"{user} can read again after `sfsc rotate` and your next change of the file"
+            log_warning(f"{user} is left out of what you store", error.cause, hint)
 
     def follow(self) -> None:
         """Read what the log had of our files at login. Call it before fetching what `check_newest`

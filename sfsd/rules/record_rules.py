@@ -12,8 +12,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from protocol.codec.errors import RemoteProtocolError, SignatureError
+from protocol.codec.errors import PublicKeyError, RemoteProtocolError, SignatureError
 from protocol.codec.values import Value, changed
+from protocol.records.public_keys import check_wrap_key
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -273,7 +274,14 @@ class Admission:
         # A client whose clock is ahead omits readers who are about to expire.
         soon, expires = self._clock() + SKEW, reader[2]
         granted = expires == 0 or soon < expires
-        return granted and soon < user.chain.head.expires and not user.account.value.disabled
+        head = user.chain.head
+        if not granted or soon >= head.expires or user.account.value.disabled:
+            return False
+        try:
+            check_wrap_key(head.wrap_alg, head.wrap_pub)
+        except PublicKeyError:
+            return False  # nobody can make that wrap
+        return True
 
 
 def _only_removes(record: FileRecord, before: FileRecord | None) -> bool:
