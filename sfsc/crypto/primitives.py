@@ -100,6 +100,11 @@ def verification_mac_key(state: bytes) -> bytes:
     return _hkdf(state, None, b"sfs/v2/state/known")
 
 
+def vouched_rows_key(state: bytes) -> bytes:
+    """Return the MAC key of the state's rows that decide, derived from the state key."""
+    return _hkdf(state, None, b"sfs/v2/state/vouched")
+
+
 def argon2id(passphrase: bytes, salt: bytes, *, passes: int, lanes: int, kib: int) -> bytes:
     """Return 32 bytes of Argon2id (RFC 9106). The caller limits the cost first: `kib` KiB of
     memory."""

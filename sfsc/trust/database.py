@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from sfsc.closing import Closing
-from sfsc.crypto.primitives import Sealer, verification_mac_key
+from sfsc.crypto.primitives import Sealer, verification_mac_key, vouched_rows_key
 from sfsc.errors import LocalError, Tampered
+from sfsc.trust import vouched
+from sfsc.trust.vouched import VouchedRows
 
-SCHEMA: Final = 4
+SCHEMA: Final = 5
 BUSY_SECONDS: Final = 20.0
 
-_TABLES: Final = """
+_TABLES: Final = (
+    vouched.TABLE
+    + """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE server_statement (
     n INTEGER PRIMARY KEY, statement BLOB NOT NULL, signature BLOB NOT NULL
@@ -34,10 +38,9 @@ CREATE TABLE checkpoint (
 );
 CREATE TABLE file (
     file_id TEXT PRIMARY KEY, rev INTEGER NOT NULL, hash BLOB NOT NULL, record BLOB NOT NULL,
-    version INTEGER NOT NULL, entry BLOB
+    version INTEGER NOT NULL, entry BLOB, vouched BLOB, deleted INTEGER NOT NULL DEFAULT 0,
+    shown BLOB
 ) WITHOUT ROWID;
-"""
-_PEERS: Final = """
 CREATE TABLE logged (file_id TEXT PRIMARY KEY, rev INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE statement (
     user TEXT NOT NULL, n INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (user, n)
@@ -45,16 +48,11 @@ CREATE TABLE statement (
 CREATE TABLE shared (
     owner TEXT NOT NULL, file_id TEXT NOT NULL, rev INTEGER NOT NULL, hash BLOB NOT NULL,
     entry BLOB, PRIMARY KEY (owner, file_id)
-) WITHOUT ROWID;
+) WITHOUT ROWID
 """
-"""Added in schema 2: the followed log, other users, their files."""
-_VERIFIED: Final = "ALTER TABLE file ADD COLUMN vouched BLOB"
-"""Added in schema 3: a MAC showing that the record's signature was found valid."""
-_LISTED: Final = """
-ALTER TABLE file ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE file ADD COLUMN shown BLOB
-"""
-"""Added in schema 4: whether a file is deleted, and its last entry while it has none."""
+)
+"""`file.vouched` is a MAC showing that the record's signature was found valid. `file.shown` is the
+last entry of a file while it has none."""
 _PAGE: Final = 1024
 """Page size in bytes. A file's row is about as long. SQLite's default of 4,096 would split each
 row: at most a quarter of a page is stored inline, and the rest fills nearly a page of its own,
@@ -77,6 +75,8 @@ class StateDatabase(Closing):
         """Whether changes are written to the file. False for `open_copy`."""
         self._key_check = b""
         self._set_key(key)
+        self.vouched = VouchedRows(self, b"", vouched_rows_key(key))
+        """The rows that decide; usable once the file was prepared."""
 
     @classmethod
     def open_database(cls, path: Path, account: bytes, key: bytes) -> Self:
@@ -123,8 +123,8 @@ class StateDatabase(Closing):
             raise LocalError(f"cannot write {self._path}", _room_hint(self._path))
 
     def _prepare(self, account: bytes) -> None:
+        """Configure SQLite, create the tables, and check the account and the key."""
         # Effective for a new file only.
-        """Configure SQLite, create or upgrade the tables, and check the account and the key."""
         self._database.execute(f"PRAGMA page_size = {_PAGE}")
         self._database.execute("PRAGMA journal_mode = WAL")
         (page,) = self._database.execute("PRAGMA page_size").fetchone()
@@ -135,24 +135,21 @@ class StateDatabase(Closing):
         with self._begin_immediate():
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version == 0:
-                self._create(_TABLES)
+                for statement in _TABLES.split(";"):
+                    self._database.execute(statement)
                 self._database.execute("INSERT INTO meta VALUES ('account', ?)", (account,))
-            if version in (0, 1):
-                self._create(_PEERS)
-            if version in (0, 1, 2):
-                self._create(_VERIFIED)
-            if version in (0, 1, 2, 3):
-                self._create(_LISTED)
                 self._database.execute(f"PRAGMA user_version = {SCHEMA}")
             elif version != SCHEMA:
                 raise LocalError(
-                    f"{self._path} has version {version}", "use the sfsc that wrote it, or newer"
+                    f"{self._path} has version {version}, not {SCHEMA}",
+                    "use the sfsc that wrote it, or move the file away",
                 )
         if self.meta_value("account") != account:
             raise LocalError(
                 f"{self._path} belongs to another account",
                 "use another --home, or move this file away",
             )
+        self.vouched = VouchedRows(self, account, vouched_rows_key(self._key))
         with self._begin_immediate():
             if not self.adopt_current_key(self._key):
                 self.replace_key(self._key)
@@ -166,7 +163,9 @@ class StateDatabase(Closing):
                 return False
         except Tampered:
             return False
-        self._set_key(key)
+        if key != self._key:
+            self._set_key(key)
+            self.vouched.use_key(vouched_rows_key(key))
         self._key_check = sealed
         return True
 
@@ -198,10 +197,6 @@ class StateDatabase(Closing):
         self._sealer = Sealer(key)
         self._known_key = verification_mac_key(key)
 
-    def _create(self, tables: str) -> None:
-        for statement in tables.split(";"):
-            self._database.execute(statement)
-
     def close(self) -> None:
         """Close the file. Idempotent."""
         self._database.close()
@@ -226,8 +221,20 @@ class StateDatabase(Closing):
         self._database.execute("COMMIT")
 
     def _roll_back(self) -> None:
+        self.vouched.forget()
         if self._database.in_transaction:  # False if a full disk has ended it
             self._database.execute("ROLLBACK")
+
+    @property
+    def path(self) -> Path:
+        """The file, also of a copy in memory."""
+        return self._path
+
+    def data_version(self) -> int:
+        """Return a number that changes if another connection has changed the file."""
+        with self._translated:
+            (version,) = self._database.execute("PRAGMA data_version").fetchone()
+        return int(version)
 
     def seal(self, plain: bytes, name: str) -> bytes:
         """Encrypt bytes to store, bound to `name`, the thing they describe."""
@@ -265,7 +272,9 @@ class StateDatabase(Closing):
             if value > self.meta_number(key):
                 self.set_meta(key, value.to_bytes(8))
 
-    def fetch_rows(self, query: str, values: tuple[str | bytes, ...] = ()) -> list[tuple[Any, ...]]:
+    def fetch_rows(
+        self, query: str, values: tuple[int | str | bytes, ...] = ()
+    ) -> list[tuple[Any, ...]]:
         """Return all rows of a query."""
         with self._translated:
             return self._database.execute(query, values).fetchall()
@@ -287,7 +296,9 @@ class StateDatabase(Closing):
         with self._translated, self._begin_immediate():
             self._database.executemany(statement, rows)
 
-    def fetch_row(self, query: str, values: tuple[str | bytes, ...] = ()) -> tuple[Any, ...] | None:
+    def fetch_row(
+        self, query: str, values: tuple[int | str | bytes, ...] = ()
+    ) -> tuple[Any, ...] | None:
         """Return the first row of a query, or None."""
         with self._translated:
             row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()

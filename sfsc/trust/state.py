@@ -22,7 +22,7 @@ from protocol.codec.terminal_text import printable
 from protocol.codec.values import Value
 from protocol.log.auditlog import GENESIS
 from protocol.records.records import FileRecord, record_hash
-from sfsc.crypto.primitives import state_key
+from sfsc.crypto.primitives import state_key, vouched_rows_key
 from sfsc.errors import LocalError
 from sfsc.keys.keyring import Keyring
 from sfsc.trust.database import StateDatabase, check_room, is_unwritable, translate_errors
@@ -86,6 +86,7 @@ class ClientState(StateDatabase):
             if self.adopt_current_key(key):
                 return  # another process has switched already
             entries, listed = list(self.entries()), self.listed_size()
+            self.vouched.change_key(vouched_rows_key(key))
             self.replace_key(key)
             for file_id, entry in entries:
                 sealed = self.seal(entry, file_id)

@@ -1,0 +1,232 @@
+"""Rows of the client's state that decide what a server may show, authenticated as a whole.
+
+The state file is not encrypted as a whole, and somebody else may have been at the home folder. So
+what decides, and not merely speeds things up, is kept here: the followed part of the log, the
+newest record of each file, the identity statements of contacts, distrust. One MAC under the
+keyring's key covers all of it. Rows taken from another day's file, removed or added do not match
+it: then all of them count as absent, and the client follows the log from its beginning.
+
+The MAC covers `_BUCKETS` sums. The sum of a bucket is the sum, modulo 2^128, of HMAC-SHA256(key,
+row)[:16] of its rows: it changes with a row at the cost of that row, and a single row is checked by
+reading its bucket only. Without the key these HMACs are unknown, so no other set of rows with the
+same sum can be found. Somebody can still restore the whole file of one day; then the
+client follows the log from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from protocol.codec.terminal_text import printable
+
+_BUCKETS: Final = 256
+_SUM_SIZE: Final = 16
+_MODULUS: Final = 1 << 8 * _SUM_SIZE
+TABLE: Final = """
+CREATE TABLE vouched (
+    bucket INTEGER NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL,
+    PRIMARY KEY (bucket, kind, key)
+) WITHOUT ROWID;
+"""
+_SUMS: Final = "vouched-sums"
+_MAC: Final = "vouched-mac"
+Row = tuple[str, str, bytes]
+"""(kind, key, value); the kind tells apart what is stored, the key is unique within it."""
+
+
+class Database(Protocol):
+    """The SQLite file with the rows: `sfsc.trust.database.StateDatabase`."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def data_version(self) -> int: ...
+
+    def transaction(self) -> AbstractContextManager[None]: ...
+
+    def execute(
+        self, statement: str, values: tuple[int | str | bytes | None, ...] = ()
+    ) -> None: ...
+
+    def fetch_row(
+        self, query: str, values: tuple[int | str | bytes, ...] = ()
+    ) -> tuple[Any, ...] | None: ...
+
+    def fetch_rows(
+        self, query: str, values: tuple[int | str | bytes, ...] = ()
+    ) -> list[tuple[Any, ...]]: ...
+
+    def meta_value(self, key: str) -> bytes | None: ...
+
+    def set_meta(self, key: str, value: bytes) -> None: ...
+
+
+class VouchedRows:
+    """The rows of one open state. Every method may raise `LocalError`. Reading returns nothing that
+    the MAC does not cover. Changes are part of the database's transaction."""
+
+    def __init__(self, database: Database, account: bytes, key: bytes) -> None:
+        """`account` names server and user; `key` has 32 bytes."""
+        self._database = database
+        self._account = account
+        self._key = key
+        self._sums: list[int] | None = None
+        self._checked: set[int] = set()
+        self._version = -1
+
+    def get(self, kind: str, key: str) -> bytes | None:
+        """Return the value of one row."""
+        return self.get_many(kind, (key,)).get(key)
+
+    def get_many(self, kind: str, keys: Sequence[str]) -> dict[str, bytes]:
+        """Return the values of those of `keys` that have a row."""
+        with self._database.transaction():
+            buckets = {key: _bucket(kind, key) for key in keys}
+            if not self._check(set(buckets.values())):
+                return {}
+            query = "SELECT value FROM vouched WHERE bucket = ? AND kind = ? AND key = ?"
+            found = {
+                key: self._database.fetch_row(query, (bucket, kind, key))
+                for key, bucket in buckets.items()
+            }
+            return {key: bytes(row[0]) for key, row in found.items() if row is not None}
+
+    def items(self, kind: str) -> Iterator[tuple[str, bytes]]:
+        """Return an iterator over (key, value) of all rows of one kind, in no order."""
+        with self._database.transaction():
+            if not self._check(set(range(_BUCKETS))):
+                return iter(())
+            query = "SELECT key, value FROM vouched WHERE kind = ?"
+            rows = self._database.fetch_rows(query, (kind,))
+        return ((key, bytes(value)) for key, value in rows)
+
+    def put(self, kind: str, key: str, value: bytes) -> None:
+        """Store one row."""
+        self.put_many([(kind, key, value)])
+
+    def put_many(self, rows: Iterable[Row]) -> None:
+        """Store rows, each in place of the one with its kind and key."""
+        with self._database.transaction():
+            placed = [(_bucket(kind, key), kind, key, value) for kind, key, value in rows]
+            self._check({bucket for bucket, *_ in placed})
+            sums = self._sums or [0] * _BUCKETS
+            query = "SELECT value FROM vouched WHERE bucket = ? AND kind = ? AND key = ?"
+            for bucket, kind, key, value in placed:
+                before = self._database.fetch_row(query, (bucket, kind, key))
+                if before is not None:
+                    sums[bucket] -= self._digest(kind, key, bytes(before[0]))
+                sums[bucket] = (sums[bucket] + self._digest(kind, key, value)) % _MODULUS
+                self._database.execute(
+                    "INSERT OR REPLACE INTO vouched VALUES (?, ?, ?, ?)", (bucket, kind, key, value)
+                )
+            self._save(sums)
+
+    def remove(self, kind: str) -> None:
+        """Remove all rows of one kind."""
+        with self._database.transaction():
+            if not self._check(set(range(_BUCKETS))):
+                return
+            sums = self._sums or [0] * _BUCKETS
+            for key, value in list(self.items(kind)):
+                bucket = _bucket(kind, key)
+                sums[bucket] = (sums[bucket] - self._digest(kind, key, value)) % _MODULUS
+            self._database.execute("DELETE FROM vouched WHERE kind = ?", (kind,))
+            self._save(sums)
+
+    def change_key(self, key: bytes) -> None:
+        """Authenticate all rows under another key (32 bytes): those that the present key vouches
+        for."""
+        with self._database.transaction():
+            self._check(set(range(_BUCKETS)))
+            rows = self._database.fetch_rows("SELECT kind, key, value FROM vouched")
+            self.use_key(key)
+            sums = [0] * _BUCKETS
+            for kind, name, value in rows:
+                bucket = _bucket(kind, name)
+                sums[bucket] = (sums[bucket] + self._digest(kind, name, bytes(value))) % _MODULUS
+            self._save(sums)
+            self._checked = set(range(_BUCKETS))
+
+    def use_key(self, key: bytes) -> None:
+        """Use the key under which another process of this machine has authenticated the rows."""
+        self._key = key
+        self.forget()
+
+    def forget(self) -> None:
+        """Read everything again: the transaction was undone."""
+        self._sums = None
+        self._checked.clear()
+
+    def _check(self, buckets: set[int]) -> bool:
+        """Verify the MAC and these buckets' sums, unless that was done since the last change by
+        another process. If they are wrong, remove all rows and return False."""
+        version = self._database.data_version()
+        if self._sums is None or version != self._version:
+            self.forget()
+            self._version = version
+            stored = self._database.meta_value(_SUMS) or b""
+            mac = self._database.meta_value(_MAC) or b""
+            if not hmac.compare_digest(mac, self._mac(stored)):
+                return self._discard(stored)
+            self._sums = [
+                int.from_bytes(stored[at : at + _SUM_SIZE])
+                for at in range(0, _BUCKETS * _SUM_SIZE, _SUM_SIZE)
+            ]
+        for bucket, rows in self._rows(buckets - self._checked).items():
+            total = sum(self._digest(kind, key, value) for kind, key, value in rows) % _MODULUS
+            if bucket not in range(_BUCKETS) or total != self._sums[bucket]:
+                return self._discard(b"changed")
+            self._checked.add(bucket)
+        return True
+
+    def _rows(self, buckets: set[int]) -> Mapping[int, list[Row]]:
+        found: dict[int, list[Row]] = {bucket: [] for bucket in buckets}
+        if len(buckets) == _BUCKETS:
+            query = "SELECT bucket, kind, key, value FROM vouched"
+            for bucket, kind, key, value in self._database.fetch_rows(query):
+                # A number that no bucket has is a change too.
+                found.setdefault(bucket, []).append((kind, key, bytes(value)))
+            return found
+        query = "SELECT kind, key, value FROM vouched WHERE bucket = ?"
+        for bucket in buckets:
+            rows = self._database.fetch_rows(query, (bucket,))
+            found[bucket] = [(kind, key, bytes(value)) for kind, key, value in rows]
+        return found
+
+    def _discard(self, stored: bytes) -> bool:
+        """Remove everything, and say so unless there was nothing. Return False."""
+        empty = self._database.fetch_row("SELECT 1 FROM vouched LIMIT 1") is None
+        self._database.execute("DELETE FROM vouched")
+        self._save([0] * _BUCKETS)
+        self._checked = set(range(_BUCKETS))
+        if stored or not empty:
+            logging.getLogger("sfsc").warning(
+                "warning: %s was changed by something else than sfsc: what it says is not used, and"
+                " the server's log is followed from its beginning",
+                printable(str(self._database.path)),
+            )
+        return False
+
+    def _save(self, sums: list[int]) -> None:
+        stored = b"".join([one.to_bytes(_SUM_SIZE) for one in sums])
+        self._database.set_meta(_SUMS, stored)
+        self._database.set_meta(_MAC, self._mac(stored))
+        self._sums = sums
+        self._version = self._database.data_version()
+
+    def _mac(self, sums: bytes) -> bytes:
+        return hmac.digest(self._key, b"sums\0" + self._account + b"\0" + sums, "sha256")
+
+    def _digest(self, kind: str, key: str, value: bytes) -> int:
+        row = f"row\0{kind}\0{key}\0".encode() + value
+        return int.from_bytes(hmac.digest(self._key, row, "sha256")[:_SUM_SIZE])
+
+
+def _bucket(kind: str, key: str) -> int:
+    return hashlib.sha256(f"{kind}\0{key}".encode()).digest()[0] % _BUCKETS
