@@ -4,22 +4,33 @@ The text form (c2sp.org/tlog-checkpoint) is three lines (origin, size, base64 ro
 and the signatures (c2sp.org/signed-note), each ``— NAME BASE64(key id 4 ‖ signature)``. Origin and
 key name are ``sfs/<server_id hex>``. The key id is the first 4 bytes of
 SHA-256(name ‖ 0x0A ‖ 0x01 ‖ public key), in which 0x01 means Ed25519.
+
+Witnesses may have cosigned a note: their signatures are read past, and never stored
+(`verify_own`). No control character is accepted, because people print notes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+from typing import Final
 
 from protocol.codec.base64text import from_text, to_text
-from protocol.codec.errors import CheckpointError, SignatureError
+from protocol.codec.errors import CheckpointError, PublicKeyError, SignatureError
 from protocol.codec.values import Value
+from protocol.records.public_keys import check_signing_key
 from protocol.records.signatures import SigningKey, verify_note
 
-MAX_CHECKPOINT = 4096
-"""Longest signed note in bytes."""
-_ED25519 = b"\x01"
-_MARK = "— "
-_MAX_SIGNATURES = 16
+MAX_NOTE: Final = 128 * 1024
+"""Longest note in bytes that is read; 50 cosignatures of 2,420 bytes (ML-DSA-44) fit in."""
+MAX_CHECKPOINT: Final = 4096
+"""Longest note in bytes with the log's own signature alone, as it is sent and stored; also the
+longest text of any note."""
+_ED25519: Final = b"\x01"
+_MARK: Final = "— "
+_MAX_SIGNATURES: Final = 64
+_CONTROL: Final = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+"""Every control character except the newline."""
 
 
 def origin_of(server_id: bytes) -> str:
@@ -55,12 +66,16 @@ class Verifier(Value):
     def parse(cls, vkey: str) -> Verifier:
         """Parse the text form made by `vkey`. Raises `CheckpointError`."""
         parts = vkey.split("+", 2)
-        if len(parts) != 3 or not parts[0] or any(char.isspace() for char in parts[0]):
+        if len(parts) != 3 or not _is_name(parts[0]):
             raise CheckpointError("not a verification key")
         key = _decode(parts[2])
         verifier = cls(parts[0], key[1:])
         if key[:1] != _ED25519 or len(key) != 33 or parts[1] != verifier.key_id.hex():
             raise CheckpointError("not an Ed25519 verification key, or its key id is wrong")
+        try:
+            check_signing_key(verifier.public)
+        except PublicKeyError as exc:
+            raise CheckpointError(f"not a verification key: {exc}") from exc
         return verifier
 
 
@@ -78,12 +93,20 @@ def verify(note: bytes, verifier: Verifier) -> Checkpoint:
     Signatures of other keys are ignored. Raises `CheckpointError` for malformed bytes, another
     origin, or a missing or bad signature.
     """
+    return verify_own(note, verifier)[0]
+
+
+def verify_own(note: bytes, verifier: Verifier) -> tuple[Checkpoint, bytes]:
+    """Like `verify`; return also the note with the signature of `verifier` alone, which has at most
+    `MAX_CHECKPOINT` bytes."""
     text, signatures = _split_note(note)
-    _check_signed(text, signatures, verifier)
+    own = f"{text}\n{_own_line(text, signatures, verifier)}\n".encode()
+    if len(own) > MAX_CHECKPOINT:
+        raise CheckpointError("the checkpoint is too long")
     checkpoint = _parse(text)
     if checkpoint.origin != verifier.name:
         raise CheckpointError("the checkpoint is of another log")
-    return checkpoint
+    return checkpoint, own
 
 
 def read(note: bytes) -> Checkpoint:
@@ -96,25 +119,29 @@ def read(note: bytes) -> Checkpoint:
 
 def _split_note(note: bytes) -> tuple[str, str]:
     """Return (text with its last newline, signature lines) of a note."""
-    if len(note) > MAX_CHECKPOINT:
+    if len(note) > MAX_NOTE:
         raise CheckpointError("the checkpoint is too long")
     try:
-        text, separator, signatures = note.decode().rpartition("\n\n")
+        decoded = note.decode()
     except UnicodeDecodeError as exc:
         raise CheckpointError("the checkpoint is not UTF-8") from exc
+    if _CONTROL.search(decoded):
+        raise CheckpointError("the checkpoint has control characters")
+    text, separator, signatures = decoded.rpartition("\n\n")
     if not separator:
         raise CheckpointError("the checkpoint has no signatures")
     return text + "\n", signatures
 
 
-def _check_signed(text: str, signatures: str, verifier: Verifier) -> None:
+def _own_line(text: str, signatures: str, verifier: Verifier) -> str:
+    """Return the line with the signature of `verifier`; every signature by it must be valid."""
     lines = signatures.split("\n")
     if lines.pop() != "" or not 0 < len(lines) <= _MAX_SIGNATURES:
         raise CheckpointError("the signatures of the checkpoint are malformed")
-    signed = False
+    own = None
     for line in lines:
         name, _, blob = line.removeprefix(_MARK).partition(" ")
-        if not line.startswith(_MARK) or not name:
+        if not line.startswith(_MARK) or not _is_name(name):
             raise CheckpointError("the signatures of the checkpoint are malformed")
         key_and_signature = _decode(blob)
         if len(key_and_signature) <= 4:
@@ -124,9 +151,15 @@ def _check_signed(text: str, signatures: str, verifier: Verifier) -> None:
                 verify_note(text.encode(), key_and_signature[4:], verifier.public)
             except SignatureError as exc:
                 raise CheckpointError("the signature of the checkpoint does not verify") from exc
-            signed = True
-    if not signed:
+            own = own or line
+    if own is None:
         raise CheckpointError("the checkpoint is not signed by this log's key")
+    return own
+
+
+def _is_name(text: str) -> bool:
+    """Tell whether `text` may name a key: no white space, no plus, no control character."""
+    return bool(text) and not re.search(r"[\s+]", text) and not _CONTROL.search(text)
 
 
 def is_size(text: str) -> bool:

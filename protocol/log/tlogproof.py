@@ -24,7 +24,7 @@ from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import LogEntry
 from protocol.log.checkpoint import Checkpoint, Verifier, is_size
 
-MAX_TLOG_PROOF = 128 * 1024
+MAX_TLOG_PROOF = 256 * 1024
 """Longest proof in bytes; the longest line in base64, the longest path and note fit in."""
 _HEADER = "c2sp.org/tlog-proof@v1"
 _INDEX = "index "

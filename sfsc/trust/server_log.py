@@ -89,6 +89,7 @@ class ServerTrust:
         """Tree head when this session began, including this login."""
         self._unlinked: dict[int, TreeHead] = {}  # by size: from receipts, until `close_gaps`
         self._last_verified = self.newest
+        self._last_note = self.newest.note
         self._last_extension: tuple[TreeHead, TreeHead, tuple[bytes, ...]] | None = None
 
     @property
@@ -319,17 +320,18 @@ class ServerTrust:
                 )
 
     def _verify_note(self, note: bytes) -> TreeHead:
-        """Return the tree head of a signed note. Notes of one commit are equal, and
-        verified once."""
-        if note == self._last_verified.note:
+        """Return the tree head of a signed note, which keeps the log's own signature alone. Notes
+        of one commit are equal, and verified once."""
+        if note == self._last_note:
             return self._last_verified
         if self._verifier is None:
             raise ProtocolFailure("the server sent a checkpoint before its statement")
         try:
-            checkpoint = notes.verify(note, self._verifier)
+            checkpoint, own = notes.verify_own(note, self._verifier)
         except CheckpointError as exc:
             raise BadRecord(f"the log's checkpoint is not valid: {exc}", REPORT) from exc
-        self._last_verified = TreeHead(checkpoint.size, checkpoint.root, note)
+        self._last_note = note
+        self._last_verified = TreeHead(checkpoint.size, checkpoint.root, own)
         return self._last_verified
 
     def check_continues(self, known: TreeHead, point: TreeHead, proof: tuple[bytes, ...]) -> None:

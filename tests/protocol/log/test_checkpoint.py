@@ -77,6 +77,10 @@ def test_published_signature_is_reproduced() -> None:
         PETER.replace("PeterNeumann", ""),
         PETER.replace("PeterNeumann", "Peter Neumann"),
         PETER.replace("PeterNeumann", "PeterNeumanm"),
+        Verifier("Peter\x1b[2JNeumann", SigningKey.from_seed(PETER_SEED).public).vkey,
+        Verifier("Peter\x9bNeumann", SigningKey.from_seed(PETER_SEED).public).vkey,
+        Verifier("PeterNeumann", bytes([1]) + bytes(31)).vkey,  # the point of order 1
+        Verifier("PeterNeumann", bytes([2]) + bytes(31)).vkey,  # no point of the curve
         PETER.replace("+AR", "+BR"),  # another algorithm
         PETER.replace("10TW", "10T="),
         PETER + "\n",
@@ -161,20 +165,61 @@ def test_every_signature_by_the_key_must_verify() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["\n", "witness AAAA\n", "— witness\n", "— witness ????\n", "-- witness AAAA\n", "—  AAAA\n"],
+    [
+        *("\n", "witness AAAA\n", "— witness\n", "— witness ????\n", "-- witness AAAA\n"),
+        *("—  AAAA\n", "— wit+ness AAAAAAAA\n", "— wit\u00a0ness AAAAAAAA\n"),
+        *("— wit\x1b[2Jness AAAAAAAA\n", "— wit\x9bness AAAAAAAA\n", "— witness AAAAAAAA\r\n"),
+    ],
 )
 def test_a_malformed_signature_line_is_refused(line: str) -> None:
     refuse(f"{TEXT}\n\n{SIGNATURE}{line}")
     refuse(f"{TEXT}\n\n{line}{SIGNATURE}")
 
 
+@pytest.mark.parametrize("character", ["\0", "\t", "\r", "\x1b", "\x7f", "\x85", "\x9b"])
+def test_control_characters_are_refused_although_they_are_signed(character: str) -> None:
+    checkpoint.verify(signed(f"{TEXT}\nmore\n").encode(), LOG)
+    refuse(signed(f"{TEXT}\nmo{character}re\n"))
+    refuse(signed(f"{TEXT}{character}\n"))
+
+
+def cosignature(number: int, size: int) -> str:
+    """Return a line of a witness whose signature has `size` bytes after the key id."""
+    blob = base64.b64encode(bytes([number]) * (4 + size)).decode()
+    return f"— witness{number}.example.org/w {blob}\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [(1, 72), (3, 72), (15, 72), (63, 72), (1, 2428), (2, 2428), (15, 2428), (38, 2428)],
+)
+def test_cosignatures_are_read_past_and_left_out(count: int, size: int) -> None:
+    """A signature of cosignature/v1 has 72 bytes, one of ML-DSA-44 with its time has 2,428."""
+    lines = [cosignature(number, size) for number in range(count)]
+    for place in (0, count // 2, count):
+        note = f"{TEXT}\n\n{''.join([*lines[:place], SIGNATURE, *lines[place:]])}".encode()
+        read, own = checkpoint.verify_own(note, LOG)
+        assert read == Checkpoint(ORIGIN, 1234, ROOT)
+        assert own == NOTE
+
+
 def test_caps() -> None:
     line = "— w AAAAAAAA\n"
-    assert checkpoint.verify(f"{TEXT}\n\n{SIGNATURE}{line * 15}".encode(), LOG).size == 1234
-    refuse(f"{TEXT}\n\n{SIGNATURE}{line * 16}")
-    refuse(f"{TEXT}\n\n{SIGNATURE}— w {'A' * 4096}\n")
+    assert checkpoint.verify(f"{TEXT}\n\n{SIGNATURE}{line * 63}".encode(), LOG).size == 1234
+    refuse(f"{TEXT}\n\n{SIGNATURE}{line * 64}")
+    fits = checkpoint.MAX_NOTE - len(NOTE) - len("— w \n".encode())
+    longest = f"{TEXT}\n\n{SIGNATURE}— w {'A' * (fits // 4 * 4)}\n"
+    assert checkpoint.verify(longest.encode(), LOG).size == 1234
+    refuse(f"{TEXT}\n\n{SIGNATURE}— w {'A' * (fits // 4 * 4 + 4)}\n")
+    checkpoint.verify(signed(f"{TEXT}\n{'x' * 3000}\n").encode(), LOG)
+    refuse(signed(f"{TEXT}\n{'x' * 4000}\n"))  # the log's own signature covers too much to keep
     refuse(b"\xff" + NOTE)
     refuse(b"")
+
+
+def test_a_signature_twice_is_kept_once() -> None:
+    note = f"{TEXT}\n\n{SIGNATURE}{SIGNATURE}".encode()
+    assert checkpoint.verify_own(note, LOG)[1] == NOTE
 
 
 @given(st.text("019 _-+٣²\n", max_size=18))

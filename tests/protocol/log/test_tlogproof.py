@@ -166,3 +166,14 @@ def test_the_key_of_another_log_is_refused() -> None:
     assert tlogproof.verify(PROOF, LOG)[1] == Checkpoint(
         ORIGIN, 21, merkle.root(map(merkle.leaf_hash, map(auditlog.leaf_data, LINES)))
     )
+
+
+def test_a_proof_with_a_cosigned_checkpoint_verifies() -> None:
+    cosignatures = [
+        f"— witness{number}.example.org/w {base64.b64encode(bytes(2432)).decode()}\n".encode()
+        for number in range(37)
+    ]
+    data = replace(PROOF, note=PROOF.note + b"".join(cosignatures)).encode()
+    assert len(data) > 100_000
+    entry, signed = tlogproof.verify(TlogProof.parse(data), LOG)
+    assert (entry.seq, signed.size) == (5, 21)

@@ -69,6 +69,20 @@ def test_pinned_server_is_accepted() -> None:
     assert (statement.n, statement.server_pub) == (1, log.server.public)
 
 
+def test_cosignatures_of_witnesses_are_not_kept() -> None:
+    log = SimulatedLog()
+    log.fill(5)
+    trust = ServerTrust(log.server_id)
+    trust.accept_welcome(log.welcome(), SPKI)
+    own = log.checkpoint()
+    cosigned = own + "— witness.example.org/w {}\n".format("AAAA" * 32).encode()
+    trust.accept_session(replace(log.session(0), checkpoint=cosigned))
+    assert trust.newest.size == 5
+    assert trust.newest.note == own
+    trust.accept_session(replace(log.session(5), checkpoint=cosigned))
+    assert trust.newest.note == own
+
+
 def test_other_server_is_refused() -> None:
     log, other = SimulatedLog(), SimulatedLog()
     with pytest.raises(WrongServer) as caught:
