@@ -64,13 +64,11 @@ def open_server_context(
     *,
     clock: Callable[[], float] = time.time,
     files: Files | None = None,
-    without_stage: bool = False,
 ) -> Iterator[ServerContext]:
     """Open `root` and recover it from the last crash; the caller holds the root's lock.
 
-    What is lost is set aside (`sfsd.storage.set_aside`), also if staging/ is empty and
-    `without_stage` accepts that. Raises `ConfigError`, `JournalDamagedError` or `RecoveryError` if
-    the root must not be used.
+    What is lost is set aside (`sfsd.storage.set_aside`). Raises `ConfigError`,
+    `JournalDamagedError` or `RecoveryError` if the root must not be used.
     """
     files = files or Files.below(root)
     config = Config.load(root)
@@ -79,7 +77,7 @@ def open_server_context(
     try:
         _check_mounted(root, journal)
         store = DirectoryStore(root, files)
-        lost = recover(store, journal, without_stage=without_stage).lost
+        lost = recover(store, journal).lost
         committer = Committer(store, journal, keep_spares=True)
         try:
             _set_aside(store, journal, committer, lost)

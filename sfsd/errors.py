@@ -168,6 +168,15 @@ class JournalDamagedError(JournalError):
         return cls(exc.problem, seq=exc.seq)
 
 
+class CheckpointDamagedError(JournalDamagedError):
+    """logs/checkpoint is not a signed note of this log. A start sets it aside and signs another."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"logs/checkpoint: {problem}", seq=0)
+        self.problem = problem
+        self.hint = "the next start of `sfsd serve` sets it aside and signs a new one"
+
+
 class StoreError(SfsdError):
     """A fault of the stored bytes."""
 

@@ -93,11 +93,11 @@ def _give_up(root: Path, user: str, file_id: str, version: int) -> None:
 
 
 def _recover(root: Path) -> None:
-    """Recover the root as a start does, even if staging/ is empty. The check reports what prevents
-    it, and a copy without the server's keys is only checked."""
+    """Recover the root as a start does. The check reports what prevents it, and a copy without the
+    server's keys is only checked."""
     if (root / "keys" / "log.key").is_file():
         with (
             contextlib.suppress(JournalDamagedError, RecoveryError),
-            open_server_context(root, without_stage=True) as context,
+            open_server_context(root) as context,
         ):
             repair_settings(context)

@@ -11,6 +11,7 @@ import click
 from protocol.codec.terminal_text import counted, human_time
 from protocol.wire.messages.accounts import Status, StatusAnswer
 from sfsd.commands import answer, answer_json, json_option, operator_client, root_option
+from sfsd.log.journal import log_warnings
 
 
 @click.command()
@@ -22,8 +23,9 @@ def command(root: Path, as_json: bool) -> None:
     Example: sfsd status --root /srv/sfs
     """
     status = cast(StatusAnswer, operator_client.send_requests(root, [Status()])[0])
+    warnings = log_warnings(root / "logs")
     if as_json:
-        answer_json(dataclasses.asdict(status))
+        answer_json({**dataclasses.asdict(status), "warnings": warnings})
         return
     running = f"{status.address}, since {human_time(status.started)}" if status.address else "no"
     answer(f"running      {running}")
@@ -32,5 +34,7 @@ def command(root: Path, as_json: bool) -> None:
     answer(f"users        {status.users}")
     answer(f"log          {counted(status.log_size, 'entry', 'entries')}")
     answer(f"disk         {counted(status.disk_free, 'byte')} free")
+    for warning in warnings:
+        answer(f"WARNING      {warning}")
     if status.failed:
         answer(f"FAILED       {status.failed}")

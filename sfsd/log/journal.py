@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from protocol.codec import merkle
 from protocol.codec.errors import LogError
@@ -26,6 +27,7 @@ from protocol.log.auditlog import EntryDraft, LogEntry
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import Receipt
 from sfsd.errors import (
+    CheckpointDamagedError,
     EntryTooLongError,
     JournalDamagedError,
     JournalError,
@@ -41,6 +43,8 @@ from sfsd.log.replay import LogState
 from sfsd.log.tree import MAX_ACCOUNTS, LogTree, ProofCache, TreeMark
 
 _log = logging.getLogger(__name__)
+SET_ASIDE: Final = "checkpoint.damaged"
+"""Name that a malformed checkpoint gets in the folder of the log."""
 _MARK_EVERY = 4096
 """Lines between marks: how many a start reads again at most, apart from a last group."""
 
@@ -60,6 +64,14 @@ class AppendedEntry(Value):
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def log_warnings(folder: Path) -> list[str]:
+    """Return what the operator should know of the log in `folder`, until the file is removed to
+    which the text leads."""
+    if not (folder / SET_ASIDE).exists():
+        return []
+    return [f"logs/checkpoint was malformed and was signed again; the old one: logs/{SET_ASIDE}"]
 
 
 class Journal:
@@ -95,9 +107,7 @@ class Journal:
         self._file = LogFile(folder / "audit.jsonl", self._files, reserve)
         self._tree = LogTree(folder / "tree", self._files)
         try:
-            verifier = checkpoint.Verifier(origin, key.public)
-            signed = replay.stored_checkpoint(folder / "checkpoint", verifier)
-            found = replay.replay(self._file, self._tree, signed)
+            found = replay.replay(self._file, self._tree, self._signed_before())
             self._file.truncate(found.state.end)
             self._files.sync_folder(folder)
         except (JournalError, OSError):
@@ -107,6 +117,24 @@ class Journal:
         self._state, self._counts = found.state, found.counts
         self._marked = self._unverified = found.unverified
         self.reserve.refill()
+
+    def _signed_before(self) -> checkpoint.Checkpoint:
+        """Return what the log must hold at least: the stored checkpoint, or the mark of the tree if
+        there is none. A malformed checkpoint is set aside: nothing but a signature is lost with
+        it. Raises OSError."""
+        path = self._folder / "checkpoint"
+        try:
+            signed = replay.stored_checkpoint(
+                path, checkpoint.Verifier(self._origin, self._key.public)
+            )
+        except CheckpointDamagedError as exc:
+            self._files.replace(path, self._folder / SET_ASIDE)
+            self._files.sync_folder(self._folder)
+            _log.error("logs/checkpoint: %s; moved to logs/%s", exc.problem, SET_ASIDE)
+            signed = checkpoint.Checkpoint(self._origin, 0, merkle.EMPTY_ROOT)
+        if signed.size == 0 and (mark := self._tree.stored_mark()) is not None:
+            return checkpoint.Checkpoint(self._origin, mark.size, mark.root)
+        return signed
 
     # Appending: the committer's thread only.
 

@@ -7,6 +7,7 @@ first line that is torn or does not chain ends the log.
 
 from __future__ import annotations
 
+import errno
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from protocol.codec.errors import CheckpointError, LogError
 from protocol.codec.values import Value
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import LogEntry
-from sfsd.errors import JournalDamagedError
+from sfsd.errors import CheckpointDamagedError, JournalDamagedError
 from sfsd.log.file import LogFile
 from sfsd.log.tree import LogTree, TreeMark
 
@@ -47,11 +48,15 @@ class ReplayResult(Value):
 
 def stored_checkpoint(path: Path, verifier: checkpoint.Verifier) -> checkpoint.Checkpoint:
     """Return the checkpoint in the note `path`, of size 0 if there is none. Raises
-    `JournalDamagedError` for anything but a note of this log, or OSError."""
+    `CheckpointDamagedError` for anything but a note of this log, or OSError."""
     try:
         note = path.read_bytes()
     except FileNotFoundError:
         note = b""
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+        raise CheckpointDamagedError("the disk cannot read it") from exc
     # The note is replaced without a sync: after a power loss some file systems have the new name
     # with no content or zeros.
     if not note.strip(b"\0"):
@@ -59,13 +64,16 @@ def stored_checkpoint(path: Path, verifier: checkpoint.Verifier) -> checkpoint.C
     try:
         return checkpoint.verify(note, verifier)
     except CheckpointError as exc:
-        raise JournalDamagedError(f"the stored checkpoint: {exc}", seq=0) from exc
+        raise CheckpointDamagedError(str(exc)) from exc
 
 
-def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> ReplayResult:
-    """Load the cache up to its mark, and the lines past it as long as they chain. Raises
-    `JournalDamagedError` with the first seq that differs from what `signed` covers."""
-    mark = tree.load_mark()
+def replay(
+    file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint, *, use_mark: bool = True
+) -> ReplayResult:
+    """Load the cache up to its mark unless `use_mark` is false, and the lines past it as long as
+    they chain. Raises `JournalDamagedError` with the first seq that differs from what `signed`
+    covers."""
+    mark = tree.load_mark() if use_mark else None
     if mark is None or not _fits(mark, file, tree):
         # The cache does not match this log. Read all of it, and report damage in the log itself.
         tree.truncate(0)
@@ -92,8 +100,7 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
         raise JournalDamagedError("covered by the signed checkpoint, but missing", seq=size)
     if merkle.root_at(signed.size, tree.node) != signed.root:
         if unverified.size:  # perhaps only the cache is wrong
-            tree.truncate(0)
-            return replay(file, tree, signed)
+            return replay(file, tree, signed, use_mark=False)
         # The lines chain, so they were rewritten from some entry on. Only a copy of the log could
         # show which.
         raise JournalDamagedError("this entry or a later one differs from the signed log", seq=0)

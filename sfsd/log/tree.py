@@ -70,15 +70,22 @@ class LogTree:
         """The number of lines in the tree."""
         return self._frontier.size
 
-    def load_mark(self) -> TreeMark | None:
-        """Return the mark if it matches the stored files; otherwise None: the cache is rebuilt."""
+    def stored_mark(self) -> TreeMark | None:
+        """Return the last mark that was saved, None if it is missing or damaged. The rest of the
+        cache may be of another log."""
         try:
             stored = (self._folder / "mark").read_bytes()
             body = stored[_DIGEST_SIZE:]
             if stored[:_DIGEST_SIZE] != hashlib.sha256(body).digest():
                 return None
-            mark = TreeMark.parse(body)
+            return TreeMark.parse(body)
         except (FileNotFoundError, RemoteProtocolError):
+            return None
+
+    def load_mark(self) -> TreeMark | None:
+        """Return the mark if it matches the stored files; otherwise None: the cache is rebuilt."""
+        mark = self.stored_mark()
+        if mark is None:
             return None
         if self._files.size(self._node_handle) < node_count(mark.size) * HASH_SIZE:
             return None
@@ -96,9 +103,8 @@ class LogTree:
         self._files.replace_durable(self._folder / "mark", hashlib.sha256(body).digest() + body)
 
     def truncate(self, size: int) -> None:
-        """Keep the first `size` stored lines: those that a mark covers, or 0."""
-        if size == 0:
-            self._files.remove(self._folder / "mark")
+        """Keep the first `size` stored lines: those that a mark covers, or 0. The stored mark stays
+        until the next one: it says what the log once held."""
         with self._lock:
             self._stored = size
             self._nodes, self._offsets = bytearray(), bytearray()

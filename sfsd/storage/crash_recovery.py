@@ -55,12 +55,9 @@ class RecoveryReport(Value):
     lost: tuple[ExpectedFile, ...] = ()
 
 
-def recover(
-    store: DirectoryStore, journal: Journal, *, without_stage: bool = False
-) -> RecoveryReport:
+def recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
     """Bring `store` up to the end of `journal`; both were just opened and serve no requests yet.
-    Raises `RecoveryError` if the log is shorter than the store, or if bytes are missing and
-    staging/ is empty, unless `without_stage` accepts that; and `JournalDamagedError`."""
+    Raises `RecoveryError` if the log is shorter than the store, and `JournalDamagedError`."""
     last = journal.next_seq - 1
     if store.installer.applied > last:
         raise RecoveryError(
@@ -73,12 +70,6 @@ def recover(
     try:
         installed = sum([restorer.restore(file) for file in expected.values()])
         lost = tuple(restorer.lost)
-        if lost and not without_stage and not any(map(_is_ours, store.staging.iterdir())):
-            raise RecoveryError(
-                f"empty, but the log names {len(lost)} files that should be in it",
-                path="staging",
-                hint="mount its disk, or restore it; `sfsd fsck --repair` gives the files up",
-            )
         if entries:
             missing = {file.path for file in lost}
             steps = [
@@ -223,7 +214,3 @@ def _remove_leftovers(store: DirectoryStore) -> int:
     for path in leftovers:
         store.files.remove(path)
     return len(leftovers)
-
-
-def _is_ours(path: Path) -> bool:
-    return path.name == "applied" or _OURS.fullmatch(path.name) is not None

@@ -15,9 +15,9 @@ from protocol.codec import merkle
 from protocol.log import auditlog, checkpoint
 from protocol.records.signatures import SigningKey
 from sfsd.errors import JournalDamagedError, JournalFailedError
-from sfsd.log.journal import Journal
+from sfsd.log.journal import Journal, log_warnings
 from tests.sfsd.faults import Crash, FaultyFiles
-from tests.sfsd.journals import KEY, ORIGIN, check, draft, drafts, open_journal
+from tests.sfsd.journals import KEY, ORIGIN, VERIFIER, check, draft, drafts, open_journal
 
 SIGNED, MARKED, ALL = 9, 6, 12
 
@@ -316,7 +316,8 @@ def test_a_wrong_node_under_an_older_checkpoint_is_no_damage(logs: Path, whole: 
     journal.close()
 
 
-def test_a_checkpoint_of_another_key_is_damage(logs: Path, whole: bytes) -> None:
+def test_a_malformed_checkpoint_is_set_aside_and_signed_again(logs: Path, whole: bytes) -> None:
+    assert log_warnings(logs) == []
     for note in (
         b"x",
         checkpoint_of(whole, SIGNED)[:-2],
@@ -324,7 +325,24 @@ def test_a_checkpoint_of_another_key_is_damage(logs: Path, whole: bytes) -> None
         checkpoint_of(whole, SIGNED).replace(b"\n9\n", b"\n8\n"),
     ):
         (logs / "checkpoint").write_bytes(note)
-        assert damaged_at(logs) == 0
+        journal = open_journal(logs)
+        assert len(check(journal)) == ALL
+        abandon(journal)
+        assert (logs / "checkpoint.damaged").read_bytes() == note
+        assert checkpoint.verify((logs / "checkpoint").read_bytes(), VERIFIER).size == ALL
+    assert "logs/checkpoint.damaged" in log_warnings(logs)[0]
+
+
+@pytest.mark.parametrize("note", [b"x", b""])
+def test_without_a_checkpoint_the_mark_says_what_the_log_must_hold(
+    logs: Path, whole: bytes, note: bytes
+) -> None:
+    (logs / "checkpoint").write_bytes(note)
+    (logs / "audit.jsonl").write_bytes(whole[: ends(whole)[MARKED - 2]])
+    for _ in range(2):
+        assert damaged_at(logs) == MARKED - 1
+    (logs / "audit.jsonl").write_bytes(rewritten(whole, 1, to_the_end=True))
+    assert damaged_at(logs) == 0
 
 
 def test_lines_of_a_killed_process_are_synced_before_they_count(logs: Path) -> None:

@@ -322,17 +322,12 @@ def test_a_start_reports_the_file_that_is_missing(
     assert path not in stored(unsettled)
 
 
-def test_with_an_empty_stage_a_start_is_refused_unless_that_is_accepted(unsettled: Path) -> None:
-    """As when the disk of staging/ is not mounted: then nothing may be given up."""
+def test_an_empty_stage_is_reported_and_refuses_no_start(unsettled: Path) -> None:
     for suffix in (".pack", ".ct"):
         staged(unsettled, suffix).unlink()
-    with pytest.raises(RecoveryError) as refused:
-        StoreModel(unsettled)
-    assert refused.value.path == "staging"
-    journal = open_journal(unsettled / "logs")
-    report = recover(DirectoryStore(unsettled), journal, without_stage=True)
-    assert {file.path for file in report.lost} == {SIDE, f"{A}.1.ct"}
-    journal.close()
+    model = StoreModel(unsettled)
+    assert {file.path for file in model.recovered.lost} == {SIDE, f"{A}.1.ct"}
+    model.journal.close()
 
 
 @pytest.mark.parametrize("text", [b"", b"1", b"-1\n", b"1\n\n", b"x\n", b"1" * 17 + b"\n"])
