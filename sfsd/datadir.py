@@ -16,6 +16,7 @@ from sfsd import server_keys
 from sfsd.config import Config
 from sfsd.errors import DamagedError, RecoveryError, RootBusyError
 from sfsd.fs.files import Files
+from sfsd.log.cut import check_no_cut
 from sfsd.log.journal import Journal
 from sfsd.rules.context import ServerContext, ServerIdentity
 from sfsd.server_keys import ServerKeys
@@ -64,15 +65,19 @@ def open_server_context(
     *,
     clock: Callable[[], float] = time.time,
     files: Files | None = None,
+    after_cut: bool = False,
 ) -> Iterator[ServerContext]:
     """Open `root` and recover it from the last crash; the caller holds the root's lock.
 
-    What is lost is set aside (`sfsd.storage.set_aside`). Raises `ConfigError`,
+    What is lost is set aside (`sfsd.storage.set_aside`). `after_cut` continues a cut of the log
+    (`sfsd.log.cut`), which is refused otherwise. Raises `ConfigError`,
     `JournalDamagedError` or `RecoveryError` if the root must not be used.
     """
     files = files or Files.below(root)
     config = Config.load(root)
     keys = server_keys.update_statement(root / "keys", int(clock()), files)
+    if not after_cut:
+        check_no_cut(root / "logs")
     journal = Journal(root / "logs", keys.log_key, keys.origin, files=files)
     try:
         _check_mounted(root, journal)
@@ -80,7 +85,7 @@ def open_server_context(
         lost = recover(store, journal).lost
         committer = Committer(store, journal, keep_spares=True)
         try:
-            _set_aside(store, journal, committer, lost)
+            _set_aside(store, journal, committer, lost, after_cut=after_cut)
             identity = ServerIdentity.parse(keys.statement, keys.signature, keys.operator_public)
             context = ServerContext(root, config, identity, store, journal, committer, clock)
             _log_statement(context, keys)
@@ -92,11 +97,17 @@ def open_server_context(
 
 
 def _set_aside(
-    store: DirectoryStore, journal: Journal, committer: Committer, lost: Sequence[ExpectedFile]
+    store: DirectoryStore,
+    journal: Journal,
+    committer: Committer,
+    lost: Sequence[ExpectedFile],
+    *,
+    after_cut: bool = False,
 ) -> None:
-    for file in lost:
-        _log.error("entry %d: the bytes of %s are on no disk any more", file.seq, file.path)
-    for change in lost_changes(store, journal, lost):
+    if not after_cut:
+        for file in lost:
+            _log.error("entry %d: the bytes of %s are on no disk any more", file.seq, file.path)
+    for change in lost_changes(store, journal, lost, after_cut=after_cut):
         committer.submit(change).result()
 
 

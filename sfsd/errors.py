@@ -147,6 +147,14 @@ class JournalFailedError(JournalError):
     client_text = _FAILED
 
 
+def cut_hint(count: int) -> str:
+    """Return what the operator can do if the log is valid for its first `count` entries only."""
+    put_back = "if logs/audit.jsonl was moved or truncated, put it back; or restore a backup"
+    if count == 0:
+        return f"{put_back}; keep logs/ as it is meanwhile"
+    return f"{put_back}; if nothing has the rest, run `sfsd fsck --cut-log {count}`"
+
+
 class JournalDamagedError(JournalError):
     """The log is not what was once written. `seq` is the first entry that is wrong."""
 
@@ -155,11 +163,7 @@ class JournalDamagedError(JournalError):
     client_text = "the log is not what was written"
 
     def __init__(self, message: str, *, seq: int) -> None:
-        super().__init__(
-            f"entry {seq}: {message}",
-            "if logs/audit.jsonl was moved or truncated, put it back; otherwise keep logs/ as it is"
-            " and compare it with a backup",
-        )
+        super().__init__(f"entry {seq}: {message}", cut_hint(seq))
         self.seq = seq
 
     @classmethod

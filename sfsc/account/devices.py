@@ -178,7 +178,9 @@ class Devices:
                 pending = None  # it was accepted; its reply was lost
             self._file.save(changed(keyring, statements=chain, pending=pending))
             session.use_keyring(self._keyring)
-        if not is_rotating(head) and has_old_keys(self._keyring):
+        pending = self._keyring.pending
+        begins = pending is not None and pending.keys is not None  # its rotation needs the old keys
+        if not is_rotating(head) and not begins and has_old_keys(self._keyring):
             self.drop_old_keys()
         return head
 

@@ -126,6 +126,9 @@ def _adopt(session: Session, keyring: Keyring, chain: tuple[bytes, ...]) -> Keyr
     if bundle.name_keys != keyring.name_keys:
         raise BadRecord("the account's bundle holds another name key than this device's keyring")
     pins = tuple(sorted({**dict(bundle.pins), **dict(keyring.pins)}.items()))[:MAX_PINS]
-    return changed(
-        keyring, statements=chain, generations=bundle.generations, pins=pins, pending=None
-    )
+    generations = bundle.generations
+    if keyring.statements[: len(chain)] == chain:
+        # A server whose log was cut may still have wraps for the keys that it does not know.
+        forgotten = (one for one in keyring.generations if one not in generations)
+        generations = (*forgotten, *generations)
+    return changed(keyring, statements=chain, generations=generations, pins=pins, pending=None)

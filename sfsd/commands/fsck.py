@@ -9,12 +9,17 @@ from pathlib import Path
 import click
 
 from protocol.codec.errors import MessageError
-from protocol.codec.names import check_file_id, check_user_name
+from protocol.codec.names import SERVER, check_file_id, check_user_name
 from protocol.codec.terminal_text import counted
+from protocol.log.auditlog import LOST, EntryDraft
+from sfsd import server_keys
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.datadir import lock_root, open_server_context, repair_settings
 from sfsd.errors import Absent, CommandError, JournalDamagedError, RecoveryError, Refused
-from sfsd.storage.fsck import Fsck
+from sfsd.fs.files import Files
+from sfsd.log.cut import begin_cut, finish_cut
+from sfsd.storage.change import Change
+from sfsd.storage.fsck import Fsck, applied_mark
 
 
 @click.command()
@@ -29,6 +34,12 @@ from sfsd.storage.fsck import Fsck
     metavar="USER FILE VERSION",
     help="Only mark this damaged version as lost; FILE is the file id.",
 )
+@click.option(
+    "--cut-log",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Repair with the first N entries of a log whose end is lost.",
+)
 def command(
     root: Path,
     as_json: bool,
@@ -36,6 +47,7 @@ def command(
     read_data: bool,
     repair: bool,
     give_up: tuple[str, str, int] | None,
+    cut_log: int | None,
 ) -> None:
     """Check that the store holds exactly the files that the log says.
 
@@ -47,15 +59,20 @@ def command(
     --give-up is for damage that no backup repairs: the version is marked as lost in the log, and
     its file works again without it. A version that is not damaged is refused.
 
+    --cut-log is the last resort for a log whose end is gone: a start names the N. What was stored
+    by later entries goes to stray/, and users go on with `sfsc audit accept`.
+
     Example: sfsd fsck --root /srv/sfs --read-data
     """
     if give_up is not None:
         _give_up(root, *give_up)
         return
     with lock_root(root):
-        if repair:
+        if cut_log is not None:
+            _cut_log(root, cut_log)
+        elif repair:
             _recover(root)
-        check = Fsck(root, read_data=read_data, repair=repair)
+        check = Fsck(root, read_data=read_data, repair=repair or cut_log is not None)
         left = found = 0
         for finding in check.run():
             found += 1
@@ -66,6 +83,8 @@ def command(
                 entry = "" if finding.seq is None else f" (entry {finding.seq})"
                 state = "repaired " if finding.repaired else ""
                 answer(f"{state}{finding.kind}: {finding.path}{entry}: {finding.text}")
+        if cut_log is not None:
+            finish_cut(root, Files.below(root))
     if left:
         raise CommandError(
             f"{counted(left, 'difference')} from the log left in {counted(check.checked, 'file')}",
@@ -90,6 +109,20 @@ def _give_up(root: Path, user: str, file_id: str, version: int) -> None:
             hint = "`sfsd fsck --read-data` shows damaged files: USER/files/…/FILE.VERSION.json"
             raise CommandError(exc.cause, hint, exit_code=3) from exc
     answer(f"marked version {version} of {file_id} as lost")
+
+
+def _cut_log(root: Path, count: int) -> None:
+    """Cut the log, and make the store fit it but for files that the log does not know. The new log
+    begins with an entry that tells of the cut."""
+    files = Files.below(root)
+    server_keys.load(root / "keys")  # fails before anything is changed
+    begin_cut(root, count, applied_mark(root, files), files)
+    with open_server_context(root, after_cut=True, files=files) as server:
+        if server.failed is not None:
+            raise CommandError(server.failed, "check the disk, then run this again", exit_code=1)
+        detail = {"why": "the end of the log was lost", "entries": [count]}
+        entry = EntryDraft(op=LOST, actor=SERVER, detail=detail)
+        server.committer.submit(Change(entry)).result()
 
 
 def _recover(root: Path) -> None:

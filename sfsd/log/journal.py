@@ -38,9 +38,10 @@ from sfsd.errors import (
 )
 from sfsd.fs.files import Files
 from sfsd.log import replay
+from sfsd.log.cut import past_cuts
 from sfsd.log.file import RESERVE_SIZE, DiskReserve, LogFile
 from sfsd.log.replay import LogState
-from sfsd.log.tree import MAX_ACCOUNTS, LogTree, ProofCache, TreeMark
+from sfsd.log.tree import MAX_ACCOUNTS, LogTree, ProofCache, TreeMark, stored_mark
 
 _log = logging.getLogger(__name__)
 SET_ASIDE: Final = "checkpoint.damaged"
@@ -67,11 +68,15 @@ def now() -> datetime:
 
 
 def log_warnings(folder: Path) -> list[str]:
-    """Return what the operator should know of the log in `folder`, until the file is removed to
-    which the text leads."""
-    if not (folder / SET_ASIDE).exists():
-        return []
-    return [f"logs/checkpoint was malformed and was signed again; the old one: logs/{SET_ASIDE}"]
+    """Return what the operator should know of the log in `folder`, until the files are removed that
+    the texts name."""
+    found = [
+        f"the end of the log was cut, users run `sfsc audit accept`: see logs/{name}"
+        for name in past_cuts(folder)
+    ]
+    if (folder / SET_ASIDE).exists():
+        found.append(f"logs/checkpoint was malformed and was signed again: see logs/{SET_ASIDE}")
+    return found
 
 
 class Journal:
@@ -132,7 +137,7 @@ class Journal:
             self._files.sync_folder(self._folder)
             _log.error("logs/checkpoint: %s; moved to logs/%s", exc.problem, SET_ASIDE)
             signed = checkpoint.Checkpoint(self._origin, 0, merkle.EMPTY_ROOT)
-        if signed.size == 0 and (mark := self._tree.stored_mark()) is not None:
+        if signed.size == 0 and (mark := stored_mark(self._folder / "tree")) is not None:
             return checkpoint.Checkpoint(self._origin, mark.size, mark.root)
         return signed
 

@@ -86,7 +86,7 @@ def replay(
     for line in file.lines(end, file.end):
         try:
             entry = next(auditlog.verify_chain([line], first=size, prev=last))
-            _advance_counts(counts, entry)
+            advance_counts(counts, entry)
         except LogError as exc:
             if size < signed.size:
                 raise JournalDamagedError.from_log_error(exc) from exc
@@ -150,7 +150,8 @@ def _fits(mark: TreeMark, file: LogFile, tree: LogTree) -> bool:
         return False
 
 
-def _advance_counts(counts: dict[str, int], entry: LogEntry) -> None:
+def advance_counts(counts: dict[str, int], entry: LogEntry) -> None:
+    """Add the next entry to the counts of its accounts. Raises `LogError` if it does not follow."""
     for user, count in entry.accounts.items():
         if count != counts.get(user, 0):
             raise LogError(f"not the next entry of {user[:40]!r}", seq=entry.seq)

@@ -48,6 +48,19 @@ class TreeMark(SignedStruct):
     accounts: Annotated[tuple[tuple[Principal, Count], ...], AtMost(MAX_ACCOUNTS)]
 
 
+def stored_mark(folder: Path) -> TreeMark | None:
+    """Return the last mark that was saved in logs/tree/, None if it is missing or damaged. The rest
+    of the cache may be of another log."""
+    try:
+        stored = (folder / "mark").read_bytes()
+        body = stored[_DIGEST_SIZE:]
+        if stored[:_DIGEST_SIZE] != hashlib.sha256(body).digest():
+            return None
+        return TreeMark.parse(body)
+    except (FileNotFoundError, RemoteProtocolError):
+        return None
+
+
 class LogTree:
     """The cached tree. One thread appends and saves, any thread reads. Methods that access files
     may raise OSError; reading may also raise EOFError, if a file was cut while the daemon ran."""
@@ -70,21 +83,9 @@ class LogTree:
         """The number of lines in the tree."""
         return self._frontier.size
 
-    def stored_mark(self) -> TreeMark | None:
-        """Return the last mark that was saved, None if it is missing or damaged. The rest of the
-        cache may be of another log."""
-        try:
-            stored = (self._folder / "mark").read_bytes()
-            body = stored[_DIGEST_SIZE:]
-            if stored[:_DIGEST_SIZE] != hashlib.sha256(body).digest():
-                return None
-            return TreeMark.parse(body)
-        except (FileNotFoundError, RemoteProtocolError):
-            return None
-
     def load_mark(self) -> TreeMark | None:
         """Return the mark if it matches the stored files; otherwise None: the cache is rebuilt."""
-        mark = self.stored_mark()
+        mark = stored_mark(self._folder)
         if mark is None:
             return None
         if self._files.size(self._node_handle) < node_count(mark.size) * HASH_SIZE:

@@ -51,7 +51,7 @@ def verify_links(root: Path) -> VerifiedLog:
     """Check every line's hash, place and link to the line before, and the signed root, on all
     cores. The spelling of a line is not checked: its bytes are those that were signed. If anything
     is wrong, `verify_log` finds out what. Raises as `verify_log`."""
-    signed = _signed_checkpoint(root)
+    signed = signed_checkpoint(root)
     frontier, last, signed_root = merkle.Frontier(), auditlog.GENESIS, merkle.EMPTY_ROOT
     try:
         for part in _verify_parts(root, signed.size):
@@ -165,7 +165,7 @@ def _verify_lines(lines: list[bytes], first: int, prev: bytes) -> list[bytes]:
 def verify_log(root: Path, each: Callable[[LogEntry], None] = lambda _entry: None) -> VerifiedLog:
     """Check the log of `root`, and pass every entry to `each`. Raises `JournalDamagedError` with
     the first wrong seq. Reads the checkpoint before the log, which a daemon may extend."""
-    signed = _signed_checkpoint(root)
+    signed = signed_checkpoint(root)
     leaves = _CachedLeaves(root / "logs" / "tree" / "nodes")
     frontier = merkle.Frontier()
     signed_root = merkle.EMPTY_ROOT
@@ -220,8 +220,9 @@ class _CachedLeaves:
         return len(known) < merkle.HASH_SIZE or known == leaf
 
 
-def _signed_checkpoint(root: Path) -> checkpoint.Checkpoint:
-    """Return the stored checkpoint, of size 0 if there is none."""
+def signed_checkpoint(root: Path) -> checkpoint.Checkpoint:
+    """Return the stored checkpoint, of size 0 if there is none. Raises `CheckpointDamagedError`,
+    and `ConfigError` if it cannot be read."""
     vkey = ServerStatement.parse(server_keys.read_server_statement(root / "keys")[0]).log_vkey
     try:
         return stored_checkpoint(root / "logs" / "checkpoint", Verifier.parse(vkey))

@@ -31,6 +31,7 @@ from sfsd.errors import (
     StoreFailedError,
     StoreFullError,
     StoreRefusedError,
+    cut_hint,
 )
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
@@ -63,6 +64,7 @@ def recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
         raise RecoveryError(
             f"entry {store.installer.applied} was applied, but the log ends at {last}",
             path="logs/audit.jsonl",
+            hint=cut_hint(journal.size),
         )
     expected = _expected_files(store, journal)
     entries = last - store.installer.applied

@@ -1,8 +1,8 @@
 """Files of the store that follow from the log and from other files, made again without any key.
 
 An inbox note is empty, leaf hashes follow from their ciphertext, an identity chain is in the log,
-and a ciphertext may have a second name. A file is put in place only if it has the digest that the
-log says.
+and a ciphertext may have a second name. So has a key bundle once it has a successor. A file is put
+in place only if it has the digest that the log says.
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ def derive_file(files: Files, users: Path, logged: LoggedState, path: str, diges
     elif path.endswith("/statements.json"):
         chain = logged.chains.get(path.partition("/")[0])
         derived = encode_statements(chain) if chain else None
+    elif path.endswith("/bundle"):
+        kept = (users / path).parent.glob("bundle.*")
+        found = (one.read_bytes() for one in sorted(kept))
+        derived = next((one for one in found if hashlib.sha256(one).digest() == digest), None)
     if derived is None or hashlib.sha256(derived).digest() != digest:
         return False
     files.make_folder((users / path).parent)

@@ -47,7 +47,7 @@ class Fsck:
         self._read_data = read_data
         self._repair = repair
         self._files = Files.below(root)
-        self._logged = LoggedState(self._applied())
+        self._logged = LoggedState(applied_mark(root, self._files))
         self._stage = StagedFiles(self._files, root / "staging", self._users)
         self._sizes: dict[str, int] = {}
         self._lost: list[str] = []
@@ -77,14 +77,6 @@ class Fsck:
         for path in self._lost:
             text = "this version was marked as lost: its bytes are on no disk"
             yield Finding(LOST, f"store/users/{path}", self._logged.paths[path][1], True, text)
-
-    def _applied(self) -> int:
-        """Return the seq up to which every entry is in place; -1 if unknown."""
-        syncs, staging = SyncGuard(self._files), self._root / "staging"
-        try:
-            return Installer(self._files, syncs, users=self._users, staging=staging).applied
-        except OSError:
-            return -1
 
     def _waits(self, want: ExpectedFile, present: set[str]) -> bool:
         """Return whether a start will restore the path, which does not match the log yet."""
@@ -170,6 +162,15 @@ class Fsck:
                 self._files.remove(part)
         text = "the cached tree differs from the log; a start rebuilds a missing one"
         return Finding("cache", "logs/tree", seq, self._repair, text)
+
+
+def applied_mark(root: Path, files: Files) -> int:
+    """Return the seq up to which every entry is in place; -1 if unknown."""
+    users, staging = root / "store" / "users", root / "staging"
+    try:
+        return Installer(files, SyncGuard(files), users=users, staging=staging).applied
+    except OSError:
+        return -1
 
 
 def _sidecars_first(path: str) -> tuple[str, int, str]:

@@ -60,6 +60,13 @@ class LoggedFile(Mutable):
                 signed = (GenerationSignature(record.generation, one) for one in sigs.values())
                 self.records[record.rev] = SignedRecord(body, tuple(signed))
 
+    @property
+    def last_record(self) -> FileRecord:
+        """The newest record. Raises `Absent` if the log has none."""
+        if not self.records:
+            raise Absent(VersionPaths.for_version(self.owner, self.file_id, 1).sidecar)
+        return cached_record(self.records[max(self.records)].record)
+
     def content(self, version: int) -> SignedRecord:
         """Return the last record that made the content of a version. Raises `Absent`."""
         for rev in sorted(self.records, reverse=True):

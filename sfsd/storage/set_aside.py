@@ -5,29 +5,42 @@ log, without metadata and wraps, which the log does not have. If only the newest
 its predecessor still has them, and the version is not lost. The settings of an account follow from
 the log, but for the token of an invitation that was not used. Each of these changes is one entry of
 op ``lost``, whose actor is the server. Bytes that are in place, but not as logged, go to stray/.
+
+If the log was cut (`sfsd.log.cut`), a sidecar may be newer than the log. Then its metadata and
+wraps are kept under the logged records: the signed record has the hash of the metadata, and a wrap
+opens for its user or not at all.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
+from protocol.codec import merkle
 from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.names import SERVER
 from protocol.codec.values import Mutable, Value, changed, field
 from protocol.log.auditlog import LOST, EntryDraft, LogEntry
 from protocol.records.chain import RENEWING
-from protocol.records.records import Statement, record_hash
+from protocol.records.records import FileRecord, Statement, record_hash
+from protocol.wire.messages.base import SignedRecord
 from sfsd.errors import Absent, DamagedError, JournalRangeError, RecoveryError, StoreRefusedError
 from sfsd.fs.descriptors import store_error
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Change, Effect, Remove, Write, digest_of
 from sfsd.storage.derive import ExpectedFile
-from sfsd.storage.json_files import Sidecar, StoredAccount, parse_account, parse_sidecar
+from sfsd.storage.json_files import (
+    Sidecar,
+    StoredAccount,
+    parse_account,
+    parse_sidecar,
+    parse_statements,
+)
 from sfsd.storage.logged_file import LoggedFile
-from sfsd.storage.paths import VersionPaths, account_path, parse_version_path
+from sfsd.storage.paths import VersionPaths, account_path, parse_version_path, statements_path
 from sfsd.storage.store import DirectoryStore
 
 STRAY: Final = "stray"
@@ -74,10 +87,15 @@ class _Logged(Mutable):
 
 
 def lost_changes(
-    store: DirectoryStore, journal: Journal, missing: Sequence[ExpectedFile]
+    store: DirectoryStore,
+    journal: Journal,
+    missing: Sequence[ExpectedFile],
+    *,
+    after_cut: bool = False,
 ) -> Iterator[Change]:
     """Yield the changes that set `missing` aside. Commit each before asking for the next; then the
-    store is what the log says. Raises StoreRefusedError."""
+    store is what the log says. `after_cut` uses sidecars that are newer than the log. Raises
+    StoreRefusedError."""
     if not missing:
         return  # the log is long, and a start must not read all of it
     found = _Missing.group(missing)
@@ -89,7 +107,7 @@ def lost_changes(
     for seq in range(journal.size):
         logged.apply(journal.entry(seq))
     for version, paths in found.versions.items():
-        yield _version_change(store, journal, logged, version, paths)
+        yield _version_change(store, journal, logged, version, paths, after_cut=after_cut)
     for path, seq in found.others.items():
         yield _other_change(store, journal, logged, path, seq)
 
@@ -100,14 +118,18 @@ def _version_change(
     logged: _Logged,
     version: _Version,
     missing: dict[str, int],
+    *,
+    after_cut: bool,
 ) -> Change:
     owner, file_id, number = version
     paths = VersionPaths.for_version(owner, file_id, number)
     known = _stored_before(store, journal, paths.sidecar, parse_sidecar)
+    file = logged.files[owner, file_id]
     try:
-        bare = logged.files[owner, file_id].sidecar_without_content(number)
+        bare = file.sidecar_without_content(number)
     except Absent as exc:
         raise RecoveryError("the log has no record of this version", path=paths.sidecar) from exc
+    newer = _stored_after(store, paths.sidecar, bare, file.last_record) if after_cut else None
     if known is not None and known.content.record == bare.content.record:
         bare = changed(bare, content=known.content)  # with endorsements, which the log lacks
     else:
@@ -118,6 +140,8 @@ def _version_change(
         made = changed(bare, lost=version in logged.lost)
     elif known is not None and known.metadata is not None and missing.keys() == {paths.sidecar}:
         why, made = "the newest sidecar; the one before it is used", changed(known, head=bare.head)
+    elif newer is not None and missing.keys() == {paths.sidecar}:
+        why, made = "newer than the log; its content is kept", newer
     else:
         why, made = LOST, changed(bare, lost=True)
         for path in (paths.ciphertext, paths.leaves):
@@ -187,6 +211,64 @@ def _stored_before(
     except (Absent, DamagedError, StoreRefusedError, JournalRangeError):
         return None
     return found if written == digest_of(path, raw) else None
+
+
+def _stored_after(
+    store: DirectoryStore, path: str, bare: Sidecar, last: FileRecord
+) -> Sidecar | None:
+    """Return `bare`, which has the logged records of a version, with the content of the sidecar in
+    place, which a lost entry may have written. None if that is not of the same version, or damaged.
+    Readers are those of the `last` record."""
+    try:
+        found = parse_sidecar(path, store.read(path))
+    except (Absent, DamagedError, StoreRefusedError):
+        return None
+    record = bare.content_record
+    if found.content.record != bare.content.record or found.metadata is None:
+        return None
+    if hashlib.sha256(found.metadata).digest() != record.metadata_sha256:
+        return None
+    if found.leaves is not None:
+        hashes = [
+            found.leaves[at : at + merkle.HASH_SIZE]
+            for at in range(0, len(found.leaves), merkle.HASH_SIZE)
+        ]
+        if merkle.root(hashes) != record.segments_root:
+            return None
+    users = {last.owner, *(reader for reader, _, _ in last.readers)}
+    wraps = tuple(wrap for wrap in found.wraps if wrap.user in users)
+    generation = _generation(store, last.owner)
+    head = None if bare.head is None else _endorsed(bare.head, found.last, generation)
+    return changed(
+        bare,
+        content=_endorsed(bare.content, found.content, generation),
+        head=head,
+        metadata=found.metadata,
+        wraps=wraps,
+        leaves=found.leaves,
+    )
+
+
+def _endorsed(logged: SignedRecord, found: SignedRecord, generation: int) -> SignedRecord:
+    """Return `logged` with those signatures of `found` that keys up to `generation` made."""
+    if logged.record != found.record:
+        return logged
+    signatures = {
+        one.generation: one
+        for one in (*found.signatures, *logged.signatures)
+        if one.generation <= generation
+    }
+    return SignedRecord(logged.record, tuple(signatures[one] for one in sorted(signatures)))
+
+
+def _generation(store: DirectoryStore, user: str) -> int:
+    """Return the newest generation of the user's keys, which recovery made what the log says; 0 if
+    it cannot be read."""
+    path = statements_path(user)
+    try:
+        return parse_statements(path, store.read(path))[-1].statement.generation
+    except (Absent, DamagedError, StoreRefusedError):
+        return 0
 
 
 def _next_account(account: StoredAccount | None, entry: LogEntry) -> StoredAccount | None:

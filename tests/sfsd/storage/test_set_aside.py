@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.records.records import PURGE
 from protocol.wire.messages.accounts import AccountsPage, UserList, UserQuota, UserShow
 from protocol.wire.messages.downloads import GetOpen, Opened
 from protocol.wire.messages.files import Stat, Stated
 from sfsd.log.journal import Journal
-from sfsd.storage.change import digest_of
+from sfsd.storage.change import Write, digest_of
+from sfsd.storage.crash_recovery import recover
 from sfsd.storage.derive import LoggedState
+from sfsd.storage.json_files import parse_sidecar
 from sfsd.storage.paths import VersionPaths
+from sfsd.storage.set_aside import lost_changes
+from sfsd.storage.store import DirectoryStore
 from tests.sfsd.builders import LOG_KEY, VERIFIER, Daemon, Person, daemon, done, file_id, refused
 from tests.sfsd.store_model import stored
 
@@ -175,3 +180,38 @@ def test_a_file_of_an_account_does_not_stop_a_start(ada: Person, tmp_path: Path,
         assert [one.user for one in listed.accounts] == ["ada", "bob"]
         assert len(running.entries("lost")) == (name != "statements.json")
     assert damage(tmp_path) == set()
+
+
+@pytest.mark.parametrize("part", ["nothing", "metadata", "leaves", "record", "wraps"])
+def test_after_a_cut_only_the_content_of_the_logged_version_is_kept(
+    ada: Person, tmp_path: Path, part: str
+) -> None:
+    """A lost entry has written the sidecar; beside that, `part` of it is not of this version."""
+    store = DirectoryStore(tmp_path)
+    known = parse_sidecar(PATHS.sidecar, store.read(PATHS.sidecar))
+    of_good = VersionPaths.for_version("ada", GOOD, 1).sidecar
+    other = parse_sidecar(of_good, store.read(of_good))
+    stranger = changed(known.wraps[0], user="zoe", key_id=bytes(32))
+    newer = {
+        "nothing": known,
+        "metadata": changed(known, metadata=b"x"),
+        "leaves": changed(known, leaves=bytes(32)),
+        "record": changed(known, content=other.content),
+        "wraps": changed(known, wraps=(*known.wraps, stranger)),
+    }[part]
+    (users(tmp_path) / PATHS.sidecar).write_bytes(newer.encode(1000))
+    journal = Journal(tmp_path / "logs", LOG_KEY, VERIFIER.name, reserve=4096)
+    lost = recover(store, journal).lost
+    for after_cut in (False, True):
+        [change] = lost_changes(store, journal, lost, after_cut=after_cut)
+        written = change.effects[-1]
+        assert isinstance(written, Write)
+        assert callable(written.data)
+        made = parse_sidecar(PATHS.sidecar, written.data(7))
+        kept = after_cut and part in ("nothing", "wraps")
+        assert made.lost is not kept
+        assert made.metadata == (known.metadata if kept else None)
+        assert made.wraps == (known.wraps if kept else ())
+        assert made.content == known.content
+        (users(tmp_path) / PATHS.ciphertext).write_bytes(CIPHERTEXT)  # else it went to stray/
+    journal.close()

@@ -1,0 +1,83 @@
+"""`sfsd fsck --cut-log`: only where the log is damaged, and never halfway."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sfsd.fs.files import Files
+from sfsd.log.cut import begin_cut
+from tests.sfsd.commands.conftest import Sfsd
+
+
+@pytest.fixture
+def lines(root: Path, sfsd: Sfsd) -> list[bytes]:
+    """Return the lines of a log, the last of which adds a user."""
+    for name in ("ada", "bea", "cleo"):
+        sfsd("user", "add", name)
+    return (root / "logs" / "audit.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def keep(root: Path, lines: list[bytes], count: int) -> None:
+    os.truncate(root / "logs" / "audit.jsonl", sum(map(len, lines[:count])))
+
+
+@pytest.mark.parametrize("also", [(), ("checkpoint",), ("tree/mark",), ("checkpoint", "tree/mark")])
+def test_the_log_is_cut_where_its_end_is_missing(
+    root: Path, sfsd: Sfsd, lines: list[bytes], also: tuple[str, ...]
+) -> None:
+    """Each of checkpoint, mark and staging/applied alone says that there was more."""
+    for name in also:
+        (root / "logs" / name).unlink()
+    count = len(lines) - 1
+    keep(root, lines, count)
+    told = sfsd("user", "list", code=5)
+    assert f"`sfsd fsck --cut-log {count}`" in told.err
+    for wrong in (count - 1, count + 1):
+        assert f"--cut-log {count}" in sfsd("fsck", "--cut-log", str(wrong), code=2).err
+    sfsd("fsck", "--cut-log", str(count))
+    sfsd("fsck", "--read-data")
+    sfsd("audit", "verify")
+    shown = [line.split()[0] for line in sfsd("user", "list").lines]
+    assert shown == ["ada", "bea"]
+    (warning,) = json.loads(sfsd("status", "--json").out)["warnings"]
+    assert warning.endswith(f"logs/cut-{count}.jsonl")
+    if "checkpoint" not in also:
+        assert (root / "logs" / f"cut-{count}.checkpoint").exists()
+    [cut] = [
+        one
+        for one in map(json.loads, sfsd("audit", "log", "--json").lines)
+        if one["op"] == "lost" and one.get("owner") is None
+    ]
+    assert (cut["actor"], cut["detail"]["entries"]) == ("server", [count])
+
+
+def test_an_intact_log_is_not_cut(root: Path, sfsd: Sfsd, lines: list[bytes]) -> None:
+    sfsd("fsck", "--cut-log", str(len(lines)), code=2)
+    sfsd("fsck", "--cut-log", "3", code=2)
+    assert (root / "logs" / "audit.jsonl").read_bytes() == b"".join(lines)
+    assert len(sfsd("user", "list").lines) == 3
+
+
+def test_a_cut_that_was_interrupted_is_continued(
+    root: Path, sfsd: Sfsd, lines: list[bytes]
+) -> None:
+    count = len(lines) - 2
+    keep(root, lines, count)
+    begin_cut(root, count, len(lines) - 1, Files())
+    assert f"`sfsd fsck --cut-log {count}`" in sfsd("user", "list", code=5).err
+    assert f"--cut-log {count}" in sfsd("fsck", "--cut-log", str(count - 1), code=5).err
+    for _ in range(2):  # as if the end of the command were not reached the first time
+        sfsd("fsck", "--cut-log", str(count))
+        pending = root / "logs" / "cut-pending"
+        assert not pending.exists()
+        pending.write_text(f"{count}\n")
+    pending.write_text("x")
+    assert "logs/cut-pending" in sfsd("user", "list", code=5).err
+    pending.write_text(f"{count}\n")
+    sfsd("fsck", "--cut-log", str(count))
+    sfsd("fsck", "--read-data")
+    assert (root / "logs" / f"cut-{count}.jsonl").read_bytes() == b""
