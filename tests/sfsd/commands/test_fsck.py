@@ -70,9 +70,9 @@ def test_a_cut_that_was_interrupted_is_continued(
     begin_cut(root, count, len(lines) - 1, Files())
     assert f"`sfsd fsck --cut-log {count}`" in sfsd("user", "list", code=5).err
     assert f"--cut-log {count}" in sfsd("fsck", "--cut-log", str(count - 1), code=5).err
+    pending = root / "logs" / "cut-pending"
     for _ in range(2):  # as if the end of the command were not reached the first time
         sfsd("fsck", "--cut-log", str(count))
-        pending = root / "logs" / "cut-pending"
         assert not pending.exists()
         pending.write_text(f"{count}\n")
     pending.write_text("x")
