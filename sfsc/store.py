@@ -235,9 +235,11 @@ class Store(Closing):
         """Delete `name` and return the version that was current. The versions stay as trash."""
         return self._files.rm(name)
 
-    def history(self, name: str) -> list[Revision]:
-        """Return every record of `name`, deleted or not, oldest first, all verified."""
-        return self._history.history(name)
+    def history(self, name: str, *, skip: Skip | None = None) -> list[Revision]:
+        """Return every record of `name`, deleted or not, oldest first, all verified. If the newest
+        version is damaged, `skip` is called with its `Damaged` error, and the records come from the
+        log; without `skip` it is raised."""
+        return self._history.history(name, skip)
 
     def restore(self, name: str, *, version: int | None = None) -> Entry:
         """Make the content of `version` the newest version; for a deleted file, by default the last

@@ -41,7 +41,7 @@ class DamagedFiles:
         Return the numbers of the versions. Raises `NotFound` if there is no such file, or nothing
         of it is damaged.
         """
-        file_id, records, removed = self._find_logged(which)
+        file_id, records, removed = find_logged(self._session, which)
         made = {one.version or 0 for one in records.values() if one.op in CONTENT_OPS}
         newest, marked = max(made), set[int]()
         # First: while the newest sidecar is damaged, the server shows no other version.
@@ -57,29 +57,6 @@ class DamagedFiles:
         self._remove(file_id, damaged)
         endorse_rebuilt(self._session, file_id, damaged, records)
         return damaged
-
-    def _find_logged(self, which: str) -> tuple[str, dict[bytes, FileRecord], set[int]]:
-        """Return the id of a file, its records in the account's log by their hashes, and the
-        versions that were purged or removed by retention."""
-        account, log = self._session.account, AccountLog(self._session)
-        wanted = [account.file_id(which)]
-        if _FILE_ID.fullmatch(which):
-            wanted.append(which)
-        records: dict[str, dict[bytes, FileRecord]] = {}
-        removed: dict[str, set[int]] = {}
-        for entry in log.entries():
-            if entry.owner != account.user:
-                continue
-            if entry.op in RECORDS:
-                for record, body in log.verify_records(entry):
-                    records.setdefault(record.file_id, {})[record_hash(body)] = record
-                    removed.setdefault(record.file_id, set()).update(record.purged or ())
-            elif entry.op == "retention" and entry.file is not None:
-                removed.setdefault(entry.file, set()).update(entry.detail.get("purged", ()))
-        for file_id in wanted:
-            if file_id in records:
-                return file_id, records[file_id], removed[file_id]
-        raise NotFound(f"no such file: {which}", "`sfsc ls` names damaged files")
 
     def _is_damaged(self, file_id: str, version: int, *, removed: bool) -> bool:
         """Return whether the server cannot show this version; or, unless its content was `removed`,
@@ -123,6 +100,30 @@ class DamagedFiles:
 
     def _build_purge(self, chosen: tuple[int, ...], onto: VerifiedFile) -> Built:
         return build_purge(self._session, onto, chosen), change_request()
+
+
+def find_logged(session: Session, which: str) -> tuple[str, dict[bytes, FileRecord], set[int]]:
+    """Return the id of a file, its records in the account's log by their hashes, and the
+    versions that were purged or removed by retention."""
+    account, log = session.account, AccountLog(session)
+    wanted = [account.file_id(which)]
+    if _FILE_ID.fullmatch(which):
+        wanted.append(which)
+    records: dict[str, dict[bytes, FileRecord]] = {}
+    removed: dict[str, set[int]] = {}
+    for entry in log.entries():
+        if entry.owner != account.user:
+            continue
+        if entry.op in RECORDS:
+            for record, body in log.verify_records(entry):
+                records.setdefault(record.file_id, {})[record_hash(body)] = record
+                removed.setdefault(record.file_id, set()).update(record.purged or ())
+        elif entry.op == "retention" and entry.file is not None:
+            removed.setdefault(entry.file, set()).update(entry.detail.get("purged", ()))
+    for file_id in wanted:
+        if file_id in records:
+            return file_id, records[file_id], removed[file_id]
+    raise NotFound(f"no such file: {which}", "`sfsc ls` names damaged files")
 
 
 def _names(reply: Reply, version: int) -> bool:

@@ -20,7 +20,8 @@ from protocol.records.records import (
 from protocol.wire.messages.files import History, HistoryPage
 from sfsc.crypto.envelope import Metadata, content_record, requested_version
 from sfsc.crypto.segments import plaintext_size
-from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback, UsageError
+from sfsc.errors import BadRecord, ConflictError, Damaged, NotFound, Rollback, UsageError
+from sfsc.files.damaged import find_logged
 from sfsc.files.endorse import endorse_rebuilt
 from sfsc.session.commit import (
     Built,
@@ -30,6 +31,7 @@ from sfsc.session.commit import (
     fetch_version,
     find_file,
 )
+from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.state import KnownFile
@@ -76,10 +78,19 @@ class FileHistory:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def history(self, name: str) -> list[Revision]:
+    def history(self, name: str, skip: Skip | None = None) -> list[Revision]:
         """Return every record of `name`, oldest first, deleted or not. Each is verified to be
-        signed and to follow the one before it. Raises `NotFound`, `BadRecord` or `Rollback`."""
-        records = self.records(find_file(self._session, name))
+        signed and to follow the one before it. If the newest version is damaged, `skip` is called
+        with that error, and the records are those of the account's log; without `skip` the error is
+        raised. Raises `NotFound`, `BadRecord` or `Rollback`."""
+        try:
+            records = self.records(find_file(self._session, name))
+        except Damaged as exc:
+            if skip is None:
+                raise
+            skip(name, exc)
+            logged = find_logged(self._session, name)[1]
+            records = sorted(logged.values(), key=lambda record: record.rev)
         gone = {version for record in records for version in record.purged or ()}
         voided = self._session.account.is_voided
         return [_revision(record, gone, voided=voided(record)) for record in records]

@@ -47,7 +47,11 @@ def to_exception(error: Error) -> SfscError:
 def damaged_version(place: DamagedVersion) -> Damaged:
     """Return the exception for a version that the server calls damaged."""
     cause = f"version {place.version} of the file is damaged on the server"
-    return Damaged(cause, file_id=place.file_id, version=place.version)
+    hint = (
+        "ask the operator to restore it; otherwise its owner gives it up by "
+        f"`sfsc rm --purge --damaged {place.file_id}`, and can store the file again"
+    )
+    return Damaged(cause, hint, file_id=place.file_id, version=place.version)
 
 
 def expect_reply(reply: Reply, kind: type[_Reply]) -> _Reply:

@@ -81,6 +81,13 @@ def test_damaged_current_version_is_named_and_given_up(
                 store.audit_verify()
             with pytest.raises(NotFound):
                 store.give_up_damaged("dir/good")
+        told = alice.run("history", "dir/bad", code=5)
+        assert [line.split()[3] for line in told.lines] == ["put", "put", "access"]
+        assert "dir/bad: version 2 of the file is damaged" in told.stderr
+        hint = f"`sfsc rm --purge --damaged {file_id}`"
+        for command in (["put", "-", "--name", "dir/bad"], ["mv", "dir/bad", "x"]):
+            assert hint in alice.run(*command, code=5).stderr
+        assert hint in told.stderr
         told = alice.run("rm", "--purge", "--damaged", file_id)
         assert names(alice) == (["dir/good"], [])
         with connect(alice.home) as store:
@@ -89,7 +96,10 @@ def test_damaged_current_version_is_named_and_given_up(
                 (1, True),
                 (2, False),
             ]
-            assert store.restore("dir/bad", version=1).version == 3
+            if how == "lost":
+                store.put(io.BytesIO(b"one"), name="dir/bad")
+            else:
+                assert store.restore("dir/bad", version=1).version == 3
             assert store.open("dir/bad").read() == b"one"
             store.audit_verify()
     lines = stopped.run("audit", "log", "--json").lines

@@ -197,7 +197,8 @@ def history(context: Context, name: str, prune: int | None) -> None:
     """Show every record of NAME, deleted or not, oldest first. All of them are verified.
 
     `sfsc get NAME --version N` fetches a version, `sfsc restore` makes it the current one. What a
-    file held before it was renamed is in the history of its old name.
+    file held before it was renamed is in the history of its old name. If the server has damaged the
+    newest version, the records come from the log, and the exit code is 5.
 
     Example: sfsc history report.pdf
     """
@@ -205,9 +206,10 @@ def history(context: Context, name: str, prune: int | None) -> None:
         if prune is not None:
             removed = len(store.prune(name, keep=prune))
             terminal.say(f"removed the content of {counted(removed, 'version')}")
-        revisions = store.history(name)
-    for one in revisions:
-        context.answer(one, _revision_line(one))
+        damaged = terminal.Failures()
+        for one in store.history(name, skip=damaged):
+            context.answer(one, _revision_line(one))
+        damaged.check()
 
 
 def _revision_line(one: Revision) -> str:
