@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete$(subst /,-,$(PYTHON:python3=))
+# PYTHON if it runs, else that name in ~/.pyenv/versions. A shim of pyenv is on PATH for every
+# installed version, but fails for one that is not selected. Used in recipes only.
+INTERPRETER = $(shell for one in $(PYTHON) "$$HOME"/.pyenv/versions/*/bin/$(PYTHON); do \
+	"$$one" -c "" 2>/dev/null && echo "$$one" && exit; done; echo $(PYTHON))
 PACKAGES := protocol sfsd sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
 DIST_VENV := .venv-dist
@@ -43,7 +47,7 @@ venv: $(STAMP)
 # The stamp is written last, so an installation that failed half way is repeated from an empty venv.
 # It names the interpreter, so that another PYTHON gets a new venv.
 $(STAMP): setup.cfg pyproject.toml
-	$(PYTHON) -m venv --clear $(VENV)
+	$(INTERPRETER) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
 	touch $(STAMP)
 
@@ -73,11 +77,11 @@ demo: $(STAMP)
 # The tools have a venv of their own: nothing else needs them.
 dist:
 	rm -rf build dist $(DIST_VENV)
-	$(PYTHON) -m venv $(DIST_VENV)
+	$(INTERPRETER) -m venv $(DIST_VENV)
 	$(DIST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(DIST_TOOLS)
 	$(DIST_VENV)/bin/python -m build --outdir dist .
 	$(DIST_VENV)/bin/python -m twine check --strict dist/*
-	$(PYTHON) -m contrib.check_dist dist
+	$(INTERPRETER) -m contrib.check_dist dist
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
