@@ -120,7 +120,7 @@ crash-sweep: $(STAMP)
 	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_crash.py
 
 fault-sweep: $(STAMP)
-	SFS_FAULT_POINTS=full $(BIN)/python -m pytest -q -n 2 -rP --timeout=0 tests/e2e/test_fault_sweep.py tests/e2e/test_full_disk.py
+	SFS_FAULT_POINTS=full $(BIN)/python -m pytest -q -n 2 -rP --timeout=0 tests/e2e/test_fault_sweep.py
 
 audit-sweep: $(STAMP)
 	SFS_AUDIT_SWEEP=full $(BIN)/python -m pytest -q --timeout=0 tests/sfsd/commands/test_audit_sweep.py

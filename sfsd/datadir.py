@@ -89,6 +89,9 @@ def open_server_context(
             identity = ServerIdentity.parse(keys.statement, keys.signature, keys.operator_public)
             context = ServerContext(root, config, identity, store, journal, committer, clock)
             _log_statement(context, keys)
+            if store.installer.applied < 0:
+                # A full disk takes a new number in staging/applied, but not the file itself.
+                committer.settle()
             yield context
         finally:
             committer.close()

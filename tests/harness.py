@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -142,7 +142,9 @@ class Daemon(AbstractContextManager["Daemon"]):
         if self.process is not None:
             raise RuntimeError("already running")
         ready = self.root.with_name(self.root.name + ".ready")
-        ready.unlink(missing_ok=True)
+        # In place: on a full disk, a new file could not be made.
+        with suppress(FileNotFoundError), ready.open("r+b") as file:
+            file.write(b"\n" * ready.stat().st_size)
         arguments = ["serve", "--listen", self.address, "--ready-file", str(ready)]
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(

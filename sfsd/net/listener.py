@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import itertools
@@ -24,6 +25,7 @@ from sfsd.datadir import lock_root, open_server_context
 from sfsd.errors import ConfigError, JournalDamagedError, JournalError, SfsdError
 from sfsd.fs.descriptors import descriptor_limit, descriptor_quarter, raise_descriptor_limit
 from sfsd.fs.files import FULL_DISK, Files
+from sfsd.fs.spare_files import SpareFiles
 from sfsd.jobs.scheduler import JobScheduler
 from sfsd.net.connection import ClientConnection
 from sfsd.net.connection_limits import (
@@ -325,12 +327,7 @@ async def _serve(
     try:
         bound = await server.start(listen)
         for path in filter(None, (address, ready_file)):
-            try:
-                files.replace_soon(path, bound.encode() + b"\n")
-            except OSError as exc:
-                spares = context.store.pack_spares
-                if exc.errno not in FULL_DISK or not spares.write(path, bound.encode() + b"\n"):
-                    raise
+            _publish_address(files, context.store.pack_spares, path, bound)
         _log.info("serving %s", bound)
         await stopped.wait()
         _log.info("stopping")
@@ -338,8 +335,39 @@ async def _serve(
         try:
             await server.stop()
         finally:
-            files.remove(address)
+            _clear_address(files, address)
             restore()
+
+
+def _publish_address(files: Files, spares: SpareFiles, path: Path, bound: str) -> None:
+    """Write the bound address to `path`. A full disk does not keep the daemon from serving: a file
+    that exists is overwritten in place. A new one takes a spare file, and is left out if there is
+    none. Raises other OSError."""
+    text = bound.encode() + b"\n"
+    try:
+        files.replace_soon(path, text)
+        return
+    except OSError as exc:
+        if exc.errno not in FULL_DISK:
+            raise
+    try:
+        with files.closing(files.open_update(path)) as handle:
+            files.write_all_at(handle, text, 0)
+            files.truncate(handle, len(text))
+        return
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        if exc.errno not in FULL_DISK:
+            raise
+    if not spares.write(path, text):
+        _log.error("the disk is full: the address of the daemon is not in %s", path)
+
+
+def _clear_address(files: Files, path: Path) -> None:
+    """Replace the address by newlines in place, so that the next start needs no new file."""
+    with contextlib.suppress(FileNotFoundError), files.closing(files.open_update(path)) as handle:
+        files.write_all_at(handle, b"\n" * files.size(handle), 0)
 
 
 def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Callable[[], object]:

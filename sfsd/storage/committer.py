@@ -256,6 +256,10 @@ class Committer:
                 self._changed.notify()
         return [submitted.future for submitted in group]
 
+    def settle(self) -> None:
+        """Settle what was published now, and record that. See `GroupCommitter.settle`."""
+        self._point.settle(force=True)
+
     def close(self) -> None:
         """Make the submitted changes, settle and stop. Idempotent."""
         with self._changed:

@@ -7,13 +7,15 @@ names them, and `sfsd.storage.set_aside` makes the changes with which the root i
 them. The rest of the stage belongs to changes that were never committed, and is removed. A second
 start changes nothing.
 
-A disk that takes no more data does not prevent a start: `DirectoryStore.failed` is then set, and
-only metadata is served.
+A disk that takes no more data does not prevent a start. If files are in place, only staging/applied
+stays as it was, and the next start compares the same entries again. If files could not be put in
+place, `DirectoryStore.failed` is set, and only metadata is served.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -33,7 +35,7 @@ from sfsd.errors import (
     StoreRefusedError,
     cut_hint,
 )
-from sfsd.fs.files import Files
+from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
 from sfsd.log.journal import Journal
 from sfsd.storage import packs
 from sfsd.storage.change import check_path, ciphertext_digest, digest_of
@@ -42,6 +44,7 @@ from sfsd.storage.install import upload_folders
 from sfsd.storage.prepare import InstallStep
 from sfsd.storage.store import DirectoryStore
 
+_log = logging.getLogger(__name__)
 _STAGE = re.compile(r"[0-9a-f]{32}")
 _OURS = re.compile(r"[0-9a-f]{32}\.(ct|pack)|\.applied\.tmp")
 
@@ -84,11 +87,23 @@ def recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
             # The mark stays, so that a crash before they are set aside repeats this.
             return RecoveryReport(entries, installed, 0, lost)
         if entries:
-            store.installer.write_applied(last)
+            _record_applied(store, last)
         return RecoveryReport(entries, installed, _remove_leftovers(store))
     except (OSError, StoreFailedError, StoreRefusedError) as exc:
         store.syncs.failed = f"recovering the store: {getattr(exc, 'strerror', None) or exc}"
         return RecoveryReport(entries, 0, 0)
+
+
+def _record_applied(store: DirectoryStore, last: int) -> None:
+    """Write staging/applied if the disk takes it. Everything is durable in place already, so an
+    older mark costs the next start some work and nothing else. Raises OSError, StoreFailedError."""
+    try:
+        store.installer.write_applied(last)
+    except (OSError, StoreBusyError) as exc:
+        if isinstance(exc, OSError) and exc.errno not in FULL_DISK | NO_DESCRIPTORS:
+            raise
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        _log.warning("staging/applied not written, the next start takes longer: %s", why)
 
 
 def _expected_files(store: DirectoryStore, journal: Journal) -> dict[str, ExpectedFile]:
@@ -209,10 +224,13 @@ class StagedFiles:
 
 
 def _remove_leftovers(store: DirectoryStore) -> int:
-    """Remove all staged files: everything that entries need from them is durable in place."""
+    """Remove all staged files: everything that entries need from them is durable in place. A pack
+    in a spare file becomes a spare file again; its inode would go to another program. A ciphertext
+    must not: it may be a second name of an installed file."""
     folders = [one for one in upload_folders(store.users, store.staging) if one.is_dir()]
     found = [path for folder in folders for path in folder.iterdir()]
     leftovers = [path for path in found if _OURS.fullmatch(path.name)]
     for path in leftovers:
-        store.files.remove(path)
+        if path.suffix != ".pack" or not store.pack_spares.give_back(path):
+            store.files.remove(path)
     return len(leftovers)

@@ -54,6 +54,14 @@ def test_statement_is_logged_once(root: Path) -> None:
     assert logged_statements(root) == first
 
 
+def test_a_root_has_its_applied_mark_from_the_first_start(root: Path) -> None:
+    """A full disk takes a new number in the file, but not a new file."""
+    applied = root / "staging" / "applied"
+    assert not applied.exists()
+    with lock_root(root), open_server_context(root):
+        assert applied.read_bytes() == b"0\n"
+
+
 def test_successor_is_logged_too(root: Path) -> None:
     logged_statements(root)
     replace_tls_key(root)

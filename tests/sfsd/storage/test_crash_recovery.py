@@ -23,7 +23,7 @@ from sfsd.errors import (
 )
 from sfsd.fs.files import Files
 from sfsd.storage.crash_recovery import RecoveryReport, recover
-from sfsd.storage.store import DirectoryStore
+from sfsd.storage.store import PACK_SPARE_SIZE, PACK_SPARES, DirectoryStore
 from tests.sfsd.faults import Crash
 from tests.sfsd.journals import open_journal
 from tests.sfsd.simulated_disk import SimulatedDisk
@@ -351,6 +351,55 @@ def test_a_disk_that_takes_nothing_does_not_prevent_a_start(unsettled: Path, cod
     disk.end()
     check_start(unsettled)
     assert stored(unsettled) == {SIDE: b"side", f"{A}.1.ct": b"cipher"}
+
+
+class NoNewFiles(Files):
+    """A file system whose last inode, descriptor or block is used up: `code` says which."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def open_new(self, path: Path | str) -> int:
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE])
+def test_files_in_place_need_no_new_file_at_a_start(tmp_path: Path, code: int) -> None:
+    """Nothing was settled before the kill, so there is no staging/applied to overwrite."""
+    model = StoreModel(tmp_path)
+    model.commit([Step((Put(SIDE, b"side"), Upload(f"{A}.1.ct", b"cipher")))])
+    model.journal.close()
+    assert not (tmp_path / "staging" / "applied").exists()
+    files = NoNewFiles(code)
+    journal, store = open_journal(tmp_path / "logs", files), DirectoryStore(tmp_path, files)
+    assert recover(store, journal) == RecoveryReport(entries=1, installed=0, dropped=2)
+    assert (store.failed, store.installer.applied) == (None, -1)
+    journal.close()
+    again = StoreModel(tmp_path)
+    assert again.recovered == RecoveryReport(entries=1, installed=0, dropped=0)
+    assert (again.store.installer.applied, again.store.failed) == (0, None)
+    again.journal.close()
+
+
+def test_a_pack_in_a_spare_file_is_one_again_after_a_start(tmp_path: Path) -> None:
+    model = StoreModel(tmp_path)
+    model.store.pack_spares.refill()
+    model.commit([Step((Upload(f"{A}.1.ct", b"c" * PACK_SPARE_SIZE),))])
+    pack = staged(tmp_path, ".pack")
+    data = pack.read_bytes()
+    pack.unlink()
+    assert model.store.pack_spares.write(pack, data, whole=True)
+    model.journal.close()
+    folder = tmp_path / "staging" / ".spare"
+    left = sorted(folder.iterdir())
+    left.pop().unlink()  # two are missing
+    again = StoreModel(tmp_path)
+    assert again.recovered.dropped == 2
+    # The pack only: the ciphertext is as long, but is the installed file under another name.
+    assert len(list(folder.iterdir())) == len(left) + 1 == PACK_SPARES - 1
+    installed = again.store.users / f"{A}.1.ct"
+    assert not any(path.samefile(installed) for path in folder.iterdir())
+    again.journal.close()
 
 
 def test_a_log_shorter_than_the_applied_mark_is_refused(unsettled: Path) -> None:
