@@ -48,9 +48,9 @@ MAX_GROUP_BYTES = 8 << 20
 MAX_UNSETTLED = 16 * 1024
 """Files published and not yet settled; past this the committer settles before it continues."""
 _CALLABLE_SIZE = 8 << 10
-_DESCRIPTOR_SECONDS = 60.0
-"""The longest time that a committed group waits until a descriptor is free."""
-_DESCRIPTOR_PAUSE = 0.02
+_PUBLISH_SECONDS = 60.0
+"""The longest time that a logged group waits for a free descriptor, or for room on the disk."""
+_PUBLISH_PAUSE = 0.02
 _RESERVE_EVERY = 10.0
 """Seconds between attempts to create the reserve again after a full disk."""
 
@@ -178,21 +178,21 @@ class GroupCommitter:
 
     def _publish(self, prepared: PreparedGroup) -> None:
         """Publish. Raises StoreFailedError: the logged group then waits for a restart."""
-        until = time.monotonic() + _DESCRIPTOR_SECONDS
+        until = time.monotonic() + _PUBLISH_SECONDS
         released = False
         while True:
             try:
                 return self._store.publish(prepared)
             except OSError as exc:
-                if exc.errno in NO_DESCRIPTORS and time.monotonic() < until:
-                    time.sleep(_DESCRIPTOR_PAUSE)
-                elif exc.errno in FULL_DISK and not released:
+                if exc.errno not in FULL_DISK | NO_DESCRIPTORS or time.monotonic() >= until:
+                    self._store.syncs.fail("installing a group", exc)
+                if exc.errno in FULL_DISK and not released:
                     # It is committed already, so it may use the disk reserve.
                     released = True
                     self._journal.reserve.release()
                     self.settle()
                 else:
-                    self._store.syncs.fail("installing a group", exc)
+                    time.sleep(_PUBLISH_PAUSE)
 
 
 class Committer:

@@ -8,8 +8,9 @@ them. The rest of the stage belongs to changes that were never committed, and is
 start changes nothing.
 
 A disk that takes no more data does not prevent a start. If files are in place, only staging/applied
-stays as it was, and the next start compares the same entries again. If files could not be put in
-place, `DirectoryStore.failed` is set, and only metadata is served.
+stays as it was, and the next start compares the same entries again. If files cannot be put in
+place, even with the space of logs/reserve, `DirectoryStore.failed` is set, and only metadata is
+served.
 """
 
 from __future__ import annotations
@@ -90,8 +91,18 @@ def recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
             _record_applied(store, last)
         return RecoveryReport(entries, installed, _remove_leftovers(store))
     except (OSError, StoreFailedError, StoreRefusedError) as exc:
+        full = isinstance(exc, StoreFullError) or getattr(exc, "errno", None) in FULL_DISK
+        if full and _release_reserve(journal):
+            return recover(store, journal)
         store.syncs.failed = f"recovering the store: {getattr(exc, 'strerror', None) or exc}"
         return RecoveryReport(entries, 0, 0)
+
+
+def _release_reserve(journal: Journal) -> bool:
+    """Free the space of logs/reserve; return whether there is more now."""
+    before = journal.full
+    journal.reserve.release()
+    return journal.full != before
 
 
 def _record_applied(store: DirectoryStore, last: int) -> None:

@@ -56,8 +56,8 @@ FAULTS = {
 }
 """What happens to the call. The daemon is killed `instead` of it, or `after` it succeeded."""
 SETTLE_SECONDS = 0.005
-DESCRIPTOR_SECONDS = 0.2
-"""How long a committed group waits for a descriptor; a minute in the product."""
+PUBLISH_SECONDS = 0.2
+"""How long a logged group waits for a descriptor or for room; a minute in the product."""
 WAIT_SECONDS = 120.0
 """Far longer than needed on a busy machine, so that a timeout means a hang."""
 MIB = 1 << 20
@@ -361,7 +361,7 @@ class Runner:
     def _serve(self, settle: float, *, watched: bool = False) -> int:
         """Run `sfsd serve` in this process."""
         (Committer.__init__.__kwdefaults__ or {})["settle_after"] = settle
-        setattr(sfsd.storage.committer, "_DESCRIPTOR_SECONDS", DESCRIPTOR_SECONDS)  # noqa: B010
+        setattr(sfsd.storage.committer, "_PUBLISH_SECONDS", PUBLISH_SECONDS)  # noqa: B010
         if watched:
             folder = os.fsencode(os.path.realpath(self.root))
             self._library.fault_watch(ctypes.byref(self.plan), folder)

@@ -300,12 +300,18 @@ def test_a_full_disk_after_the_log_uses_the_reserve(daemon: Daemon) -> None:
     [
         ("sync_data", "audit.jsonl", errno.EIO, JournalFailedError),
         ("open_new", "x", errno.EIO, StoreFailedError),
-        ("open_new", "x", errno.ENOSPC, StoreFailedError),  # even with the reserve
+        ("open_new", "x", errno.ENOSPC, StoreFailedError),  # even with the reserve, and later
     ],
 )
 def test_a_failure_at_or_past_the_log_stops_acknowledgements(
-    tmp_path: Path, call: str, name: str, code: int, error: type[SfsdError]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    name: str,
+    code: int,
+    error: type[SfsdError],
 ) -> None:
+    monkeypatch.setattr(committer, "_PUBLISH_SECONDS", 0.2)
     daemon = Daemon(tmp_path)
     daemon.submit(write("alice/y", b"1")).result(WAIT)
     daemon.files.errors = {(call, name): code}
@@ -324,8 +330,8 @@ def test_a_failure_at_or_past_the_log_stops_acknowledgements(
     )  # it may have been done, and it was
 
 
-@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
-def test_a_committed_group_waits_for_a_free_descriptor(daemon: Daemon, code: int) -> None:
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT])
+def test_a_logged_group_waits_for_a_descriptor_or_room(daemon: Daemon, code: int) -> None:
     daemon.files.errors = {("open_new", "x"): code}
     made = daemon.submit(write("alice/x", b"1"))
     with pytest.raises(TimeoutError):

@@ -381,6 +381,28 @@ def test_files_in_place_need_no_new_file_at_a_start(tmp_path: Path, code: int) -
     again.journal.close()
 
 
+class FullUntilReleased(Files):
+    """A disk that is full as long as logs/reserve exists."""
+
+    def __init__(self, root: Path) -> None:
+        self.held = root / "logs" / "reserve"
+
+    def open_new(self, path: Path | str) -> int:
+        if self.held.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().open_new(path)
+
+
+def test_a_start_on_a_full_disk_uses_the_reserve(unsettled: Path) -> None:
+    files = FullUntilReleased(unsettled)
+    assert files.held.exists()
+    model = StoreModel(unsettled, files)
+    assert model.recovered == RecoveryReport(entries=1, installed=2, dropped=2)
+    assert (model.store.failed, model.journal.full) == (None, True)
+    assert stored(unsettled) == {SIDE: b"side", f"{A}.1.ct": b"cipher"}
+    model.journal.close()
+
+
 def test_a_pack_in_a_spare_file_is_one_again_after_a_start(tmp_path: Path) -> None:
     model = StoreModel(tmp_path)
     model.store.pack_spares.refill()
