@@ -29,6 +29,7 @@ from sfsc.crypto.envelope import Recipient
 from sfsc.crypto.wrap import PublicKey
 from sfsc.errors import (
     BrokenChain,
+    Damaged,
     NotFound,
     Rollback,
     UnsupportedKey,
@@ -134,7 +135,10 @@ class Contacts:
             if remembered and record_hash(remembered[0]) != first:
                 self._remembered.forget_chain(user)
                 remembered = ()
-            chain = follow_user_chain(self._session, user, first, remembered)
+            try:
+                chain = follow_user_chain(self._session, user, first, remembered)
+            except Damaged as exc:
+                raise _damaged_account(user) from exc
             self._remembered.remember_chain(user, chain)
             pinned = self._pin(user) == first
             found = Person(owner_from_chain(chain), Statement.parse(chain[-1]), pinned)
@@ -147,6 +151,8 @@ class Contacts:
         if user not in self._shown:
             reply = self._session.ask(Lookup(user, 1))
             missing = isinstance(reply, Error) and reply.code == "not-found"
+            if isinstance(reply, Error) and reply.code == "damaged":
+                raise _damaged_account(user)
             page = None if missing else expect_reply(reply, Identity)
             if page is None or not page.statements:
                 hint = (
@@ -198,7 +204,8 @@ class Contacts:
         self, head: FileRecord | None, readers: tuple[ReaderEntry, ...]
     ) -> list[Recipient]:
         """Return the `readers` of a file whose grant and keys have not expired. A reader with a key
-        that nobody can encrypt for is left out, with a warning. `head` must be at
+        that nobody can encrypt for, or with an account that is damaged on the server, is left out,
+        with a warning. `head` must be at
         least as new as the log at login; otherwise a reader that another device removed would come
         back. Raises `WeakRecipient`, `Rollback` or `BrokenChain`."""
         if head is not None:
@@ -206,21 +213,23 @@ class Contacts:
         now = self._clock()
         found: list[Recipient] = []
         for user, first, expires in readers:
-            person = self.find_by_first(user, first)
-            if (expires and now >= expires) or now >= person.newest.expires:
-                continue
             try:
+                person = self.find_by_first(user, first)
+                if (expires and now >= expires) or now >= person.newest.expires:
+                    continue
                 found.append(self.recipient(person))
-            except UnsupportedKey as exc:
+            except (Damaged, UnsupportedKey) as exc:
                 self._warn_left_out(user, exc)
         return found
 
-    def _warn_left_out(self, user: str, error: UnsupportedKey) -> None:
+    def _warn_left_out(self, user: str, error: Damaged | UnsupportedKey) -> None:
         """Log once a session that a reader gets no keys: they must not keep the owner, or other
         readers, from anything."""
         if user not in self._warned:
             self._warned.add(user)
             hint = f"{user} can read again after `sfsc rotate` and your next change of the file"
+            if isinstance(error, Damaged):
+                hint = f"{error.hint}; {user} can read again after your next change of the file"
             log_warning(f"{user} is left out of what you store", error.cause, hint)
 
     def follow(self) -> None:
@@ -241,6 +250,13 @@ class Contacts:
     def forget(self) -> None:
         """Drop cached users, because somebody's keys have changed."""
         self._cache.clear()
+
+
+def _damaged_account(user: str) -> Damaged:
+    return Damaged(
+        f"the account of {user} is damaged on the server",
+        "the operator repairs it with `sfsd fsck --repair`",
+    )
 
 
 def follow_user_chain(

@@ -30,7 +30,7 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
-from sfsd.errors import Refused, Stale, require
+from sfsd.errors import DamagedError, Refused, Stale, require
 from sfsd.log.journal import Journal
 from sfsd.rules.users import User, UserRegistry, signing_key_id, write_block
 from sfsd.state.documents import Document
@@ -198,7 +198,8 @@ class Admission:
         """Check that `wraps` are for the owner and every reader, to their current keys.
 
         Return the documents that the check relied on. A wrap may be missing for a reader whose
-        grant or key has expired, or whose account is disabled: clients do not wrap to those. If an
+        grant or key has expired, or whose account is disabled or damaged: clients do not wrap to
+        those, and one account's damage must not stop other users. If an
         older version than the newest is encrypted again, it may be missing for any reader: a reader
         has only the versions since they were added, unless the owner gave older ones too. Raises
         `Refused`.
@@ -210,7 +211,7 @@ class Admission:
         expect: dict[str, bytes | None] = {}
         for reader in record.readers:
             user = self._find_reader(reader, current, expect)
-            if not is_older and self._wants_wrap(reader, user):
+            if user is not None and not is_older and self._wants_wrap(reader, user):
                 required.add(user.name)
         for wrap in wraps:
             check_wrap(wrap, current.get(wrap.user))
@@ -260,15 +261,22 @@ class Admission:
 
     def _find_reader(
         self, reader: ReaderEntry, current: dict[str, Statement], expect: dict[str, bytes | None]
-    ) -> User:
-        """Return a reader, adding their newest statement to `current` and its file to `expect`."""
+    ) -> User | None:
+        """Return a reader, adding their newest statement to `current` and its file to `expect`.
+        Return None if the account is damaged: access compares the first statement again."""
         name, first_hash, _ = reader
-        user = self._users.find(name)
-        if user is None or user.chain.first_hash != first_hash:
+        try:
+            found = self._users.chain(name)
+        except DamagedError:
+            return None
+        if found is None or found[0].first_hash != first_hash:
             raise Refused("bad-request", f"no user {name} with that first statement")
-        current[name] = user.chain.head
-        expect[statements_path(name)] = user.expect[statements_path(name)]
-        return user
+        current[name] = found[0].head
+        expect[statements_path(name)] = found[1]
+        try:
+            return self._users.find(name)
+        except DamagedError:
+            return None  # only the settings are damaged: a wrap may still be made
 
     def _wants_wrap(self, reader: ReaderEntry, user: User) -> bool:
         # A client whose clock is ahead omits readers who are about to expire.

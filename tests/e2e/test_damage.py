@@ -222,3 +222,23 @@ def test_the_operator_gives_a_damaged_version_up(
         alice.run("rm", "--purge", "--damaged", "dir/bad")
         assert names(alice) == (["dir/good"], [])
     stopped.run("fsck", "--read-data")
+
+
+@pytest.mark.parametrize("name", ["account.json", "statements.json"])
+def test_a_damaged_account_of_a_reader_stops_no_put_of_the_owner(
+    stopped: Daemon, alice: Client, tmp_path: Path, name: str
+) -> None:
+    damage(stopped.root / "store/users/bob" / name, "flipped")
+    with stopped:
+        told = alice.run("put", "-", "--name", "dir/good", stdin=b"anew")
+        if name == "statements.json":
+            assert "bob is left out of what you store: the account of bob is damaged" in told.stderr
+        alice.run("put", "-", "--name", "dir/new", stdin=b"new")
+        alice.run("mv", "dir/new", "dir/moved")
+        if name == "statements.json":
+            assert "the account of bob" in alice.run("share", "dir/bad", "bob", code=5).stderr
+    stopped.run("fsck", "--repair")
+    with stopped, connect(alice.home) as store:
+        store.put(io.BytesIO(b"again"), name="dir/good")
+        bob = Client(tmp_path / "bob")
+        assert bob.run("cat", "alice:dir/good", "--trust-first-use").stdout == b"again"
