@@ -220,12 +220,39 @@ def consistency_proof(old: int, new: int, read: NodeReader) -> tuple[bytes, ...]
     return tuple(reversed(path))
 
 
+def inclusion_paths(leaf_hashes: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
+    """Return the root over leaf hashes and the audit path of each leaf, its hashes concatenated.
+
+    Raises `LocalProtocolError` if there is no leaf.
+    """
+    if not leaf_hashes:
+        raise LocalProtocolError("a tree without leaves has no paths")
+    paths = [bytearray() for _ in leaf_hashes]
+    nodes, level = list(leaf_hashes), 0
+    while len(nodes) > 1:
+        for leaf, path in enumerate(paths):
+            sibling = leaf >> level ^ 1
+            if sibling < len(nodes):  # else the node has none, and stands for its parent
+                path += nodes[sibling]
+        pairs = zip(nodes[::2], nodes[1::2], strict=False)
+        unpaired = nodes[-1:] if len(nodes) & 1 else []
+        nodes, level = [node_hash(*pair) for pair in pairs] + unpaired, level + 1
+    return nodes[0], list(map(bytes, paths))
+
+
 def verify_inclusion(
     leaf: bytes, index: int, size: int, proof: Sequence[bytes], expected_root: bytes
 ) -> None:
-    """Raise `ProofError` unless leaf hash `leaf` is leaf `index` of `size` under `expected_root`.
+    """Raise `ProofError` unless `leaf`, a leaf hash, is leaf `index` of `size` under the root."""
+    if root_of_path(leaf, index, size, proof) != expected_root:
+        raise ProofError("the inclusion proof leads to another root")
 
-    The algorithm is RFC 9162 section 2.1.3.2.
+
+def root_of_path(leaf: bytes, index: int, size: int, proof: Sequence[bytes]) -> bytes:
+    """Return the root to which an audit path leads from leaf hash `leaf`, leaf `index` of `size`.
+
+    The algorithm is RFC 9162 section 2.1.3.2. Raises `ProofError` unless the path has exactly as
+    many hashes as index and size require.
     """
     if not 0 <= index < size:
         raise ProofError(f"leaf {index} cannot be in a tree of {size}")
@@ -243,8 +270,7 @@ def verify_inclusion(
         node, last = node >> 1, last >> 1
     if last != 0:
         raise ProofError("the inclusion proof is too short")
-    if computed != expected_root:
-        raise ProofError("the inclusion proof leads to another root")
+    return computed
 
 
 def verify_consistency(

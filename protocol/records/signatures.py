@@ -25,8 +25,8 @@ class Label(Enum):
 
     LOGIN = b"sfs/v2/login"
     STATEMENT = b"sfs/v2/statement"
-    RECORD = b"sfs/v2/record"
-    ENDORSE = b"sfs/v2/endorse"
+    RECORDS = b"sfs/v2/records"
+    ENDORSEMENTS = b"sfs/v2/endorsements"
     ROTATION_FINISH = b"sfs/v2/rotation-finish"
     SERVER_STATEMENT = b"sfs/v2/server-statement"
 

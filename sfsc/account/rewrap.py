@@ -12,13 +12,12 @@ from typing import Final
 
 from protocol.codec import merkle
 from protocol.codec.values import Mutable, Value, field
+from protocol.records.record_signatures import MAX_SIGNED
 from protocol.records.records import FileRecord, record_hash, version_leaf, wrap_leaf
-from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Reply
 from protocol.wire.messages.base import DamagedVersion, SignedRecord, Wrap
 from protocol.wire.messages.rotation import (
     MAX_BATCH,
-    Endorsement,
     GetWraps,
     Rewrap,
     RewrapItem,
@@ -38,6 +37,7 @@ from sfsc.errors import (
     WrongServer,
 )
 from sfsc.files.contacts import Contacts
+from sfsc.files.endorse import rewrap_request
 from sfsc.session.pipeline import pages, pipelined
 from sfsc.session.server_errors import damaged_version, expect_reply
 from sfsc.session.session import Session
@@ -98,9 +98,9 @@ class RewrapResult(Mutable):
 
 
 class _RewrapJob(Mutable):
-    """The work on one version: `signed` records are verified, those in `older` are endorsed, and
-    the `wrap`, if any, is replaced. `owner` is None for our own file. `error` is why the version
-    cannot be renewed."""
+    """The work on one version: `signed` records are verified, those in `older` are endorsed (their
+    hashes are `endorsed`), and the `wrap`, if any, is replaced. `owner` is None for our own file.
+    `error` is why the version cannot be renewed."""
 
     owner: FileOwner | None
     item: WrapItem
@@ -111,7 +111,7 @@ class _RewrapJob(Mutable):
     records: list[FileRecord] = field(default_factory=list)
     content: FileRecord | None = None
     key: ContentKey | None = None
-    endorsements: tuple[Endorsement, ...] = ()
+    endorsed: tuple[bytes, ...] = ()
     error: SfscError | None = None
 
 
@@ -124,7 +124,6 @@ class RewrapBuilder(Value):
 
     account: OwnAccount
     generation: int
-    signing: SigningKey
 
     def __call__(self, versions: Sequence[Version]) -> list[Answer]:
         """Return the results in input order."""
@@ -187,17 +186,14 @@ class RewrapBuilder(Value):
             (one.wrap,) = one.key.wrap_for(whose.server_id, whose.first, [recipient])
 
     def _endorse(self, one: _RewrapJob) -> None:
-        digests = [record_hash(signed.record) for signed in one.older]
-        one.endorsements = tuple(
-            [Endorsement(digest, self.signing.sign(Label.ENDORSE, digest)) for digest in digests]
-        )
+        one.endorsed = tuple([record_hash(signed.record) for signed in one.older])
 
     def _answer(self, item: WrapItem, one: _RewrapJob | None) -> Answer:
         wrap, renewed, error = item.wrap, None, None
         if one is not None:
-            wrap, endorsements, error = one.wrap, one.endorsements, one.error
-            if error is None or endorsements:
-                renewed = RewrapItem(item.owner, item.file_id, item.version, wrap, endorsements)
+            wrap, endorsed, error = one.wrap, one.endorsed, one.error
+            if error is None or endorsed:
+                renewed = RewrapItem(item.owner, item.file_id, item.version, wrap, endorsed)
         leaf = leaf_of(item, wrap) if wrap is not None and self._is_new(wrap) else None
         return renewed, leaf, error
 
@@ -229,10 +225,11 @@ class Rewrapper:
         return self._result
 
     def _requests(self) -> Iterator[tuple[_Batch, Rewrap]]:
+        signer = self._session.record_signer()
         for batch in _batches(self._renewed()):
             # Do not send signatures to a server that has meanwhile shown a split view.
             self._session.check_trusted()
-            yield batch, Rewrap(batch)
+            yield batch, rewrap_request(signer, batch)
 
     def _renewed(self) -> Iterator[RewrapItem]:
         builder, versions = self.builder(), self._versions()
@@ -247,7 +244,7 @@ class Rewrapper:
 
     def builder(self) -> RewrapBuilder:
         session = self._session
-        return RewrapBuilder(session.account, session.author.generation, session.signing_key())
+        return RewrapBuilder(session.account, session.author.generation)
 
     def _versions(self) -> Iterator[Version]:
         session = self._session
@@ -330,7 +327,18 @@ def _is_signed_by(signed: SignedRecord, generation: int) -> bool:
 
 
 def _batches(items: Iterator[RewrapItem]) -> Iterator[_Batch]:
-    """Split the items into batches, each of one owner's files."""
+    """Split the items into batches, each of one owner's files, and with as many records to endorse
+    as one signature covers."""
     for _, owned in groupby(items, key=lambda item: item.owner):
-        while batch := tuple(islice(owned, MAX_BATCH)):
-            yield batch
+        batch: list[RewrapItem] = []
+        endorsed: set[bytes] = set()
+        for item in owned:
+            added = [digest for digest in item.endorsed if digest not in endorsed]
+            full = len(batch) == MAX_BATCH or len(endorsed) + len(added) > MAX_SIGNED
+            if batch and full:
+                yield tuple(batch)
+                batch, endorsed = [], set()
+            batch.append(item)
+            endorsed.update(item.endorsed)
+        if batch:
+            yield tuple(batch)

@@ -116,7 +116,7 @@ class Files:
             known = known_file(session.fetch_newest(entry.file_id))
         record = build_tombstone(session, FileRecord.parse(known.record), known.record)
         body = record.encode()
-        signature = session.sign(body)
+        (signature,) = session.sign(body)
         request = Record((RecordChange(body, signature, b"", ()),))
         return _Deletion(
             entry, KnownFile.from_record(record, body, known.version), record, signature, request

@@ -124,7 +124,7 @@ class _Move(Value):
         body = record.encode()
         left = build_tombstone(session, file.head, file.head_body, record.file_id)
         tombstone = left.encode()
-        signature, signed = session.sign(body), session.sign(tombstone)
+        signature, signed = session.sign(body, tombstone)
         wraps = session.wrap(key, file.head, record.readers)
         request = Record(
             (RecordChange(body, signature, sealed, wraps), RecordChange(tombstone, signed, b"", ()))

@@ -282,7 +282,7 @@ class Sharing:
             session, head, file.head_body, op=ACCESS, current=head.current, readers=made
         )
         body = record.encode()
-        signature = session.sign(body)
+        (signature,) = session.sign(body)
         request = SetReaders(body, signature, tuple(change.wraps(file)))
         return _PendingChange(file, change, record, body, request, session.connections)
 

@@ -11,8 +11,9 @@ from protocol.codec.values import Value
 from protocol.log.auditlog import LogEntry, parse
 from protocol.log.checkpoint import Verifier
 from protocol.log.tlogproof import TlogProof
+from protocol.records.record_signatures import verify_record_signature
 from protocol.records.records import FileRecord, Statement, record_hash
-from protocol.records.signatures import Label, verify_signature
+from protocol.records.signatures import Label
 from protocol.wire.messages.base import DamagedVersion, Receipt
 from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc.errors import BadRecord, BrokenChain, Damaged, LocalError, NotFound, Rollback
@@ -134,7 +135,16 @@ class Audit:
             public = keys.get(record.generation, b"")
             if len(sigs) != 1:
                 raise SignatureError("not one signature")
-            verify_signature(Label.RECORD, body, next(iter(sigs.values())), public)
+            account = self._session.account
+            verify_record_signature(
+                Label.RECORDS,
+                next(iter(sigs.values())),
+                record_hash(body),
+                public,
+                server=account.server_id,
+                owner_first=account.first,
+                generation=record.generation,
+            )
         except RemoteProtocolError as exc:
             raise BadRecord(
                 f"entry {seq} of the log has a change without our signature", REPORT

@@ -155,7 +155,7 @@ def change_file(
             return None
         record, build_request = built
         body = record.encode()
-        signature, connection = session.sign(body), session.connections
+        (signature,), connection = session.sign(body), session.connections
         request = build_request(body, signature)
         reply = session.ask(request)
         if not isinstance(reply, Error):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from protocol.log.auditlog import LogEntry
+from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -26,7 +27,7 @@ from protocol.records.records import (
     ReaderEntry,
 )
 from protocol.records.records import key_id as hash_of_key
-from protocol.records.signatures import Label, SigningKey
+from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
 from protocol.wire.messages import session as opening
 from protocol.wire.messages.base import Wrap
@@ -199,6 +200,9 @@ class Session:
         user = keyring.user
         self.author = RecordAuthor(keyring.server_id, user, user, current.generation)
         self._signing = SigningKey.from_seed(current.sign_seed)
+        self._signer = RecordSigner(
+            self._signing, keyring.server_id, self.account.first, current.generation
+        )
         name = hash_of_key("ed25519", self._signing.public).hex()
         self._signing_ids[current.generation] = name
 
@@ -374,16 +378,16 @@ class Session:
         """(size, root) of the newest proven checkpoint, for the next record."""
         return self.trust.newest.size, self.trust.newest.root
 
-    def sign(self, body: bytes) -> bytes:
-        """Return our signature of a file record, 64 bytes. Raises `Distrusted`."""
-        self.check_trusted()
-        return self._signing.sign(Label.RECORD, body)
+    def sign(self, *bodies: bytes) -> list[bytes]:
+        """Sign file records (exact bytes) together; return their packed signatures. Raises
+        `Distrusted`."""
+        return self.record_signer().sign(bodies)
 
-    def signing_key(self) -> SigningKey:
-        """Return the key for signing many records, which the caller then sends at once. Raises
+    def record_signer(self) -> RecordSigner:
+        """Return the signer of many records, which the caller then sends at once. Raises
         `Distrusted`."""
         self.check_trusted()
-        return self._signing
+        return self._signer
 
     def verify_receipt(
         self,

@@ -25,7 +25,6 @@ from typing import Final, Self, TypeVar
 from protocol.codec import merkle
 from protocol.codec.values import Value, field
 from protocol.records.records import FileRecord, ReaderEntry
-from protocol.records.signatures import Label
 from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmall, UploadState
@@ -244,12 +243,12 @@ class RecordCommitter:
         if not attempts:
             return failure
         try:
-            key = self._session.signing_key()
+            signer = self._session.record_signer()
         except SfscError as exc:
             attempts.clear()
             return exc
         for attempt in attempts:
-            attempt.signature = key.sign(Label.RECORD, attempt.body)
+            (attempt.signature,) = signer.sign((attempt.body,))
             attempt.request = attempt.build(attempt.body, attempt.signature, attempt.wraps)
             attempt.connection = self._session.connections
         return failure

@@ -5,15 +5,17 @@ What a method returns was verified, unless it says otherwise."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final
 
 from protocol.codec import encoding
-from protocol.codec.errors import EncodingError, MessageError
+from protocol.codec.errors import EncodingError, MessageError, SignatureError
 from protocol.codec.fields import Count, FileId, Struct
 from protocol.codec.names import check_file_name
 from protocol.codec.values import Value, field
 from protocol.records.chain import split_voided
+from protocol.records.record_signatures import unpack_signature
 from protocol.records.records import (
     CONTENT_OPS,
     DELETE,
@@ -267,8 +269,38 @@ class FileOwner(Value):
                 if len(one.signatures) == 1 and one.signatures[0].generation in self.signers:
                     own = one.signatures[0]
                     public = self.signers[own.generation]
-                    found.append((Label.RECORD, one.record, own.signature, public))
+                    with suppress(SignatureError):
+                        digest = record_hash(one.record)
+                        covered = self._covered(own.signature, digest, own.generation)
+                        found.append((Label.RECORDS, *covered, public))
         return found
+
+    def _covered(self, packed: bytes, digest: bytes, generation: int) -> tuple[bytes, bytes]:
+        """Return (body, signature) of a packed signature. Raises `SignatureError`."""
+        return unpack_signature(
+            packed,
+            digest,
+            server=self.server_id,
+            owner_first=self.first,
+            generation=generation,
+        )
+
+    def _is_signed(
+        self,
+        label: Label,
+        packed: bytes | None,
+        digest: bytes,
+        generation: int,
+        public: bytes | None,
+    ) -> bool:
+        """Return whether `public`, the key of `generation`, signed or endorsed a record."""
+        if packed is None or public is None:
+            return False
+        try:
+            body, signature = self._covered(packed, digest, generation)
+        except SignatureError:
+            return False
+        return signature_is_valid(label, body, signature, public)
 
     def is_voided_signed(self, signed: SignedRecord) -> bool:
         """Return whether a recovery has undone an unparsed record's generation. Raises
@@ -292,21 +324,21 @@ class FileOwner(Value):
         keys = {**self.former, **self.voided} if historic else self.signers
         # Safe to reuse: a generation's key never changes, so a valid signature stays valid. Which
         # generations count may have changed, so that is checked below every time.
-        vouched = known is not None and known.verified and known.hash == record_hash(signed.record)
+        digest, made = record_hash(signed.record), record.generation
+        vouched = known is not None and known.verified and known.hash == digest
 
         def is_by(public: bytes | None) -> bool:
             if vouched:
                 return public is not None
-            return signature_is_valid(Label.RECORD, signed.record, own, public)
+            return self._is_signed(Label.RECORDS, own, digest, made, public)
 
-        if is_by(keys.get(record.generation)):
+        if is_by(keys.get(made)):
             return
         # A record of a former key is accepted if a valid key endorsed it, which proves its age.
-        digest = record_hash(signed.record)
-        former = is_by(self.former.get(record.generation))
-        for generation, signature in by_generation.items():
-            public = self.signers.get(generation) if generation > record.generation else None
-            if former and signature_is_valid(Label.ENDORSE, digest, signature, public):
+        former = is_by(self.former.get(made))
+        for generation, packed in by_generation.items():
+            public = self.signers.get(generation) if generation > made else None
+            if former and self._is_signed(Label.ENDORSEMENTS, packed, digest, generation, public):
                 return
         raise BadRecord("a file's record is not signed with a valid key of its owner", _REPORT)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from protocol.records.record_signatures import MAX_PACKED
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import PIECE, DamagedVersion, SignedRecord
 from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, List, Listing, Stat, Stated
@@ -19,7 +20,7 @@ from sfsd.storage.logged_file import LoggedFile
 PAGE_BYTES: Final = 960 * 1024
 """Upper estimate of a page's bytes; with its envelope it stays below a frame."""
 _OVERHEAD: Final = 512
-_SIGNATURE: Final = 80
+_SIGNATURE: Final = MAX_PACKED + 16
 _SCANNED: Final = 4096
 """Maximum files examined for one page of a listing."""
 _INDEX_BATCH: Final = 256

@@ -7,11 +7,13 @@ record of the new file, and its detail has the tombstone of the old file.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from protocol.codec.base64text import to_text
 from protocol.codec.values import Value, changed, field
 from protocol.log.auditlog import TOMBSTONE, TOMBSTONE_SIGS
+from protocol.records.record_signatures import SIGNATURE_SIZE
 from protocol.records.records import DELETE, MOVE, PURGE, RESTORE
 from protocol.wire.messages import Reply
 from protocol.wire.messages.base import PIECE
@@ -163,8 +165,12 @@ def _move(
     if (receipt := repeated_receipt(server, who, head, arriving.record)) is not None:
         return receipt
     current, readers = left.newest.value.head_record.current, left.newest.value.head_record.readers
-    gone = server.admission.admit(tombstone, leaving.record, leaving.signature, left)
-    made = server.admission.admit(record, arriving.record, arriving.signature, head)
+    # Two records under one signature of two records: these are its two leaves.
+    same = arriving.signature[:SIGNATURE_SIZE] == leaving.signature[:SIGNATURE_SIZE]
+    require(same, "the two records of a move are signed together")
+    admit = partial(server.admission.admit, together=2)
+    gone = admit(tombstone, leaving.record, leaving.signature, left)
+    made = admit(record, arriving.record, arriving.signature, head)
     if head.record is not None and head.record.current:
         raise Refused("conflict", "a file with that name exists", head=head.view(who.user))
     deleted = _with_tombstone(gone, leaving, to=record.file_id)

@@ -8,7 +8,7 @@ statement retires the older generations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, Self
 
@@ -17,6 +17,7 @@ from protocol.codec.base64text import to_text
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value, changed
 from protocol.records.chain import KEEPING, RENEWING
+from protocol.records.record_signatures import MAX_SIGNED, RecordTree
 from protocol.records.records import (
     DEVICE,
     FINISH,
@@ -78,12 +79,14 @@ from sfsd.storage.paths import account_path, bundle_path, parse_inbox_name, stat
 PER_RECOVERY: Final = 5
 """Rotations allowed for each recovery allowed. An account that is stolen more often needs the
 operator, who can raise `limits.rotations`."""
-KEPT_SIGNATURES: Final = 48
-"""Signatures kept for a record: its own and endorsements. A message has room for 64, and each
-enlarges the sidecar."""
+NEWEST_ENDORSEMENTS: Final = 8
+"""Endorsements kept for a record in any case, besides its own signature. Each takes up to 432 bytes
+of the sidecar."""
+MAX_SIGNATURES: Final = 64
+"""Most signatures of a record: as many as a message has room for."""
 _OVERHEAD: Final = 1024
 _ITEM_WEIGHT: Final = 1536
-"""Bytes of a renewed wrap and two endorsements."""
+"""Bytes of a renewed wrap and the endorsements of two records."""
 _SCANNED: Final = 4096
 """Maximum versions examined for one page."""
 _FILE_BATCH: Final = MAX_BATCH
@@ -221,7 +224,7 @@ def _check_rate(server: ServerContext, user: User, reason: str) -> None:
     Rotations may be `limits.rotations`, statements that keep the keys twice as many, recoveries a
     fifth. Each statement rewrites the whole chain on the committer's thread, which makes every
     user's changes, so the chain's length must be bounded. By default rotations are fewer than
-    `KEPT_SIGNATURES`: a thief who keeps rotating cannot push out the owner's last endorsement
+    `MAX_SIGNATURES`: a thief who keeps rotating cannot push out the owner's last endorsement
     before the owner recovers. A recovery, for which only the owner has the key, resets what the
     thief used up. Raises `Refused`.
     """
@@ -327,7 +330,7 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
     owner = message.items[0].owner
     require(all(item.owner == owner for item in message.items), "the files have several owners")
     require(
-        owner == user.name or not any(item.endorsements for item in message.items),
+        owner == user.name or not any(item.endorsed for item in message.items),
         "only the owner of a file endorses its records",
     )
     files = server.index.for_user(owner)
@@ -336,7 +339,9 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
     expect = dict(user.expect)
     left: list[int] = []
     keys = CurrentKeys.from_user(user)
-    _check_items(message.items, user.chain.head, keys)
+    _check_wraps(message.items, user.chain.head, keys)
+    endorsed = _check_endorsement(server, user, message)
+    kept = _kept_generations(server, user) if endorsed else frozenset()
     for place, item in enumerate(message.items):
         try:
             document, relied_on = _read_item(server, user.name, item)
@@ -347,7 +352,8 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
         # The digest read first wins: a later item may have read the same sidecar again since.
         for path, digest in relied_on.items():
             expect.setdefault(path, digest)
-        renewed = _renewed(document.value, item, user.chain.head, keys)
+        made = {digest: endorsed[digest] for digest in item.endorsed}
+        renewed = _renewed(document.value, item, made, keys, kept)
         if renewed is None:
             left.append(place)
         elif renewed is not document.value:
@@ -372,8 +378,8 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
     return Commit(change, lambda seq: Rewrapped(server.receipt(seq, who), tuple(left)))
 
 
-def _check_items(items: Sequence[RewrapItem], head: Statement, keys: CurrentKeys) -> None:
-    """Check that all wraps are the user's, for their current key, and endorsements signed by it.
+def _check_wraps(items: Sequence[RewrapItem], head: Statement, keys: CurrentKeys) -> None:
+    """Check that all wraps are the user's, for their current key.
 
     All items are checked before any sidecar is read, because interleaving is slower. Raises
     `Refused`.
@@ -382,14 +388,43 @@ def _check_items(items: Sequence[RewrapItem], head: Statement, keys: CurrentKeys
         if item.wrap is not None:
             require(item.wrap.user == keys.user, "the wrap is for another user")
             check_wrap(item.wrap, head, keys.key_id)
-    for item in items:
-        for endorsement in item.endorsements:
-            digest, signature = endorsement.record_hash, endorsement.signature
-            try:
-                verify_signature(Label.ENDORSE, digest, signature, head.sign_pub)
-            except SignatureError as exc:
-                why = "an endorsement is not signed by the current key"
-                raise Refused("refused", why) from exc
+
+
+def _check_endorsement(server: ServerContext, user: User, message: Rewrap) -> dict[bytes, bytes]:
+    """Check that the user's current key endorsed exactly the records that the items name.
+
+    Return the packed endorsement of each by record hash. A record that two sidecars hold is
+    endorsed once. Raises `Refused`.
+    """
+    hashes = list(dict.fromkeys(digest for item in message.items for digest in item.endorsed))
+    if not hashes:
+        require(not message.endorsement, "an endorsement of no records")
+        return {}
+    require(len(hashes) <= MAX_SIGNED, f"at most {MAX_SIGNED} records are endorsed at once")
+    head, tree = user.chain.head, RecordTree(hashes)
+    body = tree.signed_body(server.identity.server_id, user.chain.first_hash, head.generation)
+    try:
+        verify_signature(Label.ENDORSEMENTS, body, message.endorsement, head.sign_pub)
+    except SignatureError as exc:
+        raise Refused("refused", "the records are not endorsed by the current key") from exc
+    return dict(zip(hashes, tree.pack(message.endorsement), strict=True))
+
+
+def _kept_generations(server: ServerContext, user: User) -> frozenset[int]:
+    """Return the generations whose endorsements are kept however many newer ones there are.
+
+    These are the generation in force `KEPT_DAYS` ago and those that followed it. An owner may
+    recover for as long: then the endorsement by the last generation before the thief's must still
+    be there, although the thief may have rotated many times (decision 0036).
+    """
+    since, found = server.now - bundles.KEPT_DAYS * DAY, set[int]()
+    undone, _ = user.chain.voided_keys()
+    for link in reversed(user.chain.links):
+        if link.statement.generation not in undone:
+            found.add(link.statement.generation)
+            if server.logged_at(link.seq) < since:
+                break
+    return frozenset(found)
 
 
 def _read_item(
@@ -409,11 +444,17 @@ def _read_item(
 
 
 def _renewed(
-    sidecar: Sidecar, item: RewrapItem, head: Statement, keys: CurrentKeys
+    sidecar: Sidecar,
+    item: RewrapItem,
+    endorsed: Mapping[bytes, bytes],
+    keys: CurrentKeys,
+    kept: frozenset[int],
 ) -> Sidecar | None:
     """Return the sidecar with a checked item applied; `sidecar` itself if nothing changes.
 
-    Return None if the item no longer matches. A wrap for a voided key does not count as the user's.
+    `endorsed` maps the item's record hashes to packed endorsements, and endorsements by the `kept`
+    generations stay. Return None if the item no longer matches. A wrap for a voided key does not
+    count as the user's.
     """
     own = own_wrap(sidecar, keys.user)
     if own is not None and own.key_id in keys.voided_key_ids:
@@ -427,12 +468,12 @@ def _renewed(
     wraps, content, last = sidecar.wraps, sidecar.content, sidecar.head
     if item.wrap is not None and own is not None and own.key_id != keys.key_id:
         wraps = (*(wrap for wrap in wraps if wrap is not own), item.wrap)
-    for endorsement in item.endorsements:
-        added = GenerationSignature(head.generation, endorsement.signature)
-        if endorsement.record_hash == record_hash(content.record):
-            content = _endorsed(content, added)
-        elif last is not None and endorsement.record_hash == record_hash(last.record):
-            last = _endorsed(last, added)
+    for digest, packed in endorsed.items():
+        added = GenerationSignature(keys.generation, packed)
+        if digest == record_hash(content.record):
+            content = _endorsed(content, added, keys, kept)
+        elif last is not None and digest == record_hash(last.record):
+            last = _endorsed(last, added, keys, kept)
         else:
             return None
     if wraps is sidecar.wraps and content is sidecar.content and last is sidecar.head:
@@ -440,17 +481,37 @@ def _renewed(
     return changed(sidecar, wraps=wraps, content=content, head=last)
 
 
-def _endorsed(signed: SignedRecord, added: GenerationSignature) -> SignedRecord:
-    """Return the record with an endorsement added, dropping old ones past `KEPT_SIGNATURES`."""
-    kept = signed.signatures
-    if any(one.generation == added.generation for one in kept):
+def _endorsed(
+    signed: SignedRecord,
+    added: GenerationSignature,
+    keys: CurrentKeys,
+    kept: frozenset[int],
+) -> SignedRecord:
+    """Return the record with an endorsement added.
+
+    Its own signature stays. Of the endorsements, those by voided generations go first; the newest
+    `NEWEST_ENDORSEMENTS` and those by the `kept` generations stay, newest first, up to
+    `MAX_SIGNATURES`. Each signer had verified the endorsement before its own.
+    """
+    present = signed.signatures
+    if any(one.generation == added.generation for one in present):
         return signed
-    if len(kept) > 1:
-        own = cached_record(signed.record).generation
-        ordered = sorted(kept, key=lambda one: (one.generation != own, one.generation))
-        # Keep the signer's own and the newest endorsements: each signer had seen the one before.
-        kept = (*ordered[:1], *ordered[1:][2 - KEPT_SIGNATURES :])
-    return SignedRecord(signed.record, (*kept, added))
+    if len(present) > NEWEST_ENDORSEMENTS:
+        made_by = cached_record(signed.record).generation
+        own = [one for one in present if one.generation == made_by]
+        valid = [
+            one
+            for one in present
+            if one.generation != made_by and one.generation not in keys.voided_generations
+        ]
+        valid.sort(key=lambda one: one.generation, reverse=True)
+        stay = [
+            one
+            for place, one in enumerate(valid)
+            if place < NEWEST_ENDORSEMENTS - 1 or one.generation in kept
+        ]
+        present = (*own, *reversed(stay[: MAX_SIGNATURES - 2]))
+    return SignedRecord(signed.record, (*present, added))
 
 
 class StoredVersion(Value):

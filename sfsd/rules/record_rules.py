@@ -15,6 +15,11 @@ from typing import Final
 from protocol.codec.errors import PublicKeyError, RemoteProtocolError, SignatureError
 from protocol.codec.values import Value, changed
 from protocol.records.public_keys import check_wrap_key
+from protocol.records.record_signatures import (
+    SignatureCache,
+    signed_count,
+    verify_record_signature,
+)
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -27,7 +32,7 @@ from protocol.records.records import (
     Statement,
     record_hash,
 )
-from protocol.records.signatures import Label, verify_signature
+from protocol.records.signatures import Label
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from sfsd.errors import DamagedError, Refused, Stale, require
@@ -40,6 +45,8 @@ from sfsd.storage.paths import VersionPaths, statements_path
 
 SKEW: Final = 600
 """Seconds by which the clocks of client and server may differ."""
+_CACHED_SIGNATURES: Final = 1024
+"""Signatures cached so that records that were signed together cost one verification."""
 
 
 class FileHead(Value):
@@ -162,11 +169,20 @@ class Admission:
         self._users = users
         self._journal = journal
         self._clock = clock
+        self._signatures = SignatureCache(_CACHED_SIGNATURES)
 
     def admit(
-        self, record: FileRecord, body: bytes, signature: bytes, head: FileHead
+        self,
+        record: FileRecord,
+        body: bytes,
+        signature: bytes,
+        head: FileHead,
+        *,
+        together: int = 1,
     ) -> AdmittedRecord:
         """Check the rules for records of every op. The caller has checked that the owner asks.
+
+        `signature` is packed, and covers exactly the `together` different records of the request.
 
         Raises `Refused`: `stale-generation`, `conflict` with the head, `rotation-required`, ….
         """
@@ -176,9 +192,20 @@ class Admission:
         self._check_generation(record, user)
         public = user.chain.signing_keys.get(record.generation, b"")
         try:
-            verify_signature(Label.RECORD, body, signature, public)
+            verify_record_signature(
+                Label.RECORDS,
+                signature,
+                record_hash(body),
+                public,
+                server=self._server_id,
+                owner_first=user.chain.first_hash,
+                generation=record.generation,
+                cache=self._signatures if together > 1 else None,
+            )
         except SignatureError as exc:
             raise Refused("refused", "the record is not signed by its generation's key") from exc
+        right = signed_count(signature) == together
+        require(right, "the records of a request are signed together, and with no others")
         blocked = write_block(user, self._clock())
         if blocked is not None and not _only_removes(record, head.record):
             raise Refused("rotation-required", f"rotate the key first: {blocked.reason}")

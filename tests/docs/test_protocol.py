@@ -158,7 +158,7 @@ def test_signed_records() -> None:
         ServerStatement: Label.SERVER_STATEMENT,
         Statement: Label.STATEMENT,
         RecoveryKey: None,
-        FileRecord: Label.RECORD,
+        FileRecord: Label.RECORDS,
         RotationFinish: Label.ROTATION_FINISH,
     }
     own = [[op, ", ".join(keys) or "none"] for op, keys in OWN_KEYS.items()]

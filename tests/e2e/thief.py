@@ -12,10 +12,10 @@ from unittest import mock
 import sfsc
 from protocol.records.records import ROTATE, Statement
 from protocol.records.signatures import SigningKey
-from protocol.wire.messages.rotation import Rewrap
 from sfsc.account import devices
 from sfsc.account.rewrap import Rewrapper, wrap_items
 from sfsc.crypto.wrap import PublicKey
+from sfsc.files.endorse import rewrap_request
 from sfsc.keys.keyring import GenerationKeys, PendingStatement
 from tests.harness import Client
 
@@ -67,7 +67,9 @@ class Thief:
         rewrapper = Rewrapper(self.store._session, self.store._contacts, None)
         items = [one for one in wrap_items(self.store._session) if one.file_id in ids]
         rewraps = [one for one, _, _ in rewrapper.builder()([(None, one, None) for one in items])]
-        self.store._session.ask(Rewrap(tuple(one for one in rewraps if one is not None)))
+        renewed = [one for one in rewraps if one is not None]
+        session = self.store._session
+        session.ask(rewrap_request(session.record_signer(), renewed))
 
     def finish(self) -> None:
         assert self.rotation._finish(self.rotation._rewrap().leaves, {}) is not None

@@ -18,6 +18,7 @@ from protocol.codec import merkle
 from protocol.log import auditlog
 from protocol.log.auditlog import LogEntry
 from protocol.log.checkpoint import Verifier, origin_of, verify
+from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import (
     DELETE,
     PUT,
@@ -35,6 +36,7 @@ from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from protocol.wire.messages.accounts import UserAdd
 from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.files import Record, RecordChange
+from protocol.wire.messages.rotation import Rewrap, RewrapItem
 from protocol.wire.messages.session import PROTOCOL_VERSION, DeviceLogin, Enroll, Login, Session
 from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
 from sfsd.config import DAY, Config
@@ -46,6 +48,7 @@ from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover
 from sfsd.storage.set_aside import lost_changes
 from sfsd.storage.store import DirectoryStore
+from tests.record_signing import packed_signature
 
 WELCOME = hashlib.sha256(b"this welcome").digest()
 ADDRESS = "192.0.2.7"
@@ -219,6 +222,7 @@ class Person:
     next_key: SigningKey = field(default_factory=SigningKey.generate)
     next_wrap: bytes = b""
     first: Statement = field(init=False)
+    origin: bytes = field(init=False)
     renewed: Statement = field(init=False)
     heads: dict[str, bytes] = field(default_factory=dict)
     made: dict[tuple[str, int], Version] = field(default_factory=dict)
@@ -253,6 +257,7 @@ class Person:
     def enroll(self, statement: Statement | None = None, **changed: Any) -> Enroll:
         if statement is None:
             statement = self.first = getattr(self, "first", None) or self.statement()
+            self.origin = record_hash(statement.encode())
         body = changed.get("body", statement.encode())
         covered = enrol_proof_body(
             welcome=changed.get("welcome", WELCOME), statement=record_hash(body)
@@ -264,7 +269,44 @@ class Person:
 
     @property
     def first_hash(self) -> bytes:
-        return record_hash(self.first.encode())
+        return self.origin
+
+    def sign(self, body: bytes, *, label: Label = Label.RECORDS) -> bytes:
+        """Return the packed signature of a record that is sent alone."""
+        return packed_signature(
+            self.key,
+            body,
+            server=SERVER_ID,
+            first=self.origin,
+            generation=self.generation,
+            label=label,
+        )
+
+    def together(self, *versions: Version) -> Record:
+        """Return one request for these versions, whose records are signed together.
+
+        A version with another signature than its own keeps it.
+        """
+        signer = RecordSigner(self.key, SERVER_ID, self.origin, self.generation)
+        bodies = [one.body for one in versions]
+        packed = signer.sign(bodies) if len(set(bodies)) == len(bodies) else [b""] * len(bodies)
+        return Record(
+            tuple(
+                RecordChange(
+                    one.body,
+                    made if one.signature == self.sign(one.body) else one.signature,
+                    one.metadata,
+                    one.wraps,
+                )
+                for one, made in zip(versions, packed, strict=True)
+            )
+        )
+
+    def rewrap(self, *items: RewrapItem) -> Rewrap:
+        """Return the request for these items, with the endorsement that they need."""
+        hashes = list(dict.fromkeys(digest for item in items for digest in item.endorsed))
+        signer = RecordSigner(self.key, SERVER_ID, self.origin, self.generation)
+        return Rewrap(items, signer.endorse(hashes) if hashes else b"")
 
     def log_in(self) -> Principal:
         return self.served.open(login(self.name, self.key, self.generation))[0]
@@ -297,7 +339,7 @@ class Person:
         self, record: FileRecord, metadata: bytes = b"", wraps: tuple[Wrap, ...] = ()
     ) -> Version:
         body = record.encode()
-        return Version(record, body, self.key.sign(Label.RECORD, body), metadata, wraps, b"")
+        return Version(record, body, self.sign(body), metadata, wraps, b"")
 
     def version(
         self, file_id: str, ciphertext: bytes, *, wraps: tuple[Wrap, ...] | None = None, **c: Any

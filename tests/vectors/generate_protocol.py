@@ -86,11 +86,16 @@ def vectors() -> dict[str, object]:
             for alg, key in public.items()
         ],
         "records": [_record_vector(name) for name in examples.RECORDS],
+        "owner_first": examples.FIRST_HASH.hex(),
         "endorsement": {
-            "record_sha256": records.record_hash(examples.PUT.encode()).hex(),
-            "label": Label.ENDORSE.value.decode(),
+            "records_sha256": [digest.hex() for digest in examples.ENDORSED_HASHES],
+            "label": Label.ENDORSEMENTS.value.decode(),
             "signer": "alice 2",
-            "signature": examples.ENDORSED.signatures[1].signature.hex(),
+            "generation": 2,
+            "body": examples.ENDORSEMENT.signed_body(
+                examples.SERVER_ID, examples.FIRST_HASH, 2
+            ).hex(),
+            "packed": examples.ENDORSED.signatures[1].signature.hex(),
         },
         "login": {
             "server_id": examples.SERVER_ID.hex(),

@@ -14,6 +14,7 @@ from typing import Any
 from protocol.codec import merkle
 from protocol.log import auditlog, checkpoint
 from protocol.records import records
+from protocol.records.record_signatures import RecordSigner, RecordTree
 from protocol.records.records import (
     FileRecord,
     RecoveryKey,
@@ -181,23 +182,33 @@ RECORDS: dict[str, tuple[records.SignedStruct, Label, str]] = {
     "server statement": (SERVER_STATEMENT, Label.SERVER_STATEMENT, "server"),
     "first statement": (FIRST, Label.STATEMENT, "alice 1"),
     "second statement": (SECOND, Label.STATEMENT, "alice 2"),
-    "put": (PUT, Label.RECORD, "alice 1"),
-    "delete": (DELETE, Label.RECORD, "alice 1"),
-    "restore": (RESTORE, Label.RECORD, "alice 1"),
-    "move": (MOVE, Label.RECORD, "alice 1"),
-    "delete, moved away": (MOVED_AWAY, Label.RECORD, "alice 1"),
-    "access": (ACCESS, Label.RECORD, "alice 1"),
-    "reencrypt": (REENCRYPT, Label.RECORD, "alice 2"),
-    "purge": (PURGE, Label.RECORD, "alice 1"),
+    "put": (PUT, Label.RECORDS, "alice 1"),
+    "delete": (DELETE, Label.RECORDS, "alice 1"),
+    "restore": (RESTORE, Label.RECORDS, "alice 1"),
+    "move": (MOVE, Label.RECORDS, "alice 1"),
+    "delete, moved away": (MOVED_AWAY, Label.RECORDS, "alice 1"),
+    "access": (ACCESS, Label.RECORDS, "alice 1"),
+    "reencrypt": (REENCRYPT, Label.RECORDS, "alice 2"),
+    "purge": (PURGE, Label.RECORDS, "alice 1"),
     "rotation finish": (FINISH, Label.ROTATION_FINISH, "alice 2"),
 }
 
 
+MOVED = ("move", "delete, moved away")
+"""Records that are signed together."""
+
+
 def signed(name: str) -> tuple[bytes, bytes]:
-    """Return (exact bytes, signature) of one of the records above."""
+    """Return (exact bytes, signature) of a record above; that of a file record is packed."""
     record, label, signer = RECORDS[name]
     body = record.encode()
-    return body, SIGNERS[signer].sign(label, body)
+    if not isinstance(record, FileRecord):
+        return body, SIGNERS[signer].sign(label, body)
+    together = MOVED if name in MOVED else (name,)
+    packed = RecordSigner(SIGNERS[signer], SERVER_ID, FIRST_HASH, record.generation).sign(
+        [RECORDS[one][0].encode() for one in together]
+    )
+    return body, packed[together.index(name)]
 
 
 def _log() -> list[bytes]:
@@ -271,13 +282,14 @@ METADATA = fill("metadata", 60)
 WRAP = Wrap("alice", records.key_id("x25519", X25519), "x25519", fill("wrapped DEK", 80))
 UPLOAD = fill("upload", 16)
 HANDLE = fill("handle", 16)
+ENDORSED_HASHES = [records.record_hash(signed(name)[0]) for name in ("put", "delete", "restore")]
+ENDORSEMENT = RecordTree(ENDORSED_HASHES)
+ENDORSING = RecordSigner(SIGNERS["alice 2"], SERVER_ID, FIRST_HASH, 2)
 ENDORSED = SignedRecord(
     signed("put")[0],
     (
         GenerationSignature(1, signed("put")[1]),
-        GenerationSignature(
-            2, SIGNERS["alice 2"].sign(Label.ENDORSE, records.record_hash(PUT.encode()))
-        ),
+        GenerationSignature(2, ENDORSEMENT.pack(ENDORSING.endorse(ENDORSED_HASHES))[0]),
     ),
 )
 DELETED = SignedRecord(signed("delete")[0], (GenerationSignature(1, signed("delete")[1]),))
@@ -426,9 +438,10 @@ MESSAGES: list[tuple[int, Message]] = [
                     FILE_ID,
                     1,
                     WRAP,
-                    (rotation.Endorsement(fill("record hash", 32), fill("endorsement", 64)),),
+                    (ENDORSED_HASHES[0],),
                 ),
-            )
+            ),
+            ENDORSING.endorse(ENDORSED_HASHES[:1]),
         ),
     ),
     (32, rotation.Rewrapped(RECEIPT, (0,))),

@@ -15,6 +15,7 @@ from protocol.codec import merkle
 from protocol.codec.errors import SignatureError
 from protocol.log import auditlog, checkpoint
 from protocol.records import records
+from protocol.records.record_signatures import unpack_signature
 from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.frames import FrameReader
 from protocol.wire.messages import decode, registered
@@ -64,9 +65,19 @@ def test_records_parse_and_verify(vector: dict[str, Any]) -> None:
     assert record.encode() == body
     assert list(record.to_map()) == list(vector["fields"])
     assert records.record_hash(body).hex() == vector["sha256"]
-    verify_signature(Label(vector["label"].encode()), body, signature, SIGNERS[vector["signer"]])
+    label, signer = Label(vector["label"].encode()), SIGNERS[vector["signer"]]
+    if isinstance(record, records.FileRecord):
+        digest = records.record_hash(body)
+        body, signature = unpack_signature(
+            signature,
+            digest,
+            server=record.server,
+            owner_first=bytes.fromhex(VECTORS["owner_first"]),
+            generation=record.generation,
+        )
+    verify_signature(label, body, signature, signer)
     with pytest.raises(SignatureError):
-        verify_signature(Label.LOGIN, body, signature, SIGNERS[vector["signer"]])
+        verify_signature(Label.LOGIN, body, signature, signer)
 
 
 def test_key_ids() -> None:
@@ -104,8 +115,15 @@ def test_enrolment_proof() -> None:
 
 def test_endorsement() -> None:
     endorsed = VECTORS["endorsement"]
-    body, signature = (bytes.fromhex(endorsed[key]) for key in ("record_sha256", "signature"))
-    verify_signature(Label.ENDORSE, body, signature, SIGNERS[endorsed["signer"]])
+    body, signature = unpack_signature(
+        bytes.fromhex(endorsed["packed"]),
+        bytes.fromhex(endorsed["records_sha256"][0]),
+        server=bytes.fromhex(VECTORS["server_id"]["server_id"]),
+        owner_first=bytes.fromhex(VECTORS["owner_first"]),
+        generation=endorsed["generation"],
+    )
+    assert body.hex() == endorsed["body"]
+    verify_signature(Label.ENDORSEMENTS, body, signature, SIGNERS[endorsed["signer"]])
 
 
 def test_the_log_chains_and_its_receipt_verifies() -> None:

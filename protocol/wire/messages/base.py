@@ -15,7 +15,6 @@ from protocol.codec.fields import (
     Count,
     FileId,
     OneOf,
-    Signature,
     Struct,
     Text,
     UserName,
@@ -24,6 +23,7 @@ from protocol.codec.fields import (
 from protocol.codec.merkle import HASH_SIZE, MAX_PROOF, PIECE_SIZE
 from protocol.log.auditlog import MAX_LINE
 from protocol.log.checkpoint import MAX_CHECKPOINT
+from protocol.records.record_signatures import MAX_PACKED
 from protocol.records.records import (
     MAX_RECORD,
     MAX_WRAPPED_KEY,
@@ -43,6 +43,8 @@ LEAVES_PER_PAGE = 16 * 1024
 
 Metadata = Annotated[bytes, AtMost(MAX_METADATA)]
 RecordBytes = Annotated[bytes, AtMost(MAX_RECORD)]
+RecordSignature = Annotated[bytes, AtMost(MAX_PACKED)]
+"""A packed signature of `protocol.records.record_signatures`."""
 Proof = Annotated[tuple[Bytes32, ...], AtMost(MAX_PROOF)]
 CheckpointNote = Annotated[bytes, AtMost(MAX_CHECKPOINT)]
 Leaves = Annotated[bytes, AtMost(LEAVES_PER_PAGE * HASH_SIZE)]
@@ -128,10 +130,11 @@ def decode(body: memoryview) -> tuple[int, Message]:
 
 
 class GenerationSignature(Struct):
-    """A signature on a file record: its own generation's, or an endorsement by a later one."""
+    """A packed signature of a file record: its own generation's, or an endorsement by a later
+    one."""
 
     generation: Generation
-    signature: Signature
+    signature: RecordSignature
 
 
 class SignedRecord(Struct):

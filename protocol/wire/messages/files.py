@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
+from protocol.codec.fields import AtMost, Between, Count, FileId, Struct, UserName
 from protocol.records.records import Version
 from protocol.wire.messages.base import (
     DamagedVersion,
@@ -12,6 +12,7 @@ from protocol.wire.messages.base import (
     FileView,
     Metadata,
     RecordBytes,
+    RecordSignature,
     Reply,
     Request,
     SignedRecord,
@@ -85,7 +86,7 @@ class RecordChange(Struct):
     """A signed record with the metadata and wraps that its op needs (restore, move)."""
 
     record: RecordBytes
-    signature: Signature
+    signature: RecordSignature
     metadata: Metadata
     wraps: Wraps
 
@@ -94,7 +95,8 @@ class RecordChange(Struct):
 class Record(Request):
     """Delete, restore, move, share or purge by signed records, all or none.
 
-    A move has two records: one for the new file, then the tombstone of the old one.
+    A move has two records: one for the new file, then the tombstone of the old one. Records of one
+    request are signed together.
     """
 
     changes: Annotated[tuple[RecordChange, ...], AtMost(2)]

@@ -14,6 +14,7 @@ from protocol.codec.fields import (
     Struct,
     UserName,
 )
+from protocol.records.record_signatures import SIGNATURE_SIZE
 from protocol.records.records import Version
 from protocol.wire.messages.base import (
     MAX_BUNDLE,
@@ -119,25 +120,19 @@ class GetWraps(Request):
     all_of_them: bool
 
 
-class Endorsement(Struct):
-    """A later generation's signature over a record's hash."""
-
-    record_hash: Bytes32
-    signature: Signature
-
-
 class RewrapItem(Struct):
-    """A version's wrap for the user's current key, and endorsements of the records stored with it.
+    """A version's wrap for the user's current key, and the records beside it that are endorsed.
 
     `wrap` is None if the version has none, or if its wrap cannot be opened. Such a wrap of an own
-    version stays as it is; the user loses such a wrap of a shared one.
+    version stays as it is; the user loses such a wrap of a shared one. `endorsed` are hashes of
+    records.
     """
 
     owner: UserName
     file_id: FileId
     version: Version
     wrap: Wrap | None
-    endorsements: Annotated[tuple[Endorsement, ...], AtMost(2)]
+    endorsed: Annotated[tuple[Bytes32, ...], AtMost(2)]
 
 
 @message(137)
@@ -156,9 +151,12 @@ class Rewrap(Request):
     """Store wraps and endorsements by the user's current keys, for files of one owner.
 
     The owner is the user, or another user who shares the files; their records are not endorsed.
+    `endorsement` is the Ed25519 signature over the tree of all `endorsed` hashes in order, each of
+    them once and at most 256 in all; it is empty if there are none.
     """
 
     items: Annotated[tuple[RewrapItem, ...], AtMost(MAX_BATCH)]
+    endorsement: Annotated[bytes, AtMost(SIGNATURE_SIZE)]
 
 
 @message(138, replies=(Done,))

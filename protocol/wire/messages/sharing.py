@@ -14,6 +14,7 @@ from protocol.wire.messages.base import (
     FileView,
     Proof,
     RecordBytes,
+    RecordSignature,
     Reply,
     Request,
     Wrap,
@@ -69,7 +70,7 @@ class SetReaders(Request):
     """
 
     record: RecordBytes
-    signature: Signature
+    signature: RecordSignature
     wraps: Annotated[tuple[VersionWrap, ...], AtMost(MAX_ACCESS_WRAPS)]
 
 

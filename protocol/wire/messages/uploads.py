@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 from protocol.codec.encoding import Buffer
-from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, UserName
+from protocol.codec.fields import AtMost, Between, Count, FileId, UserName
 from protocol.wire.messages.base import (
     MAX_SMALL,
     PIECE,
     Done,
     Metadata,
     RecordBytes,
+    RecordSignature,
     Reply,
     Request,
     UploadId,
@@ -33,7 +34,7 @@ class PutSmall(Request):
     """Store a new version: record (op put), signature, metadata, wraps, ≤ 256 KiB of ciphertext."""
 
     record: RecordBytes
-    signature: Signature
+    signature: RecordSignature
     metadata: Metadata
     wraps: Wraps
     ciphertext: Annotated[Buffer, AtMost(MAX_SMALL)]
@@ -88,7 +89,7 @@ class PutCommit(Request):
 
     upload: UploadId
     record: RecordBytes
-    signature: Signature
+    signature: RecordSignature
     metadata: Metadata
     wraps: Wraps
 

@@ -73,12 +73,12 @@ def add_impossible_device(home: Path) -> Reply:
         pending = store._devices.build_statement(
             next_statement(store._file.contents.statements[-1], DEVICE, int(time.time())),
             store._file.contents.generations,
-            (store._session.signing_key(),),
+            (store._session.record_signer().key,),
         )
         draft = Statement.parse(pending.statement)
         devices = (*draft.devices, (DEVICE_ID, impossible_key()))
         body = changed(draft, devices=devices).encode()
-        signature = store._session.signing_key().sign(Label.STATEMENT, body)
+        signature = store._session.record_signer().key.sign(Label.STATEMENT, body)
         return store._session.transport.call(NewStatement(body, (signature,), pending.bundle))
 
 

@@ -85,12 +85,12 @@ def test_one_flipped_bit_is_refused(body: bytes, label: Label, bit: int) -> None
 
 @given(st.binary(max_size=60), st.binary(max_size=60))
 def test_other_bodies_and_keys_are_refused(body: bytes, other: bytes) -> None:
-    signature = KEY.sign(Label.RECORD, body)
+    signature = KEY.sign(Label.RECORDS, body)
     if body != other:
         with pytest.raises(SignatureError):
-            verify_signature(Label.RECORD, other, signature, KEY.public)
+            verify_signature(Label.RECORDS, other, signature, KEY.public)
     with pytest.raises(SignatureError):
-        verify_signature(Label.RECORD, body, signature, OTHER.public)
+        verify_signature(Label.RECORDS, body, signature, OTHER.public)
 
 
 @pytest.mark.parametrize("signature", [b"", bytes(63), bytes(64), bytes(65)])

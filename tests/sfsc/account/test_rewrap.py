@@ -7,7 +7,7 @@ import pytest
 from protocol.codec import merkle
 from protocol.codec.values import changed
 from protocol.records.records import PURGE, FileRecord, record_hash
-from protocol.records.signatures import Label, SigningKey, verify_signature
+from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.rotation import RewrapItem, WrapItem
 from sfsc.account.rewrap import RewrapBuilder, Version, leaf_of
@@ -15,6 +15,7 @@ from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor, content_re
 from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import BadRecord, KeyringError, SfscError, Tampered
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount
+from tests.record_signing import packed_signature
 
 SERVER = bytes(32)
 OLD, NEW = PrivateKey.generate("xwing"), PrivateKey.generate("xwing")
@@ -25,7 +26,7 @@ ADA = OwnAccount(SERVER, "ada", b"a" * 32, SIGNERS, SIGNERS, {}, frozenset(), by
 BOB_SIGNING = SigningKey.generate()
 BOB_SIGNERS = {1: BOB_SIGNING.public}
 BOB = FileOwner(SERVER, "bob", b"b" * 32, BOB_SIGNERS, BOB_SIGNERS, {}, frozenset())
-BUILD = RewrapBuilder(ADA, 2, NEW_SIGNING)
+BUILD = RewrapBuilder(ADA, 2)
 
 
 def item(
@@ -48,18 +49,26 @@ def item(
         created=1_800_000_000,
     )
     (wrap,) = key.wrap_for(SERVER, owner.first, [Recipient("ada", to.public)])
-    return WrapItem(owner.user, file_id, 1, signed(record, by), None, wrap)
+    return WrapItem(owner.user, file_id, 1, signed(record, by, owner), None, wrap)
 
 
-def signed(record: FileRecord, by: SigningKey) -> SignedRecord:
+def signed(record: FileRecord, by: SigningKey, owner: FileOwner = ADA) -> SignedRecord:
     body = record.encode()
-    return SignedRecord(body, (GenerationSignature(1, by.sign(Label.RECORD, body)),))
+    packed = packed_signature(by, body, server=SERVER, first=owner.first)
+    return SignedRecord(body, (GenerationSignature(1, packed),))
 
 
 def endorsed(one: WrapItem) -> WrapItem:
     """Return the item after its record was endorsed."""
-    digest = record_hash(one.content.record)
-    added = GenerationSignature(2, NEW_SIGNING.sign(Label.ENDORSE, digest))
+    packed = packed_signature(
+        NEW_SIGNING,
+        one.content.record,
+        server=SERVER,
+        first=ADA.first,
+        generation=2,
+        label=Label.ENDORSEMENTS,
+    )
+    added = GenerationSignature(2, packed)
     content = SignedRecord(one.content.record, (*one.content.signatures, added))
     return WrapItem(one.owner, one.file_id, one.version, content, None, one.wrap)
 
@@ -92,13 +101,9 @@ def check(
     assert sent.wrap.key_id == NEW.public.key_id
     assert leaf == leaf_of(before, sent.wrap)
     if owner is not None:
-        assert sent.endorsements == ()
+        assert sent.endorsed == ()
         return
-    (endorsement,) = sent.endorsements
-    assert endorsement.record_hash == record_hash(before.content.record)
-    verify_signature(
-        Label.ENDORSE, endorsement.record_hash, endorsement.signature, NEW_SIGNING.public
-    )
+    assert sent.endorsed == (record_hash(before.content.record),)
 
 
 def test_results_are_in_input_order() -> None:
@@ -139,7 +144,7 @@ def test_new_wrap_with_an_old_record() -> None:
     assert sent is not None
     assert one.wrap is not None
     assert sent.wrap == one.wrap
-    assert len(sent.endorsements) == 1
+    assert len(sent.endorsed) == 1
     assert leaf == leaf_of(one, one.wrap)
 
 
@@ -148,7 +153,7 @@ def test_version_without_a_wrap_is_endorsed() -> None:
     ((sent, leaf, _),) = BUILD([(None, one, None)])
     assert sent is not None
     assert sent.wrap is None
-    assert len(sent.endorsements) == 1
+    assert len(sent.endorsed) == 1
     assert leaf is None
 
 
@@ -181,7 +186,7 @@ def test_invalid_own_version_does_not_stop_the_others() -> None:
     check((None, good, None), *answers[2])
     sent, leaf, error = answers[0]  # its record is valid, and is endorsed
     assert sent is not None
-    assert (sent.wrap, len(sent.endorsements), leaf) == (None, 1, None)
+    assert (sent.wrap, len(sent.endorsed), leaf) == (None, 1, None)
     assert isinstance(error, Tampered)
     sent, leaf, error = answers[1]
     assert (sent, leaf) == (None, None)
@@ -233,6 +238,5 @@ def test_both_records_of_a_purged_file_are_endorsed() -> None:
         [(None, WrapItem("ada", one.file_id, 1, one.content, head, None), None)]
     )
     assert sent is not None
-    hashes = [endorsement.record_hash for endorsement in sent.endorsements]
-    assert hashes == [record_hash(one.content.record), record_hash(head.record)]
+    assert sent.endorsed == (record_hash(one.content.record), record_hash(head.record))
     assert leaf is None

@@ -13,7 +13,7 @@ from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import EntryDraft
 from protocol.log.tlogproof import TlogProof, verify
 from protocol.records.records import DELETE, FileRecord, Statement, record_hash
-from protocol.records.signatures import Label, SigningKey
+from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.files import List, Listing
 from protocol.wire.messages.log import (
@@ -40,6 +40,7 @@ from sfsc.files.rename import Renames
 from sfsc.log.audit import Audit
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Put, Uploads
+from tests.record_signing import packed_signature
 from tests.sfsc import storing
 from tests.sfsc.simulator import SimulatedLog, Simulator
 
@@ -173,7 +174,9 @@ def forged(session: Session, key: SigningKey, **changed: object) -> tuple[bytes,
     cleared = dict.fromkeys((*own, "metadata_sha256"))
     record = replace(head.head, **(cleared | fields | changed))  # type: ignore[arg-type]
     body = record.encode()
-    return body, key.sign(Label.RECORD, body), record
+    account = session.account
+    packed = packed_signature(key, body, server=account.server_id, first=account.first)
+    return body, packed, record
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ from sfsc.errors import (
 )
 from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring
 from sfsc.trust.file_records import Entry, KnownRevision, OwnAccount
+from tests.record_signing import packed_signature
 
 SERVER = b"s" * 32
 NAME_KEY = b"n" * 32
@@ -152,11 +153,11 @@ def access(head: FileRecord) -> FileRecord:
     return dataclasses.replace(tombstone(head), op=ACCESS, current=head.current)
 
 
-def signed(
-    record: FileRecord | bytes, key: SigningKey = SIGNING, label: Label = Label.RECORD
-) -> SignedRecord:
+def signed(record: FileRecord | bytes, key: SigningKey = SIGNING, **changed: Any) -> SignedRecord:
     body = record if isinstance(record, bytes) else record.encode()
-    return SignedRecord(body, (GenerationSignature(1, key.sign(label, body)),))
+    right: dict[str, Any] = {"server": SERVER, "first": account().first}
+    packed = packed_signature(key, body, **(right | changed))
+    return SignedRecord(body, (GenerationSignature(1, packed),))
 
 
 def view(made: Made, head: FileRecord | None = None) -> FileView:
@@ -265,7 +266,10 @@ REFUSED: dict[str, tuple[Spoil, type[IntegrityError]]] = {
     "another file": (with_record(file_id="0" * 32), BadRecord),
     "another generation": (with_record(generation=2), BadRecord),
     "another signer": (with_signature(key=OTHER), BadRecord),
-    "another label": (with_signature(label=Label.ENDORSE), BadRecord),
+    "another label": (with_signature(label=Label.ENDORSEMENTS), BadRecord),
+    "signed for another server": (with_signature(server=bytes(32)), BadRecord),
+    "signed for another owner": (with_signature(first=bytes(32)), BadRecord),
+    "signed as another generation": (with_signature(generation=2), BadRecord),
     "no signature": (unsigned, BadRecord),
     "signature of another generation": (other_generation, BadRecord),
     "two signatures": (signed_twice, BadRecord),
@@ -442,17 +446,22 @@ def rotated(*, finished: bool) -> OwnAccount:
 
 
 def signed_by(body: bytes, *signatures: tuple[int, SigningKey, Label]) -> SignedRecord:
-    digest = record_hash(body)
+    first = account().first
     return SignedRecord(
         body,
         tuple(
-            GenerationSignature(generation, key.sign(label, digest if label is ENDORSE else body))
+            GenerationSignature(
+                generation,
+                packed_signature(
+                    key, body, server=SERVER, first=first, generation=generation, label=label
+                ),
+            )
             for generation, key, label in signatures
         ),
     )
 
 
-RECORD, ENDORSE = Label.RECORD, Label.ENDORSE
+RECORD, ENDORSE = Label.RECORDS, Label.ENDORSEMENTS
 OLD = (1, SIGNING, RECORD)
 COUNTS: dict[str, tuple[tuple[tuple[int, SigningKey, Label], ...], bool, bool]] = {
     "an old record while its key counts": ((OLD,), False, True),

@@ -4,6 +4,8 @@ import threading
 
 import pytest
 
+from protocol.records import record_signatures
+from protocol.records.record_signatures import SignatureCache
 from protocol.records.signatures import Label, SigningKey, verify_signature
 from sfsc.trust import signature_cache
 from sfsc.trust.signature_cache import SignatureCheck, signature_is_valid, verify_in_background
@@ -15,44 +17,35 @@ BODY = b"a record"
 
 @pytest.fixture(autouse=True)
 def nothing_known() -> None:
-    signature_cache._verified.clear()
+    signature_cache._verified = SignatureCache(signature_cache.MAX_CACHED)
 
 
 def test_cached_signature_covers_only_itself() -> None:
-    signature = KEY.sign(Label.RECORD, BODY)
+    signature = KEY.sign(Label.RECORDS, BODY)
     for _ in range(2):
-        assert signature_is_valid(Label.RECORD, BODY, signature, KEY.public)
-        assert not signature_is_valid(Label.ENDORSE, BODY, signature, KEY.public)
-        assert not signature_is_valid(Label.RECORD, BODY, signature, OTHER.public)
-        assert not signature_is_valid(Label.RECORD, BODY + b"!", signature, KEY.public)
-        assert not signature_is_valid(Label.RECORD, BODY[:-1], signature, KEY.public)
+        assert signature_is_valid(Label.RECORDS, BODY, signature, KEY.public)
+        assert not signature_is_valid(Label.ENDORSEMENTS, BODY, signature, KEY.public)
+        assert not signature_is_valid(Label.RECORDS, BODY, signature, OTHER.public)
+        assert not signature_is_valid(Label.RECORDS, BODY + b"!", signature, KEY.public)
+        assert not signature_is_valid(Label.RECORDS, BODY[:-1], signature, KEY.public)
         for at in range(64):
             changed = bytearray(signature)
             changed[at] ^= 1
-            assert not signature_is_valid(Label.RECORD, BODY, bytes(changed), KEY.public)
-        assert not signature_is_valid(Label.RECORD, BODY, None, KEY.public)
-        assert not signature_is_valid(Label.RECORD, BODY, signature, None)
-    assert len(signature_cache._verified) == 1
+            assert not signature_is_valid(Label.RECORDS, BODY, bytes(changed), KEY.public)
+        assert not signature_is_valid(Label.RECORDS, BODY, signature, None)
+    assert len(signature_cache._verified._valid) == 1
 
 
 def test_signature_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    signature = KEY.sign(Label.RECORD, BODY)
-    assert signature_is_valid(Label.RECORD, BODY, signature, KEY.public)
-    monkeypatch.delattr(signature_cache, "verify_signature")
-    assert signature_is_valid(Label.RECORD, BODY, signature, KEY.public)
-
-
-def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signature_cache, "MAX_CACHED", 3)
-    for number in range(10):
-        body = bytes([number])
-        assert signature_is_valid(Label.RECORD, body, KEY.sign(Label.RECORD, body), KEY.public)
-        assert 0 < len(signature_cache._verified) <= 3
+    signature = KEY.sign(Label.RECORDS, BODY)
+    assert signature_is_valid(Label.RECORDS, BODY, signature, KEY.public)
+    monkeypatch.delattr(record_signatures, "verify_signature")
+    assert signature_is_valid(Label.RECORDS, BODY, signature, KEY.public)
 
 
 def signed(count: int) -> list[SignatureCheck]:
     bodies = [number.to_bytes(2) for number in range(count)]
-    return [(Label.RECORD, body, KEY.sign(Label.RECORD, body), KEY.public) for body in bodies]
+    return [(Label.RECORDS, body, KEY.sign(Label.RECORDS, body), KEY.public) for body in bodies]
 
 
 def test_batch_is_verified_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +58,7 @@ def test_batch_is_verified_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> No
             helped.set()
         verify_signature(label, body, signature, public)
 
-    monkeypatch.setattr(signature_cache, "verify_signature", watched)
+    monkeypatch.setattr(record_signatures, "verify_signature", watched)
     many = signed(64)
     with verify_in_background(many):
         assert signature_is_valid(*many[0])

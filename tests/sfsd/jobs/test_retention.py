@@ -17,7 +17,7 @@ from sfsd.config import DAY, Config, RetentionPolicy
 from sfsd.errors import ConfigError
 from sfsd.jobs.scheduler import FIRST_PAUSE, PAUSE, JobScheduler
 from tests.sfsd.builders import Clock, Daemon, Person, daemon, done, file_id, refused
-from tests.sfsd.operations.test_records import both, move, restored
+from tests.sfsd.operations.test_records import move, restored
 
 F, G, H = file_id(1), file_id(2), file_id(3)
 
@@ -106,7 +106,7 @@ def test_old_id_of_a_moved_file_is_not_trash(tmp_path: Path) -> None:
         ada.put(F, b"old")
         ada.put(F, b"new")
         made, gone = move(ada)
-        done(ada.ask(both(ada.took(made), ada.took(gone))))
+        done(ada.ask(ada.together(ada.took(made), ada.took(gone))))
         served.clock.now += 100 * DAY
         run(served)
         assert served.entries("retention") == []

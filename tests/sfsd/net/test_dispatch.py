@@ -103,7 +103,7 @@ MATRIX: dict[Request, set[Access]] = {
     GetBundle(0): OWN_KEYS,
     RotateBegin(b"", (), b""): STATEMENTS,
     GetWraps("", 1, all_of_them=False): USERS,
-    Rewrap(()): USERS,
+    Rewrap((), b""): USERS,
     RotateFinish(b"", (), b"", b"", S): USERS,
     ForceRotation("ada", ""): OPERATORS,
 }

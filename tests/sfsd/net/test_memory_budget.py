@@ -12,7 +12,6 @@ from protocol.wire.messages.files import History, List, Record
 from protocol.wire.messages.log import LogEntries
 from protocol.wire.messages.rotation import (
     MAX_BATCH,
-    Endorsement,
     GetWraps,
     NewStatement,
     Rewrap,
@@ -28,7 +27,7 @@ from tests.sfsd.builders import file_id
 
 F, U, S = file_id(1), bytes(16), bytes(64)
 WRAP = Wrap("ada", bytes(32), "xwing", bytes(MAX_WRAPPED_KEY))
-ITEM = RewrapItem("ada", F, 1, WRAP, (Endorsement(bytes(32), S),) * 2)
+ITEM = RewrapItem("ada", F, 1, WRAP, (bytes(32),) * 2)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +54,7 @@ def test_who_is_answered_with_a_page_weighs_one(message: Message) -> None:
         PutCommit(U, bytes(32 * 1024), S, bytes(4096), (WRAP,) * MAX_WRAPS),
         Data(U, 0, bytes(PIECE)),
         Read(U, 0, PIECE),
-        Rewrap((ITEM,) * MAX_BATCH),
+        Rewrap((ITEM,) * MAX_BATCH, S),
         SetReaders(bytes(32 * 1024), S, (VersionWrap(1, WRAP),) * 256),
         Record(()),
         NewStatement(bytes(32 * 1024), (S, S), bytes(64 * 1024)),
@@ -70,5 +69,5 @@ def test_who_brings_much_weighs_as_much(message: Message) -> None:
 
 def test_what_is_small_weighs_little() -> None:
     small = PutSmall(bytes(600), S, bytes(200), (WRAP,), bytes(1024))
-    for message in (Ping(), small, Rewrap((ITEM,))):
+    for message in (Ping(), small, Rewrap((ITEM,), S)):
         assert weight_of(message) <= 24 * 1024

@@ -89,10 +89,6 @@ def move(
     return made, person.signed(gone)
 
 
-def both(made: Version, gone: Version) -> Record:
-    return Record(made.change().changes + gone.change().changes)
-
-
 def test_a_delete_adds_a_tombstone_and_frees_no_quota(served: Daemon, ada: Person) -> None:
     ada.put(F, b"x" * 500)
     gone = ada.delete(F)
@@ -289,7 +285,7 @@ def test_a_move_is_one_log_entry_with_both_records(served: Daemon, ada: Person) 
     ada.put(F, b"old")
     ada.put(F, b"precious")
     made, gone = move(ada)
-    entry = check_receipt(done(ada.ask(both(made, gone))), made.body)
+    entry = check_receipt(done(ada.ask(ada.together(made, gone))), made.body)
     assert (entry.op, entry.file, entry.version) == ("move", G, 1)
     assert [body for body, _ in entry.records] == [made.body, gone.body]
     assert entry.detail["tombstone"] == base64.b64encode(gone.body).decode()
@@ -305,7 +301,7 @@ def test_a_move_is_one_log_entry_with_both_records(served: Daemon, ada: Person) 
     assert older.data == b"old"
     assert usage(ada) == (11, 1)  # a content in two files is counted once
     # The same request again gets the same receipt.
-    again = check_receipt(done(ada.ask(both(made, gone))), made.body)
+    again = check_receipt(done(ada.ask(ada.together(made, gone))), made.body)
     assert again.seq == entry.seq
     assert len(served.entries("move")) == 1
 
@@ -314,7 +310,7 @@ def test_a_file_can_be_moved_back_and_again(served: Daemon, ada: Person) -> None
     bodies = {F: [ada.put(F, b"x").body], G: []}
     for old, new in ((F, G), (G, F), (F, G)):
         made, gone = move(ada, old, new)
-        done(ada.ask(both(ada.took(made), ada.took(gone))))
+        done(ada.ask(ada.together(ada.took(made), ada.took(gone))))
         bodies[new].append(made.body)
         bodies[old].append(gone.body)
     ada.put(G, b"onward")
@@ -326,7 +322,7 @@ def test_a_file_can_be_moved_back_and_again(served: Daemon, ada: Person) -> None
 def test_history_finds_the_tombstone_of_a_move_in_the_log(ada: Person) -> None:
     bodies = [ada.put(F, b"x").body]
     made, gone = move(ada)
-    done(ada.ask(both(made, ada.took(gone))))
+    done(ada.ask(ada.together(made, ada.took(gone))))
     back = restored(ada, 1)
     done(ada.ask(ada.took(back).change()))
     bodies += [gone.body, back.body, ada.put(F, b"y").body]
@@ -337,7 +333,7 @@ def test_a_move_survives_a_restart(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         ada = served.person("ada")
         ada.put(F, b"precious")
-        done(ada.ask(both(*move(ada))))
+        done(ada.ask(ada.together(*move(ada))))
         before = stat(ada, F), stat(ada, G)
     with daemon(tmp_path, served.clock) as served:
         ada.served = served
@@ -369,7 +365,7 @@ def test_a_move_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
     code, changed, left = WRONG_MOVES[wrong]
     ada.put(F, b"1")
     ada.put(F, b"2")
-    refused(ada.ask(both(*move(ada, left=left, **changed))), code)
+    refused(ada.ask(ada.together(*move(ada, left=left, **changed))), code)
     assert len(revisions(ada)) == 2
     refused(ada.ask(Stat("ada", G, 0)), "not-found")
 
@@ -377,23 +373,23 @@ def test_a_move_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
 def test_a_move_onto_a_living_file_is_a_conflict(ada: Person) -> None:
     ada.put(F, b"1")
     there = ada.put(G, b"2")
-    error = refused(ada.ask(both(*move(ada))), "conflict")
+    error = refused(ada.ask(ada.together(*move(ada))), "conflict")
     assert error.head is not None
     assert error.head.content.record == there.body
     ada.delete(G)
     made, gone = move(ada)
-    done(ada.ask(both(made, gone)))
+    done(ada.ask(ada.together(made, gone)))
     assert (made.record.version, made.record.rev) == (2, 3)
 
 
 def test_one_record_of_a_move_is_refused(ada: Person) -> None:
     ada.put(F, b"1")
     made, gone = move(ada)
-    refused(ada.ask(both(gone, made)), "bad-request")
+    refused(ada.ask(ada.together(gone, made)), "bad-request")
     refused(ada.ask(made.change()), "bad-request")
-    refused(ada.ask(both(made, made)), "bad-request")
+    refused(ada.ask(ada.together(made, made)), "bad-request")
     ada.delete(F)
-    refused(ada.ask(both(*move(ada))), "conflict")
+    refused(ada.ask(ada.together(*move(ada))), "conflict")
 
 
 def test_a_foreign_file_cannot_be_moved(served: Daemon, ada: Person) -> None:
@@ -402,7 +398,8 @@ def test_a_foreign_file_cannot_be_moved(served: Daemon, ada: Person) -> None:
     bob.put(F, b"1")
     made, gone = move(ada)
     theirs = move(bob)
-    for wrong in (both(made, gone), both(theirs[0], gone), both(made, theirs[1])):
+    mixed = bob.together(theirs[0], gone), bob.together(made, theirs[1])
+    for wrong in (ada.together(made, gone), *mixed):
         refused(bob.ask(wrong), "not-found")
 
 
@@ -420,7 +417,7 @@ def test_a_move_removes_the_wraps_of_dropped_readers(served: Daemon, ada: Person
     ada.delete(G)
     ada.put(F, b"moves" * 20)
     made, gone = move(ada)
-    entry = check_receipt(done(ada.ask(both(made, gone))), made.body)
+    entry = check_receipt(done(ada.ask(ada.together(made, gone))), made.body)
     assert {"ada", "bob"} == set(entry.accounts)
     assert [wrapped_for(served, G, number) for number in (1, 2, 3)] == [{"ada"}] * 3
     assert (stat(ada, G, 2).content.record, stat(ada, G, 1).metadata) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,12 @@ from typing import Any
 import pytest
 
 from protocol.codec import merkle
+from protocol.records.record_signatures import (
+    RecordSigner,
+    RecordTree,
+    signed_count,
+    verify_record_signature,
+)
 from protocol.records.records import (
     DELETE,
     PURGE,
@@ -27,7 +34,6 @@ from protocol.wire.messages.accounts import ForceRotation, Usage
 from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.downloads import GetOpen, Opened
 from protocol.wire.messages.rotation import (
-    Endorsement,
     GetBundle,
     GetWraps,
     NewStatement,
@@ -43,10 +49,20 @@ from protocol.wire.messages.rotation import (
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsd.config import DAY, ConnectionLimits
 from sfsd.errors import Stale
-from sfsd.operations.rotation import KEPT_SIGNATURES, rewrap
+from sfsd.operations.rotation import NEWEST_ENDORSEMENTS, rewrap
 from sfsd.rules.context import Access, Commit
 from sfsd.storage.paths import VersionPaths
-from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, login, refused
+from tests.sfsd.builders import (
+    SERVER_ID,
+    Daemon,
+    Person,
+    check_receipt,
+    daemon,
+    done,
+    file_id,
+    login,
+    refused,
+)
 
 DEVICE = (b"d" * 16, b"x" * 1216)
 
@@ -174,21 +190,26 @@ def test_a_long_chain(served: Daemon, ada: Person) -> None:
     assert found[-1] == before.encode()
 
 
-def test_more_rotations_than_a_record_keeps_signatures(served: Daemon, ada: Person) -> None:
+@pytest.mark.parametrize("days", [1, 40])
+def test_endorsements_that_a_record_keeps(served: Daemon, ada: Person, days: int) -> None:
+    """The newest eight, and those of 30 days: a thief who rotates often cannot push them out."""
     ada.put(file_id(0), b"content")
-    for _ in range(KEPT_SIGNATURES + 4):
-        served.clock.now += DAY
+    rotations = 39
+    for _ in range(rotations):
+        served.clock.now += days * DAY
         ada.who = ada.log_in()
         begun(ada)
-        reply = ada.ask(Rewrap(tuple(rewrapped(ada, one) for one in wraps(ada))))
+        reply = ada.ask(ada.rewrap(*(rewrapped(ada, one) for one in wraps(ada))))
         assert isinstance(reply, Rewrapped)
         ending = finished(ada)
         done(ada.ask(ending))
         ada.first = Statement.parse(ending.statement)
     (item,) = wraps(ada, everything=True)
     generations = [one.generation for one in item.content.signatures]
-    newest = KEPT_SIGNATURES + 5
-    assert generations == [1, *range(newest - KEPT_SIGNATURES + 2, newest + 1)]
+    newest = rotations + 1
+    # Generation `newest - 31` was in force 30 days before the last rotation ended.
+    oldest = newest - NEWEST_ENDORSEMENTS + 1 if days == 40 else newest - 31
+    assert generations == [1, *range(oldest, newest + 1)]
 
 
 @pytest.mark.parametrize("after", ["b\0b.00.1", f"ada/.{file_id(1)}.1", "../x.0.1", "ada.1", "é"])
@@ -282,12 +303,9 @@ def wraps(person: Person, *, everything: bool = False, limit: int = 256) -> list
 
 def rewrapped(person: Person, item: WrapItem, **changed: Any) -> RewrapItem:
     records = [item.content] + ([] if item.head is None else [item.head])
-    endorsements = tuple(
-        Endorsement(digest, person.key.sign(Label.ENDORSE, digest))
-        for digest in (record_hash(signed.record) for signed in records)
-    )
+    endorsed = tuple(record_hash(signed.record) for signed in records)
     wrap = None if item.wrap is None else person.wrap()
-    made = RewrapItem(item.owner, item.file_id, item.version, wrap, endorsements)
+    made = RewrapItem(item.owner, item.file_id, item.version, wrap, endorsed)
     return replace(made, **changed)
 
 
@@ -343,18 +361,18 @@ def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
     assert isinstance(served.ask(again, GetBundle(0)), SealedBundle)
     refused(ada.ask(finished(ada)), "conflict")
     items = tuple(rewrapped(ada, one) for one in wraps(ada))
-    reply = ada.ask(Rewrap(items[:4]))
+    reply = ada.ask(ada.rewrap(*items[:4]))
     assert isinstance(reply, Rewrapped)
     assert reply.receipt is not None
     entry = check_receipt(reply.receipt)
     assert (entry.op, entry.detail["count"], reply.left) == ("rewrap", 4, ())
     assert len(wraps(ada)) == 2
     # Half of the items are renewed already: only the rest is written.
-    reply = ada.ask(Rewrap(items))
+    reply = ada.ask(ada.rewrap(*items))
     assert isinstance(reply, Rewrapped)
     assert reply.receipt is not None
     assert check_receipt(reply.receipt).detail["count"] == 2
-    assert ada.ask(Rewrap(items)) == Rewrapped(None, ())
+    assert ada.ask(ada.rewrap(*items)) == Rewrapped(None, ())
     assert wraps(ada) == []
     end = finished(ada)
     entry = check_receipt(done(ada.ask(end)), end.statement)
@@ -373,7 +391,7 @@ def test_a_rotation_continues_after_a_restart(tmp_path: Path) -> None:
         ada.put(file_id(1), b"content")
         begun(ada)
         for item in wraps(ada):
-            done_ = ada.ask(Rewrap((rewrapped(ada, item),)))
+            done_ = ada.ask(ada.rewrap(rewrapped(ada, item)))
             assert isinstance(done_, Rewrapped)
     with daemon(tmp_path, served.clock) as served:
         ada.served = served
@@ -404,7 +422,7 @@ def test_a_damaged_sidecar_does_not_block_the_finish(served: Daemon, ada: Person
     begun(ada)
     items = wraps(ada)
     done_items = tuple(rewrapped(ada, one) for one in items if one.file_id != file_id(1))
-    answer = ada.ask(Rewrap(done_items))
+    answer = ada.ask(ada.rewrap(*done_items))
     assert isinstance(answer, Rewrapped)
     assert answer.left == ()
     # The daemon has the parsed sidecar in its cache, and only reading it shows the damage.
@@ -501,37 +519,96 @@ def test_invalid_rewraps_are_refused(served: Daemon, ada: Person) -> None:
     (item,) = wraps(ada)
     right = rewrapped(ada, item)
     assert right.wrap is not None
-    digest = right.endorsements[0].record_hash
-    forged = Endorsement(digest, SigningKey.generate().sign(Label.ENDORSE, digest))
     for code, wrong in (
         ("stale-recipient", replace(right, wrap=ada.wrap(key_id=b"k" * 32))),
         ("bad-request", replace(right, wrap=ada.wrap(wrapped=b"short"))),
         ("bad-request", replace(right, wrap=replace(right.wrap, user="bob"))),
-        ("refused", replace(right, endorsements=(forged,))),
         ("bad-request", replace(right, owner="bob")),
-        # After a rotation on another device the error says so, not that signatures are wrong.
-        (
-            "stale-recipient",
-            replace(right, wrap=ada.wrap(key_id=b"k" * 32), endorsements=(forged,)),
-        ),
-        # Items are also checked if their version does not exist.
-        ("refused", replace(right, version=7, endorsements=(forged,))),
     ):
-        refused(ada.ask(Rewrap((wrong,))), code)
-    refused(ada.ask(Rewrap((right, right))), "bad-request")
-    other = Endorsement(bytes(32), ada.key.sign(Label.ENDORSE, bytes(32)))
-    assert ada.ask(Rewrap((replace(right, endorsements=(other,)),))) == Rewrapped(None, (0,))
-    assert ada.ask(Rewrap((replace(right, version=1, wrap=None, endorsements=()),))) == Rewrapped(
+        refused(ada.ask(ada.rewrap(wrong)), code)
+    refused(ada.ask(ada.rewrap(right, right)), "bad-request")
+    for code, wrong, endorsement in forged_endorsements(ada, right):
+        refused(ada.ask(Rewrap((wrong,), endorsement)), code)
+    assert ada.ask(ada.rewrap(replace(right, endorsed=(bytes(32),)))) == Rewrapped(None, (0,))
+    assert ada.ask(ada.rewrap(replace(right, version=1, wrap=None, endorsed=()))) == Rewrapped(
         None, ()
     )
     # A missing file and one that is not shared with ada give the same reply.
     for elsewhere in (
         replace(right, file_id=file_id(9)),
         replace(right, version=7),
-        replace(right, owner="bob", endorsements=()),
+        replace(right, owner="bob", endorsed=()),
     ):
-        assert ada.ask(Rewrap((elsewhere,))) == Rewrapped(None, (0,))
+        assert ada.ask(ada.rewrap(elsewhere)) == Rewrapped(None, (0,))
     assert len(wraps(ada)) == 1
+
+
+def forged_endorsements(ada: Person, right: RewrapItem) -> Iterator[tuple[str, RewrapItem, bytes]]:
+    """Yield (expected error, item, wrong endorsement)."""
+    signer = RecordSigner(ada.key, SERVER_ID, ada.origin, ada.generation)
+    tree = RecordTree(right.endorsed)
+    body = tree.signed_body(SERVER_ID, ada.origin, ada.generation)
+    valid = signer.endorse(right.endorsed)
+    yield "refused", right, b""
+    yield "refused", right, bytes(64)
+    yield "refused", right, valid[:-1]
+    yield "refused", right, signer.endorse([bytes(32)])
+    yield "refused", right, signer.endorse([*right.endorsed, bytes(32)])
+    yield "refused", right, SigningKey.generate().sign(Label.ENDORSEMENTS, body)
+    yield "refused", right, ada.key.sign(Label.RECORDS, body)
+    for field in ({"server": bytes(32)}, {"owner_first": bytes(32)}, {"generation": 1}):
+        yield "refused", right, replace(signer, **field).endorse(right.endorsed)
+    # After a rotation on another device the error says so, not that signatures are wrong.
+    yield "stale-recipient", replace(right, wrap=ada.wrap(key_id=b"k" * 32)), bytes(64)
+    # Items are also checked if their version does not exist.
+    yield "refused", replace(right, version=7), bytes(64)
+    yield "bad-request", replace(right, endorsed=()), valid
+
+
+def test_one_signature_endorses_at_most_256_records(ada: Person) -> None:
+    ada.put(file_id(1), b"content")
+    begun(ada)
+    (item,) = wraps(ada)
+    right = rewrapped(ada, item)
+    hashes = [number.to_bytes(32) for number in range(257)]
+    pairs = [tuple(hashes[at : at + 2]) for at in range(0, 257, 2)]
+    items = tuple(replace(right, version=at, endorsed=one) for at, one in enumerate(pairs, 1))
+    # The tree of 257 hashes cannot be signed by our code; no signature is looked at.
+    refused(ada.ask(Rewrap(items, bytes(64))), "bad-request")
+
+
+def test_a_page_is_endorsed_with_one_signature(ada: Person) -> None:
+    """Each sidecar keeps a path to the signed root; a record in two sidecars is endorsed once."""
+    for number in range(1, 4):
+        ada.put(file_id(number), b"content")
+    ada.put(file_id(1), b"newer")
+    again = ada.took(ada.reencrypted(file_id(1), 1, b"another"))
+    done(ada.ask(again.small()))
+    begun(ada)
+    items = [rewrapped(ada, item) for item in wraps(ada)]
+    assert sum(record_hash(again.body) in item.endorsed for item in items) == 2
+    answer = ada.ask(ada.rewrap(*items))
+    assert isinstance(answer, Rewrapped)
+    assert answer.left == ()
+    signatures = set[bytes]()
+    for item in wraps(ada, everything=True):
+        for one in (item.content, item.head):
+            if one is None:
+                continue
+            own, endorsement = one.signatures
+            assert (own.generation, endorsement.generation) == (1, 2)
+            verify_record_signature(
+                Label.ENDORSEMENTS,
+                endorsement.signature,
+                record_hash(one.record),
+                ada.key.public,
+                server=SERVER_ID,
+                owner_first=ada.origin,
+                generation=2,
+            )
+            assert signed_count(endorsement.signature) == 4
+            signatures.add(endorsement.signature[:64])
+    assert len(signatures) == 1
 
 
 def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: Person) -> None:
@@ -539,7 +616,7 @@ def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: 
         ada.put(file_id(1), text)
     begun(ada)
     older, _ = wraps(ada)
-    decided = rewrap(served.context, ada.who, Rewrap((rewrapped(ada, older),)))
+    decided = rewrap(served.context, ada.who, ada.rewrap(rewrapped(ada, older)))
     assert isinstance(decided, Commit)
     sidecar = VersionPaths.for_version("ada", file_id(1), 1).sidecar
     user = served.context.users.require_active("ada")
@@ -569,7 +646,7 @@ def test_a_wrong_finish_is_refused(ada: Person, code: str, changed: dict[str, An
     ada.put(file_id(1), b"content")
     begun(ada)
     for item in wraps(ada):
-        ada.ask(Rewrap((rewrapped(ada, item),)))
+        ada.ask(ada.rewrap(rewrapped(ada, item)))
     refused(ada.ask(finished(ada, **changed)), code)
 
 
@@ -582,7 +659,7 @@ def test_purged_versions_and_tombstones_are_endorsed(ada: Person) -> None:
     begun(ada)
     items = wraps(ada)
     assert [(one.version, one.wrap is None) for one in items] == [(1, True), (2, False)]
-    reply = ada.ask(Rewrap(tuple(rewrapped(ada, one) for one in items)))
+    reply = ada.ask(ada.rewrap(*(rewrapped(ada, one) for one in items)))
     assert isinstance(reply, Rewrapped)
     done(ada.ask(finished(ada)))
 
@@ -594,7 +671,7 @@ def test_a_finish_reads_only_uncached_sidecars(
         ada.put(file_id(number), b"content")
     begun(ada)
     items = wraps(ada)
-    ada.ask(Rewrap(tuple(rewrapped(ada, one) for one in items)))
+    ada.ask(ada.rewrap(*(rewrapped(ada, one) for one in items)))
     end = finished(ada)
     store, reads = served.context.store, list[str]()
     read = store.read_with_digest

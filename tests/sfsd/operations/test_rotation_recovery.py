@@ -13,7 +13,7 @@ import pytest
 from protocol.records.records import RecoveryKey, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages.accounts import Usage, UsageAnswer
-from protocol.wire.messages.rotation import GetBundle, Rewrap, Rewrapped, RotateBegin, SealedBundle
+from protocol.wire.messages.rotation import GetBundle, Rewrapped, RotateBegin, SealedBundle
 from protocol.wire.messages.session import Ping
 from sfsd.config import DAY, ConnectionLimits
 from sfsd.errors import Refused, Stale
@@ -66,7 +66,7 @@ def robbed(ada: Person, *, finish: bool = False) -> tuple[SigningKey, bytes]:
     stolen = record_hash(ada.first.encode())
     if finish:
         for item in wraps(ada):
-            assert isinstance(ada.ask(Rewrap((rewrapped(ada, item),))), Rewrapped)
+            assert isinstance(ada.ask(ada.rewrap(rewrapped(ada, item))), Rewrapped)
         end = finished(ada)
         done(ada.ask(end))
         ada.first = Statement.parse(end.statement)
@@ -96,7 +96,7 @@ def test_the_recovery_key_voids_the_thiefs_generation(
     refused(ada.ask(finished(ada)), "conflict")
     for item in wraps(ada):
         lost = replace(item, wrap=None) if finish else item
-        reply = ada.ask(Rewrap((rewrapped(ada, lost),)))
+        reply = ada.ask(ada.rewrap(rewrapped(ada, lost)))
         assert isinstance(reply, Rewrapped)
         assert reply.left == ()
     assert wraps(ada) == []

@@ -14,7 +14,7 @@ from protocol.records.records import ACCESS, ReaderEntry
 from protocol.wire.messages import Error
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.downloads import GetOpen, Opened, Read
-from protocol.wire.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrapped, WrapsPage
+from protocol.wire.messages.rotation import GetWraps, RewrapItem, Rewrapped, WrapsPage
 from protocol.wire.messages.sharing import (
     Identity,
     Inbox,
@@ -395,17 +395,17 @@ def test_a_reader_can_replace_only_their_own_wrap(served: Daemon, ada: Person, b
     before = served.context.index.for_user("ada").sidecar(F, 1).value.wraps
     mine = bob.wrap()
     # bob's key is unchanged, so nothing is written; ada's versions are not shared with others.
-    assert bob.ask(Rewrap((RewrapItem("ada", F, 1, mine, ()),))) == Rewrapped(None, ())
-    assert eve.ask(Rewrap((RewrapItem("ada", F, 1, eve.wrap(), ()),))) == Rewrapped(None, (0,))
+    assert bob.ask(bob.rewrap(RewrapItem("ada", F, 1, mine, ()))) == Rewrapped(None, ())
+    assert eve.ask(eve.rewrap(RewrapItem("ada", F, 1, eve.wrap(), ()))) == Rewrapped(None, (0,))
     for code, wrap in (
         ("bad-request", ada.wrap()),
         ("bad-request", bob.wrap(user="ada")),  # in ada's name, for bob's key
         ("stale-recipient", bob.wrap(key_id=ada.wrap().key_id)),
     ):
-        refused(bob.ask(Rewrap((RewrapItem("ada", F, 1, wrap, ()),))), code)
+        refused(bob.ask(bob.rewrap(RewrapItem("ada", F, 1, wrap, ()))), code)
     assert served.context.index.for_user("ada").sidecar(F, 1).value.wraps == before
     # A reader may remove a wrap that does not open.
-    reply = bob.ask(Rewrap((RewrapItem("ada", F, 1, None, ()),)))
+    reply = bob.ask(bob.rewrap(RewrapItem("ada", F, 1, None, ())))
     assert isinstance(reply, Rewrapped)
     assert reply.receipt is not None
     entry = check_receipt(reply.receipt)

@@ -37,8 +37,8 @@ from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.downloads import GetOpen, Opened, Read
-from protocol.wire.messages.files import List, Listing, Record
-from protocol.wire.messages.rotation import Rewrap, Rewrapped
+from protocol.wire.messages.files import List, Listing
+from protocol.wire.messages.rotation import Rewrapped
 from protocol.wire.messages.sharing import Inbox, InboxPage, SetReaders, VersionWrap
 from protocol.wire.messages.uploads import PutOpen
 from sfsd.config import DAY
@@ -245,7 +245,7 @@ class Users(RuleBasedStateMachine):
         kept = found.versions[found.current]
         made = self._taken_over(ada, MOVE, kept, (old, found.current), new)
         gone = ada.signed(ada.record(old, DELETE, current=0, to=new))
-        request = Record((*made.change().changes, *gone.change().changes))
+        request = ada.together(made, gone)
         dropped = target.names - found.names
         if self._ask(owner, request, made, "conflict" if target.current else ""):
             ada.took(gone)
@@ -366,11 +366,11 @@ class Users(RuleBasedStateMachine):
             for owner in {item.owner for item in items}:
                 own = owner == who
                 asked = [
-                    rewrapped(ada, item, **({} if own else {"endorsements": ()}))
+                    rewrapped(ada, item, **({} if own else {"endorsed": ()}))
                     for item in items
                     if item.owner == owner
                 ]
-                reply = ada.ask(Rewrap(tuple(asked)))
+                reply = ada.ask(ada.rewrap(*asked))
                 assert isinstance(reply, Rewrapped), reply
                 assert reply.left == ()
         if finish:

@@ -106,18 +106,18 @@ def foreign(asker: Person, op: str, owner: str, file: str) -> Version:
 
 
 def rewrap(asker: Person, owner: str, file: str) -> Rewrap:
-    return Rewrap((RewrapItem(owner, file, 1, asker.wrap(), ()),))
+    return asker.rewrap(RewrapItem(owner, file, 1, asker.wrap(), ()))
 
 
 def moved(asker: Person, owner: str, file: str) -> Record:
     there, gone = foreign(asker, MOVE, owner, file), foreign(asker, DELETE, owner, file)
-    return Record((*there.change().changes, *gone.change().changes))
+    return asker.together(there, gone)
 
 
 def taken(asker: Person, owner: str, file: str) -> Record:
     """Return a move of another user's file to a name of the asker."""
     there, gone = foreign(asker, MOVE, asker.name, file_id(30)), foreign(asker, DELETE, owner, file)
-    return Record((*there.change().changes, *gone.change().changes))
+    return asker.together(there, gone)
 
 
 def readers(asker: Person, owner: str, file: str) -> SetReaders:

@@ -16,6 +16,7 @@ import pytest
 
 from protocol.codec import encoding
 from protocol.codec.values import changed
+from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -30,9 +31,7 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Error, Request
 from protocol.wire.messages.accounts import Usage
 from protocol.wire.messages.base import Wrap
-from protocol.wire.messages.files import Record
 from protocol.wire.messages.rotation import (
-    Endorsement,
     NewStatement,
     Rewrap,
     Rewrapped,
@@ -41,6 +40,7 @@ from protocol.wire.messages.rotation import (
 )
 from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsd.config import DAY
+from tests.record_signing import packed_signature
 from tests.sfsd.builders import SERVER_ID, Daemon, Person, Version, daemon, done, file_id
 from tests.sfsd.operations.test_rotation import begun, finished, onto, renewed, rewrapped, wraps
 
@@ -160,12 +160,12 @@ def moving(setup: Setup) -> tuple[Version, Version]:
 
 def arriving(setup: Setup) -> tuple[Version, Ask]:
     made, gone = moving(setup)
-    return made, lambda made: Record((*made.change().changes, *gone.change().changes))
+    return made, lambda made: setup.ada.together(made, gone)
 
 
 def leaving(setup: Setup) -> tuple[Version, Ask]:
     made, gone = moving(setup)
-    return gone, lambda gone: Record((*made.change().changes, *gone.change().changes))
+    return gone, lambda gone: setup.ada.together(made, gone)
 
 
 def purge(setup: Setup) -> tuple[Version, Ask]:
@@ -265,7 +265,7 @@ def forged(setup: Setup, made: Version, field: str, value: Any) -> Version | Non
     if field in body and body[field] == wrong and type(body[field]) is type(wrong):
         return None
     raw = encoding.pack(body | {field: wrong})
-    return replace(made, body=raw, signature=setup.ada.key.sign(Label.RECORD, raw))
+    return replace(made, body=raw, signature=setup.ada.sign(raw))
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -305,7 +305,7 @@ def test_a_record_with_a_missing_field_is_refused(setup: Setup, name: str) -> No
     body = unpacked(made.body)
     for field in body:
         raw = encoding.pack({key: value for key, value in body.items() if key != field})
-        wrong = replace(made, body=raw, signature=setup.ada.key.sign(Label.RECORD, raw))
+        wrong = replace(made, body=raw, signature=setup.ada.sign(raw))
         reply = setup.ada.ask(ask(wrong))
         assert isinstance(reply, Error)
         assert reply.code == "bad-request", (field, reply)
@@ -329,12 +329,24 @@ def test_a_record_with_wrong_signature_metadata_wraps_or_bytes_is_refused(
 
 def beside(setup: Setup, made: Version) -> dict[str, Version]:
     """Return versions with a wrong signature, metadata, wraps or ciphertext."""
-    other_key = SigningKey.generate()
+    other_key, ada = SigningKey.generate(), setup.ada
+    right: dict[str, Any] = {"server": SERVER_ID, "first": ada.origin, "key": ada.key}
+
+    def packed(**changed: Any) -> bytes:
+        return packed_signature(body=made.body, **(right | changed))
+
+    signer = RecordSigner(ada.key, SERVER_ID, ada.origin, ada.generation)
     wrongs = {
-        "another key's signature": replace(made, signature=other_key.sign(Label.RECORD, made.body)),
-        "a signature for another use": replace(
-            made, signature=setup.ada.key.sign(Label.ENDORSE, made.body)
-        ),
+        "another key's signature": replace(made, signature=packed(key=other_key)),
+        "an endorsement": replace(made, signature=packed(label=Label.ENDORSEMENTS)),
+        "a signature for another server": replace(made, signature=packed(server=bytes(32))),
+        "a signature for another owner": replace(made, signature=packed(first=bytes(32))),
+        "another generation's signature": replace(made, signature=packed(generation=9)),
+        "another record's signature": replace(made, signature=setup.ada.sign(b"another")),
+        "a bare signature": replace(made, signature=made.signature[:64]),
+        "no signature": replace(made, signature=b""),
+        "a path too long": replace(made, signature=made.signature + bytes(32)),
+        "one of two records": replace(made, signature=signer.sign([made.body, b"another"])[0]),
         "a wrap for nobody": replace(made, wraps=(*made.wraps, setup.ada.wrap(user="nobody"))),
         "a wrap for no reader": replace(made, wraps=(*made.wraps, setup.joe.wrap())),
         "other metadata": replace(made, metadata=made.metadata + b"?"),
@@ -409,7 +421,7 @@ STEPS: dict[str, Callable[[Person], Signed]] = {
 def rotated(setup: Setup) -> None:
     begun(setup.ada)
     while items := wraps(setup.ada):
-        setup.ada.ask(Rewrap(tuple(rewrapped(setup.ada, item) for item in items)))
+        setup.ada.ask(setup.ada.rewrap(*(rewrapped(setup.ada, item) for item in items)))
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -469,7 +481,6 @@ def test_foreign_and_forged_rewraps_are_refused(setup: Setup) -> None:
     ada, eve = setup.ada, setup.eve
     item = wraps(ada)[-1]
     right = rewrapped(ada, item)
-    (one, *_) = right.endorsements
     assert right.wrap is not None
     assert item.wrap is not None
     before = setup.state()
@@ -477,35 +488,27 @@ def test_foreign_and_forged_rewraps_are_refused(setup: Setup) -> None:
         "another's wrap": changed(right, wrap=eve.wrap()),
         "an old key's": changed(right, wrap=changed(right.wrap, key_id=item.wrap.key_id)),
         "too short": changed(right, wrap=changed(right.wrap, wrapped=b"x")),
-        "signed by another": changed(
-            right,
-            endorsements=(changed(one, signature=eve.key.sign(Label.ENDORSE, one.record_hash)),),
-        ),
-        "signed as a record": changed(
-            right,
-            endorsements=(changed(one, signature=ada.key.sign(Label.RECORD, one.record_hash)),),
-        ),
         "another's record": changed(right, owner="eve", file_id=F),
     }
     for what, wrong in wrongs.items():
-        reply = ada.ask(Rewrap((wrong,)))
+        reply = ada.ask(ada.rewrap(wrong))
         assert isinstance(reply, Error), what
         assert reply.code in CODES
-    assert isinstance(ada.ask(Rewrap(())), Error)
-    assert isinstance(ada.ask(Rewrap((right, right))), Error)
+    assert isinstance(ada.ask(Rewrap((), b"")), Error)
+    assert isinstance(ada.ask(ada.rewrap(right, right)), Error)
     left = {
         "of no version": changed(right, version=99),
         "of no file": changed(right, file_id=file_id(99)),
         "of another record": changed(
             right,
-            endorsements=(Endorsement(bytes(32), ada.key.sign(Label.ENDORSE, bytes(32))),),
+            endorsed=(bytes(32),),
         ),
-        "of another's file": changed(right, owner="eve", file_id=F, version=1, endorsements=()),
+        "of another's file": changed(right, owner="eve", file_id=F, version=1, endorsed=()),
     }
     for what, other in left.items():
-        assert ada.ask(Rewrap((other,))) == Rewrapped(None, (0,)), what
+        assert ada.ask(ada.rewrap(other)) == Rewrapped(None, (0,)), what
     assert setup.state() == before
     # A version whose wrap its owner cannot open is endorsed, and keeps that wrap.
-    assert isinstance(ada.ask(Rewrap((changed(right, wrap=None),))), Rewrapped)
+    assert isinstance(ada.ask(ada.rewrap(changed(right, wrap=None))), Rewrapped)
     assert wraps(ada)[-1].wrap == item.wrap
-    assert ada.ask(Rewrap((right,))) != Rewrapped(None, (0,))
+    assert ada.ask(ada.rewrap(right)) != Rewrapped(None, (0,))

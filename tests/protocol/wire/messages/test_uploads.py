@@ -47,7 +47,7 @@ def test_the_largest_fits_a_frame(message: Any) -> None:  # noqa: ANN401 - any m
     ("good", "changes"),
     [
         (SMALL, {"record": bytes(MAX_RECORD + 1)}),
-        (SMALL, {"signature": bytes(63)}),
+        (SMALL, {"signature": bytes(325)}),
         (SMALL, {"metadata": bytes(MAX_METADATA + 1)}),
         (SMALL, {"wraps": (WRAP,) * (MAX_WRAPS + 1)}),
         (SMALL, {"wraps": [WRAP]}),
