@@ -20,6 +20,7 @@ from protocol.codec.terminal_text import counted, human_time, printable
 from protocol.codec.values import Mutable, Value
 from sfsc.atomicfile import sync_to_disk
 from sfsc.errors import (
+    Damaged,
     IntegrityError,
     KeyringError,
     LocalError,
@@ -91,14 +92,21 @@ def report(error: SfscError) -> None:
 class Failures:
     """Collects the errors of a command on many files: reports each, and sets the exit code.
 
-    A `NotRegularFile` is reported, but does not count as a failure.
+    A `NotRegularFile` is reported, but does not count as a failure. A damaged version that several
+    steps of a command find is reported once.
     """
 
     def __init__(self) -> None:
         self._count = 0
+        self._damaged: set[tuple[str, int]] = set()
         self._worst: SfscError | None = None
 
     def __call__(self, what: str, error: SfscError) -> None:
+        if isinstance(error, Damaged) and error.file_id:
+            place = error.file_id, error.version
+            if place in self._damaged:
+                return
+            self._damaged.add(place)
         named = error.cause.endswith(f": {what}") or error.cause.startswith(f"{what}: ")
         cause = error.cause if named else f"{what}: {error.cause}"
         say(f"sfsc: {printable(cause)}")

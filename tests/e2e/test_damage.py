@@ -88,6 +88,11 @@ def test_damaged_current_version_is_named_and_given_up(
         for command in (["put", "-", "--name", "dir/bad"], ["mv", "dir/bad", "x"]):
             assert hint in alice.run(*command, code=5).stderr
         assert hint in told.stderr
+        for step in ("rotate", "verify-rotation"):
+            told = alice.run(step, code=5)
+            assert told.stderr.count("is damaged on the server") == 1
+            assert "dir/bad: version 2 of the file is damaged" in told.stderr
+            assert "1 item failed" in told.stderr
         told = alice.run("rm", "--purge", "--damaged", file_id)
         assert names(alice) == (["dir/good"], [])
         with connect(alice.home) as store:

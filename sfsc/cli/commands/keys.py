@@ -16,7 +16,7 @@ from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.account import no_passphrase_option, show_identity
-from sfsc.errors import NotFound, UsageError
+from sfsc.errors import NotFound, SfscError, UsageError
 
 if TYPE_CHECKING:
     from sfsc.account.recover import StatementSummary
@@ -327,21 +327,26 @@ def rotate(
                 terminal.answer_json({"due": False})
         else:
             dropped = None if drop_device is None else _find_device(store, drop_device)
-            failures = terminal.Failures()
-            done = store.rotate(
-                key_type=key_type,
-                compromised=compromised,
-                names=names,
-                drop_device=dropped,
-                skip=failures,
-            )
-            _show_rotation(done, context)
-            _list_unreadable(store, failures)
+            failures, left_out = terminal.Failures(), list[tuple[str, SfscError]]()
+            try:
+                done = store.rotate(
+                    key_type=key_type,
+                    compromised=compromised,
+                    names=names,
+                    drop_device=dropped,
+                    skip=lambda what, error: left_out.append((what, error)),
+                )
+                _show_rotation(done, context)
+                _list_unreadable(store, failures)
+            finally:
+                for what, error in left_out:
+                    failures(what, error)
             failures.check()
 
 
 def _list_unreadable(store: Store, failures: terminal.Failures) -> None:
-    """Name the files that the server does not show, or has damaged: no rotation reaches them."""
+    """Name the files that the server does not show, or has damaged: no rotation reaches them. Call
+    this before other steps name them, of which some know only the file id."""
     for _ in store.ls(skip=failures):
         pass
 
@@ -426,7 +431,8 @@ def verify_rotation(context: Context) -> None:
     """
     failures = terminal.Failures()
     with context.connect(auto_rotate=False) as store:
-        done = store.verify_rotation(skip=failures)
+        left_out = list[tuple[str, SfscError]]()
+        done = store.verify_rotation(skip=lambda what, error: left_out.append((what, error)))
         context.answer(
             done,
             f"generation  {done.generation}, {done.key_type}",
@@ -435,4 +441,6 @@ def verify_rotation(context: Context) -> None:
             f"rotate by   {human_time(done.due)}",
         )
         _list_unreadable(store, failures)
+    for what, error in left_out:
+        failures(what, error)
     failures.check()
