@@ -371,7 +371,8 @@ class Rotation:
         return len(leaves)
 
     def verify(self, skip: Skip | None = None) -> RotationResult:
-        """Verify that no wrap and no record of an older generation is left. Raises
+        """Verify that no wrap and no record of an older generation is left; after this machine has
+        rotated with `compromised`, also that all chosen contents were encrypted again. Raises
         `StaleGeneration` if a rotation is unfinished. `skip` is called for each version that is
         damaged, or of an older generation; without it, the first error is raised."""
         head = self._devices.catch_up()
@@ -401,7 +402,22 @@ class Rotation:
             return False
         if item.wrap.key_id != account.own_key.key_id:
             raise BadRecord("a version is wrapped for an older key", "run `sfsc rotate`")
+        if item.owner == account.user:
+            self._check_reencrypted(item)
         return True
+
+    def _check_reencrypted(self, item: WrapItem) -> None:
+        """Raise `BadRecord` if a version was to be encrypted again after a theft, and was not."""
+        state, generation = self._session.state, self._session.author.generation
+        if not state.has_reencrypt_choice(generation):
+            return  # no theft, or another machine of the account knows what was chosen
+        chosen = state.reencrypt_choice(generation)
+        old = self._session.account.verify_record(item.content, item.file_id).generation
+        if old < generation and (chosen is None or item.file_id in chosen):
+            raise BadRecord(
+                "its content is damaged: it is still encrypted as before the theft",
+                "restore the file from another copy, or remove it by `sfsc rm --purge`",
+            )
 
 
 def _describe(place: Place, user: str, names: Mapping[str, str]) -> str:

@@ -166,6 +166,10 @@ class ClientState(StateDatabase):
         text = value[8:].decode()
         return frozenset(text[at : at + 32] for at in range(0, len(text), 32))
 
+    def has_reencrypt_choice(self, generation: int) -> bool:
+        """Return whether this machine reencrypted contents in the rotation to `generation`."""
+        return int.from_bytes((self.meta_value("chosen") or b"")[:8]) == generation
+
     def remember_reencrypt_choice(self, generation: int, chosen: frozenset[str] | None) -> None:
         """Store the ids of these files, None for all, for the command that resumes after an
         interruption."""

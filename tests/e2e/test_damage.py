@@ -247,3 +247,16 @@ def test_a_damaged_account_of_a_reader_stops_no_put_of_the_owner(
         store.put(io.BytesIO(b"again"), name="dir/good")
         bob = Client(tmp_path / "bob")
         assert bob.run("cat", "alice:dir/good", "--trust-first-use").stdout == b"again"
+
+
+def test_content_that_could_not_be_encrypted_again_is_listed_afterwards(
+    stopped: Daemon, alice: Client
+) -> None:
+    damage(place(stopped, 2, "ct"), "lost")
+    with stopped:
+        for command in (["rotate", "--compromised"], ["verify-rotation"], ["verify-rotation"]):
+            told = alice.run(*command, code=5)
+            assert told.stderr.count(" version 2: ") == 1
+            assert "1 item failed" in told.stderr
+        alice.run("rm", "--purge", "dir/bad")
+        alice.run("verify-rotation")
