@@ -231,8 +231,18 @@ class Client:
     passphrase: str = PASSPHRASE
 
     @property
-    def _environment(self) -> dict[str, str]:
-        return {"SFSC_HOME": str(self.home), "SFSC_PASSPHRASE": self.passphrase}
+    def variables(self) -> dict[str, str]:
+        """Environment variables of ``sfsc``; the passphrase only if the keyring has one."""
+        own = {"SFSC_HOME": str(self.home)}
+        return own if self._is_unlocked() else own | {"SFSC_PASSPHRASE": self.passphrase}
+
+    def _is_unlocked(self) -> bool:
+        """Whether there is a keyring without a passphrase: byte 13 of the file, docs/format.md."""
+        try:
+            with (self.home / "keyring").open("rb") as file:
+                return file.read(14)[13:] == b"\0"
+        except FileNotFoundError:
+            return False
 
     def run(
         self,
@@ -243,9 +253,10 @@ class Client:
         seconds: float = COMMAND_SECONDS,
     ) -> Result:
         """Run ``sfsc ARGUMENTS``. Raises `CommandFailed` unless its exit code is `code`."""
-        return run(
-            "sfsc", arguments, self._environment, stdin=stdin, cwd=cwd, seconds=seconds
-        ).expect(code)
+        variables = self.variables
+        if arguments[:2] in (("key", "backup"), ("key", "export")):
+            variables["SFSC_PASSPHRASE"] = self.passphrase  # of the file to be written
+        return run("sfsc", arguments, variables, stdin=stdin, cwd=cwd, seconds=seconds).expect(code)
 
     def start(self, *arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
         """Start ``sfsc ARGUMENTS`` with pipes, for callers that feed it slowly or kill it."""
@@ -254,6 +265,6 @@ class Client:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment(self._environment),
+            env=environment(self.variables),
             cwd=cwd,
         )

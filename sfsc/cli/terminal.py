@@ -141,6 +141,18 @@ def passphrase_source(prompt: str = "Passphrase: ") -> Callable[[], str] | None:
     return None if _is_in_environment() else lambda: _prompt(prompt)
 
 
+def passphrase_source_beside_file() -> Callable[[], str]:
+    """Return a function like `passphrase_source`, for a command that locks a new file. The
+    passphrase in the environment is that of the file, so the keyring may have none."""
+    return passphrase_source() or _from_environment
+
+
+def _from_environment() -> str:
+    from sfsc.keys.home import find_passphrase
+
+    return find_passphrase(None) or ""
+
+
 def new_passphrase(purpose: str = "") -> str | None:
     """Ask twice for the passphrase of a new keyring, or of what `purpose` (`` for …``) says. Return
     None if the environment names it. Raises `UsageError` if it is empty or the two differ."""

@@ -84,8 +84,12 @@ def require_passphrase(passphrase: Passphrase) -> str:
 
 def unlock_home(home: Path, passphrase: Passphrase) -> KeyringFile:
     """Unlock the keyring in `home`, asking for a passphrase only if it needs one. Raises
-    `KeyringError`, and the errors of asking."""
-    return unlock_keyring(keyring_path(home), passphrase)
+    `KeyringError`, and the errors of asking; `WrongPassphrase` also if the keyring has no
+    passphrase and one is given, or named by the environment."""
+    path = keyring_path(home)
+    if passphrase is None and not needs_passphrase(path):
+        passphrase = find_passphrase(None)
+    return unlock_keyring(path, passphrase)
 
 
 def check_no_keyring(home: Path) -> None:
@@ -95,11 +99,12 @@ def check_no_keyring(home: Path) -> None:
 
 
 def unlock_keyring(path: Path, passphrase: Passphrase) -> KeyringFile:
-    """Unlock the keyring at `path`, which may be a backup, as `unlock_home` does."""
+    """Unlock the keyring at `path`, which may be a backup. Like `unlock_home`, but the environment
+    may name a passphrase that the file does not need: it is that of the keyring to be written."""
     locked = needs_passphrase(path)
     _warn_if_exposed(path)
     if not locked:
-        return KeyringFile.unlock(path, None)
+        return KeyringFile.unlock(path, passphrase if isinstance(passphrase, str) else None)
     stated = find_passphrase(passphrase)
     if stated is None:
         raise WrongPassphrase(

@@ -133,15 +133,10 @@ _MAGIC: Final = b"sfs-keyring\0"
 _HEADER: Final = struct.Struct(">12sBBIII16s32s")
 _HEADER_SIZE: Final = _HEADER.size + 32
 _NO_PASSPHRASE, _ARGON2ID = 0, 1
+_PASSES, _LANES, _KIB = 3, 4, 64 * 1024
+"""Argon2id cost of a passphrase guess: the second choice of RFC 9106 section 4. A file whose header
+states less is refused."""
 _MAX_PASSES, _MAX_LANES, _MAX_KIB = 16, 16, 1024 * 1024
-
-
-class Argon2Cost(Value):
-    """Cost of one passphrase guess; `kib` KiB of memory for Argon2id."""
-
-    passes: int = 3
-    lanes: int = 4
-    kib: int = 64 * 1024
 
 
 class _KeyringHeader(Value):
@@ -151,12 +146,12 @@ class _KeyringHeader(Value):
     key: bytes = field(repr=False)
 
     @classmethod
-    def generate(cls, passphrase: str | None, cost: Argon2Cost) -> _KeyringHeader:
+    def generate(cls, passphrase: str | None) -> _KeyringHeader:
         salt = os.urandom(16)
         if passphrase is None:
             kdf, numbers, secret = _NO_PASSPHRASE, (0, 0, 0), salt
         else:
-            kdf, numbers = _ARGON2ID, (cost.passes, cost.lanes, cost.kib)
+            kdf, numbers = _ARGON2ID, (_PASSES, _LANES, _KIB)
             secret = _derive(passphrase, salt, *numbers)
         key, check = keyring_keys(secret)
         header = _HEADER.pack(_MAGIC, 1, kdf, *numbers, salt, check)
@@ -166,6 +161,8 @@ class _KeyringHeader(Value):
     def unlock(cls, header: bytes, passphrase: str | None) -> _KeyringHeader:
         _, _, kdf, passes, lanes, kib, salt, check = _parse_header(header)
         if kdf == _NO_PASSPHRASE:
+            if passphrase is not None:
+                raise WrongPassphrase("the keyring has no passphrase, but one is given", REPLACED)
             secret = salt
         elif not passphrase:
             raise WrongPassphrase("the keyring is locked with a passphrase", _HINT)
@@ -177,6 +174,9 @@ class _KeyringHeader(Value):
         return cls(header, key)
 
 
+REPLACED: Final = (
+    "if it had one, somebody has replaced the file: restore it from a backup; else give none"
+)
 _HINT: Final = "type it again, or set SFSC_PASSPHRASE or SFSC_PASSPHRASE_FILE"
 
 
@@ -191,13 +191,11 @@ class KeyringFile:
         self._stored_sha256 = hashlib.sha256(stored).digest()
 
     @classmethod
-    def create(
-        cls, path: Path, contents: Keyring, passphrase: str | None, cost: Argon2Cost | None = None
-    ) -> KeyringFile:
+    def create(cls, path: Path, contents: Keyring, passphrase: str | None) -> KeyringFile:
         """Write the first keyring at `path`, creating its folder (mode 0700) if needed. Raises
         `LocalError` if a keyring exists or cannot be written, and `UsageError` for an empty
         passphrase. None means no passphrase."""
-        lock = _KeyringHeader.generate(passphrase, cost or Argon2Cost())
+        lock = _KeyringHeader.generate(passphrase)
         with _lock_file(path):
             if path.exists():
                 raise LocalError(f"a keyring exists at {path}")
@@ -205,8 +203,9 @@ class KeyringFile:
 
     @classmethod
     def unlock(cls, path: Path, passphrase: str | None) -> KeyringFile:
-        """Read the keyring at `path`. `passphrase` is ignored if the file has none. Raises
-        `KeyringMissing`, `WrongPassphrase`, `KeyringDamaged` or `LocalError`."""
+        """Read the keyring at `path`. `passphrase` is None if the file has none: a passphrase for
+        an unlocked file is refused, because somebody may have put it in the place of a locked one.
+        Raises `KeyringMissing`, `WrongPassphrase`, `KeyringDamaged` or `LocalError`."""
         stored = _read(path)
         lock = _KeyringHeader.unlock(stored[:_HEADER_SIZE], passphrase)
         return cls(path, _unseal(stored, lock), lock, stored)
@@ -282,11 +281,18 @@ def _parse_header(header: bytes) -> tuple[bytes, int, int, int, int, int, bytes,
     magic, version, kdf, passes, lanes, kib, salt, check = _HEADER.unpack(fields)
     if version != 1 or kdf not in (_NO_PASSPHRASE, _ARGON2ID):
         raise KeyringDamaged(f"unknown keyring version {version}.{kdf}", "use a newer sfsc")
-    # Checked before Argon2id runs: a hostile file must not claim all memory, or a year of time.
+    # Checked before Argon2id runs: a hostile file must not claim all memory or a year of time, and
+    # must not make the passphrase cheap to guess for a reader of files that are saved later.
     if kdf == _ARGON2ID and not (
-        1 <= passes <= _MAX_PASSES and 1 <= lanes <= _MAX_LANES and 8 * lanes <= kib <= _MAX_KIB
+        _PASSES <= passes <= _MAX_PASSES
+        and _LANES <= lanes <= _MAX_LANES
+        and _KIB <= kib <= _MAX_KIB
     ):
-        raise KeyringDamaged("the Argon2id cost in the keyring's header is out of range")
+        raise KeyringDamaged(
+            f"the Argon2id cost in the keyring's header is out of range: {passes} passes, "
+            f"{lanes} lanes, {kib} KiB",
+            "somebody has replaced the file: restore it from a backup",
+        )
     return magic, version, kdf, passes, lanes, kib, salt, check
 
 

@@ -55,6 +55,8 @@ UNLOCKED = "docs/guide.md"
 rest of a short command. README.md is run with a passphrase."""
 LOCKING = ("sfsc init -", "sfsc key backup ", "sfsc key restore ")
 """Commands that choose a passphrase begin so."""
+FILE_WRITING = ("sfsc key export ",)
+"""Commands that lock a file with the passphrase in the environment begin so."""
 SECONDS = 60.0
 
 
@@ -132,11 +134,12 @@ class World:
             {
                 "HOME": str(files.parent),
                 "PATH": os.pathsep.join([str(programs), os.environ["PATH"]]),
-                "SFSC_PASSPHRASE": PASSPHRASE,
                 "SFSD_ROOT": str(self.daemon.root),
             }
         )
         own.pop("XDG_DATA_HOME", None)
+        if not self.unlocked or text.startswith(FILE_WRITING):
+            own["SFSC_PASSPHRASE"] = PASSPHRASE
         done = subprocess.run(
             words,
             input=self._filled_in(typed).encode(),

@@ -12,7 +12,7 @@ from protocol.log.auditlog import LogEntry
 from sfsc.log.account_log import AccountLog
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects, through
-from tests.harness import PASSPHRASE, Client, Daemon, Result
+from tests.harness import Client, Daemon, Result
 
 OPEN = "--no-passphrase"
 
@@ -276,7 +276,7 @@ def test_a_rotation_during_verification_is_not_tampering(
         put(alice, "b")
         return entries(own) if first else found
 
-    with sfsc.connect(alice.home, passphrase=PASSPHRASE) as store:
+    with sfsc.connect(alice.home) as store:
         put(alice, "a")
         with monkeypatch.context() as patch:
             patch.setattr(AccountLog, "entries", rotated)

@@ -104,7 +104,7 @@ def test_kill_at_random_moments_during_uploads(daemon: Daemon, tmp_path: Path) -
 def check_every_file(client: Client, hashes: dict[str, bytes], scratch: Path) -> None:
     """Check all files in one library session: starting a hundred commands would take minutes."""
     target = scratch / "got"
-    with sfsc.connect(client.home, passphrase=client.passphrase) as store:
+    with sfsc.connect(client.home) as store:
         assert {entry.name for entry in store.ls()} == set(hashes)
         for name, expected in hashes.items():
             store.get(name, target)

@@ -342,7 +342,7 @@ def test_a_server_that_accepts_a_statement_but_reports_a_conflict(
         assert store.has_recovery()
     assert len(sent) == 2
     assert sent[0] == sent[1]
-    statements = unlock_home(alice.home, alice.passphrase).contents.statements
+    statements = unlock_home(alice.home, None).contents.statements
     assert [Statement.parse(body).n for body in statements] == [1, 2]
 
 

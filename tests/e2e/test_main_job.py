@@ -223,7 +223,7 @@ def peak(client: Client, *arguments: str | Path, cwd: Path) -> int:
     """Return the peak memory of the command in bytes."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK, *map(str, arguments)],
-        env=environment({"SFSC_HOME": str(client.home), "SFSC_PASSPHRASE": client.passphrase}),
+        env=environment(client.variables),
         cwd=cwd,
         capture_output=True,
         check=True,
@@ -362,7 +362,7 @@ def test_a_closed_output_pipe_aborts_an_upload(
         [*command("sfsc"), "put", "-r", tmp_path / "tree"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment({"SFSC_HOME": str(alice.home), "SFSC_PASSPHRASE": alice.passphrase}),
+        env=environment(alice.variables),
     ) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -414,7 +414,7 @@ def test_a_closed_output_pipe(alice: Client) -> None:
         [*command("sfsc"), "get", "file", "-o", "-"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment({"SFSC_HOME": str(alice.home), "SFSC_PASSPHRASE": alice.passphrase}),
+        env=environment(alice.variables),
     )
     assert process.stdout is not None
     assert process.stderr is not None

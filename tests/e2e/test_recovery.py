@@ -348,7 +348,7 @@ def test_killed_take_back_resumes(
             assert process.stdout.startswith(b"done"), process.stderr
             break
         assert process.returncode == -signal.SIGKILL, process.stderr.decode()
-        again = run("sfsc", ("ls",), alice._environment)
+        again = run("sfsc", ("ls",), alice.variables)
         if again.code != 0:  # not accepted yet: the code is needed again
             assert again.code == 8, again.stderr
             line = code[1].encode() + b"\n"

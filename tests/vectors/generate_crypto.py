@@ -22,7 +22,6 @@ from sfsc.crypto.segments import Encryptor
 from sfsc.crypto.wrap import PrivateKey
 from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.keyring import (
-    Argon2Cost,
     DeviceKey,
     GenerationKeys,
     Keyring,
@@ -49,7 +48,6 @@ NAMES = ("report.pdf", "docs/Übersicht 2024/☃.txt")
 BLOB_SIZES = (0, 13, 1_048_520, 1_048_521, 3_000_000)
 METADATA = Metadata("docs/report.pdf", 13, 1_700_000_000_123_456_789, 0o640)
 PASSPHRASE = "correct horse"
-COST = Argon2Cost(passes=1, lanes=1, kib=64)
 
 
 def keyring() -> Keyring:
@@ -131,7 +129,7 @@ def _wrap(alg: str, kept: Json) -> Json:
 def _keyring_file(passphrase: str | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "keyring"
-        KeyringFile.create(path, keyring(), passphrase, COST)
+        KeyringFile.create(path, keyring(), passphrase)
         return path.read_bytes().hex()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +25,17 @@ class Context(Value):
     json: bool
 
     def connect(
-        self, progress: Progress | None = None, *, auto_rotate: bool | None = None
+        self,
+        progress: Progress | None = None,
+        *,
+        auto_rotate: bool | None = None,
+        passphrase: Callable[[], str] | None = None,
     ) -> Store:
-        """Log in and return the open store. Asks for the passphrase if the keyring needs one."""
+        """Log in and return the open store. Asks for the passphrase if the keyring needs one, by
+        `passphrase` if that is given."""
         return sfsc.connect(
             self.home,
-            passphrase=terminal.passphrase_source(),
+            passphrase=passphrase or terminal.passphrase_source(),
             progress=progress,
             auto_rotate=auto_rotate,
         )

@@ -106,7 +106,7 @@ def key_backup(context: Context, file: Path, *, no_passphrase: bool) -> None:
     Example: sfsc key backup sfs-keys
     """
     passphrase = None if no_passphrase else terminal.new_passphrase(" for the backup")
-    with context.connect() as store:
+    with context.connect(passphrase=terminal.passphrase_source_beside_file()) as store:
         store.backup(file, passphrase=passphrase, no_passphrase=no_passphrase)
     terminal.say(f"your keys are in {printable(str(file))}; keep it away from this machine")
 
@@ -179,7 +179,7 @@ def key_export(context: Context, file: Path, *, no_passphrase: bool) -> None:
     """
     pem = sfsc.export_pem(
         context.home,
-        passphrase=terminal.passphrase_source(),
+        passphrase=terminal.passphrase_source_beside_file(),
         pem_passphrase=None if no_passphrase else terminal.new_passphrase(" for the key file"),
         no_passphrase=no_passphrase,
     )

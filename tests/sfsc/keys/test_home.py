@@ -16,8 +16,9 @@ from sfsc.keys.home import (
     require_passphrase,
     resolve_min_wrap_alg,
     unlock_home,
+    unlock_keyring,
 )
-from sfsc.keys.keyring import Argon2Cost, DeviceKey, Keyring, KeyringFile
+from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile
 from sfsc.trust.state import open_client_state
 
 KEYRING = Keyring(
@@ -41,7 +42,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_keyring(home: Path, passphrase: str | None) -> None:
-    KeyringFile.create(keyring_path(home), KEYRING, passphrase, Argon2Cost(1, 1, 8))
+    KeyringFile.create(keyring_path(home), KEYRING, passphrase)
 
 
 def test_home_folder_from_argument_environment_or_default(
@@ -109,6 +110,28 @@ def test_unlocked_keyring_asks_for_no_passphrase(tmp_path: Path) -> None:
         unlock_home(tmp_path, ask)
     make_keyring(tmp_path, None)
     assert unlock_home(tmp_path, ask).contents == KEYRING
+
+
+def test_a_passphrase_that_an_unlocked_keyring_does_not_need_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may have put the keyring of another account in the place of a locked one."""
+    make_keyring(tmp_path, None)
+    with pytest.raises(WrongPassphrase, match="has no passphrase"):
+        unlock_home(tmp_path, "secret")
+    file = tmp_path / "passphrase"
+    file.write_text("secret")
+    file.chmod(0o600)
+    for variable, value in (("SFSC_PASSPHRASE", "secret"), ("SFSC_PASSPHRASE_FILE", str(file))):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, value)
+            with pytest.raises(WrongPassphrase, match="has no passphrase"):
+                unlock_home(tmp_path, None)
+            # That is the passphrase of the keyring to be written, not of a backup.
+            assert unlock_keyring(keyring_path(tmp_path), None).contents == KEYRING
+    with pytest.raises(WrongPassphrase, match="has no passphrase"):
+        unlock_keyring(keyring_path(tmp_path), "secret")
+    assert unlock_home(tmp_path, None).contents == KEYRING
 
 
 def test_locked_keyring_needs_a_passphrase(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import signal
 import stat
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from protocol.codec import encoding
 from protocol.codec.errors import MessageError
-from sfsc.crypto.primitives import SEAL_OVERHEAD, seal
+from sfsc.crypto.primitives import SEAL_OVERHEAD, argon2id, seal
 from sfsc.errors import (
     ConflictError,
     KeyringDamaged,
@@ -30,7 +32,6 @@ from sfsc.errors import (
 from sfsc.keys import keyring
 from sfsc.keys.keyring import (
     MAX_PINS,
-    Argon2Cost,
     DeviceKey,
     GenerationKeys,
     Keyring,
@@ -38,7 +39,6 @@ from sfsc.keys.keyring import (
     PendingStatement,
 )
 
-CHEAP = Argon2Cost(passes=1, lanes=1, kib=64)
 KEYS = GenerationKeys(1, b"s" * 32, "xwing", b"w" * 96)
 CONTENTS = Keyring(
     server_id=b"S" * 32,
@@ -77,7 +77,7 @@ def _rehash(header: bytes) -> bytes:
 @pytest.mark.parametrize("passphrase", [None, "correct horse", "pässword ☃"])
 @pytest.mark.parametrize("contents", [CONTENTS, LATER, MANY_FRIENDS])
 def test_round_trip(path: Path, passphrase: str | None, contents: Keyring) -> None:
-    KeyringFile.create(path, contents, passphrase, CHEAP)
+    KeyringFile.create(path, contents, passphrase)
     assert KeyringFile.unlock(path, passphrase).contents == contents
     assert keyring.needs_passphrase(path) is (passphrase is not None)
 
@@ -90,7 +90,7 @@ def test_default_argon2_cost(path: Path) -> None:
 
 
 def test_file_contains_no_plaintext(path: Path) -> None:
-    KeyringFile.create(path, CONTENTS, "horse", CHEAP)
+    KeyringFile.create(path, CONTENTS, "horse")
     stored = path.read_bytes()
     body = encoding.pack(CONTENTS.to_map())
     assert len(stored) == HEADER + SEAL_OVERHEAD + len(body)
@@ -123,27 +123,27 @@ def test_modes(path: Path) -> None:
 
 @pytest.mark.parametrize("given", [None, "", "wrong", "correct horse ", "Correct horse"])
 def test_wrong_passphrase(path: Path, given: str | None) -> None:
-    KeyringFile.create(path, CONTENTS, "correct horse", CHEAP)
+    KeyringFile.create(path, CONTENTS, "correct horse")
     with pytest.raises(WrongPassphrase) as caught:
         KeyringFile.unlock(path, given)
     assert caught.value.exit_code == 8
 
 
 def test_passphrase_is_normalized_to_nfc(path: Path) -> None:
-    KeyringFile.create(path, CONTENTS, "p\u00e4ss", CHEAP)
+    KeyringFile.create(path, CONTENTS, "p\u00e4ss")
     assert KeyringFile.unlock(path, "pa\u0308ss").contents == CONTENTS
 
 
 @pytest.mark.parametrize("passphrase", ["", "\ud800"])
 def test_invalid_passphrases_are_refused(path: Path, passphrase: str) -> None:
     with pytest.raises(UsageError):
-        KeyringFile.create(path, CONTENTS, passphrase, CHEAP)
+        KeyringFile.create(path, CONTENTS, passphrase)
     assert not path.exists()
 
 
 def test_non_utf8_environment_passphrase(path: Path) -> None:
     """Bytes that are not UTF-8 arrive as surrogates."""
-    KeyringFile.create(path, CONTENTS, "p\udcff", CHEAP)
+    KeyringFile.create(path, CONTENTS, "p\udcff")
     assert KeyringFile.unlock(path, "p\udcff").contents == CONTENTS
 
 
@@ -154,18 +154,31 @@ def test_missing_keyring(path: Path) -> None:
         keyring.needs_passphrase(path)
 
 
+# Deriving a key takes longer than everything else in a test.
+memoized_argon2id = lru_cache(argon2id)
+
+
+@lru_cache
+def stored_keyring(passphrase: str | None) -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "keyring"
+        KeyringFile.create(path, CONTENTS, passphrase)
+        return path.read_bytes()
+
+
 @given(bit=st.integers(0), passphrase=st.sampled_from([None, "horse"]))
 def test_every_flipped_bit_is_detected(
     tmp_path_factory: pytest.TempPathFactory, bit: int, passphrase: str | None
 ) -> None:
     path = tmp_path_factory.mktemp("k") / "keyring"
-    KeyringFile.create(path, CONTENTS, passphrase, CHEAP)
-    stored = bytearray(path.read_bytes())
+    stored = bytearray(stored_keyring(passphrase))
     bit %= len(stored) * 8
     stored[bit // 8] ^= 1 << bit % 8
     path.write_bytes(stored)
-    with pytest.raises(KeyringDamaged):
-        KeyringFile.unlock(path, passphrase)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keyring, "argon2id", memoized_argon2id)
+        with pytest.raises(KeyringDamaged):
+            KeyringFile.unlock(path, passphrase)
 
 
 @pytest.mark.parametrize("size", [0, 1, 12, 74, 105, 106, 117, 118, 133, -1])
@@ -179,28 +192,42 @@ def test_every_truncation_is_detected(path: Path, size: int) -> None:
 @pytest.mark.parametrize(
     ("passes", "lanes", "kib"),
     [
-        (0, 1, 64),
-        (17, 1, 64),
-        (1, 0, 64),
-        (1, 17, 1024),
-        (1, 2, 15),
-        (1, 1, 2**20 + 1),
+        (0, 0, 0),
+        (1, 1, 8),
+        (2, 4, 2**16),
+        (17, 4, 2**16),
+        (3, 3, 2**16),
+        (3, 17, 2**16),
+        (3, 4, 2**16 - 1),
+        (3, 4, 2**20 + 1),
         (2**32 - 1, 2**32 - 1, 2**32 - 1),
     ],
 )
-def test_excessive_cost_is_refused_first(path: Path, passes: int, lanes: int, kib: int) -> None:
-    KeyringFile.create(path, CONTENTS, "horse", CHEAP)
+def test_a_cost_too_low_or_too_high_is_refused_before_it_is_spent(
+    path: Path, passes: int, lanes: int, kib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    KeyringFile.create(path, CONTENTS, "horse")
+    monkeypatch.delattr(keyring, "argon2id")
     stored = path.read_bytes()
     numbers = b"".join(n.to_bytes(4) for n in (passes, lanes, kib))
     header = _rehash(stored[:14] + numbers + stored[26:HEADER])
     path.write_bytes(header + stored[HEADER:])
-    with pytest.raises(KeyringDamaged):
+    with pytest.raises(KeyringDamaged, match="out of range"):
         KeyringFile.unlock(path, "horse")
+
+
+def test_a_passphrase_for_a_file_without_one_is_refused(path: Path) -> None:
+    """Otherwise a file of somebody else's account could take the place of a locked one."""
+    KeyringFile.create(path, CONTENTS, None)
+    for passphrase in ("horse", ""):
+        with pytest.raises(WrongPassphrase, match="has no passphrase"):
+            KeyringFile.unlock(path, passphrase)
+    assert KeyringFile.unlock(path, None).contents == CONTENTS
 
 
 @pytest.mark.parametrize(("offset", "value"), [(12, 0), (12, 2), (13, 2)])
 def test_unknown_versions_are_refused(path: Path, offset: int, value: int) -> None:
-    KeyringFile.create(path, CONTENTS, "horse", CHEAP)
+    KeyringFile.create(path, CONTENTS, "horse")
     stored = bytearray(path.read_bytes())
     stored[offset] = value
     path.write_bytes(_rehash(bytes(stored[:HEADER])) + stored[HEADER:])
@@ -209,7 +236,7 @@ def test_unknown_versions_are_refused(path: Path, offset: int, value: int) -> No
 
 
 def test_header_cannot_be_downgraded_to_no_passphrase(path: Path) -> None:
-    KeyringFile.create(path, CONTENTS, "horse", CHEAP)
+    KeyringFile.create(path, CONTENTS, "horse")
     stored = bytearray(path.read_bytes())
     stored[13] = 0
     path.write_bytes(_rehash(bytes(stored[:HEADER])) + stored[HEADER:])
@@ -226,7 +253,7 @@ def test_oversized_file_is_refused(path: Path) -> None:
 
 
 def test_save_replaces_the_file(path: Path) -> None:
-    file = KeyringFile.create(path, CONTENTS, "horse", CHEAP)
+    file = KeyringFile.create(path, CONTENTS, "horse")
     before = path.read_bytes()
     file.save(LATER)
     assert file.contents == LATER
