@@ -54,8 +54,10 @@ class EntryDraft(Value):
 
     `owner`, `file` (file_id) and `version` are None if the op has none. `session` is the seq of the
     login entry, `rec` the exact signed bytes, `sigs` {key id or generation: signature}. `accounts`
-    are the users to whose history the entry belongs. `detail` holds everything else except `paths`,
-    which the committer adds.
+    are the users to whose history the entry belongs; those who are not enrolled are left out.
+    `identity` is (hash of the user's first statement, n) if `rec` is the user's statement n.
+    `detail` holds everything else except `paths`, which the committer adds, as it adds the
+    `tag_keys` {user: key}.
     """
 
     op: str
@@ -69,6 +71,8 @@ class EntryDraft(Value):
     sigs: Mapping[str, bytes] = field(default_factory=dict)
     detail: Mapping[str, Any] = field(default_factory=dict)
     accounts: tuple[str, ...] = ()
+    identity: tuple[bytes, int] | None = None
+    tag_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 class LogEntry(Value):

@@ -38,6 +38,14 @@ def origin_of(server_id: bytes) -> str:
     return f"sfs/{server_id.hex()}"
 
 
+def server_of(origin: str) -> bytes:
+    """Return the 32-byte server id in the origin of a log. Raises ValueError for another origin."""
+    server = bytes.fromhex(origin.removeprefix("sfs/"))
+    if origin_of(server) != origin or len(server) != 32:
+        raise ValueError("not the origin of a log of this system")
+    return server
+
+
 class Checkpoint(Value):
     """Statement of a signed note: log `origin` had `size` entries under `root` (32 bytes)."""
 

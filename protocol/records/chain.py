@@ -63,6 +63,7 @@ def check_next(
     old, new = Statement.parse(before), Statement.parse(body)
     _need((new.server, new.user) == (old.server, old.user), "the statement is of another chain")
     _need((new.n, new.prev) == (old.n + 1, record_hash(before)), "not the next statement")
+    _need(new.tag_commit == old.tag_commit, "an account keeps its tag key for life")
     signers = _signers(old, new, body, signatures)
     by_recovery = old.recovery is not None and old.recovery.sign_pub in signers[1:]
     if new.reason in KEEPING:

@@ -154,6 +154,8 @@ class RecoveryKey(Struct):
 class Statement(SignedStruct):
     """Statement `n` of a user's identity chain; `protocol.records.chain` checks its validity.
 
+    `tag_commit` commits to the account's tag key (`protocol.log.tags`), which it keeps for life.
+
     `generation` counts key generations; `oldest` is the lowest whose signatures count. `devices`
     are (16-byte device id, 1,216-byte X-Wing public key). `voids` is empty, or the hash of the
     first statement that this one undoes together with all after it. `prev` is the hash of statement
@@ -180,6 +182,7 @@ class Statement(SignedStruct):
     expires: Count
     prev: Previous
     reason: Annotated[str, OneOf(STATEMENT_REASONS)]
+    tag_commit: Bytes32
 
     def __post_init__(self) -> None:
         if self.oldest > self.generation:

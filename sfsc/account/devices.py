@@ -334,7 +334,7 @@ class Devices:
         keyring = self._keyring
         note = self._session.trust.newest.note
         bundle = seal_bundle(
-            Bundle(generations, keyring.name_keys, keyring.pins, note),
+            Bundle(generations, keyring.name_keys, keyring.tag_key, keyring.pins, note),
             server=keyring.server_id,
             user=keyring.user,
             n=draft.n,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from protocol.codec.errors import MessageError
 from protocol.codec.values import changed
+from protocol.log.tags import tag_commit
 from protocol.records.invitation import Invitation, parse_invitation
 from protocol.records.records import Statement, enrol_proof_body, key_id, record_hash
 from protocol.records.signatures import Label, SigningKey
@@ -86,7 +87,7 @@ def enrol_account(
                 removable_state = True
                 state.remember_server_statement(server.n, welcome.statement, welcome.signature)
                 useless = False
-                reply = _send(transport, pending, invitation)
+                reply = _send(transport, pending, invitation, file.contents.tag_key)
                 useless = isinstance(reply, Error) and _is_final(
                     reply, again=unfinished is not None
                 )
@@ -138,9 +139,9 @@ def _new_keyring(
     device = new_device()
     device_public = device_public_key(device)
     keys = GenerationKeys(1, signing.seed, wrapping.alg, wrapping.encoded)
-    name_keys = (new_key(),)
+    name_keys, tag_key = (new_key(),), new_key()
     bundle = seal_bundle(
-        Bundle((keys,), name_keys, (), b""),
+        Bundle((keys,), name_keys, tag_key, (), b""),
         server=invitation.pin,
         user=invitation.user,
         n=1,
@@ -166,6 +167,7 @@ def _new_keyring(
         expires=expires,
         prev=b"",
         reason="enrol",
+        tag_commit=tag_commit(tag_key),
     ).encode()
     return Keyring(
         server_id=invitation.pin,
@@ -175,6 +177,7 @@ def _new_keyring(
         statements=(),
         generations=(),
         name_keys=name_keys,
+        tag_key=tag_key,
         device=device,
         pending=PendingStatement(body, (signing.sign(Label.STATEMENT, body),), bundle, keys),
         pins=(),
@@ -191,7 +194,9 @@ def _is_final(error: Error, *, again: bool) -> bool:
 _REFUSED: Final = frozenset({"token", "refused", "denied", "not-allowed", "bad-request"})
 
 
-def _send(transport: Transport, pending: PendingStatement, invitation: Invitation) -> Reply:
+def _send(
+    transport: Transport, pending: PendingStatement, invitation: Invitation, tag_key: bytes
+) -> Reply:
     """Send the pending statement and return the reply."""
     proven = enrol_proof_body(
         welcome=transport.welcome_sha256, statement=record_hash(pending.statement)
@@ -203,6 +208,7 @@ def _send(transport: Transport, pending: PendingStatement, invitation: Invitatio
         bundle=pending.bundle,
         signature=pending.signatures[0],
         proof=hmac.digest(invitation.token_sha256, proven, "sha256"),
+        tag_key=tag_key,
     )
     return transport.call(message, transport.timeouts.opening)
 

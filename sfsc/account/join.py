@@ -96,6 +96,7 @@ def join_account(
         statements=chain,
         generations=bundle.generations,
         name_keys=bundle.name_keys,
+        tag_key=bundle.tag_key,
         device=new_device(),
         pending=None,
         pins=bundle.pins,

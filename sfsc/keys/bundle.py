@@ -16,6 +16,7 @@ from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import AtMost, Bytes32, Exactly, Struct, UserName
 from protocol.codec.values import changed, field
+from protocol.log.tags import check_tag_key
 from protocol.records.records import MAX_WRAPPED_KEY, Statement
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE
@@ -32,15 +33,16 @@ _LONGER: Final = 4
 class Bundle(Struct):
     """Plain contents of a bundle, without any private key of a device or of the recovery code.
 
-    `generations` are ordered oldest first;
-    `name_keys` holds the account's one name key; `pins` are (user, hash of that user's first
-    statement); `checkpoint` is the last one proven, empty if there is none.
+    `generations` are ordered oldest first; `name_keys` holds the account's one name key, `tag_key`
+    is the key of its tags in the log; `pins` are (user, hash of that user's first statement);
+    `checkpoint` is the last one proven, empty if there is none.
     """
 
     AS_MAP: ClassVar[bool] = True
 
     generations: Annotated[tuple[GenerationKeys, ...], AtMost(_MAX_GENERATIONS)]
     name_keys: Annotated[tuple[Bytes32, ...], Exactly(1)] = field(repr=False)
+    tag_key: Bytes32 = field(repr=False)
     pins: tuple[tuple[UserName, Bytes32], ...]
     checkpoint: bytes
 
@@ -133,6 +135,8 @@ def _check_current(bundle: Bundle, statement: Statement) -> None:
         or PrivateKey(newest.wrap_alg, newest.wrap_private).public.encoded != statement.wrap_pub
     ):
         raise BadRecord("the account's bundle does not hold the keys of its statement")
+    if not check_tag_key(bundle.tag_key, statement.tag_commit):
+        raise BadRecord("the account's bundle holds another tag key than its statement names")
 
 
 def private_keys(generations: Iterable[GenerationKeys]) -> dict[bytes, PrivateKey]:

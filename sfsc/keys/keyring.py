@@ -102,10 +102,10 @@ class Keyring(Struct):
     """The secrets of one user on this machine, and the pinned identities.
 
     `addresses` are HOST:PORT; `first` is the hash of the own first statement; `statements` are the
-    exact bytes of the known own chain, empty until the server has accepted the first.
-    `generations` are ordered oldest first; the last one is in use. `name_keys` holds the one name
-    key that the account keeps for life. `pins` are (user, hash of that user's first statement),
-    sorted by user.
+    exact bytes of the known own chain, empty until the server has accepted the first. `generations`
+    are ordered oldest first; the last one is in use. `name_keys` holds the one name key, and
+    `tag_key` the key of tags in the log; the account keeps both for life. `pins` are (user, hash of
+    that user's first statement), sorted by user.
     """
 
     AS_MAP: ClassVar[bool] = True
@@ -117,6 +117,7 @@ class Keyring(Struct):
     statements: Annotated[tuple[_Statement, ...], AtMost(8192)]
     generations: Annotated[tuple[GenerationKeys, ...], AtMost(1024)]
     name_keys: Annotated[tuple[Bytes32, ...], Exactly(1)] = field(repr=False)
+    tag_key: Bytes32 = field(repr=False)
     device: DeviceKey
     pending: PendingStatement | None
     pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(MAX_PINS)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,7 @@ from typing import Final
 from protocol.codec import merkle
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value
-from protocol.log import auditlog, checkpoint
+from protocol.log import auditlog, checkpoint, tags
 from protocol.log.auditlog import EntryDraft, LogEntry
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import Receipt
@@ -99,6 +99,7 @@ class Journal:
         self._folder = folder
         self._key = key
         self._origin = origin
+        self._server = checkpoint.server_of(origin)
         self._files = files or Files()
         self._clock = clock
         self.failed: str | None = None
@@ -161,9 +162,9 @@ class Journal:
 
     def append(self, drafts: Sequence[EntryDraft]) -> list[AppendedEntry]:
         """Append `drafts` as the next entries, in order, in one write and one sync; all or none.
-        The committer fills a draft's `stage` and `detail["paths"]`. Raises `EntryTooLongError`
-        (nothing written), `JournalRefusedError` (undone; `JournalFullError` for a full disk),
-        `JournalFailedError` (from then on always)."""
+        The committer fills a draft's `stage`, `detail["paths"]` and `tag_keys`. Raises
+        `EntryTooLongError` (nothing written), `JournalRefusedError` (undone; `JournalFullError` for
+        a full disk), `JournalFailedError` (from then on always)."""
         if self.failed is not None:
             raise JournalFailedError(self.failed)
         appended, counts = self._encode(drafts)
@@ -186,8 +187,8 @@ class Journal:
         prev, counts, appended = self._state.hash, dict[str, int](), list[AppendedEntry]()
         salts = os.urandom(auditlog.SALT_SIZE * len(drafts))
         for index, draft in enumerate(drafts):
-            accounts = {user: counts.get(user) or self.count(user) for user in draft.accounts}
-            tags: list[bytes] = []
+            accounts = {user: counts.get(user) or self.count(user) for user in draft.tag_keys}
+            found = self._tags(draft, accounts)
             try:
                 line, prev = auditlog.encode(
                     draft,
@@ -196,14 +197,25 @@ class Journal:
                     salt=salts[index * auditlog.SALT_SIZE : (index + 1) * auditlog.SALT_SIZE],
                     detail=draft.detail,
                     accounts=accounts,
-                    tags=tags,
+                    tags=found,
                     prev=prev,
                 )
             except LogError as exc:
                 raise EntryTooLongError(str(exc), index=index) from exc
             counts |= {user: count + 1 for user, count in accounts.items()}
-            appended.append(AppendedEntry(self._state.size + index, prev + b"".join(tags), line))
+            leaf = prev + b"".join(found)
+            appended.append(AppendedEntry(self._state.size + index, leaf, line))
         return appended, counts
+
+    def _tags(self, draft: EntryDraft, accounts: Mapping[str, int]) -> list[bytes]:
+        """Return the entry's tags, sorted."""
+        found = [
+            tags.account_tag(key, self._server, user, accounts[user])
+            for user, key in draft.tag_keys.items()
+        ]
+        if draft.identity is not None:
+            found.append(tags.identity_tag(self._server, *draft.identity))
+        return sorted(found)
 
     def _advance(self, appended: Sequence[AppendedEntry]) -> None:
         """Add durable lines to the in-memory state. Readers see the new state last."""

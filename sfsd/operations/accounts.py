@@ -49,6 +49,9 @@ def user_add(server: ServerContext, who: Principal, message: UserAdd) -> Commit[
     present = server.users.account(message.user)
     if present is not None and present.value.used_by is not None:
         raise Refused("conflict", f"{message.user} has enrolled already")
+    if present is None and server.journal.count(message.user):
+        # Clients of others have pinned that user, and its entries in the log are counted already.
+        raise Refused("conflict", f"the name {message.user} was used before")
     if message.expires <= server.now:
         raise Refused("bad-request", "the invitation's expiry is in the past")
     account = StoredAccount(
@@ -63,7 +66,7 @@ def user_add(server: ServerContext, who: Principal, message: UserAdd) -> Commit[
     detail = {"quota": message.quota, "expires": message.expires}
     path = account_path(message.user)
     change = Change(
-        draft(who, "user-add", owner=message.user, detail=detail, accounts=(message.user,)),
+        draft(who, "user-add", owner=message.user, detail=detail),
         expect={
             path: None if present is None else present.digest,
             statements_path(message.user): None,

@@ -14,6 +14,7 @@ from protocol.codec.errors import SignatureError
 from protocol.codec.names import OPERATOR
 from protocol.codec.values import changed
 from protocol.log import checkpoint
+from protocol.log.tags import check_tag_key
 from protocol.records.records import (
     device_login_info,
     enrol_proof_body,
@@ -39,7 +40,7 @@ from sfsd.rules.device_keys import seal_to_device
 from sfsd.rules.users import User, rotation_notice, signing_key_id, validate_first_statement
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import StoredStatement, encode_statements
-from sfsd.storage.paths import account_path, bundle_path, statements_path
+from sfsd.storage.paths import account_path, bundle_path, statements_path, tag_key_path
 
 OpenedSession = tuple[Principal, Session]
 
@@ -186,8 +187,10 @@ def enrol(
         policy=server.config.rotation,
         now=server.now,
     )
+    if not check_tag_key(message.tag_key, statement.tag_commit):
+        raise Refused("bad-request", "the statement commits to another tag key")
     who = Principal(name, statement.generation, Access.FULL, -1, 0, address)
-    used = changed(account, used_by=statement_hash)
+    used = changed(account, used_by=statement_hash, tag_key=message.tag_key)
     entry = draft(
         who,
         "enrol",
@@ -196,6 +199,8 @@ def enrol(
         sigs={signing_key_id(statement.sign_pub): message.signature},
         detail={"generation": statement.generation, "wrap_alg": statement.wrap_alg},
         accounts=(name,),
+        identity=(statement_hash, 1),
+        tag_keys={name: message.tag_key},
     )
 
     def chain(seq: int) -> bytes:
@@ -204,9 +209,13 @@ def enrol(
 
     change = Change(
         entry,
-        {account_path(name): document.digest, statements_path(name): None, bundle_path(name): None},
+        {
+            account_path(name): document.digest,
+            **dict.fromkeys((statements_path(name), bundle_path(name), tag_key_path(name))),
+        },
         (
             Write(account_path(name), used.encode),
+            Write(tag_key_path(name), message.tag_key),
             Write(statements_path(name), chain),
             Write(bundle_path(name), bytes(message.bundle)),
         ),

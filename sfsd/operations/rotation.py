@@ -205,6 +205,7 @@ def _append(
         sigs=sigs,
         detail={**about, **(detail or {})},
         accounts=(user.name,),
+        identity=(user.chain.first_hash, statement.n),
     )
     effects: list[Effect] = [
         Write(statements_path(user.name), chain),

@@ -14,12 +14,13 @@ from typing import Final, TypeVar
 
 from protocol.codec.errors import PublicKeyError, RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
+from protocol.log.tags import check_tag_key
 from protocol.records.chain import KEEPING, check_first, check_next, split_voided, voided
 from protocol.records.public_keys import check_statement_keys
 from protocol.records.records import RECOVERY, Statement, key_id, record_hash
 from protocol.wire.messages.session import Notice
 from sfsd.config import DAY, RotationPolicy
-from sfsd.errors import Refused, require
+from sfsd.errors import DamagedError, Refused, require
 from sfsd.state.documents import Document, Documents
 from sfsd.state.file_index import FileIndex
 from sfsd.state.quota import Ledger
@@ -125,6 +126,9 @@ class UserRegistry:
             account_path(name): account.digest,
             statements_path(name): chain[1],
         }
+        key, commit = account.value.tag_key, chain[0].links[0].statement.tag_commit
+        if key is None or not check_tag_key(key, commit):
+            raise DamagedError("not the tag key that the user committed to", path=account.path)
         user = User(name, account, chain[0], expect)
         if name not in self._users and len(self._users) >= _USERS:
             self._users.clear()

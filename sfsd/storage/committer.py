@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from protocol.codec.values import Value, field
+from protocol.codec.values import Value, changed, field
 from sfsd.errors import (
     EntryTooLongError,
     JournalError,
@@ -34,6 +34,7 @@ from sfsd.log.journal import Journal
 from sfsd.storage.change import Change, Write
 from sfsd.storage.prepare import PreparedGroup
 from sfsd.storage.store import DirectoryStore
+from sfsd.storage.tag_keys import TagKeys
 
 MAX_GROUP = 256
 """Most changes that are made durable together."""
@@ -76,6 +77,7 @@ class GroupCommitter:
     def __init__(self, store: DirectoryStore, journal: Journal) -> None:
         self._store = store
         self._journal = journal
+        self._tag_keys = TagKeys(store)
         self._reserve_tried = 0.0
         self.keep_spares = False
 
@@ -118,6 +120,9 @@ class GroupCommitter:
 
     def _commit_once(self, group: Sequence[PendingChange]) -> Sequence[PendingChange]:
         """Try once; return the changes to retry after one was too long for the log."""
+        group = self._with_tag_keys(group)
+        if not group:
+            return ()
         try:
             prepared = self._prepare(group)
         except StoreFullError as exc:
@@ -153,6 +158,20 @@ class GroupCommitter:
             return ()
         self._finish(prepared, accepted)
         return ()
+
+    def _with_tag_keys(self, group: Sequence[PendingChange]) -> list[PendingChange]:
+        """Return the changes with the tag keys of their accounts; refuse those that have none."""
+        found = list[PendingChange]()
+        for one in group:
+            draft = one.change.draft
+            try:
+                keys = self._tag_keys.for_draft(draft)
+            except SfsdError as exc:
+                one.future.set_exception(exc)
+                continue
+            change = changed(one.change, draft=changed(draft, tag_keys=keys))
+            found.append(PendingChange(change, one.future))
+        return found
 
     def _prepare(self, group: Sequence[PendingChange]) -> PreparedGroup:
         if self._journal.failed is not None:

@@ -1,8 +1,8 @@
 """Files of the store that follow from the log and from other files, made again without any key.
 
-An inbox note is empty, leaf hashes follow from their ciphertext, an identity chain is in the log,
-and a ciphertext may have a second name. So has a key bundle once it has a successor. A file is put
-in place only if it has the digest that the log says.
+An inbox note is empty, leaf hashes follow from their ciphertext, an identity chain is in the log, a
+tag key is in the account's settings too, and a ciphertext may have a second name. So has a key
+bundle once it has a successor. A file is put in place only if it has the digest that the log says.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from protocol.codec.merkle import PIECE_SIZE
 from protocol.codec.values import Mutable, Value, field
 from protocol.log.auditlog import LogEntry
 from protocol.records.records import Statement
+from sfsd.errors import DamagedError
 from sfsd.fs.files import Files
 from sfsd.storage.change import is_ciphertext
-from sfsd.storage.json_files import StoredStatement, encode_statements
+from sfsd.storage.json_files import StoredStatement, encode_statements, parse_account
+from sfsd.storage.paths import account_path
 
 _EMPTY_DIGEST: Final = hashlib.sha256(b"").digest()
 _CHAIN_OPS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
@@ -83,11 +85,22 @@ def derive_file(files: Files, users: Path, logged: LoggedState, path: str, diges
         kept = (users / path).parent.glob("bundle.*")
         found = (one.read_bytes() for one in sorted(kept))
         derived = next((one for one in found if hashlib.sha256(one).digest() == digest), None)
+    elif path.endswith("/tag.key"):
+        derived = _tag_key_of(users, path.partition("/")[0])
     if derived is None or hashlib.sha256(derived).digest() != digest:
         return False
     files.make_folder((users / path).parent)
     files.replace_durable(users / path, derived)
     return True
+
+
+def _tag_key_of(users: Path, user: str) -> bytes | None:
+    """Return the tag key in an account's settings."""
+    path = account_path(user)
+    try:
+        return parse_account(path, (users / path).read_bytes()).tag_key
+    except (FileNotFoundError, DamagedError):
+        return None
 
 
 def _link_same_content(

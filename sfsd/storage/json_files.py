@@ -15,7 +15,8 @@ from typing import Any, Final, TypeVar
 
 from protocol.codec.base64text import to_text
 from protocol.codec.errors import RemoteProtocolError
-from protocol.codec.values import Value
+from protocol.codec.values import Value, field
+from protocol.log.tags import TAG_KEY_SIZE
 from protocol.records.records import FileRecord, Statement
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
@@ -143,7 +144,8 @@ class StoredAccount(Value):
     `token_sha256` is 32 bytes, None if never invited; `token_expires` is unix seconds; `used_by` is
     the hash of the statement that used it. `quota` is bytes, 0 for none. `forced` is why only reads
     and rotation are allowed until the user has rotated, or None. `fell_due` is the last generation
-    whose expiry is logged, 0 for none.
+    whose expiry is logged, 0 for none. `tag_key` is the secret of the account's tags in the log,
+    32 bytes, None before the enrolment.
     """
 
     seq: int
@@ -154,6 +156,7 @@ class StoredAccount(Value):
     quota: int
     forced: str | None
     fell_due: int = 0
+    tag_key: bytes | None = field(default=None, repr=False)
 
     def encode(self, seq: int) -> bytes:
         """Return the file's bytes, written by entry `seq`."""
@@ -168,6 +171,7 @@ class StoredAccount(Value):
                 "disabled": self.disabled,
                 "quota": self.quota,
                 "forced": self.forced,
+                "tag_key": None if self.tag_key is None else self.tag_key.hex(),
                 **fell_due,
             }
         )
@@ -183,6 +187,11 @@ def _account(value: dict[str, Any]) -> StoredAccount:
         raise ValueError("disabled is not a boolean")
     if not isinstance(value["forced"], str | None):
         raise ValueError("forced is not a text")
+    tag_key = None if value["tag_key"] is None else bytes.fromhex(value["tag_key"])
+    if (tag_key is None) is not (value["used_by"] is None):
+        raise ValueError("an account has a tag key from its enrolment on")
+    if tag_key is not None and len(tag_key) != TAG_KEY_SIZE:
+        raise ValueError("not a tag key")
     return StoredAccount(
         seq=_number(value["seq"]),
         token_sha256=None if value["token"] is None else bytes.fromhex(value["token"]),
@@ -192,6 +201,7 @@ def _account(value: dict[str, Any]) -> StoredAccount:
         quota=_number(value["quota"]),
         forced=value["forced"],
         fell_due=_number(value.get("fell_due", 0)),
+        tag_key=tag_key,
     )
 
 

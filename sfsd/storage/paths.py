@@ -2,7 +2,8 @@
 
 ::
 
-    <user>/account.json     invitation, quota, disabled          Account
+    <user>/account.json     invitation, quota, disabled, tag key Account
+    <user>/tag.key          the tag key once more, 32 bytes
     <user>/statements.json  the identity chain                   StoredStatement, in order
     <user>/bundle           bytes, known by the head statement's bundle_sha256
     <user>/bundle.<n>       that of an earlier statement n, for a time
@@ -37,6 +38,10 @@ def statements_path(user: str) -> str:
 
 def account_path(user: str) -> str:
     return f"{user}/account.json"
+
+
+def tag_key_path(user: str) -> str:
+    return f"{user}/tag.key"
 
 
 def bundle_path(user: str) -> str:

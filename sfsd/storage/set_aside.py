@@ -3,8 +3,9 @@
 A version whose bytes are gone is marked as lost. Its sidecar is made again from the records in the
 log, without metadata and wraps, which the log does not have. If only the newest sidecar is gone,
 its predecessor still has them, and the version is not lost. The settings of an account follow from
-the log, but for the token of an invitation that was not used. Each of these changes is one entry of
-op ``lost``, whose actor is the server. Bytes that are in place, but not as logged, go to stray/.
+the log, but for the token of an invitation that was not used, and for the tag key, which tag.key
+has too. Each of these changes is one entry of op ``lost``, whose actor is the server. Bytes that
+are in place, but not as logged, go to stray/.
 
 If the log was cut (`sfsd.log.cut`), a sidecar may be newer than the log. Then its metadata and
 wraps are kept under the logged records: the signed record has the hash of the metadata, and a wrap
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -23,6 +25,7 @@ from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.names import SERVER
 from protocol.codec.values import Mutable, Value, changed, field
 from protocol.log.auditlog import LOST, EntryDraft, LogEntry
+from protocol.log.tags import check_tag_key
 from protocol.records.chain import RENEWING
 from protocol.records.records import FileRecord, Statement, record_hash
 from protocol.wire.messages.base import SignedRecord
@@ -40,7 +43,13 @@ from sfsd.storage.json_files import (
     parse_statements,
 )
 from sfsd.storage.logged_file import LoggedFile
-from sfsd.storage.paths import VersionPaths, account_path, parse_version_path, statements_path
+from sfsd.storage.paths import (
+    VersionPaths,
+    account_path,
+    parse_version_path,
+    statements_path,
+    tag_key_path,
+)
 from sfsd.storage.store import DirectoryStore
 
 STRAY: Final = "stray"
@@ -71,6 +80,8 @@ class _Logged(Mutable):
 
     files: dict[tuple[str, str], LoggedFile]
     accounts: dict[str, StoredAccount | None]
+    commits: dict[str, bytes] = field(default_factory=dict)
+    """Commitments to the users' tag keys."""
     present: set[str] = field(default_factory=set)
     """The paths that the store should have."""
     lost: set[_Version] = field(default_factory=set)
@@ -84,6 +95,8 @@ class _Logged(Mutable):
             file.apply(entry)
         if entry.owner in self.accounts:
             self.accounts[entry.owner] = _next_account(self.accounts[entry.owner], entry)
+            if entry.op == "enrol" and entry.rec is not None:
+                self.commits[entry.owner] = Statement.parse(entry.rec).tag_commit
 
 
 def lost_changes(
@@ -171,8 +184,13 @@ def _other_change(
         known = _stored_before(store, journal, path, parse_account)
         if known is not None and known.token_expires == account.token_expires:
             account = changed(account, token_sha256=known.token_sha256)
+        if account.used_by is not None:
+            commit = logged.commits[owner]
+            account = changed(account, tag_key=_tag_key(store, known, owner, commit))
+    if account is not None and (account.used_by is None or account.tag_key is not None):
         effect = Write(path, account.encode)
     else:
+        why = "a file of the account"
         move_aside(store.files, store.users, path)
     draft = EntryDraft(
         op=LOST,
@@ -182,6 +200,16 @@ def _other_change(
         accounts=(owner,),
     )
     return Change(draft, {}, (effect,))
+
+
+def _tag_key(
+    store: DirectoryStore, known: StoredAccount | None, user: str, commit: bytes
+) -> bytes | None:
+    """Return the account's tag key, None if it is lost."""
+    stored = [] if known is None or known.tag_key is None else [known.tag_key]
+    with suppress(Absent, StoreRefusedError):
+        stored.append(store.read(tag_key_path(user)))
+    return next((key for key in stored if check_tag_key(key, commit)), None)
 
 
 def move_aside(files: Files, users: Path, path: str) -> None:

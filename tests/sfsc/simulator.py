@@ -34,6 +34,7 @@ from cryptography.x509.oid import NameOID
 from protocol.codec import merkle
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import EntryDraft
+from protocol.log.tags import account_tag, identity_tag
 from protocol.records.records import (
     FileRecord,
     ServerStatement,
@@ -98,6 +99,7 @@ class SimulatedLog:
         self.lines: list[bytes] = []
         self.leaves: list[bytes] = []
         self.heads: dict[str, tuple[int, bytes]] = {}
+        self.tag_keys: dict[str, bytes] = {}
         self._prev = auditlog.GENESIS
 
     def fork(self, size: int) -> SimulatedLog:
@@ -105,6 +107,7 @@ class SimulatedLog:
         differently."""
         other = SimulatedLog()
         other.server, other.key, other.server_id = self.server, self.key, self.server_id
+        other.tag_keys = self.tag_keys
         for line in self.lines[:size]:
             other._take(line, auditlog.line_hash(line))
             for user, count in auditlog.parse(line).accounts.items():
@@ -135,12 +138,20 @@ class SimulatedLog:
             salt=os.urandom(16),
             detail=draft.detail,
             accounts=accounts,
-            tags=(),
+            tags=self.tags(draft, accounts),
             prev=self._prev,
         )
         self._take(line, digest)
         self.heads |= {user: (count + 1, digest) for user, (count, _) in heads.items()}
         return seq
+
+    def tags(self, draft: EntryDraft, accounts: dict[str, int]) -> list[bytes]:
+        """Return the tags of an entry: of its enrolled accounts, and of its identity statement."""
+        known = [(user, self.tag_keys[user]) for user in accounts if user in self.tag_keys]
+        tags = [account_tag(key, self.server_id, user, accounts[user]) for user, key in known]
+        if draft.identity is not None:
+            tags.append(identity_tag(self.server_id, *draft.identity))
+        return tags
 
     def fill(self, count: int) -> None:
         """Append entries of other users."""
@@ -352,6 +363,7 @@ class Simulator:
             return Error("token", "used")
         statement = Statement.parse(request.statement)
         if not self.statement:
+            self.log.tag_keys[statement.user] = request.tag_key
             self._append("enrol", statement.user, request.statement, request.signature)
         self.statement = request.statement
         receipt = self.log.receipt(self._receipts[request.statement], self.log.size)
@@ -394,6 +406,7 @@ class Simulator:
                 sigs={key_id("ed25519", public).hex(): signature},
                 detail=detail or {},
                 accounts=(user,),
+                identity=(record_hash(body), 1) if op == "enrol" else None,
             )
         )
         self._receipts[body] = seq

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from protocol.codec import merkle
 from protocol.log import auditlog
 from protocol.log.auditlog import LogEntry
 from protocol.log.checkpoint import Verifier, origin_of, verify
+from protocol.log.tags import account_tag, identity_tag, tag_commit
 from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import (
     DELETE,
@@ -104,9 +105,9 @@ class Daemon:
     def operator(self) -> Principal:
         return self.open(login("operator", OPERATOR_KEY))[0]
 
-    def person(self, name: str, *, quota: int = 0) -> Person:
+    def person(self, name: str, *, quota: int = 0, **fields: Any) -> Person:
         """Return a user who is invited and enrolled, with an open session."""
-        person = Person(name, self)
+        person = Person(name, self, **fields)
         done = self.ask(self.operator(), person.invitation(quota=quota))
         assert isinstance(done, Done), done
         person.who = self.open(person.enroll())[0]
@@ -181,6 +182,26 @@ def check_receipt(receipt: Receipt, body: bytes | None = None) -> LogEntry:
     return entry
 
 
+def check_tags(served: Daemon, keys: Mapping[str, bytes]) -> None:
+    """Check that every entry has exactly the tags of its accounts and of its statement. `keys` has
+    the tag key of every user of the root."""
+    counts, chains = dict.fromkeys(keys, 0), dict[str, bytes]()
+    for entry in served.entries():
+        expected: list[bytes] = []
+        for user, count in entry.accounts.items():
+            assert count == counts[user]
+            counts[user] += 1
+            expected.append(account_tag(keys[user], SERVER_ID, user, count))
+        if entry.op in ("enrol", "statement", "rotate-begin", "rotate-finish"):
+            assert entry.owner is not None
+            assert entry.rec is not None
+            first = chains.setdefault(entry.owner, record_hash(entry.rec))
+            expected.append(identity_tag(SERVER_ID, first, Statement.parse(entry.rec).n))
+        assert entry.tags == tuple(sorted(expected))
+        named = {entry.actor, entry.owner} & keys.keys() if entry.op != "user-add" else set()
+        assert entry.accounts.keys() >= named
+
+
 def segments_root(ciphertext: bytes) -> bytes:
     pieces = range(0, max(1, len(ciphertext)), PIECE)
     return merkle.root(merkle.leaf_hash(ciphertext[at : at + PIECE]) for at in pieces)
@@ -217,6 +238,7 @@ class Person:
     wrap_pub: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     bundle: bytes = b"sealed bundle"
+    tag_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     generation: int = 1
     who: Principal = field(init=False)
     next_key: SigningKey = field(default_factory=SigningKey.generate)
@@ -251,6 +273,7 @@ class Person:
             expires=now + 120 * DAY,
             prev=b"",
             reason="enrol",
+            tag_commit=tag_commit(self.tag_key),
         )
         return replace(first, **changed)
 
@@ -265,7 +288,8 @@ class Person:
         token = changed.get("token", self.token)
         proof = hmac.new(hashlib.sha256(token).digest(), covered, hashlib.sha256).digest()
         signature = changed.get("signature", self.key.sign(Label.STATEMENT, body))
-        return Enroll(PROTOCOL_VERSION, self.name, body, self.bundle, signature, proof)
+        tag_key = changed.get("tag_key", self.tag_key)
+        return Enroll(PROTOCOL_VERSION, self.name, body, self.bundle, signature, proof, tag_key)
 
     @property
     def first_hash(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from protocol.codec import merkle
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import EntryDraft, LogEntry
 from protocol.log.checkpoint import Checkpoint, Verifier
+from protocol.log.tags import account_tag
 from protocol.records.signatures import SigningKey
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
@@ -19,10 +21,14 @@ VERIFIER = Verifier(ORIGIN, KEY.public)
 RESERVE = 4096
 
 
+def tag_key(user: str) -> bytes:
+    """Return the tag key of a user of these tests."""
+    return hashlib.sha256(user.encode()).digest()
+
+
 def draft(note: str = "", *accounts: str) -> EntryDraft:
-    return EntryDraft(
-        op="upload", actor="alice", detail={"note": note}, accounts=accounts or ("alice",)
-    )
+    keys = {user: tag_key(user) for user in accounts or ("alice",)}
+    return EntryDraft(op="upload", actor="alice", detail={"note": note}, tag_keys=keys)
 
 
 def drafts(count: int, *accounts: str) -> list[EntryDraft]:
@@ -55,6 +61,12 @@ def check(journal: Journal) -> list[LogEntry]:
         for user, count in entry.accounts.items():
             assert count == counts.get(user, 0)
             counts[user] = count + 1
+        assert entry.tags == tuple(
+            sorted(
+                account_tag(tag_key(user), bytes(32), user, count)
+                for user, count in entry.accounts.items()
+            )
+        )
         proof = journal.prove_inclusion(entry.seq, note.size)
         merkle.verify_inclusion(leaves[entry.seq], entry.seq, note.size, proof, note.root)
         proof = journal.prove_consistency(entry.seq, note.size)

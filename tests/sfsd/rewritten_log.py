@@ -14,7 +14,9 @@ def rewritten(lines: list[bytes], seq: int, *, chain: bool) -> list[bytes]:
     for at in range(seq, len(lines) if chain else seq + 1):
         entry = auditlog.parse(lines[at])
         fields = [
-            field.name for field in dataclasses.fields(EntryDraft) if field.name != "accounts"
+            field.name
+            for field in dataclasses.fields(EntryDraft)
+            if field.name not in ("accounts", "identity", "tag_keys")
         ]
         draft = EntryDraft(**{name: getattr(entry, name) for name in fields})
         prev = auditlog.line_hash(changed[at - 1]) if at > seq else entry.prev

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from protocol.log.tags import tag_commit
 from protocol.records.records import WRAP_ALGORITHMS, Statement, key_id
 from protocol.records.signatures import SigningKey
 from sfsc.crypto import primitives
@@ -61,6 +62,7 @@ def keyring() -> Keyring:
         statements=(drawn("statement", 300),),
         generations=(keys,),
         name_keys=(drawn("name_key", 32),),
+        tag_key=drawn("tag_key", 32),
         device=DeviceKey(drawn("device_id", 16), drawn("device private", 96)),
         pending=PendingStatement(
             drawn("statement 2", 300), (drawn("s", 64),), drawn("bundle", 99), later
@@ -134,7 +136,13 @@ def _keyring_file(passphrase: str | None) -> str:
 
 
 RECOVERY = RecoveryCode(drawn("recovery code", 32))
-BUNDLE = Bundle(keyring().generations, keyring().name_keys, keyring().pins, drawn("note", 50))
+BUNDLE = Bundle(
+    keyring().generations,
+    keyring().name_keys,
+    keyring().tag_key,
+    keyring().pins,
+    drawn("note", 50),
+)
 
 
 def _bundle() -> str:
@@ -165,6 +173,7 @@ def statement(sealed: str) -> Statement:
         expires=1_700_000_002,
         prev=drawn("statement before", 32),
         reason="recovery-key",
+        tag_commit=tag_commit(keyring().tag_key),
     )
 
 

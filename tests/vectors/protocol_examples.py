@@ -13,6 +13,7 @@ from typing import Any
 
 from protocol.codec import merkle
 from protocol.log import auditlog, checkpoint
+from protocol.log.tags import tag_commit
 from protocol.records import records
 from protocol.records.record_signatures import RecordSigner, RecordTree
 from protocol.records.records import (
@@ -76,6 +77,7 @@ SERVER_STATEMENT = ServerStatement(
     log_vkey=LOG_KEY.vkey,
     created=NOW,
 )
+TAG_KEY = fill("tag key", 32)
 FIRST = Statement(
     server=SERVER_ID,
     user="alice",
@@ -97,6 +99,7 @@ FIRST = Statement(
     expires=NOW + 120 * DAY,
     prev=b"",
     reason="enrol",
+    tag_commit=tag_commit(TAG_KEY),
 )
 FIRST_HASH = records.record_hash(FIRST.encode())
 SECOND = dataclasses.replace(
@@ -321,7 +324,12 @@ MESSAGES: list[tuple[int, Message]] = [
     (1, session.DeviceHello(2, "alice", fill("device", 16))),
     (1, session.DeviceChallenge(fill("challenge", 1168))),
     (2, session.DeviceLogin(2, "alice", fill("device", 16), 3, fill("secret", 32))),
-    (1, session.Enroll(2, "alice", FIRST.encode(), BUNDLE, signed("first statement")[1], PROOF)),
+    (
+        1,
+        session.Enroll(
+            2, "alice", FIRST.encode(), BUNDLE, signed("first statement")[1], PROOF, TAG_KEY
+        ),
+    ),
     (2, session.Pong(NOW)),
     (2, session.Ping()),
     (3, uploads.PutSmall(*signed("put"), METADATA, (WRAP,), fill("ciphertext", 96))),

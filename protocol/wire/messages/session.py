@@ -18,6 +18,7 @@ from protocol.codec.fields import (
     Text,
     UserName,
 )
+from protocol.codec.values import field
 from protocol.wire.messages.base import (
     MAX_BUNDLE,
     CheckpointNote,
@@ -102,7 +103,8 @@ class Enroll(Request):
     """Enrol a new user by a first statement and an invitation's token, which is not sent.
 
     `signature` is by the statement's own key. `proof` is HMAC-SHA256(SHA-256(token),
-    records.enrol_proof_body). Sending the same statement again returns the same answer.
+    records.enrol_proof_body). `tag_key` is the secret to which the statement's `tag_commit`
+    commits. Sending the same statement again returns the same answer.
     """
 
     version: ProtocolVersion
@@ -110,7 +112,8 @@ class Enroll(Request):
     statement: RecordBytes
     bundle: Annotated[bytes, AtMost(MAX_BUNDLE)]
     signature: Signature
-    proof: Bytes32
+    proof: Bytes32 = field(repr=False)
+    tag_key: Bytes32 = field(repr=False)
 
 
 @message(22)

@@ -34,6 +34,7 @@ FIRST = Statement(
     expires=3000,
     prev=b"",
     reason="enrol",
+    tag_commit=bytes(32),
 )
 WITH_CODE = replace(FIRST, recovery=RECOVERY)
 
@@ -179,6 +180,16 @@ BAD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
         (NEXT, KEY),
     ),
 }
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_the_tag_key_is_for_life(case: str) -> None:
+    """Not even a recovery may change it: what is tagged with another key would be hidden."""
+    before, changed, keys = GOOD[case]
+    chain = [before.encode()]
+    changed = {**changed, "tag_commit": b"t" * 32}
+    with pytest.raises(ChainError):
+        check_next(chain, *signed(following(before, **changed), *keys))
 
 
 @pytest.mark.parametrize("case", BAD)

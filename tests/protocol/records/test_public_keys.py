@@ -199,6 +199,7 @@ STATEMENT = Statement(
     expires=3,
     prev=b"",
     reason="enrol",
+    tag_commit=bytes(32),
 )
 
 

@@ -64,6 +64,7 @@ STATEMENT_KEYS = {
     "expires",
     "prev",
     "reason",
+    "tag_commit",
 }
 BY_OP = {
     record.op: record

@@ -49,7 +49,7 @@ from tests.vectors import protocol_examples
 
 WELCOME = Welcome((2,), b"statement", bytes(64), bytes(32), Limits(2**24, 90, 30, 10))
 LOGIN = Login(1, "alice", 1, 0, bytes(64))
-ENROLL = Enroll(1, "alice", b"statement", b"bundle", bytes(64), bytes(32))
+ENROLL = Enroll(1, "alice", b"statement", b"bundle", bytes(64), bytes(32), bytes(32))
 SESSION = Session(b"checkpoint", (), None, None, 1_700_000_000)
 DATA = Data(bytes(16), 0, b"x" * 1024 * 1024)
 REFUSED = Error("refused", "no")
@@ -370,7 +370,7 @@ def test_request_ids_wrap_and_skip_ids_in_use() -> None:
 
 def test_an_unsendable_message_uses_no_request_id() -> None:
     client, server = opening()
-    too_long = Enroll(1, "alice", bytes(16_000), bytes(400), bytes(64), bytes(32))
+    too_long = Enroll(1, "alice", bytes(16_000), bytes(400), bytes(64), bytes(32), bytes(32))
     with pytest.raises(LocalProtocolError):
         client.request(too_long)
     assert ask(client, server, LOGIN) == 1

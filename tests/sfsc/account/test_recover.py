@@ -21,7 +21,15 @@ from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.keyring import GenerationKeys, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.session.session import Session
-from tests.sfsc.trust.test_file_records import OTHER, SERVER, SIGNING, WRAPPING, keyring, statement
+from tests.sfsc.trust.test_file_records import (
+    OTHER,
+    SERVER,
+    SIGNING,
+    TAG_KEY,
+    WRAPPING,
+    keyring,
+    statement,
+)
 
 CODE = RecoveryCode(b"c" * 32)
 NOW = 1_800_000_000
@@ -46,7 +54,7 @@ class Account:
         keys: tuple[GenerationKeys, ...] = KEYS,
     ) -> None:
         sealed = seal_bundle(
-            Bundle(keys, (b"n" * 32,), (), b""),
+            Bundle(keys, (b"n" * 32,), TAG_KEY, (), b""),
             server=SERVER,
             user="ada",
             n=n,

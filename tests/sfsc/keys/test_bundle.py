@@ -10,6 +10,7 @@ import pytest
 
 from protocol.codec import encoding
 from protocol.codec.fields import Bytes32, Struct, UserName
+from protocol.log.tags import tag_commit
 from protocol.records.records import Statement
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE
@@ -25,6 +26,7 @@ DEVICE = PrivateKey("xwing", b"d" * 96)
 BUNDLE = Bundle(
     (GenerationKeys(1, SIGN.seed, "x25519", WRAP.encoded),),
     (b"n" * 32,),
+    b"t" * 32,
     (("bob", b"B" * 32),),
     b"checkpoint",
 )
@@ -47,6 +49,7 @@ def _statement(sealed: bytes, *, n: int = 1, server: bytes = SERVER) -> Statemen
         devices=((b"D" * 16, DEVICE.public.encoded),), recovery=None, voids=(),
         bundle_sha256=hashlib.sha256(sealed).digest(), created=1, due=2, expires=3,
         prev=b"" if n == 1 else bytes(32), reason="enrol",
+        tag_commit=tag_commit(b"t" * 32),
     )  # fmt: skip
 
 
@@ -118,6 +121,7 @@ class AnyNameKeys(Struct):
 
     generations: tuple[GenerationKeys, ...]
     name_keys: tuple[Bytes32, ...]
+    tag_key: Bytes32
     pins: tuple[tuple[UserName, Bytes32], ...]
     checkpoint: bytes
 
@@ -125,7 +129,7 @@ class AnyNameKeys(Struct):
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_a_bundle_has_one_name_key(count: int) -> None:
     keys = tuple(bytes([number]) * 32 for number in range(count))
-    loose = AnyNameKeys(BUNDLE.generations, keys, BUNDLE.pins, BUNDLE.checkpoint)
+    loose = AnyNameKeys(BUNDLE.generations, keys, BUNDLE.tag_key, BUNDLE.pins, BUNDLE.checkpoint)
     sealed = _sealed(cast(Bundle, loose))
     if count == 1:
         assert open_bundle(sealed, _statement(sealed), [DEVICE]).name_keys == keys
@@ -165,3 +169,11 @@ def test_pins_beyond_the_limit_are_dropped(pins: int, devices: int) -> None:
 def test_oversized_bundle_is_a_local_error() -> None:
     with pytest.raises(LocalError):
         _sealed(dataclasses.replace(BUNDLE, checkpoint=bytes(MAX_BUNDLE)))
+
+
+@pytest.mark.parametrize("wrong", [b"u" * 32, bytes(32)])
+def test_a_bundle_with_another_tag_key_is_refused(wrong: bytes) -> None:
+    """Such a bundle would hide all own entries from the machine that joins with it."""
+    sealed = _sealed(dataclasses.replace(BUNDLE, tag_key=wrong))
+    with pytest.raises(BadRecord):
+        open_bundle(sealed, _statement(sealed), [DEVICE])

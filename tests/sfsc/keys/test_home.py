@@ -29,6 +29,7 @@ KEYRING = Keyring(
     statements=(),
     generations=(),
     name_keys=(bytes(32),),
+    tag_key=b"t" * 32,
     device=DeviceKey(bytes(16), bytes(96)),
     pending=None,
     pins=(),

@@ -48,6 +48,7 @@ CONTENTS = Keyring(
     statements=(b"statement one",),
     generations=(KEYS,),
     name_keys=(b"n" * 32,),
+    tag_key=b"t" * 32,
     device=DeviceKey(b"d" * 16, b"x" * 96),
     pending=None,
     pins=(("bob", b"B" * 32),),
@@ -94,7 +95,14 @@ def test_file_contains_no_plaintext(path: Path) -> None:
     stored = path.read_bytes()
     body = encoding.pack(CONTENTS.to_map())
     assert len(stored) == HEADER + SEAL_OVERHEAD + len(body)
-    for secret in (KEYS.sign_seed, KEYS.wrap_private, *CONTENTS.name_keys, b"ann", b"example"):
+    for secret in (
+        KEYS.sign_seed,
+        KEYS.wrap_private,
+        *CONTENTS.name_keys,
+        CONTENTS.tag_key,
+        b"ann",
+        b"example",
+    ):
         assert secret in body
         assert secret not in stored
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec import merkle
+from protocol.log.tags import tag_commit
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -43,6 +44,7 @@ from tests.record_signing import packed_signature
 
 SERVER = b"s" * 32
 NAME_KEY = b"n" * 32
+TAG_KEY = b"t" * 32
 SIGNING = SigningKey.from_seed(b"1" * 32)
 OTHER = SigningKey.from_seed(b"2" * 32)
 WRAPPING = PrivateKey("x25519", b"3" * 32)
@@ -69,6 +71,7 @@ def statement(**changes: Any) -> bytes:
         expires=3,
         prev=b"",
         reason="enrol",
+        tag_commit=tag_commit(TAG_KEY),
     )
     return replace(made, **changes).encode()
 
@@ -82,6 +85,7 @@ def keyring(*statements: bytes) -> Keyring:
         statements=statements or (statement(),),
         generations=(GenerationKeys(1, SIGNING.seed, "x25519", WRAPPING.encoded),),
         name_keys=(NAME_KEY,),
+        tag_key=TAG_KEY,
         device=DeviceKey(bytes(16), bytes(96)),
         pending=None,
         pins=(),

@@ -80,6 +80,7 @@ class Server:
             expires=3,
             prev=b"",
             reason="enrol",
+            tag_commit=bytes(32),
         )
         return replace(first, **changed)
 

@@ -27,7 +27,7 @@ from sfsd.errors import (
 )
 from sfsd.log.journal import Journal
 from tests.sfsd.faults import FaultyFiles
-from tests.sfsd.journals import RESERVE, VERIFIER, check, draft, drafts, open_journal
+from tests.sfsd.journals import RESERVE, VERIFIER, check, draft, drafts, open_journal, tag_key
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def test_entries_match_their_drafts(logs: Path) -> None:
         rec=b"\x80",
         sigs={"3": b"s" * 64},
         detail={"paths": {"bob/files/x.json": "ab" * 32, "bob/inbox/y": None}},
-        accounts=("alice", "bob", "alice"),
+        tag_keys={"bob": tag_key("bob"), "alice": tag_key("alice")},
     )
-    first, second = journal.append([full, replace(full, accounts=("bob",))])
+    first, second = journal.append([full, replace(full, tag_keys={"bob": tag_key("bob")})])
     entries = check(journal)
     assert [entry.hash for entry in entries] == [first.hash, second.hash]
     for entry in entries:

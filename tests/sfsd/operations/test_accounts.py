@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from pathlib import Path
 
 from protocol.wire.messages.accounts import (
     AccountsPage,
@@ -18,7 +20,7 @@ from protocol.wire.messages.accounts import (
 )
 from protocol.wire.messages.downloads import GetOpen, Opened
 from sfsd.config import DAY
-from tests.sfsd.builders import Daemon, Person, check_receipt, done, file_id, refused
+from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, refused
 
 
 def test_usage_is_that_of_the_session_user(served: Daemon) -> None:
@@ -127,3 +129,13 @@ def test_a_new_quota_applies_to_later_uploads(served: Daemon) -> None:
     done(served.ask(operator, UserQuota("ada", 0)))
     ada.put(file_id(2), bytes(5000))
     refused(served.ask(operator, UserQuota("eve", 1)), "not-found")
+
+
+def test_a_name_that_was_used_is_never_used_again(tmp_path: Path) -> None:
+    """Its entries are counted, and others have pinned that user, even if its files are gone."""
+    with daemon(tmp_path) as served:
+        bob = served.person("bob")
+    shutil.rmtree(tmp_path / "store/users/bob")
+    with daemon(tmp_path) as served:
+        refused(served.ask(served.operator(), bob.invitation()), "conflict")
+        served.person("carol")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from protocol.codec import merkle
+from protocol.codec.base64text import to_text
 from protocol.log.checkpoint import verify
 from protocol.records.records import RecoveryKey, device_login_info, login_body, record_hash
 from protocol.records.signatures import Label, SigningKey
@@ -137,7 +138,12 @@ def test_an_enrolment_opens_a_session_and_returns_a_receipt(served: Daemon) -> N
     assert session.receipt is not None
     entry = check_receipt(session.receipt, enroll.statement)
     assert (entry.op, entry.owner, entry.seq) == ("enrol", "bob", who.session)
-    assert set(entry.paths) == {"bob/account.json", "bob/bundle", "bob/statements.json"}
+    assert set(entry.paths) == {
+        "bob/account.json",
+        "bob/bundle",
+        "bob/statements.json",
+        "bob/tag.key",
+    }
     assert served.context.store.read("bob/bundle") == bob.bundle
     chain = served.context.users.chain("bob")
     assert chain is not None
@@ -264,3 +270,37 @@ def test_a_device_challenge_reveals_nothing(served: Daemon, ada: Person) -> None
     disable = UserAccess("bob", True, "")
     assert isinstance(served.ask(served.operator(), disable), Done)
     assert refusal(served, DeviceLogin(2, "bob", DEVICE_ID, 0, secret)).code == "refused"
+
+
+@pytest.mark.parametrize("wrong", [bytes(32), b"t" * 32])
+def test_an_enrolment_brings_the_tag_key_it_commits_to(served: Daemon, wrong: bytes) -> None:
+    bob = invited(served)
+    refusal(served, bob.enroll(tag_key=wrong))
+    assert not served.entries("enrol")
+    who, _ = served.open(bob.enroll())
+    assert who.access is Access.FULL
+
+
+def test_enrolling_again_never_sets_the_tag_key(served: Daemon) -> None:
+    bob = invited(served)
+    served.open(bob.enroll())
+    before = (served.context.root / "store/users/bob/account.json").read_bytes()
+    served.open(bob.enroll(tag_key=b"t" * 32))
+    assert (served.context.root / "store/users/bob/account.json").read_bytes() == before
+    user = served.context.users.find("bob")
+    assert user is not None
+    assert user.account.value.tag_key == bob.tag_key
+
+
+def test_the_tag_key_is_in_no_repr_and_not_in_the_log(served: Daemon) -> None:
+    bob = invited(served)
+    message = bob.enroll()
+    served.open(message)
+    for text in (repr(bob.tag_key), bob.tag_key.hex()):
+        assert text not in repr(message)
+    lines = b"".join(served.context.journal.lines())
+    for secret in (bob.tag_key.hex(), to_text(bob.tag_key)):
+        assert secret.encode() not in lines
+    for name in ("account.json", "tag.key"):
+        path = served.context.root / "store/users/bob" / name
+        assert path.stat().st_mode & 0o077 == 0

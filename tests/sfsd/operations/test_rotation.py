@@ -57,6 +57,7 @@ from tests.sfsd.builders import (
     Daemon,
     Person,
     check_receipt,
+    check_tags,
     daemon,
     done,
     file_id,
@@ -383,6 +384,7 @@ def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
         "rotate",
         "finish",
     ]
+    check_tags(served, {"ada": ada.tag_key})
 
 
 def test_a_rotation_continues_after_a_restart(tmp_path: Path) -> None:

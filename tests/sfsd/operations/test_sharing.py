@@ -35,6 +35,7 @@ from tests.sfsd.builders import (
     Person,
     Version,
     check_receipt,
+    check_tags,
     daemon,
     done,
     file_id,
@@ -150,6 +151,7 @@ def test_a_file_is_shared_read_and_unshared(served: Daemon, ada: Person, bob: Pe
     assert received(bob) == []
     assert wrap_owners(served, "ada", 2) == {"ada"}
     assert [set(entry.accounts) for entry in served.entries("access")] == [{"ada", "bob"}] * 2
+    check_tags(served, {"ada": ada.tag_key, "bob": bob.tag_key})
 
 
 def test_wraps_of_older_versions_are_added_and_dropped_with_a_reader(

@@ -40,6 +40,7 @@ FIRST = Statement(
     expires=NOW + 120 * DAY,
     prev=b"",
     reason="enrol",
+    tag_commit=bytes(32),
 )
 XWING = b"x" * 1216
 IMPOSSIBLE = b"\xff" * 1184 + b"x" * 32

@@ -158,6 +158,7 @@ STATEMENT = Statement(
     expires=3,
     prev=b"",
     reason="enrol",
+    tag_commit=bytes(32),
 )
 LINK = StoredStatement(STATEMENT.encode(), (bytes(64),), 5, STATEMENT)
 
@@ -166,12 +167,27 @@ LINK = StoredStatement(STATEMENT.encode(), (bytes(64),), 5, STATEMENT)
     "account",
     [
         ACCOUNT,
-        replace(ACCOUNT, used_by=HASH, disabled=True, quota=2**40),
+        replace(ACCOUNT, used_by=HASH, tag_key=bytes(32), disabled=True, quota=2**40),
         replace(ACCOUNT, token_sha256=None, forced="key stolen"),
     ],
 )
 def test_an_account_round_trips(account: StoredAccount) -> None:
     assert parse_account("p", account.encode(account.seq)) == account
+
+
+@pytest.mark.parametrize(("used_by", "tag_key"), [(HASH, None), (None, HASH), (HASH, HASH[1:])])
+def test_an_account_has_a_tag_key_from_its_enrolment_on(
+    used_by: bytes | None, tag_key: bytes | None
+) -> None:
+    with pytest.raises(DamagedError):
+        parse_account("p", replace(ACCOUNT, used_by=used_by, tag_key=tag_key).encode(3))
+
+
+def test_a_tag_key_is_not_shown() -> None:
+    key = bytes(reversed(HASH))
+    shown = repr(replace(ACCOUNT, tag_key=key))
+    assert key.hex() not in shown
+    assert repr(key) not in shown
 
 
 def test_a_chain_round_trips() -> None:

@@ -12,6 +12,7 @@ from protocol.records.records import PURGE
 from protocol.wire.messages.accounts import AccountsPage, UserList, UserQuota, UserShow
 from protocol.wire.messages.downloads import GetOpen, Opened
 from protocol.wire.messages.files import Stat, Stated
+from sfsd.errors import Refused
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Write, digest_of
 from sfsd.storage.crash_recovery import recover
@@ -20,12 +21,25 @@ from sfsd.storage.json_files import parse_sidecar
 from sfsd.storage.paths import VersionPaths
 from sfsd.storage.set_aside import lost_changes
 from sfsd.storage.store import DirectoryStore
-from tests.sfsd.builders import LOG_KEY, VERIFIER, Daemon, Person, daemon, done, file_id, refused
+from tests.sfsd.builders import (
+    LOG_KEY,
+    VERIFIER,
+    Daemon,
+    Person,
+    check_tags,
+    daemon,
+    done,
+    file_id,
+    login,
+    refused,
+)
 from tests.sfsd.store_model import stored
 
 BAD, GOOD = file_id(1), file_id(2)
 PATHS = VersionPaths.for_version("ada", BAD, 1)
 CIPHERTEXT = b"c" * 56
+BOB = b"t" * 32
+"""The tag key of bob."""
 
 
 def served_again(person: Person, running: Daemon) -> Person:
@@ -67,7 +81,7 @@ def ada(tmp_path: Path) -> Person:
     """Return a user of a stopped root with the files `BAD` and `GOOD`."""
     with daemon(tmp_path) as running:
         ada = running.person("ada")
-        running.person("bob")
+        running.person("bob", tag_key=BOB)
         ada.put(BAD, CIPHERTEXT)
         ada.put(GOOD, b"g" * 56)
     unsettle(tmp_path)
@@ -163,7 +177,7 @@ def test_a_purged_version_whose_sidecar_is_gone_stays_purged(ada: Person, tmp_pa
     assert damage(tmp_path) == set()
 
 
-@pytest.mark.parametrize("name", ["account.json", "statements.json", "bundle"])
+@pytest.mark.parametrize("name", ["account.json", "statements.json", "bundle", "tag.key"])
 def test_a_file_of_an_account_does_not_stop_a_start(ada: Person, tmp_path: Path, name: str) -> None:
     with daemon(tmp_path) as running:
         done(running.ask(running.operator(), UserQuota("ada", 1 << 20)))
@@ -178,8 +192,24 @@ def test_a_file_of_an_account_does_not_stop_a_start(ada: Person, tmp_path: Path,
         listed = running.ask(running.operator(), UserList(""))
         assert isinstance(listed, AccountsPage)
         assert [one.user for one in listed.accounts] == ["ada", "bob"]
-        assert len(running.entries("lost")) == (name != "statements.json")
+        assert len(running.entries("lost")) == (name not in ("statements.json", "tag.key"))
+        check_tags(running, {"ada": ada.tag_key, "bob": BOB})
     assert damage(tmp_path) == set()
+
+
+def test_an_account_whose_tag_key_is_lost_stops_its_user_only(ada: Person, tmp_path: Path) -> None:
+    """Without the key its entries could not be tagged, which its user would take for a lie."""
+    with daemon(tmp_path) as running:
+        served_again(ada, running)
+    unsettle(tmp_path)
+    for name in ("account.json", "tag.key"):
+        (users(tmp_path) / "ada" / name).unlink()
+    with daemon(tmp_path) as running:
+        with pytest.raises(Refused):
+            running.open(login("ada", ada.key))
+        assert all(not entry.accounts for entry in running.entries("lost"))
+        running.person("dave")
+        refused(running.ask(running.operator(), ada.invitation()), "conflict")
 
 
 @pytest.mark.parametrize("part", ["nothing", "metadata", "leaves", "record", "wraps"])

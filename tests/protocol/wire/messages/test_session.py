@@ -28,7 +28,7 @@ from protocol.wire.messages.session import (
 from tests.vectors import protocol_examples as examples
 
 LOGIN = Login(1, "alice", 1, 7, bytes(64))
-ENROLL = Enroll(1, "alice", b"statement", b"bundle", bytes(64), bytes(32))
+ENROLL = Enroll(1, "alice", b"statement", b"bundle", bytes(64), bytes(32), bytes(32))
 NOTICE = Notice(0, "due", "")
 
 
