@@ -8,7 +8,8 @@ SHA-256; outputs are 32 bytes unless stated)::
     commitment     = HKDF(dek, salt = SHA-256("sfs/v2/dek"), info = "sfs/v2/commit")
     keyring keys   = HKDF(Argon2id(passphrase, salt), info = "sfs/v2/keyring/…")
     state key      = HKDF(this device's private key, info = "sfs/v2/state")
-    recovery keys  = HKDF(recovery code, info = "sfs/v2/recovery/sign", …"/xwing" of 96 bytes)
+    recovery keys  = HKDF(recovery code, info = "sfs/v2/recovery/sign", …"/xwing")
+    X-Wing keys    = SHAKE256(seed, 96) = ML-KEM seed d ‖ z, 64 ‖ X25519 key, 32
     file_id        = HMAC-SHA256(name_key, name)[:16]
     wrap info      = "sfs/v2/wrap\\0" ‖ server_id ‖ owner's first statement ‖ content_id ‖ key_id
     bundle info    = "sfs/v2/bundle\\0" ‖ server_id ‖ user ‖ 0 ‖ u64be(n) ‖ key_id
@@ -40,6 +41,7 @@ NONCE_SIZE: Final = 12
 TAG_SIZE: Final = 16
 CONTENT_ID_SIZE: Final = 16
 SEAL_OVERHEAD: Final = NONCE_SIZE + TAG_SIZE
+_MLKEM_SEED_SIZE: Final = 64
 
 _DEK_SALT: Final = hashlib.sha256(b"sfs/v2/dek").digest()
 
@@ -85,9 +87,16 @@ def keyring_keys(secret: bytes) -> tuple[bytes, bytes]:
 
 
 def recovery_keys(code: bytes) -> tuple[bytes, bytes]:
-    """Return (Ed25519 seed, X-Wing private key of 96 bytes) for a recovery code of 32 bytes."""
+    """Return (Ed25519 seed, X-Wing seed), 32 bytes each, for a recovery code of 32 bytes."""
     sign = _hkdf(code, None, b"sfs/v2/recovery/sign")
-    return sign, HKDF(hashes.SHA256(), 96, None, b"sfs/v2/recovery/xwing").derive(code)
+    return sign, _hkdf(code, None, b"sfs/v2/recovery/xwing")
+
+
+def expand_xwing(seed: bytes) -> tuple[bytes, bytes]:
+    """Return (ML-KEM-768 seed d ‖ z of 64 bytes, X25519 private key of 32 bytes) of an X-Wing
+    private key, which is a seed of 32 bytes (draft-connolly-cfrg-xwing-kem, section 5.2)."""
+    expanded = hashlib.shake_256(seed).digest(_MLKEM_SEED_SIZE + KEY_SIZE)
+    return expanded[:_MLKEM_SEED_SIZE], expanded[_MLKEM_SEED_SIZE:]
 
 
 def state_key(device_private: bytes) -> bytes:

@@ -3,16 +3,17 @@
     ========  ========================================  ==========================  ======
     alg       public key                                private key                 wrap
     ========  ========================================  ==========================  ======
-    xwing     ML-KEM-768 1,184 ‖ X25519 32 = 1,216      ML-KEM seed 64 ‖ X25519 32   1,168
+    xwing     ML-KEM-768 1,184 ‖ X25519 32 = 1,216      seed 32                      1,168
     x25519    32                                        32                              80
     rsa2048   SubjectPublicKeyInfo DER 294              PKCS#8 DER                     256
     rsa3072   SubjectPublicKeyInfo DER 422              PKCS#8 DER                     384
     rsa4096   SubjectPublicKeyInfo DER 550              PKCS#8 DER                     512
     ========  ========================================  ==========================  ======
 
-xwing and x25519 are HPKE base mode (RFC 9180; X-Wing: draft-connolly-cfrg-xwing-kem) with
-HKDF-SHA256 and AES-256-GCM, `enc ‖ ciphertext`; rsa* is OAEP (RFC 8017) with SHA-256 in both
-places and the info as label. The wrap sizes are those of a 32-byte secret.
+An xwing private key is stored as its seed and expanded only in memory (`expand_xwing`). xwing and
+x25519 are HPKE base mode (RFC 9180; X-Wing: draft-connolly-cfrg-xwing-kem) with HKDF-SHA256 and
+AES-256-GCM, `enc ‖ ciphertext`; rsa* is OAEP (RFC 8017) with SHA-256 in both places and the info as
+label. The wrap sizes are those of a 32-byte secret.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from protocol.codec.errors import PublicKeyError
 from protocol.records.public_keys import check_wrap_key
 from protocol.records.records import RSA_BITS, WRAP_ALGORITHMS, key_id
+from sfsc.crypto import primitives
 from sfsc.crypto.primitives import KEY_SIZE
 from sfsc.errors import Tampered, UnsupportedKey
 
@@ -42,7 +44,6 @@ _KemPrivate: TypeAlias = X25519PrivateKey | hpke.MLKEM768X25519PrivateKey
 
 XWING: Final = "xwing"
 _MLKEM_PUBLIC_SIZE: Final = 1184
-_MLKEM_SEED_SIZE: Final = 64
 
 _SUITES: Final = {
     "xwing": hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM),
@@ -95,9 +96,7 @@ class PrivateKey:
     @classmethod
     def generate(cls, alg: str) -> PrivateKey:
         """Return a fresh key. rsa4096 takes about a second."""
-        if alg == "xwing":
-            return cls(alg, os.urandom(_MLKEM_SEED_SIZE + KEY_SIZE))
-        if alg == "x25519":
+        if alg in ("xwing", "x25519"):
             return cls(alg, os.urandom(KEY_SIZE))
         if alg in RSA_BITS:
             from cryptography.hazmat.primitives.asymmetric import rsa
@@ -140,8 +139,11 @@ def _load_x25519(encoded: bytes) -> tuple[X25519PrivateKey, bytes]:
 
 
 def _load_xwing(encoded: bytes) -> tuple[hpke.MLKEM768X25519PrivateKey, bytes]:
-    mlkem = MLKEM768PrivateKey.from_seed_bytes(encoded[:_MLKEM_SEED_SIZE])
-    x25519, x25519_public = _load_x25519(encoded[_MLKEM_SEED_SIZE:])
+    if len(encoded) != KEY_SIZE:
+        raise ValueError(f"an X-Wing seed has {KEY_SIZE} bytes")
+    mlkem_seed, x25519_private = primitives.expand_xwing(encoded)
+    mlkem = MLKEM768PrivateKey.from_seed_bytes(mlkem_seed)
+    x25519, x25519_public = _load_x25519(x25519_private)
     key = hpke.MLKEM768X25519PrivateKey(mlkem, x25519)
     return key, mlkem.public_key().public_bytes_raw() + x25519_public
 

@@ -82,7 +82,7 @@ class DeviceKey(Struct):
     AS_MAP: ClassVar[bool] = True
 
     device_id: Bytes16
-    xwing_private: Annotated[bytes, Exactly(96)] = field(repr=False)
+    xwing_private: Bytes32 = field(repr=False)
 
 
 class PendingStatement(Struct):

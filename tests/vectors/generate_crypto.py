@@ -52,7 +52,7 @@ PASSPHRASE = "correct horse"
 
 
 def keyring() -> Keyring:
-    keys = GenerationKeys(1, drawn("sign", 32), "xwing", drawn("xwing private", 96))
+    keys = GenerationKeys(1, drawn("sign", 32), "xwing", drawn("xwing private", 32))
     later = GenerationKeys(2, drawn("sign 2", 32), "x25519", drawn("x25519 private", 32))
     return Keyring(
         server_id=SERVER,
@@ -63,7 +63,7 @@ def keyring() -> Keyring:
         generations=(keys,),
         name_keys=(drawn("name_key", 32),),
         tag_key=drawn("tag_key", 32),
-        device=DeviceKey(drawn("device_id", 16), drawn("device private", 96)),
+        device=DeviceKey(drawn("device_id", 16), drawn("device private", 32)),
         pending=PendingStatement(
             drawn("statement 2", 300), (drawn("s", 64),), drawn("bundle", 99), later
         ),
@@ -109,7 +109,7 @@ def _blob(size: int) -> Json:
 
 def _private(alg: str, kept: Json) -> PrivateKey:
     if alg in ("xwing", "x25519"):
-        return PrivateKey(alg, drawn(f"{alg} private", 96 if alg == "xwing" else 32))
+        return PrivateKey(alg, drawn(f"{alg} private", 32))
     if kept:
         return PrivateKey(alg, bytes.fromhex(kept["private"]))
     return PrivateKey.generate(alg)

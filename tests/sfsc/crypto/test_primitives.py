@@ -40,8 +40,8 @@ def _hkdf(secret: bytes, salt: bytes, info: bytes, size: int = 32) -> bytes:
         (primitives.keyring_keys(KEY)[0], _hkdf(KEY, b"", b"sfs/v2/keyring/seal")),
         (primitives.keyring_keys(KEY)[1], _hkdf(KEY, b"", b"sfs/v2/keyring/check")),
         (primitives.recovery_keys(KEY)[0], _hkdf(KEY, b"", b"sfs/v2/recovery/sign")),
-        (primitives.recovery_keys(KEY)[1], _hkdf(KEY, b"", b"sfs/v2/recovery/xwing", 96)),
-        (primitives.state_key(b"d" * 96), _hkdf(b"d" * 96, b"", b"sfs/v2/state")),
+        (primitives.recovery_keys(KEY)[1], _hkdf(KEY, b"", b"sfs/v2/recovery/xwing")),
+        (primitives.state_key(b"d" * 32), _hkdf(b"d" * 32, b"", b"sfs/v2/state")),
         (primitives.verification_mac_key(KEY), _hkdf(KEY, b"", b"sfs/v2/state/known")),
     ],
 )

@@ -22,7 +22,7 @@ from sfsc.keys.keyring import MAX_PINS, GenerationKeys
 SERVER = b"S" * 32
 SIGN = SigningKey.from_seed(b"s" * 32)
 WRAP = PrivateKey("x25519", b"w" * 32)
-DEVICE = PrivateKey("xwing", b"d" * 96)
+DEVICE = PrivateKey("xwing", b"d" * 32)
 BUNDLE = Bundle(
     (GenerationKeys(1, SIGN.seed, "x25519", WRAP.encoded),),
     (b"n" * 32,),

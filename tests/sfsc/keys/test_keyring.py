@@ -39,7 +39,7 @@ from sfsc.keys.keyring import (
     PendingStatement,
 )
 
-KEYS = GenerationKeys(1, b"s" * 32, "xwing", b"w" * 96)
+KEYS = GenerationKeys(1, b"s" * 32, "xwing", b"w" * 32)
 CONTENTS = Keyring(
     server_id=b"S" * 32,
     addresses=("nas.example:7373", "[::1]:7373"),
@@ -49,7 +49,7 @@ CONTENTS = Keyring(
     generations=(KEYS,),
     name_keys=(b"n" * 32,),
     tag_key=b"t" * 32,
-    device=DeviceKey(b"d" * 16, b"x" * 96),
+    device=DeviceKey(b"d" * 16, b"x" * 32),
     pending=None,
     pins=(("bob", b"B" * 32),),
 )
@@ -340,7 +340,7 @@ def test_wrong_shapes_cannot_be_built() -> None:
 
 def test_repr_hides_secrets() -> None:
     shown = repr(LATER)
-    for secret in (b"s" * 32, b"w" * 96, b"n" * 32, b"x" * 96, b"bundle"):
+    for secret in (b"s" * 32, b"w" * 32, b"n" * 32, b"x" * 32, b"bundle"):
         assert repr(secret) not in shown
     assert "ann" in shown
 

@@ -86,7 +86,7 @@ def keyring(*statements: bytes) -> Keyring:
         generations=(GenerationKeys(1, SIGNING.seed, "x25519", WRAPPING.encoded),),
         name_keys=(NAME_KEY,),
         tag_key=TAG_KEY,
-        device=DeviceKey(bytes(16), bytes(96)),
+        device=DeviceKey(bytes(16), bytes(32)),
         pending=None,
         pins=(),
     )
