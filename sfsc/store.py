@@ -115,6 +115,7 @@ class Store(Closing):
         try:
             self._session.connect()
             self._session.renewer = self._adopt_newer_keys
+            self._session.adopt_saved_device = self._adopt_saved_device
             self._session.readers = lambda: self._contacts
             self._session.new_readers = self._readers_of_new_file
             self._session.share_deleted = self._share_deleted
@@ -511,6 +512,9 @@ class Store(Closing):
 
     def _adopt_newer_keys(self) -> None:
         self._devices.catch_up()
+
+    def _adopt_saved_device(self) -> bool:
+        return self._devices.adopt_saved_device()
 
     def _readers_of_new_file(self, name: str) -> tuple[ReaderEntry, ...]:
         return self._shared_folders.readers_of(name)

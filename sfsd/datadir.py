@@ -86,7 +86,9 @@ def open_server_context(
         committer = Committer(store, journal, keep_spares=True)
         try:
             _set_aside(store, journal, committer, lost, after_cut=after_cut)
-            identity = ServerIdentity.parse(keys.statement, keys.signature, keys.operator_public)
+            identity = ServerIdentity.parse(
+                keys.statement, keys.signature, keys.spki_sha256, keys.operator_public
+            )
             context = ServerContext(root, config, identity, store, journal, committer, clock)
             _log_statement(context, keys)
             if store.installer.applied < 0:

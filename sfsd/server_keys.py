@@ -50,6 +50,8 @@ class ServerKeys(Value):
     signature: bytes
     log_key: SigningKey
     operator_public: bytes
+    spki_sha256: bytes
+    """SHA-256 of the TLS key's SubjectPublicKeyInfo, 32 bytes, which a login signs."""
 
     @property
     def server_id(self) -> bytes:
@@ -60,11 +62,6 @@ class ServerKeys(Value):
     def n(self) -> int:
         """Number of the current statement."""
         return ServerStatement.parse(self.statement).n
-
-    @property
-    def spki_sha256(self) -> bytes:
-        """SHA-256 of the TLS key's SubjectPublicKeyInfo, 32 bytes; a login signs it."""
-        return ServerStatement.parse(self.statement).tls_spki_sha256
 
     @property
     def origin(self) -> str:
@@ -109,12 +106,14 @@ def load(folder: Path) -> ServerKeys:
     log_key = _read_key(folder / "log.key")
     if Verifier(origin_of(server_id(known.server_pub)), log_key.public).vkey != known.log_vkey:
         raise ConfigError("keys/log.key is not the key of the log", _HINT)
-    if known.tls_spki_sha256 != _stored_spki(folder):
+    spki = _stored_spki(folder)
+    if spki not in known.tls_spki_sha256:
         raise ConfigError(
             "keys/tls.crt has another key than keys/server.statement says",
             "restart the daemon: the next start of `sfsd serve` signs a new statement",
         )
-    return ServerKeys(folder, statement, signature, log_key, _read(folder / "operator.pub", _hex32))
+    operator = _read(folder / "operator.pub", _hex32)
+    return ServerKeys(folder, statement, signature, log_key, operator, spki)
 
 
 def readable_by_others(folder: Path) -> list[str]:
@@ -135,7 +134,7 @@ def update_statement(folder: Path, now: int, files: Files | None = None) -> Serv
     if (folder / _NEXT_LOG_KEY).exists():
         _finish_log_key_change(folder, now, files or Files())
     known = ServerStatement.parse(read_server_statement(folder)[0])
-    if known.tls_spki_sha256 != _stored_spki(folder):
+    if _stored_spki(folder) not in known.tls_spki_sha256:
         _tls_context(folder)  # fails for a certificate without its key
         _write_statement(folder, files or Files(), n=known.n + 1, now=now)
     return load(folder)
@@ -230,7 +229,7 @@ def _write_statement(folder: Path, files: Files, *, n: int, now: int) -> None:
     body = ServerStatement(
         server_pub=server.public,
         n=n,
-        tls_spki_sha256=_stored_spki(folder),
+        tls_spki_sha256=(_stored_spki(folder),),
         log_vkey=Verifier(origin, _read_key(folder / "log.key").public).vkey,
         created=now,
     ).encode()

@@ -54,9 +54,6 @@ from protocol.records.invitation import TOKEN_SIZE, Invitation, parse_address
 from protocol.wire.messages import Done, Error, Message, Reply, Request
 from protocol.wire.messages.accounts import UserAdd
 from protocol.wire.messages.session import (
-    DeviceChallenge,
-    DeviceHello,
-    DeviceLogin,
     Enroll,
     Login,
     Session,
@@ -246,14 +243,8 @@ class LyingDispatcher(Dispatcher):
     def welcome(self) -> Welcome:
         return self._lies.welcome(super().welcome())
 
-    async def challenge_device(
-        self, message: DeviceHello, *, welcome_sha256: bytes
-    ) -> DeviceChallenge:
-        reply = await super().challenge_device(message, welcome_sha256=welcome_sha256)
-        return cast(DeviceChallenge, _opening(await self._tampered(None, message, reply)))
-
     async def open_session(
-        self, message: Login | Enroll | DeviceLogin, *, welcome_sha256: bytes, address: str
+        self, message: Login | Enroll, *, welcome_sha256: bytes, address: str
     ) -> tuple[Principal, Session]:
         who, session = await super().open_session(
             message, welcome_sha256=welcome_sha256, address=address

@@ -89,9 +89,10 @@ class Wire:
             welcome=self.connection.welcome_sha256,
             version=PROTOCOL_VERSION,
             user=user,
+            device_id=None,
             generation=1,
         )
-        return Login(PROTOCOL_VERSION, user, 1, 0, key.sign(Label.LOGIN, body))
+        return Login(PROTOCOL_VERSION, user, None, 1, 0, key.sign(Label.LOGIN, body))
 
     async def ended(self, within: float = SECONDS) -> bytes:
         """Return the bytes received until the server closes the connection. Raises TimeoutError."""

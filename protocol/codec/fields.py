@@ -109,9 +109,17 @@ def empty_or_hash(value: Any) -> None:
         raise MessageError(f"a hash of {len(value)} bytes")
 
 
+def empty_or_signature(value: Any) -> None:
+    """Raise `MessageError` unless `value` is an Ed25519 signature (64 bytes), or empty."""
+    if len(value) not in (0, 64):
+        raise MessageError(f"a signature of {len(value)} bytes")
+
+
 Bytes16 = Annotated[bytes, Exactly(16)]
 Bytes32 = Annotated[bytes, Exactly(32)]
 Signature = Annotated[bytes, Exactly(64)]
+Possession = Annotated[bytes, empty_or_signature]
+"""Signature by the recovery key that a statement introduces; empty if it introduces none."""
 Previous = Annotated[bytes, empty_or_hash]
 UserName = Annotated[str, check_user_name]
 Principal = Annotated[str, check_principal]

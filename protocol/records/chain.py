@@ -8,6 +8,9 @@ A thief with the old key can extend the chain too, but can neither use nor repla
 recovery key. A statement of reason `recovery` undoes what the thief wrote: its `voids` names the
 first void statement, and all from that one up to the recovery are void. It names one and not all,
 because the thief decides how many there are.
+
+A statement that introduces a recovery key has a signature by that key, its *possession*. So an
+account is never committed to a recovery key that nobody has, or that somebody else has.
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ from protocol.records.records import (
     DEVICE,
     ENROL,
     FINISH,
+    INVITE,
     RECOVERY,
     RECOVERY_KEY,
     ROTATE,
+    USER_ACCOUNT,
     Statement,
     record_hash,
 )
@@ -36,10 +41,11 @@ RENEWING: Final = frozenset({ROTATE, COMPROMISED, RECOVERY})
 _KEPT: Final = ("generation", "sign_pub", "wrap_alg", "wrap_pub", "due", "expires")
 
 
-def check_first(body: bytes, signatures: tuple[bytes, ...]) -> Statement:
+def check_first(body: bytes, signatures: tuple[bytes, ...], possession: bytes = b"") -> Statement:
     """Verify and return the first statement of a chain. The caller compares user and server.
 
-    Raises `ChainError`, `SignatureError`, `EncodingError` or `MessageError`.
+    `possession` is the signature by the recovery key that the statement introduces, 64 bytes, or
+    empty. Raises `ChainError`, `SignatureError`, `EncodingError` or `MessageError`.
     """
     statement = Statement.parse(body)
     _need(len(signatures) == 1, "a first statement has exactly one signature, its own")
@@ -47,21 +53,28 @@ def check_first(body: bytes, signatures: tuple[bytes, ...]) -> Statement:
     _need((statement.n, statement.reason) == (1, ENROL), "not a first statement")
     _need((statement.generation, statement.oldest) == (1, 1), "a first statement's generation is 1")
     _need(not statement.voids, "a first statement voids nothing")
+    _check_possession(None, statement, body, possession)
+    _check_account(statement)
+    _check_signing_keys((), statement)
     return statement
 
 
 def check_next(
-    chain: Sequence[bytes], body: bytes, signatures: tuple[bytes, ...]
+    chain: Sequence[bytes],
+    body: bytes,
+    signatures: tuple[bytes, ...],
+    possession: bytes = b"",
 ) -> tuple[Statement, tuple[bytes, ...]]:
     """Verify the statement that follows `chain`; return (statement, public keys that signed it).
 
     `chain` holds the exact bytes of all earlier statements in order, already verified. The first
     of `signatures` is by the statement's own key, the second by the previous key or the previous
-    recovery key. Raises like `check_first`.
+    recovery key; `possession` is as in `check_first`. Raises like `check_first`.
     """
     before = chain[-1]
     old, new = Statement.parse(before), Statement.parse(body)
-    _need((new.server, new.user) == (old.server, old.user), "the statement is of another chain")
+    same = (new.server, new.user, new.kind) == (old.server, old.user, old.kind)
+    _need(same, "the statement is of another chain")
     _need((new.n, new.prev) == (old.n + 1, record_hash(before)), "not the next statement")
     _need(new.tag_commit == old.tag_commit, "an account keeps its tag key for life")
     signers = _signers(old, new, body, signatures)
@@ -81,7 +94,62 @@ def check_next(
         new.oldest == (new.generation if new.reason == FINISH else _oldest(chain, old, new)),
         "only a finished rotation ends older generations, and only a recovery brings them back",
     )
+    _check_possession(old, new, body, possession)
+    _check_account(new)
+    _check_signing_keys(chain, new)
     return new, signers
+
+
+def introduces_recovery_key(old: Statement | None, new: Statement) -> bool:
+    """Return whether `new`, which follows `old` (None: nothing), names another recovery key. It
+    then needs a signature by that key."""
+    return new.recovery is not None and (old is None or new.recovery != old.recovery)
+
+
+def _check_possession(
+    old: Statement | None, new: Statement, body: bytes, possession: bytes
+) -> None:
+    if new.recovery is not None and introduces_recovery_key(old, new):
+        _need(bool(possession), "the new recovery key has not signed the statement")
+        verify_signature(Label.RECOVERY_POSSESSION, body, possession, new.recovery.sign_pub)
+    else:
+        _need(not possession, "only a new recovery key proves its possession")
+
+
+def _check_account(statement: Statement) -> None:
+    """Check what a statement of a user's account may name. Accounts of another kind are refused."""
+    _need(statement.kind == USER_ACCOUNT, "this account is not a user's")
+    _need(not statement.custodians, "a user's account has no custodians")
+    _need(
+        all(
+            one.kind != INVITE and not one.member and not one.member_signature
+            for one in statement.devices
+        ),
+        "a device of a user's account has no member",
+    )
+    ids = {one.device_id for one in statement.devices}
+    _need(len(ids) == len(statement.devices), "two devices have one id")
+    names = {one.name for one in statement.writers}
+    _need(len(names) == len(statement.writers), "two writers have one name")
+
+
+def _check_signing_keys(chain: Sequence[bytes], new: Statement) -> None:
+    """Check that each signing key has one purpose, so that a login says what it is good for."""
+    keys = new.signing_keys
+    _need(len(set(keys)) == len(keys), "a signing key has two purposes")
+    if new.writers:
+        earlier = [Statement.parse(body) for body in chain]
+        others = {key for one in earlier for key in _keys_of_account(one)}
+        _need(
+            others.isdisjoint(one.sign_pub for one in new.writers),
+            "a writer has a key that the account or a device had",
+        )
+
+
+def _keys_of_account(statement: Statement) -> list[bytes]:
+    """Return the signing keys of a statement, without those of its writers."""
+    keys = statement.signing_keys
+    return keys[: len(keys) - len(statement.writers)]
 
 
 def voided(chain: Sequence[Statement]) -> frozenset[int]:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Final
 
 from protocol.codec.errors import PublicKeyError
-from protocol.records.records import RSA_BITS, WRAP_SIZES, Statement
+from protocol.records.records import RSA_BITS, WRAP_SIZES, Device, Statement
 
 _P: Final = 2**255 - 19
 _D: Final = -121665 * pow(121666, -1, _P) % _P
@@ -71,12 +71,20 @@ def check_wrap_key(algorithm: str, public: bytes) -> None:
     _need(u % _P not in _LOW_ORDER_U, "the X25519 public key has a low order")
 
 
+def check_device_keys(device: Device) -> None:
+    """Check both public keys of a device. Raises `PublicKeyError`."""
+    check_signing_key(device.sign_pub)
+    check_wrap_key("xwing", device.xwing_pub)
+
+
 def check_statement_keys(statement: Statement) -> None:
     """Check every public key in an identity statement. Raises `PublicKeyError`."""
     check_signing_key(statement.sign_pub)
     check_wrap_key(statement.wrap_alg, statement.wrap_pub)
-    for _, public in statement.devices:
-        check_wrap_key("xwing", public)
+    for device in statement.devices:
+        check_device_keys(device)
+    for writer in statement.writers:
+        check_signing_key(writer.sign_pub)
     if statement.recovery is not None:
         check_signing_key(statement.recovery.sign_pub)
         check_wrap_key("xwing", statement.recovery.xwing_pub)

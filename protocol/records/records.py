@@ -18,6 +18,7 @@ from protocol.codec.fields import (
     Bytes16,
     Bytes32,
     Count,
+    Exactly,
     FileId,
     OneOf,
     Positive,
@@ -26,12 +27,16 @@ from protocol.codec.fields import (
     Struct,
     Text,
     UserName,
+    empty_or_signature,
 )
 
 MAX_RECORD = 32 * 1024
 """Longest signed record in bytes; its base64 and the rest of the entry fit in a 64 KiB log line."""
 MAX_READERS = 256
 MAX_DEVICES = 16
+MAX_WRITERS = 16
+MAX_CUSTODIANS = 16
+MAX_TLS_KEYS = 64
 MAX_VOIDS = 64
 MAX_PURGED = 512
 PURGED_AT_ONCE = 96
@@ -62,6 +67,10 @@ XWING_PUBLIC_SIZE = WRAP_SIZES["xwing"].public
 ENROL, DEVICE, RECOVERY_KEY, FINISH = "enrol", "device", "recovery-key", "finish"
 ROTATE, COMPROMISED, RECOVERY = "rotate", "compromised", "recovery"
 STATEMENT_REASONS = (ENROL, DEVICE, RECOVERY_KEY, ROTATE, COMPROMISED, RECOVERY, FINISH)
+USER_ACCOUNT, SPACE = "user", "space"
+ACCOUNT_KINDS = (USER_ACCOUNT, SPACE)
+MACHINE, BACKUP, INVITE = "device", "backup", "invite"
+DEVICE_KINDS = (MACHINE, BACKUP, INVITE)
 
 Generation = Annotated[int, Between(1, 2**31)]
 WrapAlgorithm = Annotated[str, OneOf(WRAP_ALGORITHMS)]
@@ -85,26 +94,26 @@ def key_id(algorithm: str, public_key: bytes) -> bytes:
 
 
 def login_body(
-    *, server: bytes, spki: bytes, welcome: bytes, version: int, user: str, generation: int
+    *,
+    server: bytes,
+    spki: bytes,
+    welcome: bytes,
+    version: int,
+    user: str,
+    device_id: bytes | None,
+    generation: int,
 ) -> bytes:
     """Return the bytes that a Login signature covers: server, TLS key and this one Welcome.
 
     `server`, `spki` and `welcome` (SHA-256 of the Welcome body with its challenge) are 32 bytes.
+    `device_id` has 16 bytes; it is None if not a device logs in.
     """
-    return encoding.pack([server, spki, welcome, version, user, generation])
+    return encoding.pack([server, spki, welcome, version, user, device_id, generation])
 
 
 def enrol_proof_body(*, welcome: bytes, statement: bytes) -> bytes:
     """Return the message that proves a token without sending it: HMAC-SHA256(SHA-256(token), …)."""
     return b"sfs/v2/enroll\0" + welcome + statement
-
-
-def device_login_info(*, server: bytes, welcome: bytes, user: str, device: bytes) -> bytes:
-    """Return the HPKE info of a device's challenge: it opens on this connection only.
-
-    `server` and `welcome` (SHA-256 of the Welcome body) are 32 bytes, `device` is a device_id.
-    """
-    return b"sfs/v2/device-login\0" + server + welcome + device + user.encode()
 
 
 class SignedStruct(Struct):
@@ -131,15 +140,22 @@ class SignedStruct(Struct):
 class ServerStatement(SignedStruct):
     """Statement `n` of a server, signed by its long-lived key `server_pub`.
 
-    `tls_spki_sha256` names the TLS key and `log_vkey` (C2SP vkey text) the log key that are valid
-    from `created` (unix seconds) on. Clients refuse an `n` lower than one they have seen.
+    `tls_spki_sha256` names the TLS keys, sorted, and `log_vkey` (C2SP vkey text) the log key that
+    are valid from `created` (unix seconds) on. Clients refuse an `n` lower than one they have seen.
     """
 
     server_pub: Bytes32
     n: Positive
-    tls_spki_sha256: Bytes32
+    tls_spki_sha256: Annotated[tuple[Bytes32, ...], AtMost(MAX_TLS_KEYS)]
     log_vkey: Text
     created: Count
+
+    def __post_init__(self) -> None:
+        keys = self.tls_spki_sha256
+        if not keys or keys != tuple(sorted(set(keys))):
+            raise MessageError(
+                "ServerStatement.tls_spki_sha256 must be sorted and unique, not empty"
+            )
 
 
 class RecoveryKey(Struct):
@@ -151,30 +167,58 @@ class RecoveryKey(Struct):
     xwing_pub: Annotated[bytes, AtMost(XWING_PUBLIC_SIZE)]
 
 
+class Device(Struct):
+    """A device of an account: `sign_pub` (Ed25519) signs its logins, `xwing_pub` opens bundles.
+
+    A backup is a device whose keys are in a file. `member` (hash of a first statement) and
+    `member_signature` (64 bytes) are for devices of a space, and empty for those of a user.
+    """
+
+    device_id: Bytes16
+    sign_pub: Bytes32
+    xwing_pub: Annotated[bytes, Exactly(XWING_PUBLIC_SIZE)]
+    kind: Annotated[str, OneOf(DEVICE_KINDS)]
+    member: Previous = b""
+    member_signature: Annotated[bytes, empty_or_signature] = b""
+
+    @property
+    def keys(self) -> tuple[bytes, bytes, bytes]:
+        """The id of the device with both of its public keys."""
+        return self.device_id, self.sign_pub, self.xwing_pub
+
+
+class Writer(Struct):
+    """A device that may only add files, until `expires` (unix seconds)."""
+
+    name: UserName
+    sign_pub: Bytes32
+    expires: Count
+
+
 class Statement(SignedStruct):
     """Statement `n` of a user's identity chain; `protocol.records.chain` checks its validity.
 
     `tag_commit` commits to the account's tag key (`protocol.log.tags`), which it keeps for life.
 
-    `generation` counts key generations; `oldest` is the lowest whose signatures count. `devices`
-    are (16-byte device id, 1,216-byte X-Wing public key). `voids` is empty, or the hash of the
+    `generation` counts key generations; `oldest` is the lowest whose signatures count. `custodians`
+    are hashes of first statements, empty for the `kind` user. `voids` is empty, or the hash of the
     first statement that this one undoes together with all after it. `prev` is the hash of statement
     n-1, empty for the first. Times are unix seconds.
     """
 
     server: Bytes32
     user: UserName
+    kind: Annotated[str, OneOf(ACCOUNT_KINDS)]
     n: Positive
     generation: Generation
     oldest: Generation
     sign_pub: Bytes32
     wrap_alg: WrapAlgorithm
     wrap_pub: WrapPublic
-    devices: Annotated[
-        tuple[tuple[Bytes16, Annotated[bytes, AtMost(XWING_PUBLIC_SIZE)]], ...],
-        AtMost(MAX_DEVICES),
-    ]
+    devices: Annotated[tuple[Device, ...], AtMost(MAX_DEVICES)]
     recovery: RecoveryKey | None
+    custodians: Annotated[tuple[Bytes32, ...], AtMost(MAX_CUSTODIANS)]
+    writers: Annotated[tuple[Writer, ...], AtMost(MAX_WRITERS)]
     voids: Annotated[tuple[Bytes32, ...], AtMost(MAX_VOIDS)]
     bundle_sha256: Bytes32
     created: Count
@@ -194,6 +238,17 @@ class Statement(SignedStruct):
     def key_id(self) -> bytes:
         """The id of the wrapping key that this statement makes current."""
         return key_id(self.wrap_alg, self.wrap_pub)
+
+    def find_device(self, device_id: bytes) -> Device | None:
+        """Return the device with this id, None if the statement does not name it."""
+        return next((one for one in self.devices if one.device_id == device_id), None)
+
+    @property
+    def signing_keys(self) -> list[bytes]:
+        """All Ed25519 public keys that the statement names, its own first."""
+        recovery = [] if self.recovery is None else [self.recovery.sign_pub]
+        devices = [one.sign_pub for one in self.devices]
+        return [self.sign_pub, *recovery, *devices, *(one.sign_pub for one in self.writers)]
 
 
 PUT, DELETE, RESTORE, MOVE = "put", "delete", "restore", "move"
@@ -303,12 +358,15 @@ class RotationFinish(SignedStruct):
     """Signed statement of a user that no wrap of an older generation is left, except in versions
     that could not be renewed because they are damaged.
 
-    `root` is the RFC 6962 root over this user's wraps as of log entry `as_of_seq`, sorted by owner,
-    file_id and version (leaves: `wrap_leaf`). `files` counts them. `left_out` counts the versions
-    that were left out, and `left_out_root` is the root over them in the same order (leaves:
-    `version_leaf`).
+    `statement` is the hash of the statement of reason `finish` that is sent with it. `root` is the
+    RFC 6962 root over this user's wraps as of log entry `as_of_seq`, sorted by owner, file_id and
+    version (leaves: `wrap_leaf`). `files` counts them. `left_out` counts the versions that were
+    left out, and `left_out_root` is the root over them in the same order (leaves: `version_leaf`).
     """
 
+    server: Bytes32
+    user: UserName
+    statement: Bytes32
     generation: Generation
     as_of_seq: Count
     files: Count

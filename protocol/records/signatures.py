@@ -25,6 +25,7 @@ class Label(Enum):
 
     LOGIN = b"sfs/v2/login"
     STATEMENT = b"sfs/v2/statement"
+    RECOVERY_POSSESSION = b"sfs/v2/recovery-possession"
     RECORDS = b"sfs/v2/records"
     ENDORSEMENTS = b"sfs/v2/endorsements"
     ROTATION_FINISH = b"sfs/v2/rotation-finish"

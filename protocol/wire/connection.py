@@ -22,7 +22,7 @@ from protocol.codec.errors import (
 from protocol.codec.values import Value
 from protocol.wire.frames import MAX_OPENING_BODY, FrameReader, encode_frame
 from protocol.wire.messages import Error, Message, Reply, Request, decode, encode, registered
-from protocol.wire.messages.session import OPENING, DeviceChallenge, Session, Welcome
+from protocol.wire.messages.session import OPENING, Session, Welcome
 
 MAX_OUTSTANDING = 1024
 """Most requests that may wait for their reply on one connection."""
@@ -81,10 +81,7 @@ _LEGAL: dict[tuple[Role, ConnectionState], tuple[_Types, int]] = {
     (Role.CLIENT, ConnectionState.WELCOME): (_NOTHING, MAX_OPENING_BODY),
     # The server's limit rises first: a client answers a Welcome only after it has authenticated the
     # server, and the receipt of an Enroll is longer than the Enroll.
-    (Role.SERVER, ConnectionState.OPENING): (
-        frozenset({Session, DeviceChallenge, Error}),
-        MAX_BODY,
-    ),
+    (Role.SERVER, ConnectionState.OPENING): (frozenset({Session, Error}), MAX_BODY),
     (Role.CLIENT, ConnectionState.OPENING): (frozenset(OPENING), MAX_OPENING_BODY),
     (Role.SERVER, ConnectionState.OPEN): (_ANSWERS, MAX_BODY),
     (Role.CLIENT, ConnectionState.OPEN): (_REQUESTS | {UnknownRequest}, MAX_BODY),

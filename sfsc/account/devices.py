@@ -14,12 +14,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from protocol.codec.errors import PublicKeyError
 from protocol.codec.values import Value, changed
 from protocol.records import chain as rules
+from protocol.records.public_keys import check_device_keys
 from protocol.records.records import (
+    BACKUP,
     DEVICE,
+    MACHINE,
     MAX_DEVICES,
     RECOVERY_KEY,
+    Device,
     Statement,
     key_id,
     record_hash,
@@ -27,7 +32,7 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.rotation import GetBundle, NewStatement, SealedBundle
-from sfsc.account.key_status import device_public_key, has_old_keys, is_rotating, new_device
+from sfsc.account.key_status import has_old_keys, is_rotating, new_device, public_device
 from sfsc.crypto.primitives import state_key
 from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UnsupportedKey, UsageError
@@ -84,19 +89,32 @@ class Devices:
         if self._keyring.pending is not None and self._keyring.pending.keys is None:
             self._send_pending()
         self._publish_device(self._keyring.device)
+        if self._session.is_joining:
+            self._session.reconnect()
+
+    def adopt_saved_device(self) -> bool:
+        """Read the keyring file again. If another process of this machine has given the device new
+        keys, continue with them and return True. Raises as `KeyringFile.reload`."""
+        before = self._keyring.device
+        self._file.reload()
+        if self._keyring.device == before:
+            return False
+        self._session.use_keyring(self._keyring)
+        return True
 
     def renew_key(self) -> Statement:
-        """Give this device a new key, because the present one may have been copied. Return the
+        """Give this device new keys, because the present ones may have been copied. Return the
         newest statement. If this is interrupted before the keyring is saved, the device still has
-        its old key and joins again with it."""
-        key = PrivateKey.generate(XWING).encoded
-        device = DeviceKey(self._keyring.device.device_id, key)
+        its old keys and joins again with them."""
+        device = new_device(self._keyring.device.device_id)
         # Not saved before it is sent: if another device's rotation wins the race, only the old key
         # opens the bundle sealed there.
         self._publish_device(device)
         self._file.update(lambda keyring: changed(keyring, device=device))
         # Last: a process that finds the state under another key finds that key in the keyring.
-        self._session.state.change_key(state_key(key))
+        self._session.state.change_key(state_key(device.xwing_private))
+        self._session.use_keyring(self._keyring)
+        self._session.reconnect()  # the key that opened this session no longer counts
         return self.catch_up()
 
     def list_devices(self) -> list[DeviceInfo]:
@@ -105,9 +123,10 @@ class Devices:
         head = self.catch_up()
         since: dict[bytes, int] = {}
         for statement in (*map(Statement.parse, self._keyring.statements), head):
-            for device_id, _ in statement.devices:
-                since.setdefault(device_id, statement.created)
-        return [DeviceInfo(one, one == here, since[one]) for one, _ in head.devices]
+            for device in statement.devices:
+                since.setdefault(device.device_id, statement.created)
+        ids = [one.device_id for one in head.devices]
+        return [DeviceInfo(one, one == here, since[one]) for one in ids]
 
     def backup(self, path: Path, passphrase: str | None) -> None:
         """Add a device for the file `path`, and write the keyring there with that device's key.
@@ -115,7 +134,7 @@ class Devices:
         if os.path.exists(path):
             raise LocalError(f"the file exists: {path}", "choose another name")
         device = new_device()
-        self._publish_device(device)
+        self._publish_device(device, BACKUP)
         KeyringFile.create(path, changed(self._keyring, device=device, pending=None), passphrase)
 
     def has_recovery(self) -> bool:
@@ -140,11 +159,11 @@ class Devices:
             return None if head.recovery == wanted else {"recovery": wanted}
 
         also = None if head.recovery is None or old is None else old.signing_key
-        self._publish(RECOVERY_KEY, change, also)
+        self._publish(RECOVERY_KEY, change, also, code.signing_key)
 
-    def _publish_device(self, device: DeviceKey) -> None:
-        public = device_public_key(device)
-        self._publish(DEVICE, lambda head: _with_device(head, device.device_id, public))
+    def _publish_device(self, device: DeviceKey, kind: str = MACHINE) -> None:
+        public = public_device(device, kind)
+        self._publish(DEVICE, lambda head: _with_device(head, public))
 
     def catch_up(self) -> Statement:
         """Follow the account's chain, adopt keys that another device has rotated, and return the
@@ -250,7 +269,9 @@ class Devices:
         before = keyring.statements
         if pending.statement in before:  # the chain was followed to it meanwhile
             before = before[: before.index(pending.statement)]
-        _, signers = rules.check_next(before, pending.statement, pending.signatures)
+        _, signers = rules.check_next(
+            before, pending.statement, pending.signatures, pending.possession
+        )
         named = zip(signers, pending.signatures, strict=True)
         sent = SentChange(
             op=op,
@@ -282,9 +303,15 @@ class Devices:
         if pending.keys is not None:
             self._session.reconnect()
 
-    def _publish(self, reason: str, change: Change, also: SigningKey | None = None) -> None:
+    def _publish(
+        self,
+        reason: str,
+        change: Change,
+        also: SigningKey | None = None,
+        recovery: SigningKey | None = None,
+    ) -> None:
         """Append a statement to the chain; retry if another device was first. `also` signs in
-        addition to the account's own key."""
+        addition to the account's own key, `recovery` is the recovery key that it introduces."""
         self._session.check_trusted()
         for _ in range(MAX_CONFLICTS):
             fields = change(self.catch_up())
@@ -295,6 +322,9 @@ class Devices:
             own = SigningKey.from_seed(current_keys(keyring).sign_seed)
             keys = (own,) if also is None else (own, also)
             pending = self.build_statement(draft, keyring.generations, keys)
+            if recovery is not None:
+                proof = recovery.sign(Label.RECOVERY_POSSESSION, pending.statement)
+                pending = changed(pending, possession=proof)
             self._file.save(changed(keyring, pending=pending))  # before it is sent
             if self._send_pending():
                 return
@@ -350,7 +380,9 @@ class Devices:
         pending = self._keyring.pending
         if pending is None:
             return True
-        message = NewStatement(pending.statement, pending.signatures, pending.bundle)
+        message = NewStatement(
+            pending.statement, pending.signatures, pending.bundle, pending.possession
+        )
         reply = self._session.ask(message)
         if isinstance(reply, Error):
             if reply.code in ("conflict", "bad-request", "refused"):
@@ -363,15 +395,15 @@ class Devices:
         return True
 
 
-def _with_device(head: Statement, device_id: bytes, public: bytes) -> dict[str, Any] | None:
-    """Return the statement fields that add this device, or that replace its key; None if it is
+def _with_device(head: Statement, device: Device) -> dict[str, Any] | None:
+    """Return the statement fields that add this device, or that replace its keys; None if it is
     listed."""
-    if (device_id, public) in head.devices:
+    if device.keys in (one.keys for one in head.devices):
         return None
-    others = tuple(one for one in head.devices if one[0] != device_id)
+    others = tuple(one for one in head.devices if one.device_id != device.device_id)
     if len(others) >= MAX_DEVICES:
         raise UsageError(f"the account already has {MAX_DEVICES} devices", "see `sfsc device list`")
-    return {"devices": (*others, (device_id, public))}
+    return {"devices": (*others, device)}
 
 
 def next_statement(before: bytes, reason: str, now: int, **fields: Any) -> Statement:
@@ -383,25 +415,25 @@ def next_statement(before: bytes, reason: str, now: int, **fields: Any) -> State
     return changed(head, n=head.n + 1, created=now, reason=reason, **fields)
 
 
-def _usable_devices(devices: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+def _usable_devices(devices: Iterable[Device]) -> tuple[Device, ...]:
     """Return the devices whose keys can be used, and warn of the others. No real device has such a
     key: somebody added it to make every later statement of the account fail."""
     usable = []
-    for device_id, public in devices:
+    for device in devices:
         try:
-            PublicKey(XWING, public)
-        except UnsupportedKey as exc:
-            what = f"the device {device_id.hex()} is dropped"
-            log_warning(what, exc.cause, "if you did not add it, run `sfsc rotate --compromised`")
+            check_device_keys(device)
+        except PublicKeyError as exc:
+            what = f"the device {device.device_id.hex()} is dropped"
+            log_warning(what, str(exc), "if you did not add it, run `sfsc rotate --compromised`")
         else:
-            usable.append((device_id, public))
+            usable.append(device)
     return tuple(usable)
 
 
 def bundle_recipients(statement: Statement) -> list[PublicKey]:
     """Return all keys that the bundle of a statement is sealed to. A recovery key that cannot be
     used is left out, with a warning."""
-    keys = [PublicKey(XWING, public) for _, public in statement.devices]
+    keys = [PublicKey(XWING, device.xwing_pub) for device in statement.devices]
     if statement.recovery is not None:
         try:
             keys.append(PublicKey(XWING, statement.recovery.xwing_pub))

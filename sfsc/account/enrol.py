@@ -18,11 +18,17 @@ from protocol.codec.errors import MessageError
 from protocol.codec.values import changed
 from protocol.log.tags import tag_commit
 from protocol.records.invitation import Invitation, parse_invitation
-from protocol.records.records import Statement, enrol_proof_body, key_id, record_hash
+from protocol.records.records import (
+    USER_ACCOUNT,
+    Statement,
+    enrol_proof_body,
+    key_id,
+    record_hash,
+)
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages import session as opening
-from sfsc.account.key_status import device_public_key, new_device
+from sfsc.account.key_status import new_device, public_device
 from sfsc.crypto.primitives import new_key
 from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
 from sfsc.errors import LocalError, UsageError
@@ -137,7 +143,7 @@ def _new_keyring(
 ) -> Keyring:
     """Create all keys of a new account, and its first statement as pending."""
     device = new_device()
-    device_public = device_public_key(device)
+    public = public_device(device)
     keys = GenerationKeys(1, signing.seed, wrapping.alg, wrapping.encoded)
     name_keys, tag_key = (new_key(),), new_key()
     bundle = seal_bundle(
@@ -145,21 +151,24 @@ def _new_keyring(
         server=invitation.pin,
         user=invitation.user,
         n=1,
-        recipients=(PublicKey(XWING, device_public), wrapping.public),
+        recipients=(PublicKey(XWING, public.xwing_pub), wrapping.public),
     )
     now = int(time.time())
     due, expires = key_lifetime(limits, now)
     body = Statement(
         server=invitation.pin,
         user=invitation.user,
+        kind=USER_ACCOUNT,
         n=1,
         generation=1,
         oldest=1,
         sign_pub=signing.public,
         wrap_alg=wrapping.alg,
         wrap_pub=wrapping.public.encoded,
-        devices=((device.device_id, device_public),),
+        devices=(public,),
         recovery=None,
+        custodians=(),
+        writers=(),
         voids=(),
         bundle_sha256=hashlib.sha256(bundle).digest(),
         created=now,

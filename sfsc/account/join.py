@@ -1,20 +1,20 @@
 """Open an account on another device with its recovery code, a backup, or its keys as PEM.
 
-The chain is followed from the pinned first statement. The bundle must be the one that the newest
-statement names, and the log must extend the checkpoint that other devices have seen.
+The chain is followed from the pinned first statement, and must name the key that joins. The bundle
+must be the one that the newest statement names, and the log must extend the checkpoint that other
+devices have seen. The new device then has the account's own key, which adds it to the account, and
+logs in with its own key from there on.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from protocol.codec.terminal_text import human_time
 from protocol.codec.values import Value
 from protocol.records.invitation import AccountLink
 from protocol.records.records import ServerStatement, Statement
-from protocol.records.signatures import SigningKey
 from protocol.wire.messages import session as opening
 from protocol.wire.messages.log import CONSISTENCY, LogProof
 from protocol.wire.messages.rotation import GetBundle, SealedBundle
@@ -23,44 +23,68 @@ from sfsc.account.devices import Devices
 from sfsc.account.key_status import new_device
 from sfsc.account.recover import find_last_bundle, take_back_account
 from sfsc.crypto.wrap import XWING, PrivateKey
-from sfsc.errors import Denied, IntegrityError, KeyringError, LocalError, TakenOver
+from sfsc.errors import BrokenChain, IntegrityError, KeyringError, LocalError, TakenOver
 from sfsc.keys.bundle import Bundle, open_bundle
 from sfsc.keys.home import check_no_keyring, keyring_path
-from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile
+from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
-from sfsc.session.handshake import build_login, dial, log_in_with_device
+from sfsc.session.handshake import LoginKey, build_login, dial
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import expect_proof, expect_reply
 from sfsc.session.session import Session
 from sfsc.session.transport import Transport
 from sfsc.trust.identity_chain import fetch_newest_bundle, follow_chain
-from sfsc.trust.server_log import ServerTrust
+from sfsc.trust.server_log import REPORT, ServerTrust
 from sfsc.trust.state import open_client_state
 
 
 class AccountCredentials(Value):
-    """Keys that open an account on a new device: the signing key of `generation` (0: the recovery
-    key) to log in, and private `keys` of which one opens the bundle. `device` logs in if the server
-    does not know the signing key, because it was restored from a backup."""
+    """Keys that open an account on a new device: `login` to log in, and the private key `opener`
+    that opens the bundle. `code` is the recovery code that they are derived from, if any."""
 
-    generation: int
-    signing: SigningKey
-    keys: Sequence[PrivateKey]
+    login: LoginKey
+    opener: PrivateKey
     code: RecoveryCode | None = None
-    device: DeviceKey | None = None
 
     @classmethod
-    def from_keyring(cls, keyring: Keyring) -> AccountCredentials:
-        """Return the credentials in the keyring of a backup. Raises `LocalError` if it was never
-        enrolled."""
+    def from_backup(cls, keyring: Keyring) -> AccountCredentials:
+        """Return the keys of the device that a backup is. Raises `LocalError` if the keyring was
+        never enrolled."""
         current = keyring.current
         if current is None:
             raise LocalError("the backup contains no account")
-        device = PrivateKey(XWING, keyring.device.xwing_private)
-        own = [PrivateKey(one.wrap_alg, one.wrap_private) for one in keyring.generations]
-        signing = SigningKey.from_seed(current.sign_seed)
-        return cls(current.generation, signing, (device, *own), device=keyring.device)
+        login = LoginKey.from_device(keyring.device, current.generation)
+        return cls(login, PrivateKey(XWING, keyring.device.xwing_private))
+
+    @classmethod
+    def from_code(cls, code: RecoveryCode) -> AccountCredentials:
+        """Return the keys of a recovery code."""
+        return cls(LoginKey(None, 0, code.signing_key), code.wrap_key, code)
+
+    def check_named(self, chain: tuple[bytes, ...], first: bytes) -> None:
+        """Check that the account's statements name these keys: the newest one the device or the
+        recovery key, and that of their generation an account's own keys. Else somebody leads us
+        into an account of theirs. `first` is the pinned hash of the first statement. Raises
+        `BrokenChain`."""
+        head, login = Statement.parse(chain[-1]), self.login
+        ours = login.key.public, self.opener.public.encoded
+        if login.device_id is not None:
+            device = head.find_device(login.device_id)
+            named = [] if device is None else [(device.sign_pub, device.xwing_pub)]
+        elif login.generation == 0:
+            recovery = head.recovery
+            named = [] if recovery is None else [(recovery.sign_pub, recovery.xwing_pub)]
+        else:
+            parsed = map(Statement.parse, chain)
+            of_generation = (one for one in parsed if one.generation == login.generation)
+            named = [(one.sign_pub, one.wrap_pub) for one in of_generation]
+        if ours not in named:
+            raise BrokenChain(
+                "the account that the server shows does not name the key that joins it",
+                REPORT,
+                pinned=first.hex(),
+            )
 
 
 def join_account(
@@ -80,14 +104,7 @@ def join_account(
     the recovery code, `Denied`, `IntegrityError`, ….
     """
     check_no_keyring(home)
-    try:
-        welcome, trust, chain, bundle = _open_account(link, credentials, timeouts, options)
-    except Denied:
-        if credentials.device is None:
-            raise
-        welcome, trust, chain, bundle = _open_account(
-            link, credentials, timeouts, options, device=credentials.device
-        )
+    welcome, trust, chain, bundle = _open_account(link, credentials, timeouts, options)
     keyring = Keyring(
         server_id=link.pin,
         addresses=(link.address,),
@@ -140,23 +157,16 @@ def _open_account(
     credentials: AccountCredentials,
     timeouts: Timeouts | None,
     options: TakeBackOptions | None,
-    *,
-    device: DeviceKey | None = None,
 ) -> tuple[opening.Welcome, ServerTrust, tuple[bytes, ...], Bundle]:
-    """Log in on a new connection, with the key of `device` if it is given. Return the server's
-    greeting, the trust in its log, the account's chain as exact bytes, and its opened bundle."""
+    """Log in on a new connection. Return the server's greeting, the trust in its log, the account's
+    chain as exact bytes, and its opened bundle."""
     transport = dial((link.address,), timeouts)
     try:
         trust = ServerTrust(link.pin)
         welcome = transport.welcome()
         trust.accept_welcome(welcome, transport.peer_spki_sha256)
-        if device is not None:
-            reply = log_in_with_device(transport, link.pin, link.user, device, 0)
-        else:
-            message, _ = build_login(
-                transport, link.pin, link.user, credentials.generation, credentials.signing, 0
-            )
-            reply = transport.call(message, transport.timeouts.opening)
+        sent = build_login(transport, link.pin, link.user, credentials.login, 0)
+        reply = transport.call(sent.message, transport.timeouts.opening)
         trust.accept_session(expect_reply(reply, opening.Session))
         chain, bundle = _read_account(transport, trust, link, credentials, options)
     finally:
@@ -183,11 +193,12 @@ def _read_account(
         return expect_reply(transport.call(GetBundle(n)), SealedBundle).bundle
 
     chain, sealed = fetch_newest_bundle(follow_on(()), follow_on, fetch)
+    credentials.check_named(chain, link.first)
     if options is not None and credentials.code is not None:
         bundle = find_last_bundle(chain, fetch, credentials.code, options.first).bundle
     else:
         try:
-            bundle = open_bundle(sealed, Statement.parse(chain[-1]), credentials.keys)
+            bundle = open_bundle(sealed, Statement.parse(chain[-1]), (credentials.opener,))
         except (KeyringError, IntegrityError) as exc:
             if credentials.code is None or not _is_named(sealed, chain):
                 raise

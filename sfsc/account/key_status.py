@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from protocol.records.records import Statement
+from protocol.records.records import MACHINE, Device, Statement
+from protocol.records.signatures import SigningKey
 from sfsc.crypto.wrap import XWING, PrivateKey
 from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile
 from sfsc.session.handshake import DAY
@@ -41,9 +42,7 @@ class KeyStatus:
         waits = pending is not None and pending.keys is None  # `Rotation` finishes a rotation
         renewed = self._session.is_restricted
         ended = not is_rotating(head) and has_old_keys(keyring)
-        # Compare the key too: a replacement may have been lost on its way here.
-        joined = (keyring.device.device_id, device_public_key(keyring.device)) in head.devices
-        return waits or renewed or ended or not joined
+        return waits or renewed or ended or not is_listed(head, keyring.device)
 
     def is_due(self) -> bool:
         """Return whether the keys are past `due`, the server asks for new ones, or a rotation is
@@ -99,11 +98,20 @@ def has_old_keys(keyring: Keyring) -> bool:
     return len(keyring.generations) > 1
 
 
-def new_device() -> DeviceKey:
-    """Generate the key of a new device, with a random id."""
-    return DeviceKey(os.urandom(16), PrivateKey.generate(XWING).encoded)
+def new_device(device_id: bytes | None = None) -> DeviceKey:
+    """Generate the keys of a device. `device_id` has 16 bytes; by default it is random."""
+    name = os.urandom(16) if device_id is None else device_id
+    return DeviceKey(name, SigningKey.generate().seed, PrivateKey.generate(XWING).encoded)
 
 
-def device_public_key(device: DeviceKey) -> bytes:
-    """Return the key that bundles are sealed to for this device, as statements name it."""
-    return PrivateKey(XWING, device.xwing_private).public.encoded
+def public_device(device: DeviceKey, kind: str = MACHINE) -> Device:
+    """Return a device as statements name it."""
+    signing = SigningKey.from_seed(device.sign_seed)
+    wrapping = PrivateKey(XWING, device.xwing_private)
+    return Device(device.device_id, signing.public, wrapping.public.encoded, kind)
+
+
+def is_listed(head: Statement, device: DeviceKey) -> bool:
+    """Return whether the statement names this device with its present keys: a replacement may have
+    been lost on its way here."""
+    return public_device(device).keys in (one.keys for one in head.devices)

@@ -33,6 +33,7 @@ from sfsc.keys.home import (
     unlock_keyring,
 )
 from sfsc.keys.recovery_code import RecoveryCode
+from sfsc.session.handshake import LoginKey
 from sfsc.session.pipeline import Skip
 from sfsc.trust.state import open_client_state
 
@@ -83,7 +84,7 @@ def recover(
     `TakenOver` if an attacker controls the account. With `take_back` it is taken back, as by the
     function of that name."""
     parsed = RecoveryCode.parse(code)
-    credentials = AccountCredentials(0, parsed.signing_key, (parsed.wrap_key,), parsed)
+    credentials = AccountCredentials.from_code(parsed)
     options = TakeBackOptions(undo_from, on_destroyed) if take_back else None
     link = _parse_link(account)
     return _join(link, credentials, home, passphrase, options, no_passphrase=no_passphrase)
@@ -135,7 +136,7 @@ def restore(
         kept = unlock_keyring(Path(file), file_passphrase).contents
     except WrongPassphrase as exc:
         raise WrongPassphrase(f"{exc.cause}: {os.fspath(file)}", exc.hint) from exc
-    credentials = AccountCredentials.from_keyring(kept)
+    credentials = AccountCredentials.from_backup(kept)
     return _join(account_link(kept), credentials, home, passphrase, no_passphrase=no_passphrase)
 
 
@@ -149,14 +150,14 @@ def import_pem(
     no_passphrase: bool = False,
 ) -> Whoami:
     """Open an account on this device with keys from `export_pem`. `account` is the account's link
-    if the file does not contain it."""
+    if the file does not contain it. Raises `Tampered` if the text in front of the keys was
+    changed."""
     keys = _load_pem(pem, pem_passphrase)
     link = keys.link if account is None else _parse_link(account)
     if keys.seed is None or keys.wrapping is None or link is None:
         raise UsageError("the signing key, the wrap key or the account link is missing")
-    credentials = AccountCredentials(
-        keys.generation, SigningKey.from_seed(keys.seed), (keys.wrapping,)
-    )
+    login = LoginKey(None, keys.generation, SigningKey.from_seed(keys.seed))
+    credentials = AccountCredentials(login, keys.wrapping)
     return _join(link, credentials, home, passphrase, no_passphrase=no_passphrase)
 
 

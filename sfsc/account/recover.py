@@ -22,10 +22,11 @@ from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Error
 from protocol.wire.messages.rotation import GetBundle, RotateBegin, SealedBundle
 from sfsc.account.devices import Devices
-from sfsc.account.key_status import device_public_key, new_device
+from sfsc.account.key_status import new_device, public_device
 from sfsc.account.rotate import Rotation, RotationResult
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
+    BadRecord,
     ConflictError,
     Denied,
     IntegrityError,
@@ -73,6 +74,13 @@ class OpenedBundle(Value):
 
     n: int
     bundle: Bundle
+
+
+def check_recovery_key(chain: tuple[bytes, ...], code: RecoveryCode) -> None:
+    """Raise `BadRecord` unless the newest statement names both public keys of `code`. The server
+    accepted its signing key, which says nothing of the key that bundles are sealed to."""
+    if Statement.parse(chain[-1]).recovery != code.public_keys:
+        raise BadRecord("the account's statements name another recovery key than this code's")
 
 
 def find_last_bundle(
@@ -208,6 +216,7 @@ class AccountRecovery:
         keys). `first` is the user's choice. Raises `KeyringError` if neither the keyring nor a
         bundle has those keys."""
         chain = self._devices.follow(self._keyring.statements)
+        check_recovery_key(chain, self._code)
         own = {one.generation: one for one in self._keyring.generations}
 
         def fetch(n: int) -> bytes:
@@ -270,7 +279,7 @@ class AccountRecovery:
                 self._code.signing_key,
                 int(self._clock()),
                 oldest=base.oldest,
-                devices=((device.device_id, device_public_key(device)),),
+                devices=(public_device(device),),
                 voids=() if first is None else (record_hash(chain[first - 1]),),
             )
             self._session.state.change_key(state_key(device.xwing_private))

@@ -1,8 +1,8 @@
 """Continue on a server that was restored from a backup made before this account's last statements.
 
-The server then knows older keys, of which this device has destroyed the private ones. But the
-server's bundle of that time is sealed to the device's own key, so the device logs in with that key,
-takes the older keys from the bundle, and begins a new generation on the restored chain.
+The server then knows older keys, of which this device has destroyed the private ones. But it knows
+the device, whose own key logs in, and its bundle of that time is sealed to the device. So the
+device takes the older keys from the bundle, and begins a new generation on the restored chain.
 
 The user has accepted the server's log as it is (`sfsc audit accept`). What the user decided since
 the backup still counts: the new statement lists the devices of the last statement known here, so a
@@ -20,7 +20,7 @@ from protocol.wire.messages.rotation import GetBundle, SealedBundle
 from sfsc.account.devices import Devices
 from sfsc.account.rotate import Rotation
 from sfsc.crypto.wrap import XWING, PrivateKey
-from sfsc.errors import BadRecord, Denied, Tampered
+from sfsc.errors import BadRecord, Denied
 from sfsc.files.contacts import Contacts, follow_user_chain
 from sfsc.keys.bundle import open_bundle
 from sfsc.keys.keyring import MAX_PINS, Keyring, KeyringFile
@@ -33,28 +33,27 @@ class RestoredAccount(Value):
     """The server had `statements` of this account, and not the last `forgotten` ones of this
     device. `unknown` counts the account's devices that this device had never seen. `stolen` tells
     whether a rotation after a theft was forgotten: contents are encrypted under stolen keys
-    again."""
+    again. `other_code` tells whether the account's present recovery code was forgotten: it has the
+    former one, or none."""
 
     statements: int
     forgotten: int
     unknown: int
     stolen: bool
+    other_code: bool
 
 
 def connect_accepting(session: Session) -> None:
-    """Connect with the account's keys, or with the device's own key if the server does not know
-    them. Raises as `Session.connect`."""
+    """Connect to a server that may know older keys of the account only: it must know the device.
+    Raises as `Session.connect`."""
     try:
         session.connect()
-    except Denied:
-        try:
-            session.connect_with_device_key()
-        except (Denied, Tampered) as exc:
-            raise Denied(
-                "the server knows neither the keys of this machine nor the machine itself",
-                "run `sfsc audit accept` on a machine that joined the account before the backup, "
-                "or join again by `sfsc init --recovery` in an empty --home",
-            ) from exc
+    except Denied as exc:
+        raise Denied(
+            "the server does not know this machine",
+            "run `sfsc audit accept` on a machine that joined the account before the backup, "
+            "or join again by `sfsc init --recovery` in an empty --home",
+        ) from exc
 
 
 def continue_restored(
@@ -84,9 +83,8 @@ def continue_restored(
         seen = {one for body in known for one in Statement.parse(body).devices}
         kept = tuple(one for one in head.devices if one in before.devices or one not in seen)
         unknown = sum(one not in seen for one in kept)
-        own = [one for one in before.devices if one[0] == keyring.device.device_id]
+        own = [one for one in before.devices if one.device_id == keyring.device.device_id]
         kept = (*(one for one in kept if one not in own), *own)
-    recovery = before.recovery if head.recovery is None else head.recovery
     pending = devices.build_generation(
         keyring,
         ROTATE,
@@ -94,7 +92,6 @@ def continue_restored(
         SigningKey.from_seed(keyring.generations[-1].sign_seed),
         int(time.time()),
         devices=kept,
-        recovery=recovery,
     )
     # Saved together: after an interruption, the next command sends the statement.
     file.save(changed(keyring, pending=pending))
@@ -104,7 +101,8 @@ def continue_restored(
     session.readers = lambda: contacts
     Rotation(session, file, devices, contacts).rotate(skip=skip)
     stolen = any(one.reason in (COMPROMISED, RECOVERY) for one in forgotten)
-    return RestoredAccount(len(chain), len(forgotten), unknown, stolen)
+    other_code = before.recovery not in (None, head.recovery)
+    return RestoredAccount(len(chain), len(forgotten), unknown, stolen, other_code)
 
 
 def _follow(session: Session, known: tuple[bytes, ...]) -> tuple[bytes, ...]:

@@ -24,15 +24,17 @@ from protocol.records.records import (
     FINISH,
     RECOVERY,
     ROTATE,
+    Device,
     RotationFinish,
     Statement,
+    record_hash,
 )
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Error
 from protocol.wire.messages.rotation import RotateBegin, RotateFinish, WrapItem
 from sfsc.account.compromise import CompromiseResponse, files_of
 from sfsc.account.devices import MAX_CONFLICTS, Devices, next_statement
-from sfsc.account.key_status import device_public_key, is_rotating
+from sfsc.account.key_status import is_rotating, public_device
 from sfsc.account.rewrap import (
     SERVER_FAULTS,
     LeftOut,
@@ -175,7 +177,7 @@ class Rotation:
         if drop is not None:
             if drop == self._keyring.device.device_id:
                 raise UsageError("a device cannot drop itself", "run this on another device")
-            if all(one != drop for one, _ in head.devices):
+            if head.find_device(drop) is None:
                 raise NotFound("the account has no such device", "see `sfsc device list`")
         begun = self._is_compromised()
         begins = not is_rotating(head) or drop is not None or compromised > begun
@@ -277,7 +279,9 @@ class Rotation:
         if pending is None or not again or drop is not None or reason != ROTATE:
             pending = self._new_generation(key_type, drop, reason)
             self._file.save(changed(self._keyring, pending=pending))
-        message = RotateBegin(pending.statement, pending.signatures, pending.bundle)
+        message = RotateBegin(
+            pending.statement, pending.signatures, pending.bundle, pending.possession
+        )
         reply = self._session.ask(message)
         if pending.statement in self._keyring.statements:
             return True  # accepted; its reply was lost, and the chain was followed to it
@@ -342,14 +346,6 @@ class Rotation:
         """End older generations and return the number of wraps; None if the server has wraps other
         than `leaves`, or if some are left to replace that are not in `left_out`."""
         session, keyring, current = self._session, self._keyring, current_keys(self._keyring)
-        finish = RotationFinish(
-            current.generation,
-            session.trust.newest.size,
-            len(leaves),
-            merkle.root(leaves),
-            len(left_out),
-            left_out_root(left_out),
-        ).encode()
         before = keyring.statements[-1]
         head = Statement.parse(before)
         if not is_rotating(head):
@@ -359,6 +355,17 @@ class Rotation:
         draft = next_statement(before, FINISH, now, oldest=head.generation)
         signing = SigningKey.from_seed(current.sign_seed)
         ending = self._devices.build_statement(draft, (current,), (signing,))
+        finish = RotationFinish(
+            server=head.server,
+            user=head.user,
+            statement=record_hash(ending.statement),
+            generation=current.generation,
+            as_of_seq=session.trust.newest.size,
+            files=len(leaves),
+            root=merkle.root(leaves),
+            left_out=len(left_out),
+            left_out_root=left_out_root(left_out),
+        ).encode()
         signature = signing.sign(Label.ROTATION_FINISH, finish)
         reply = session.ask(
             RotateFinish(ending.statement, ending.signatures, ending.bundle, finish, signature)
@@ -427,13 +434,11 @@ def _describe(place: Place, user: str, names: Mapping[str, str]) -> str:
     return f"{name} version {version}"
 
 
-def _kept_devices(
-    head: Statement, own: DeviceKey, drop: bytes | None
-) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the devices of `head` without the removed one. This device keeps its present key,
-    because a thief may have joined again with a copy of an older one."""
+def _kept_devices(head: Statement, own: DeviceKey, drop: bytes | None) -> tuple[Device, ...]:
+    """Return the devices of `head` without the removed one. This device keeps its present keys,
+    because a thief may have joined again with a copy of older ones."""
     return tuple(
-        (device_id, device_public_key(own) if device_id == own.device_id else public)
-        for device_id, public in head.devices
-        if device_id != drop
+        public_device(own, one.kind) if one.device_id == own.device_id else one
+        for one in head.devices
+        if one.device_id != drop
     )

@@ -8,6 +8,7 @@ SHA-256; outputs are 32 bytes unless stated)::
     commitment     = HKDF(dek, salt = SHA-256("sfs/v2/dek"), info = "sfs/v2/commit")
     keyring keys   = HKDF(Argon2id(passphrase, salt), info = "sfs/v2/keyring/…")
     state key      = HKDF(this device's private key, info = "sfs/v2/state")
+    PEM key        = HKDF(Ed25519 seed, info = "sfs/v2/pem")
     recovery keys  = HKDF(recovery code, info = "sfs/v2/recovery/sign", …"/xwing")
     X-Wing keys    = SHAKE256(seed, 96) = ML-KEM seed d ‖ z, 64 ‖ X25519 key, 32
     file_id        = HMAC-SHA256(name_key, name)[:16]
@@ -97,6 +98,11 @@ def expand_xwing(seed: bytes) -> tuple[bytes, bytes]:
     private key, which is a seed of 32 bytes (draft-connolly-cfrg-xwing-kem, section 5.2)."""
     expanded = hashlib.shake_256(seed).digest(_MLKEM_SEED_SIZE + KEY_SIZE)
     return expanded[:_MLKEM_SEED_SIZE], expanded[_MLKEM_SEED_SIZE:]
+
+
+def pem_key(sign_seed: bytes) -> bytes:
+    """Return the key that authenticates the text of a PEM file, derived from its signing key."""
+    return _hkdf(sign_seed, None, b"sfs/v2/pem")
 
 
 def state_key(device_private: bytes) -> bytes:

@@ -17,11 +17,11 @@ from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import AtMost, Bytes32, Exactly, Struct, UserName
 from protocol.codec.values import changed, field
 from protocol.log.tags import check_tag_key
-from protocol.records.records import MAX_WRAPPED_KEY, Statement
+from protocol.records.records import MAX_WRAPPED_KEY, Statement, key_id
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE
 from sfsc.crypto.primitives import bundle_info, new_key, open_sealed, seal
-from sfsc.crypto.wrap import PrivateKey, PublicKey
+from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered
 from sfsc.keys.keyring import MAX_PINS, GenerationKeys
 
@@ -94,7 +94,8 @@ def seal_bundle(
 def open_bundle(sealed: bytes, statement: Statement, keys: Sequence[PrivateKey]) -> Bundle:
     """Open the bundle that `statement` (already verified) commits to, with one of `keys`. Raises
     `Tampered` if it is another bundle or does not open, `BadRecord` if its keys are not those that
-    the statement makes current, and `KeyringError` if it is sealed for none of `keys`."""
+    the statement makes current or if the key that opens it is not in the statement, and
+    `KeyringError` if it is sealed for none of `keys`."""
     if not hmac.compare_digest(hashlib.sha256(sealed).digest(), statement.bundle_sha256):
         raise Tampered("the account's bundle is not the one its statement names")
     try:
@@ -119,9 +120,19 @@ def _bundle_key(parts: _SealedBundle, statement: Statement, keys: Sequence[Priva
     by_id = {key.public.key_id: key for key in keys}
     for recipient, wrapped in parts.keys:
         if recipient in by_id:
+            # Any user's public key can be put into any bundle. It must stand in the chain as well.
+            if recipient not in _named_keys(statement):
+                raise BadRecord("the account's bundle is sealed to a key that its statement lacks")
             info = bundle_info(statement.server, statement.user, statement.n, recipient)
             return by_id[recipient].unwrap(wrapped, info)
     raise KeyringError("the account's keys are not sealed for this machine", _DROPPED_HINT)
+
+
+def _named_keys(statement: Statement) -> set[bytes]:
+    """Return the ids of the keys that the bundle of a statement is sealed to."""
+    devices = [one.xwing_pub for one in statement.devices]
+    recovery = [] if statement.recovery is None else [statement.recovery.xwing_pub]
+    return {statement.key_id, *(key_id(XWING, public) for public in (*devices, *recovery))}
 
 
 def _check_current(bundle: Bundle, statement: Statement) -> None:

@@ -36,6 +36,7 @@ from protocol.codec.fields import (
     Bytes16,
     Bytes32,
     Exactly,
+    Possession,
     Signature,
     Struct,
     Text,
@@ -77,18 +78,21 @@ class GenerationKeys(Struct):
 
 
 class DeviceKey(Struct):
-    """This machine's X-Wing key pair, which never leaves the machine."""
+    """This machine's own keys, which never leave it: `sign_seed` (Ed25519) signs its logins, and
+    `xwing_private` opens the account's bundles."""
 
     AS_MAP: ClassVar[bool] = True
 
     device_id: Bytes16
+    sign_seed: Bytes32 = field(repr=False)
     xwing_private: Bytes32 = field(repr=False)
 
 
 class PendingStatement(Struct):
     """A statement saved before it is sent, so that a retry sends the same bytes. `signatures` are
     in sending order (own key first), `bundle` is the sealed bundle it commits to, `keys` are those
-    of the generation that it begins, if any."""
+    of the generation that it begins, if any. `possession` is the signature by the recovery key that
+    it introduces, if any."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -96,6 +100,7 @@ class PendingStatement(Struct):
     signatures: Annotated[tuple[Signature, ...], AtMost(2)]
     bundle: Annotated[bytes, AtMost(64 * 1024)] = field(repr=False)
     keys: GenerationKeys | None
+    possession: Possession = b""
 
 
 class Keyring(Struct):

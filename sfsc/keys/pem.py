@@ -1,13 +1,24 @@
 """Export and import of an account's keys as PEM, for other programs and for a safe.
 
 The format is PKCS#8 (RFC 5958, RFC 7468) of the Ed25519 signing key and of the RSA or X25519 wrap
-key, encrypted or not. Text before the keys, which PEM readers skip, names the account. An X-Wing
-key has no PKCS#8 form that other programs read; back up such an account by `sfsc key backup` or a
-recovery code. Loads the serialization of `cryptography`, which no other command needs.
+key, encrypted or not. Text before the keys, which PEM readers skip, names the account::
+
+    sfs account: LINK
+    sfs generation: NUMBER
+    sfs mac: 64 hex digits
+
+The mac is HMAC-SHA256(HKDF(Ed25519 seed, "sfs/v2/pem"), account line with its newline ‖
+u32be(generation) ‖ public signing key ‖ public wrap key). It is checked before anything else is
+done: somebody who can change the file but not open it must not choose the account that is joined.
+
+An X-Wing key has no PKCS#8 form that other programs read; back up such an account by
+`sfsc key backup` or a recovery code. Loads the serialization of `cryptography`, which no other
+command needs.
 """
 
 from __future__ import annotations
 
+import hmac
 import re
 from typing import Final
 
@@ -29,8 +40,10 @@ from protocol.codec.errors import MessageError
 from protocol.codec.values import Value, field
 from protocol.records.invitation import AccountLink, parse_account_link
 from protocol.records.records import RSA_BITS
+from protocol.records.signatures import SigningKey
+from sfsc.crypto.primitives import pem_key
 from sfsc.crypto.wrap import PrivateKey
-from sfsc.errors import UnsupportedKey, UsageError, WrongPassphrase
+from sfsc.errors import Tampered, UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.keys.keyring import passphrase_bytes
 
 MAX_PEM: Final = 64 * 1024
@@ -39,9 +52,15 @@ MAX_SECRET: Final = 1023
 _BLOCK: Final = re.compile(
     rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----\r?\n[A-Za-z0-9+/=\r\n:, -]+?-----END \1-----"
 )
-_LINK: Final = re.compile(rb"sfs://\S+")
-_GENERATION: Final = re.compile(rb"^sfs generation: ([1-9][0-9]{0,8})\r?$", re.MULTILINE)
+_ABOUT: Final = re.compile(
+    rb"^sfs account: (sfs://\S+)\r?\nsfs generation: ([1-9][0-9]{0,8})\r?\n"
+    rb"sfs mac: ([0-9a-f]{64})\r?\n"
+)
+_ANY_LINK: Final = re.compile(rb"sfs://|^sfs ", re.MULTILINE)
 _RSA: Final = {bits: alg for alg, bits in RSA_BITS.items()}
+
+
+_EXPORT_HINT: Final = "use the file as `sfsc key export` wrote it"
 
 
 class PemKeys(Value):
@@ -79,8 +98,17 @@ def export_pem(
     blocks = (
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock) for key in (signing, private)
     )
-    about = f"sfs account: {link.to_text()}\nsfs generation: {generation}\n"
+    account = link.to_text()
+    mac = _mac(account, generation, seed, wrapping)
+    about = f"sfs account: {account}\nsfs generation: {generation}\nsfs mac: {mac.hex()}\n"
     return about.encode() + b"".join(blocks)
+
+
+def _mac(account: str, generation: int, seed: bytes, wrapping: PrivateKey) -> bytes:
+    """Return the MAC, 32 bytes, that binds the text of a PEM file to its keys."""
+    public = SigningKey.from_seed(seed).public + wrapping.public.encoded
+    text = f"sfs account: {account}\n".encode() + generation.to_bytes(4) + public
+    return hmac.digest(pem_key(seed), text, "sha256")
 
 
 def is_encrypted(data: bytes) -> bool:
@@ -90,8 +118,9 @@ def is_encrypted(data: bytes) -> bool:
 
 def load_pem(data: bytes, passphrase: str | None) -> PemKeys:
     """Load the keys of a PEM file: at most one Ed25519 key, and one RSA or X25519 key. Raises
-    `WrongPassphrase`, and `UnsupportedKey` for other content. RSA numbers are checked, because the
-    key may come from an untrusted source."""
+    `WrongPassphrase`, `Tampered` if the text in front of the keys was changed, and
+    `UnsupportedKey` for other content. RSA numbers are checked, because the key may come from an
+    untrusted source."""
     blocks = [found.group(0) for found in _BLOCK.finditer(data)] if len(data) <= MAX_PEM else []
     if not blocks:
         raise UnsupportedKey("no PEM private key in this file", "it should begin -----BEGIN")
@@ -109,7 +138,7 @@ def load_pem(data: bytes, passphrase: str | None) -> PemKeys:
             raise UnsupportedKey(
                 "this file holds an extra or unusable key", "keep one Ed25519, one RSA or X25519"
             )
-    return PemKeys(seed, wrapping, _link(data), _generation(data))
+    return PemKeys(seed, wrapping, *_read_about(data[: data.find(b"-----BEGIN")], seed, wrapping))
 
 
 def _load(block: bytes, passphrase: str | None) -> object:
@@ -134,16 +163,23 @@ def _rsa(key: RSAPrivateKey) -> PrivateKey:
     return PrivateKey(alg, key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
 
 
-def _generation(data: bytes) -> int:
-    found = _GENERATION.search(data[: data.find(b"-----BEGIN")])
-    return 1 if found is None else int(found.group(1))
-
-
-def _link(data: bytes) -> AccountLink | None:
-    found = _LINK.search(data[: data.find(b"-----BEGIN")])
-    if found is None:
-        return None
+def _read_about(
+    text: bytes, seed: bytes | None, wrapping: PrivateKey | None
+) -> tuple[AccountLink | None, int]:
+    """Return (account link, generation) of the text in front of the keys, (None, 1) if it names no
+    account. Raises `Tampered` if it is not what was exported with these keys."""
+    if _ANY_LINK.search(text) is None:
+        return None, 1  # from another program
+    found = _ABOUT.search(text)
+    if found is None or seed is None or wrapping is None:
+        raise Tampered("the account lines in this file were changed", _EXPORT_HINT)
     try:
-        return parse_account_link(found.group(0).decode("ascii"))
+        account = found.group(1).decode("ascii")
+        link = parse_account_link(account)
     except (MessageError, UnicodeDecodeError) as exc:
-        raise UnsupportedKey("the account link in this file is malformed") from exc
+        raise Tampered("the account link in this file is malformed", _EXPORT_HINT) from exc
+    generation = int(found.group(2))
+    mac = _mac(account, generation, seed, wrapping)
+    if not hmac.compare_digest(mac, bytes.fromhex(found.group(3).decode("ascii"))):
+        raise Tampered("the account lines in this file were changed", _EXPORT_HINT)
+    return link, generation

@@ -24,7 +24,8 @@ from protocol.wire.messages.log import (
     LogPage,
     LogProof,
 )
-from sfsc.errors import BadReceipt, BadRecord, Rollback
+from sfsc.errors import BadReceipt, BadRecord, Rollback, Unreachable
+from sfsc.session.handshake import SentLogin
 from sfsc.session.pipeline import pages, pipelined
 from sfsc.session.server_errors import expect_proof
 from sfsc.session.session import LOGGED_AS, Session
@@ -56,7 +57,7 @@ class AccountLog:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._followed = b""
+        self._followed: SentLogin | None = None
 
     def entries(self) -> list[LogEntry]:
         """Return all entries of the account, oldest first, at least up to this session's login.
@@ -73,12 +74,15 @@ class AccountLog:
         """Return the account's entries after `before`, up to this session's login or `past_login`,
         and the position after them."""
         chain = _EntryChain(self._session.account.user, before.count, before.last)
+        login = self._session.login
+        if login is None:
+            raise Unreachable("not connected")
         found: list[LogEntry] = []
         found_login = False
         with contextlib.closing(self._following(chain, before.next_seq)) as entries:
             for entry in entries:
                 found.append(entry)
-                found_login = found_login or entry.rec == self._session.login_record
+                found_login = found_login or login.is_logged_by(entry)
                 if found_login and not past_login:
                     break
         if not found_login:
@@ -111,8 +115,8 @@ class AccountLog:
         as `entries`, and `BadRecord` for a change of our files that we did not sign.
         """
         session = self._session
-        while self._followed != session.login_record:
-            login, before = session.login_record, session.state.followed_log()
+        while self._followed != session.login:
+            login, before = session.login, session.state.followed_log()
             if before.next_seq >= session.trust.at_login.size or self._follow_from(before):
                 self._followed = login
 

@@ -6,16 +6,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from protocol.codec.errors import MessageError
+from protocol.codec.values import Value
+from protocol.log.auditlog import LogEntry
 from protocol.records.invitation import parse_address
-from protocol.records.records import device_login_info, login_body
+from protocol.records.records import Statement, key_id, login_body
 from protocol.records.signatures import Label, SigningKey
-from protocol.wire.messages import Reply
 from protocol.wire.messages import session as opening
 from sfsc.errors import KeyringDamaged, SfscError
-from sfsc.keys.keyring import DeviceKey
+from sfsc.keys.keyring import DeviceKey, Keyring
 from sfsc.session.limits import Timeouts
 from sfsc.session.retry import LOST
-from sfsc.session.server_errors import expect_reply
 from sfsc.trust.server_log import ServerTrust
 from sfsc.trust.state import ClientState
 
@@ -26,41 +26,71 @@ DAY: Final = 86_400
 _SHORTEST, _LONGEST = DAY, 730 * DAY
 
 
+class LoginKey(Value):
+    """A key that logs in: that of the device `device_id`, or if that is None the account's own key
+    of `generation` (0: its recovery key), which is good only to join or to recover."""
+
+    device_id: bytes | None
+    generation: int
+    key: SigningKey
+
+    @classmethod
+    def from_device(cls, device: DeviceKey, generation: int) -> LoginKey:
+        """Return the key of a device that has the account's keys of `generation`."""
+        return cls(device.device_id, generation, SigningKey.from_seed(device.sign_seed))
+
+
+def login_keys(keyring: Keyring, account_key: LoginKey) -> list[LoginKey]:
+    """Return the keys to log in with, in order. `account_key` is the account's own newest key.
+
+    A device that the newest statement names logs in by itself. Any other first joins by the
+    account's key. While a statement waits for its answer, the account may have either state, so the
+    other key is tried if the first one is refused.
+    """
+    device = LoginKey.from_device(keyring.device, account_key.generation)
+    listed = Statement.parse(keyring.statements[-1]).find_device(keyring.device.device_id)
+    joined = listed is not None and listed.sign_pub == device.key.public
+    keys = [device, account_key] if joined else [account_key, device]
+    return keys[: 1 if keyring.pending is None else 2]
+
+
+class SentLogin(Value):
+    """A login as it was sent: `body` is what it signed, for its connection alone. The log entry has
+    both, the signature under `signer` (hex key id)."""
+
+    message: opening.Login
+    body: bytes
+    signer: str
+
+    def is_logged_by(self, entry: LogEntry) -> bool:
+        """Return whether `entry` is that of this login, not of one on another connection."""
+        signed = entry.rec == self.body and entry.sigs == {self.signer: self.message.signature}
+        return entry.op == "login" and entry.actor == self.message.user and signed
+
+
 def build_login(
-    transport: Transport, server: bytes, user: str, generation: int, key: SigningKey, known: int
-) -> tuple[opening.Login, bytes]:
-    """Return a login with the `key` of a `generation` (0: the recovery key), and the bytes that it
-    signs for this connection. `known` is the size of the log that the client remembers."""
+    transport: Transport, server: bytes, user: str, login: LoginKey, known: int
+) -> SentLogin:
+    """Return a login for this connection. `known` is the size of the log that the client
+    remembers."""
     body = login_body(
         server=server,
         spki=transport.peer_spki_sha256,
         welcome=transport.welcome_sha256,
         version=opening.PROTOCOL_VERSION,
         user=user,
-        generation=generation,
+        device_id=login.device_id,
+        generation=login.generation,
     )
-    signature = key.sign(Label.LOGIN, body)
-    return opening.Login(opening.PROTOCOL_VERSION, user, generation, known, signature), body
-
-
-def log_in_with_device(
-    transport: Transport, server: bytes, user: str, device: DeviceKey, known: int
-) -> Reply:
-    """Log in with this device's X-Wing key, by a challenge that only it opens. `known` is the size
-    of the log that the client remembers. Raises `Tampered` if the challenge does not open."""
-    from sfsc.crypto.wrap import XWING, PrivateKey
-
-    opening_time = transport.timeouts.opening
-    hello = opening.DeviceHello(opening.PROTOCOL_VERSION, user, device.device_id)
-    reply = transport.call(hello, opening_time)
-    challenge = expect_reply(reply, opening.DeviceChallenge)
-    info = device_login_info(
-        server=server, welcome=transport.welcome_sha256, user=user, device=device.device_id
+    message = opening.Login(
+        opening.PROTOCOL_VERSION,
+        user,
+        login.device_id,
+        login.generation,
+        known,
+        login.key.sign(Label.LOGIN, body),
     )
-    secret = PrivateKey(XWING, device.xwing_private).unwrap(challenge.sealed, info)
-    version = opening.PROTOCOL_VERSION
-    message = opening.DeviceLogin(version, user, device.device_id, known, secret)
-    return transport.call(message, opening_time)
+    return SentLogin(message, body, key_id("ed25519", login.key.public).hex())
 
 
 def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:

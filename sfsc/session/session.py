@@ -37,6 +37,7 @@ from protocol.wire.messages.uploads import ALL_UPLOADS, PutAbort
 from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
+    Denied,
     Distrusted,
     Fork,
     KeyringMissing,
@@ -49,9 +50,11 @@ from sfsc.errors import (
 from sfsc.keys.keyring import Keyring
 from sfsc.session import fork_evidence
 from sfsc.session.handshake import (
+    LoginKey,
+    SentLogin,
     build_login,
     dial,
-    log_in_with_device,
+    login_keys,
     verify_welcome,
 )
 from sfsc.session.limits import Timeouts
@@ -78,6 +81,10 @@ LOGGED_AS: Final = {
 }
 """Op of a record -> op of its log entry."""
 
+_ENDED_HINT: Final = (
+    "if this device was dropped, join again by `sfsc init --recovery` in an empty --home; if an "
+    "attacker dropped it, take the account back by `sfsc rotate --recovery`"
+)
 _Done = TypeVar("_Done")
 _Reply = TypeVar("_Reply", bound=Reply)
 
@@ -142,7 +149,6 @@ class Session:
         self._signing_ids: dict[int, str] = {}  # of each generation that signed here
         self.use_keyring(keyring)
         self._recovery = recovery
-        self._with_device_key = False
         newest = None if anew else state.checkpoint()
         self.trust = ServerTrust(
             keyring.server_id,
@@ -155,6 +161,9 @@ class Session:
         self.limits = opening.Limits(0, 0, 0, 0)
         self.renewer: Callable[[], object] | None = None
         """Finds the account's newer keys, and calls `use_keyring` with them."""
+        self.adopt_saved_device: Callable[[], bool] = lambda: False
+        """Reads the keyring file again. If another process of this machine has given the device new
+        keys, calls `use_keyring` with them and returns True."""
         self.readers: Callable[[], Readers] | None = None
         """Returns the lookup of readers' keys."""
         self.new_readers: Callable[[str], tuple[ReaderEntry, ...]] = lambda _name: ()
@@ -169,8 +178,8 @@ class Session:
         """Number of puts that are not done: the server may hold uploads of theirs."""
         self._transport: Transport | None = None
         self.connections = 0
-        self.login_record = b""
-        """The bytes that the present login signed, which are the `rec` of its log entry."""
+        self.login: SentLogin | None = None
+        """The login of the present connection, whose log entry must show it as it was sent."""
 
     @property
     def transport(self) -> Transport:
@@ -181,9 +190,14 @@ class Session:
 
     @property
     def is_restricted(self) -> bool:
-        """Whether the session was opened with keys that are older than the account's. The server
-        then gives it no file."""
-        return self.notice is not None and self.notice.state == "rotated"
+        """Whether the session was opened with keys of another generation than the account's newest,
+        or by a device that has not joined yet. The server then gives it no file."""
+        return self.is_joining or (self.notice is not None and self.notice.state == "rotated")
+
+    @property
+    def is_joining(self) -> bool:
+        """Whether the account's own key opened the session, to add this device."""
+        return self.login is not None and self.login.message.device_id is None
 
     def use_keyring(self, keyring: Keyring) -> None:
         """Use these keys from now on; the present connection was opened with the ones before."""
@@ -191,7 +205,6 @@ class Session:
         if current is None:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self._recovery = None
-        self._with_device_key = False
         if not self.state.is_current:
             # Another process of this machine rotated the device's key, and with it the state's.
             self.state.adopt_current_key(state_key(keyring.device.xwing_private))
@@ -252,23 +265,26 @@ class Session:
         Raises `NetworkError`, `Denied`, and `IntegrityError` if the server is not the pinned one or
         if its log does not continue the one remembered.
         """
-        generation, key = self.author.generation, self._signing
         if self._recovery is not None:
-            generation, key = 0, self._recovery
+            return self._log_in(LoginKey(None, 0, self._recovery))
+        account_key = LoginKey(None, self.author.generation, self._signing)
+        first, *others = login_keys(self.keyring, account_key)
+        try:
+            self._log_in(first)
+        except Denied as exc:
+            if others:
+                return self._log_in(others[0])
+            raise Denied(exc.cause, f"{_ENDED_HINT}; {exc.hint}") from exc
+
+    def _log_in(self, login: LoginKey) -> None:
         server, user = self.keyring.server_id, self.keyring.user
         transport = dial(self.keyring.addresses, self._timeouts)
         try:
             self.limits = verify_welcome(transport, self.trust, self.state).limits
-            known = self.trust.newest.size
-            if self._with_device_key:
-                reply = log_in_with_device(transport, server, user, self.keyring.device, known)
-                self.login_record = b""
-            else:
-                message, signed = build_login(transport, server, user, generation, key, known)
-                reply = transport.call(message, transport.timeouts.opening)
-                self.login_record = signed
+            sent = build_login(transport, server, user, login, self.trust.newest.size)
+            reply = transport.call(sent.message, transport.timeouts.opening)
             opened = expect_reply(reply, opening.Session)
-            self.notice = opened.notice
+            self.login, self.notice = sent, opened.notice
             with self.keeping_fork_evidence():
                 self.trust.accept_session(opened)
             self._remember()
@@ -285,12 +301,6 @@ class Session:
         if self._transport is not None and self._transport.usable:
             with contextlib.suppress(NetworkError):
                 self._transport.call(PutAbort(ALL_UPLOADS), _ABORT_SECONDS)
-
-    def connect_with_device_key(self) -> None:
-        """Like `connect`, but log in with this device's own key until `use_keyring` is called. The
-        session gets the account's statements and its bundle, and nothing else."""
-        self._with_device_key = True
-        self.connect()
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -312,7 +322,12 @@ class Session:
     def reconnect(self) -> None:
         """Log in again with the present keys, retrying for as long as a daemon takes to restart."""
         self.close()
-        connect_again(self.connect, self._pause)
+        try:
+            connect_again(self.connect, self._pause)
+        except Denied:
+            if not self.adopt_saved_device():
+                raise
+            connect_again(self.connect, self._pause)
 
     def ask(self, message: Request) -> Reply:
         """Return the reply to a request, which may be an `Error`. The request is repeated if the

@@ -34,16 +34,17 @@ def follow_chain(
     shorter, `BadReceipt`, and the errors of an inconsistent log.
     """
     chain, number = list(known), max(1, len(known))
-    shown: list[tuple[bytes, tuple[bytes, ...]]] = []
+    shown: list[tuple[bytes, tuple[bytes, ...], bytes]] = []
     while number:
         page = ask(Lookup(user, number))
         shown = trust.verify_statements(page, user)
-        for body, signatures in shown:
+        for body, signatures, possession in shown:
             if number <= len(chain):
                 if body != chain[number - 1]:
                     raise _broken("the server shows another statement than before", body, first)
             else:
-                _check_follows(chain, body, signatures, user, trust.pin, first)
+                checked = (body, signatures, possession)
+                _check_follows(chain, checked, user, trust.pin, first)
                 chain.append(body)
             number += 1
         if page.next not in (0, number) or (page.next and not shown) or number > MAX_STATEMENTS:
@@ -83,17 +84,17 @@ def _broken(cause: str, body: bytes, first: bytes, hint: str = REPORT) -> Broken
 
 def _check_follows(
     chain: list[bytes],
-    body: bytes,
-    signatures: tuple[bytes, ...],
+    shown: tuple[bytes, tuple[bytes, ...], bytes],
     user: str,
     server: bytes,
     first: bytes,
 ) -> None:
+    body = shown[0]
     try:
         if chain:
-            check_next(chain, body, signatures)
+            check_next(chain, *shown)
             return
-        statement = check_first(body, signatures)
+        statement = check_first(*shown)
         holds = (statement.user, statement.server) == (user, server)
     except RemoteProtocolError as exc:
         cause = f"a statement of {user} does not follow from the one before: {exc}"

@@ -133,11 +133,11 @@ class ServerTrust:
             raise BadRecord("the server's statement is not validly signed", REPORT) from exc
         if verifier.name != origin_of(self.pin):
             raise BadRecord("the server's statement names the key of another log", REPORT)
-        if statement.tls_spki_sha256 != peer_spki_sha256:
+        if peer_spki_sha256 not in statement.tls_spki_sha256:
             raise WrongServer(
                 "the connection does not end at the pinned server",
                 "someone intercepts it, or the server has lost its TLS key: ask the operator",
-                pinned=statement.tls_spki_sha256.hex(),
+                pinned=" or ".join(one.hex() for one in statement.tls_spki_sha256),
                 shown=peer_spki_sha256.hex(),
             )
         self._check_successor(statement, welcome.statement)
@@ -199,8 +199,9 @@ class ServerTrust:
 
     def verify_statements(
         self, shown: Identity, user: str
-    ) -> list[tuple[bytes, tuple[bytes, ...]]]:
-        """Return (exact bytes, signatures) of statements of `user`, each proven to be in the log.
+    ) -> list[tuple[bytes, tuple[bytes, ...], bytes]]:
+        """Return (exact bytes, signatures, signature by a new recovery key or empty) of statements
+        of `user`, each proven to be in the log.
 
         The log is proven to continue its state at login; `close_gaps` must follow. The caller must
         still verify the signatures, and that the statements follow from each other. Raises as
@@ -212,7 +213,7 @@ class ServerTrust:
             if (entry.owner, entry.rec) != (user, one.statement):
                 raise BadReceipt("the log has another statement than the server shows", REPORT)
         self._add_unlinked(point, shown.consistency)
-        return [(one.statement, one.signatures) for one in shown.statements]
+        return [(one.statement, one.signatures, one.possession) for one in shown.statements]
 
     def check_older_checkpoint(
         self, note: bytes, prove: Callable[[tuple[int, int]], tuple[bytes, ...]]

@@ -189,9 +189,11 @@ def _converse(
         welcome=connection.welcome_sha256,
         version=PROTOCOL_VERSION,
         user=OPERATOR,
+        device_id=None,
         generation=GENERATION,
     )
     signature = server_keys.operator_key(root / "keys").sign(Label.LOGIN, body)
-    if not isinstance(call(Login(PROTOCOL_VERSION, OPERATOR, GENERATION, 0, signature)), Session):
+    login = Login(PROTOCOL_VERSION, OPERATOR, None, GENERATION, 0, signature)
+    if not isinstance(call(login), Session):
         raise UnreachableError("the daemon does not open a session")
     return [call(message) for message in messages]

@@ -18,7 +18,7 @@ from protocol.codec.errors import RemoteProtocolError
 from protocol.wire.connection import WELCOME_ID, Connection, ReceivedMessage, Role, UnknownRequest
 from protocol.wire.messages import Error, Message, Reply, Request
 from protocol.wire.messages.base import PIECE
-from protocol.wire.messages.session import DeviceHello, DeviceLogin, Enroll, Login
+from protocol.wire.messages.session import Enroll, Login
 from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
 from sfsd.net.dispatch import Dispatcher
@@ -87,7 +87,6 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._draining = False
-        self._challenged = False
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._last_request = self._loop.time()
@@ -231,11 +230,8 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     async def _answer(self, incoming: ReceivedMessage) -> None:
         message = incoming.message
-        if isinstance(message, Login | Enroll | DeviceLogin):
+        if isinstance(message, Login | Enroll):
             await self._open(incoming.request_id, message)
-            return
-        if isinstance(message, DeviceHello):
-            await self._challenge(incoming.request_id, message)
             return
         if self._draining:
             reply: Reply = _SHUTTING_DOWN
@@ -263,23 +259,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             await self._writable.wait()
         self._send(request_id, reply)
 
-    async def _challenge(self, request_id: int, message: DeviceHello) -> None:
-        if self._challenged:
-            self._disconnect("asked for a second challenge")
-            return
-        self._challenged = True
-        try:
-            reply = await self._dispatcher.challenge_device(
-                message, welcome_sha256=self._connection.welcome_sha256
-            )
-        except Refused as exc:
-            self._refuse(request_id, Error(exc.code, exc.cause))
-            return
-        self._send(request_id, reply)
-        if self._queue is not None:
-            self._queue.flush()
-
-    async def _open(self, request_id: int, message: Login | Enroll | DeviceLogin) -> None:
+    async def _open(self, request_id: int, message: Login | Enroll) -> None:
         if self._draining:
             self._refuse(request_id, _SHUTTING_DOWN)
             return

@@ -18,12 +18,9 @@ from protocol.records.records import COMPROMISED, RECOVERY, Statement
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.base import DamagedVersion
-from protocol.wire.messages.rotation import RotateBegin
+from protocol.wire.messages.rotation import NewStatement, RotateBegin
 from protocol.wire.messages.session import (
     PROTOCOL_VERSION,
-    DeviceChallenge,
-    DeviceHello,
-    DeviceLogin,
     Enroll,
     Limits,
     Login,
@@ -41,7 +38,7 @@ from sfsd.errors import (
 from sfsd.fs.files import NO_DESCRIPTORS
 from sfsd.net.batches import BatchRunner, OperationError
 from sfsd.net.connection_limits import IncidentCounter
-from sfsd.operations.login import challenge_device, enrol, log_in, log_in_device
+from sfsd.operations.login import enrol, log_in
 from sfsd.rules.context import OPERATIONS, Access, Commit, Principal, ServerContext
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.change import Change
@@ -79,7 +76,7 @@ class Dispatcher:
         )
 
     async def open_session(
-        self, message: Login | Enroll | DeviceLogin, *, welcome_sha256: bytes, address: str
+        self, message: Login | Enroll, *, welcome_sha256: bytes, address: str
     ) -> tuple[Principal, Session]:
         """Open a session on a connection from `address` whose Welcome had this hash.
 
@@ -89,8 +86,6 @@ class Dispatcher:
         def decide() -> tuple[Principal, Session] | Commit[tuple[Principal, Session]]:
             if isinstance(message, Login):
                 return log_in(self.context, message, welcome_sha256, address)
-            if isinstance(message, DeviceLogin):
-                return log_in_device(self.context, message, welcome_sha256, address)
             return enrol(self.context, message, welcome_sha256, address)
 
         outcome = await self._batches.run(decide)
@@ -102,20 +97,6 @@ class Dispatcher:
         who, session = outcome
         self.context.read_handles.open_session(who.session)
         return who, session
-
-    async def challenge_device(
-        self, message: DeviceHello, *, welcome_sha256: bytes
-    ) -> DeviceChallenge:
-        """Return the challenge for a device. Raises `Refused`."""
-
-        def decide() -> DeviceChallenge:
-            return challenge_device(self.context, message, welcome_sha256)
-
-        outcome = await self._batches.run(decide)
-        if isinstance(outcome, OperationError):
-            error = _error_of(outcome)
-            raise Refused(error.code, error.text) from outcome
-        return outcome
 
     async def handle(self, who: Principal, message: Request) -> Reply:
         """Return the reply to a request: an `Error` if it failed for any reason."""
@@ -183,22 +164,31 @@ class Dispatcher:
         """Close the sessions that the request just handled has revoked."""
         if isinstance(message, UserAccess) and message.disabled:
             self.on_revoke(message.user, None)
-        elif isinstance(message, RotateBegin):
+        elif isinstance(message, (NewStatement, RotateBegin)):
+            found = self.context.users.chain(who.user)
             statement = Statement.parse(message.statement)
-            if statement.reason in (COMPROMISED, RECOVERY):
+            closes_older = statement.reason in (COMPROMISED, RECOVERY)
+
+            def has_ended(one: Principal) -> bool:
                 # The session that sent this waits for the reply, so it stays open, with the rights
-                # of an older key.
-                self.on_revoke(
-                    who.user,
-                    lambda one: one is not who and 0 < one.generation < statement.generation,
-                )
+                # of older keys.
+                if one is who or found is None:
+                    return False
+                older = 0 < one.generation < statement.generation
+                return (closes_older and older) or not found[0].may_log_in(one.signer)
+
+            self.on_revoke(who.user, has_ended)
 
     def _is_superseded(self, who: Principal) -> bool:
-        """Tell whether the session was opened with a key that its user has replaced."""
-        if who.access not in (Access.FULL, Access.RESTRICTED):
+        """Tell whether the session was opened with keys that its user has replaced, or by a device
+        that was dropped since."""
+        if who.access in (Access.RECOVERY, Access.OPERATOR):
             return False
-        chain = self.context.users.chain(who.user)
-        return chain is not None and chain[0].head.generation != who.generation
+        found = self.context.users.chain(who.user)
+        if found is None:
+            return False
+        chain = found[0]
+        return chain.head.generation != who.generation or not chain.may_log_in(who.signer)
 
     def close_session(self, who: Principal) -> None:
         """Close the read handles of a session that has ended. Its uploads stay: the client may go

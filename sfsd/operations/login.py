@@ -7,27 +7,18 @@ same reply after the same work.
 from __future__ import annotations
 
 import hmac
-import os
 from typing import Final
 
 from protocol.codec.errors import SignatureError
 from protocol.codec.names import OPERATOR
-from protocol.codec.values import changed
+from protocol.codec.values import Value, changed
 from protocol.log import checkpoint
 from protocol.log.tags import check_tag_key
-from protocol.records.records import (
-    device_login_info,
-    enrol_proof_body,
-    login_body,
-    record_hash,
-)
+from protocol.records.records import enrol_proof_body, login_body, record_hash
 from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.messages import Receipt
 from protocol.wire.messages.session import (
     PROTOCOL_VERSION,
-    DeviceChallenge,
-    DeviceHello,
-    DeviceLogin,
     Enroll,
     Login,
     Ping,
@@ -36,8 +27,13 @@ from protocol.wire.messages.session import (
 )
 from sfsd.errors import Refused
 from sfsd.rules.context import EVERYONE, Access, Commit, Principal, ServerContext, draft, operation
-from sfsd.rules.device_keys import seal_to_device
-from sfsd.rules.users import User, rotation_notice, signing_key_id, validate_first_statement
+from sfsd.rules.users import (
+    User,
+    possession_detail,
+    rotation_notice,
+    signing_key_id,
+    validate_first_statement,
+)
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import StoredStatement, encode_statements
 from sfsd.storage.paths import account_path, bundle_path, statements_path, tag_key_path
@@ -46,10 +42,6 @@ OpenedSession = tuple[Principal, Session]
 
 _NOBODY: Final = SigningKey.generate().public
 """Key to verify against if the user has none, so that the time taken reveals nothing."""
-
-
-_CHALLENGE_KEY: Final = os.urandom(32)
-"""Key of the secrets in device challenges, which therefore need no state between two messages."""
 
 
 @operation(Ping, access=EVERYONE)
@@ -63,27 +55,31 @@ def log_in(
 ) -> OpenedSession | Commit[OpenedSession]:
     """Open a session by signature. Raises `Refused`, which never says what is wrong."""
     _check_version(message.version)
-    public, access, user = _key_of(server, message)
-    statement = server.identity.statement
+    key = _find_login_key(server, message)
     body = login_body(
         server=server.identity.server_id,
-        spki=statement.tls_spki_sha256,
+        spki=server.identity.spki_sha256,
         welcome=welcome,
         version=message.version,
         user=message.user,
+        device_id=message.device_id,
         generation=message.generation,
     )
+    public = _NOBODY if key is None else key.public
     try:
-        verify_signature(Label.LOGIN, body, message.signature, public or _NOBODY)
+        verify_signature(Label.LOGIN, body, message.signature, public)
     except SignatureError as exc:
         raise _refused() from exc
-    if public is None:
+    if key is None:
         raise _refused()
-    who = Principal(message.user, message.generation, access, -1, 0, address)
+    user, access = key.user, key.access
+    who = Principal(message.user, message.generation, access, -1, 0, address, signer=public)
     if server.failed is not None:
         # The login cannot be logged. The session may list files; changes and downloads are refused.
         return who, _session(server, who, user, message.known_size)
     detail = {"address": address, "generation": message.generation, "access": access.name.lower()}
+    if message.device_id is not None:
+        detail["device"] = message.device_id.hex()
     entry = draft(
         who,
         "login",
@@ -99,59 +95,6 @@ def log_in(
 
     expect = {} if user is None else user.expect
     return Commit(Change(entry, expect=expect), answer)
-
-
-def challenge_device(
-    server: ServerContext, message: DeviceHello, welcome: bytes
-) -> DeviceChallenge:
-    """Return a secret sealed to the device's key. An unknown user or device gets the same answer
-    after the same work, sealed to a key that nobody has."""
-    _check_version(message.version)
-    user = _find_device_owner(server, message.user, message.device_id)
-    public = None if user is None else dict(user.chain.head.devices)[message.device_id]
-    info = device_login_info(
-        server=server.identity.server_id,
-        welcome=welcome,
-        user=message.user,
-        device=message.device_id,
-    )
-    secret = _device_secret(welcome, message.user, message.device_id)
-    return DeviceChallenge(seal_to_device(public, secret, info))
-
-
-def log_in_device(
-    server: ServerContext, message: DeviceLogin, welcome: bytes, address: str
-) -> OpenedSession | Commit[OpenedSession]:
-    """Open a restricted session for a device that has opened its challenge. Raises `Refused`, which
-    never says what is wrong."""
-    _check_version(message.version)
-    user = _find_device_owner(server, message.user, message.device_id)
-    secret = _device_secret(welcome, message.user, message.device_id)
-    if not hmac.compare_digest(secret, message.secret) or user is None:
-        raise _refused()
-    who = Principal(user.name, user.chain.head.generation, Access.RESTRICTED, -1, 0, address)
-    if server.failed is not None:
-        return who, _session(server, who, user, message.known_size)
-    detail = {"address": address, "device": message.device_id.hex()}
-    entry = draft(who, "device-login", detail=detail, accounts=(user.name,))
-
-    def answer(seq: int) -> OpenedSession:
-        who.session = seq
-        return who, _session(server, who, user, message.known_size)
-
-    return Commit(Change(entry, expect=user.expect), answer)
-
-
-def _find_device_owner(server: ServerContext, name: str, device_id: bytes) -> User | None:
-    """Return an active user who has this device at present."""
-    user = server.users.find(name)
-    if user is None or user.account.value.disabled:
-        return None
-    return user if device_id in dict(user.chain.head.devices) else None
-
-
-def _device_secret(welcome: bytes, user: str, device_id: bytes) -> bytes:
-    return hmac.digest(_CHALLENGE_KEY, welcome + device_id + user.encode(), "sha256")
 
 
 def enrol(
@@ -182,6 +125,7 @@ def enrol(
         message.statement,
         message.signature,
         message.bundle,
+        message.possession,
         user=name,
         server_id=server.identity.server_id,
         policy=server.config.rotation,
@@ -189,22 +133,28 @@ def enrol(
     )
     if not check_tag_key(message.tag_key, statement.tag_commit):
         raise Refused("bad-request", "the statement commits to another tag key")
-    who = Principal(name, statement.generation, Access.FULL, -1, 0, address)
+    public = statement.sign_pub
+    who = Principal(name, statement.generation, Access.FULL, -1, 0, address, signer=public)
     used = changed(account, used_by=statement_hash, tag_key=message.tag_key)
     entry = draft(
         who,
         "enrol",
         owner=name,
         rec=message.statement,
-        sigs={signing_key_id(statement.sign_pub): message.signature},
-        detail={"generation": statement.generation, "wrap_alg": statement.wrap_alg},
+        sigs={signing_key_id(public): message.signature},
+        detail={
+            "generation": statement.generation,
+            "wrap_alg": statement.wrap_alg,
+            **possession_detail(message.possession),
+        },
         accounts=(name,),
         identity=(statement_hash, 1),
         tag_keys={name: message.tag_key},
     )
 
     def chain(seq: int) -> bytes:
-        link = StoredStatement(message.statement, (message.signature,), seq, statement)
+        signatures = (message.signature,)
+        link = StoredStatement(message.statement, signatures, seq, statement, message.possession)
         return encode_statements([link])
 
     change = Change(
@@ -236,7 +186,8 @@ def _enrol_again(
     user = server.users.find(message.user)
     if user is None or user.chain.first_hash != statement_hash:
         raise _invalid_token()
-    who = Principal(message.user, 1, Access.RESTRICTED, -1, 0, address)
+    public = user.chain.links[0].statement.sign_pub
+    who = Principal(message.user, 1, Access.RESTRICTED, -1, 0, address, signer=public)
     entry = draft(who, "enrol-again", owner=message.user, accounts=(message.user,))
 
     def answer(seq: int) -> OpenedSession:
@@ -247,20 +198,41 @@ def _enrol_again(
     return Commit(Change(entry, expect=user.expect), answer)
 
 
-def _key_of(server: ServerContext, message: Login) -> tuple[bytes | None, Access, User | None]:
-    """Return the public key that must have signed (None: no such key), its access, and the user."""
+class _LoginKey(Value):
+    """The public key that must have signed a login, and what the login is good for. `user` is None
+    for the operator."""
+
+    public: bytes
+    access: Access
+    user: User | None
+
+
+def _find_login_key(server: ServerContext, message: Login) -> _LoginKey | None:
+    """Return the key that must have signed, None if the user has no such key.
+
+    Only keys of the newest statement log in: a device that it no longer names has ended, and so has
+    the signing key of an older generation.
+    """
+    device_id, generation = message.device_id, message.generation
     if message.user == OPERATOR:
-        key = server.identity.operator_public if message.generation == 1 else None
-        return key, Access.OPERATOR, None
+        known = device_id is None and generation == 1
+        return _LoginKey(server.identity.operator_public, Access.OPERATOR, None) if known else None
     user = server.users.find(message.user)
     if user is None or user.account.value.disabled:
-        return None, Access.RESTRICTED, None
+        return None
     head = user.chain.head
-    if message.generation == 0:
-        recovery = None if head.recovery is None else head.recovery.sign_pub
-        return recovery, Access.RECOVERY, user
-    access = Access.FULL if message.generation == head.generation else Access.RESTRICTED
-    return user.chain.signing_keys.get(message.generation), access, user
+    if device_id is not None:
+        device = head.find_device(device_id)
+        if device is None or generation == 0:
+            return None
+        access = Access.FULL if generation == head.generation else Access.RESTRICTED
+        return _LoginKey(device.sign_pub, access, user)
+    if generation == 0:
+        recovery = head.recovery
+        return None if recovery is None else _LoginKey(recovery.sign_pub, Access.RECOVERY, user)
+    if generation != head.generation:
+        return None
+    return _LoginKey(head.sign_pub, Access.JOINING, user)
 
 
 def _session(

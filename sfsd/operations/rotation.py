@@ -56,9 +56,10 @@ from sfsd.errors import Absent, DamagedError, Refused, require
 from sfsd.operations.files import PAGE_BYTES, signed_size
 from sfsd.rules import bundles
 from sfsd.rules.context import (
+    JOINING,
     OWN_KEYS,
+    RECOVERING,
     REQUEST_WEIGHT,
-    STATEMENTS,
     USER,
     Access,
     Commit,
@@ -69,7 +70,7 @@ from sfsd.rules.context import (
     operation,
 )
 from sfsd.rules.record_rules import check_wrap
-from sfsd.rules.users import User, validate_next_statement
+from sfsd.rules.users import User, possession_detail, validate_next_statement
 from sfsd.state.documents import Document, SidecarWrite
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.change import Change, Effect, Write
@@ -95,19 +96,23 @@ _READ_BATCH: Final = 32
 """Sidecars read at once: as many as the first page that our client requests."""
 
 
-@operation(NewStatement, access=STATEMENTS, logged="statement", weight=PIECE)
+@operation(NewStatement, access=JOINING, logged="statement", weight=PIECE)
 def new_statement(server: ServerContext, who: Principal, message: NewStatement) -> Decision:
     """Append a statement that keeps the keys, by compare-and-swap on the chain.
 
-    It is allowed even if the user must rotate before writing.
+    It is allowed even if the user must rotate before writing. A session that was opened without a
+    device may only change the devices.
     """
-    return _append(server, who, message, "statement", frozenset({DEVICE, RECOVERY_KEY}))
+    reasons = {DEVICE} if who.access is Access.JOINING else {DEVICE, RECOVERY_KEY}
+    return _append(server, who, message, "statement", frozenset(reasons), message.possession)
 
 
-@operation(RotateBegin, access=STATEMENTS, logged="rotate-begin", weight=PIECE)
+@operation(RotateBegin, access=RECOVERING, logged="rotate-begin", weight=PIECE)
 def rotate_begin(server: ServerContext, who: Principal, message: RotateBegin) -> Decision:
-    """Append a statement of the next generation, which must sign every record from then on."""
-    return _append(server, who, message, "rotate-begin", RENEWING)
+    """Append a statement of the next generation, which must sign every record from then on. The
+    session of a recovery key may only recover."""
+    reasons = frozenset({RECOVERY}) if who.access is Access.RECOVERY else RENEWING
+    return _append(server, who, message, "rotate-begin", reasons, message.possession)
 
 
 @operation(RotateFinish, access=USER, logged="rotate-finish", slow=True, weight=PIECE)
@@ -130,7 +135,7 @@ def rotate_finish(server: ServerContext, who: Principal, message: RotateFinish) 
         "files": finish.files,
         "left_out": finish.left_out,
     }
-    return _append(server, who, message, "rotate-finish", frozenset({FINISH}), detail)
+    return _append(server, who, message, "rotate-finish", frozenset({FINISH}), detail=detail)
 
 
 def _matches(
@@ -164,6 +169,13 @@ def _parse_finish(user: User, message: RotateFinish) -> RotationFinish:
         raise Refused("refused", "the finish is not signed by the current key") from exc
     except RemoteProtocolError as exc:
         raise Refused("bad-request", f"malformed finish: {exc}") from exc
+    require(
+        (finish.server, finish.user) == (head.server, head.user),
+        "the finish is for another account",
+    )
+    require(
+        finish.statement == record_hash(message.statement), "the finish is for another statement"
+    )
     require(finish.generation == head.generation, "the finish is for another generation")
     return finish
 
@@ -174,6 +186,8 @@ def _append(
     message: NewStatement | RotateBegin | RotateFinish,
     op: str,
     reasons: frozenset[str],
+    possession: bytes = b"",
+    *,
     detail: dict[str, object] | None = None,
 ) -> Decision:
     """Return the change that appends a statement and its bundle to the user's chain."""
@@ -186,6 +200,7 @@ def _append(
         message.statement,
         message.signatures,
         message.bundle,
+        possession,
         reasons=reasons,
         policy=server.config.rotation,
         now=server.now,
@@ -193,7 +208,8 @@ def _append(
     _check_rate(server, user, statement.reason)
 
     def chain(seq: int) -> bytes:
-        added = StoredStatement(message.statement, message.signatures, seq, statement)
+        signatures = message.signatures
+        added = StoredStatement(message.statement, signatures, seq, statement, possession)
         return encode_statements((*links, added))
 
     about = {"n": statement.n, "reason": statement.reason, "generation": statement.generation}
@@ -203,7 +219,7 @@ def _append(
         owner=user.name,
         rec=message.statement,
         sigs=sigs,
-        detail={**about, **(detail or {})},
+        detail={**about, **possession_detail(possession), **(detail or {})},
         accounts=(user.name,),
         identity=(user.chain.first_hash, statement.n),
     )

@@ -70,6 +70,7 @@ def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
             index=link.seq,
             line=server.journal.line(link.seq),
             inclusion=server.journal.prove_inclusion(link.seq, size),
+            possession=link.possession,
         )
         for link in links[first : first + PER_PAGE]
     )

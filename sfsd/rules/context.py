@@ -37,19 +37,21 @@ from sfsd.storage.store import DirectoryStore
 class Access(Enum):
     """The key that opened a session, which decides the requests it may send."""
 
-    FULL = "the user's current key"
-    RESTRICTED = "an older key of the user: only what is needed to find the newer key"
-    RECOVERY = "the user's recovery key: the same, and a new statement"
+    FULL = "a device of the user that has the newest keys"
+    RESTRICTED = "a device with keys of another generation: only what it needs to find the newest"
+    JOINING = "the user's newest signing key: the same, and a statement that adds a device"
+    RECOVERY = "the user's recovery key: the same, and a statement that recovers the account"
     OPERATOR = "the operator's key: accounts and the daemon itself, no files"
 
 
 class Principal(Mutable):
     """One open session and its user.
 
-    `generation` is that of the key that opened the session (0: the recovery key). `session` is the
-    sequence number of its login entry, -1 if a failed log could not take one. `known_size` is the
-    size of the checkpoint that the session began with. `address` is the peer's IP address as text.
-    `ended` is set when the connection is closed.
+    `generation` is that of the keys that the session was opened with (0: the recovery key).
+    `session` is the sequence number of its login entry, -1 if a failed log could not take one.
+    `known_size` is the size of the checkpoint that the session began with. `address` is the peer's
+    IP address as text. `ended` is set when the connection is closed. `signer` is the Ed25519 public
+    key (32 bytes) that signed the login.
     """
 
     user: str
@@ -59,22 +61,28 @@ class Principal(Mutable):
     known_size: int
     address: str
     ended: bool = False
+    signer: bytes = b""
 
 
 class ServerIdentity(Value):
-    """The server's signed statement, and the operator's Ed25519 public key (32 bytes)."""
+    """The server's signed statement, SHA-256 of this daemon's TLS key (SubjectPublicKeyInfo), which
+    the statement names, and the operator's Ed25519 public key (32 bytes)."""
 
     body: bytes
     signature: bytes
+    spki_sha256: bytes
     operator_public: bytes
     statement: ServerStatement
     server_id: bytes
 
     @classmethod
-    def parse(cls, body: bytes, signature: bytes, operator_public: bytes) -> Self:
+    def parse(
+        cls, body: bytes, signature: bytes, spki_sha256: bytes, operator_public: bytes
+    ) -> Self:
         """Build from the statement's encoded `body`. Raises `RemoteProtocolError` if malformed."""
         statement = ServerStatement.parse(body)
-        return cls(body, signature, operator_public, statement, server_id(statement.server_pub))
+        server = server_id(statement.server_pub)
+        return cls(body, signature, spki_sha256, operator_public, statement, server)
 
 
 class ServerMetrics(Mutable):
@@ -204,11 +212,14 @@ class Operation(Value):
 EVERYONE: Final = frozenset(Access)
 USER: Final = frozenset({Access.FULL})
 OPERATOR: Final = frozenset({Access.OPERATOR})
-OWN_KEYS: Final = frozenset({Access.FULL, Access.RESTRICTED, Access.RECOVERY})
-"""Sessions of a user, including those of an older key or the recovery key."""
+OWN_KEYS: Final = frozenset({Access.FULL, Access.RESTRICTED, Access.JOINING, Access.RECOVERY})
+"""Sessions of a user, including those that may only find the newest keys."""
 
-STATEMENTS: Final = frozenset({Access.FULL, Access.RECOVERY})
-"""Sessions that may extend the user's identity chain."""
+JOINING: Final = frozenset({Access.FULL, Access.JOINING})
+"""Sessions that may add a device."""
+
+RECOVERING: Final = frozenset({Access.FULL, Access.RECOVERY})
+"""Sessions that may begin a generation; that of the recovery key only recovers."""
 
 OPERATIONS: Final[dict[type[Request], Operation]] = {}
 

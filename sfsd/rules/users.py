@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, TypeVar
 
+from protocol.codec.base64text import to_text
 from protocol.codec.errors import PublicKeyError, RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
 from protocol.log.tags import check_tag_key
@@ -43,12 +44,23 @@ def signing_key_id(public: bytes) -> str:
     return key_id("ed25519", public).hex()
 
 
+def possession_detail(possession: bytes) -> dict[str, str]:
+    """Return what the log entry of a statement says of the signature by a new recovery key."""
+    return {"possession": to_text(possession)} if possession else {}
+
+
 @dataclass(frozen=True)
 class Chain:
     """A user's identity chain: at least one statement, in order."""
 
     user: str
     links: tuple[StoredStatement, ...]
+
+    def may_log_in(self, public: bytes) -> bool:
+        """Return whether this Ed25519 key may open a session: the newest statement names it."""
+        head = self.head
+        recovery = () if head.recovery is None else (head.recovery.sign_pub,)
+        return public in (head.sign_pub, *recovery, *(one.sign_pub for one in head.devices))
 
     @property
     def head(self) -> Statement:
@@ -159,10 +171,11 @@ def write_block(user: User, now: float) -> Notice | None:
 def rotation_notice(user: User, now: float, generation: int = 0) -> Notice | None:
     """Return the notice for a login with the key of `generation` (0: the recovery key).
 
-    There is none before `due`, unless that generation is older than the account's newest.
+    There is none before `due`, unless that generation is not the account's newest. A server that
+    was restored from a backup knows older generations than a device.
     """
     head, forced = user.chain.head, user.account.value.forced
-    if 0 < generation < head.generation:
+    if generation not in (0, head.generation):
         return Notice(head.due, "rotated", "the keys were rotated on another device")
     if forced is not None:
         return Notice(head.due, "forced", forced)
@@ -177,6 +190,7 @@ def validate_first_statement(
     body: bytes,
     signature: bytes,
     bundle: bytes,
+    possession: bytes,
     *,
     user: str,
     server_id: bytes,
@@ -184,7 +198,7 @@ def validate_first_statement(
     now: float,
 ) -> Statement:
     """Parse and check the first statement of `user`. Raises `Refused` with the broken rule."""
-    statement = _refusing(lambda: check_first(body, (signature,)))
+    statement = _refusing(lambda: check_first(body, (signature,), possession))
     require(statement.server == server_id, "the statement is for another server")
     require(statement.user == user, "the statement is for another user")
     _check_keys(statement, bundle)
@@ -197,6 +211,7 @@ def validate_next_statement(
     body: bytes,
     signatures: tuple[bytes, ...],
     bundle: bytes,
+    possession: bytes,
     *,
     reasons: frozenset[str],
     policy: RotationPolicy,
@@ -212,7 +227,7 @@ def validate_next_statement(
     if (parsed.n, parsed.prev) != (chain.head.n + 1, record_hash(before)):
         raise Refused("conflict", f"the chain has {chain.head.n} statements")
     bodies = [link.body for link in chain.links]
-    statement, signers = _refusing(lambda: check_next(bodies, body, signatures))
+    statement, signers = _refusing(lambda: check_next(bodies, body, signatures, possession))
     if statement.reason != RECOVERY and _since_recovery(chain) >= MAX_RUN:
         # A thief of the key can lengthen the chain, but not further than its owner can follow.
         raise Refused("denied", f"{MAX_RUN} statements: only the recovery key may add more")
@@ -236,7 +251,7 @@ def _refusing(check: Callable[[], _Checked]) -> _Checked:
     try:
         return check()
     except SignatureError as exc:
-        raise Refused("refused", "the statement is not signed by its own key") from exc
+        raise Refused("refused", "the statement is not signed by a key that must sign it") from exc
     except RemoteProtocolError as exc:
         raise Refused("bad-request", f"invalid statement: {exc}") from exc
 
@@ -263,8 +278,6 @@ def _check_keys(statement: Statement, bundle: bytes) -> None:
     """Check the statement's public keys, and that it names `bundle`. Raises `Refused`."""
     digest = hashlib.sha256(bundle).digest()
     require(statement.bundle_sha256 == digest, "bundle_sha256 does not match")
-    devices = statement.devices
-    require(len({device for device, _ in devices}) == len(devices), "duplicate device")
     try:
         check_statement_keys(statement)
     except PublicKeyError as exc:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from protocol.codec import merkle
+from protocol.codec.base64text import from_text
 from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.codec.values import Mutable, Value, field
@@ -61,9 +62,11 @@ class LoggedState(Mutable):
     def _link(self, entry: LogEntry, owner: str, body: bytes) -> None:
         try:
             statement = Statement.parse(body)
-        except RemoteProtocolError:
+            possession = from_text(str(entry.detail.get("possession", "")))
+        except (RemoteProtocolError, ValueError):
             return  # what is derived from it will not have the digest
-        link = StoredStatement(body, tuple(entry.sigs.values()), entry.seq, statement)
+        signatures = tuple(entry.sigs.values())
+        link = StoredStatement(body, signatures, entry.seq, statement, possession)
         self.chains.setdefault(owner, []).append(link)
 
 

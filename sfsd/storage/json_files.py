@@ -206,12 +206,14 @@ def _account(value: dict[str, Any]) -> StoredAccount:
 
 
 class StoredStatement(Value):
-    """One link of an identity chain: exact bytes, signatures (own key first), its log entry."""
+    """One link of an identity chain: exact bytes, signatures (own key first), its log entry, and
+    the signature by the recovery key that it introduces, if any."""
 
     body: bytes
     signatures: tuple[bytes, ...]
     seq: int
     statement: Statement
+    possession: bytes = b""
 
 
 def encode_statements(statements: Iterable[StoredStatement]) -> bytes:
@@ -222,6 +224,7 @@ def encode_statements(statements: Iterable[StoredStatement]) -> bytes:
                 {
                     "statement": to_text(item.body),
                     "signatures": [to_text(signature) for signature in item.signatures],
+                    "possession": to_text(item.possession),
                     "seq": item.seq,
                 }
                 for item in statements
@@ -242,6 +245,7 @@ def _statements(value: dict[str, Any]) -> tuple[StoredStatement, ...]:
             tuple(_bytes(signature) for signature in item["signatures"]),
             _number(item["seq"]),
             Statement.parse(body),
+            _bytes(item["possession"]),
         )
         for item in value["statements"]
     )

@@ -13,16 +13,26 @@ import pytest
 
 import sfsd.operations  # noqa: F401 - fills OPERATIONS
 from protocol.codec.encoding import MAX_BODY, MAX_ELEMENTS, MAX_STRING, Buffer
-from protocol.codec.fields import AtMost, Between, Exactly, OneOf, Struct, empty_or_hash
+from protocol.codec.fields import (
+    AtMost,
+    Between,
+    Exactly,
+    OneOf,
+    Struct,
+    empty_or_hash,
+    empty_or_signature,
+)
 from protocol.codec.names import check_file_id, check_principal, check_user_name
 from protocol.records.records import (
     MAX_RECORD,
     OWN_KEYS,
+    Device,
     FileRecord,
     RecoveryKey,
     RotationFinish,
     ServerStatement,
     Statement,
+    Writer,
 )
 from protocol.records.signatures import Label
 from protocol.wire.connection import _LEGAL, MAX_OUTSTANDING, ConnectionState, Role
@@ -46,8 +56,9 @@ LARGEST = 2**53
 SESSIONS = {
     context.EVERYONE: "everyone",
     context.USER: "user",
-    context.OWN_KEYS: "user, old key, recovery",
-    context.STATEMENTS: "user, recovery",
+    context.OWN_KEYS: "user, old keys, joining, recovery",
+    context.JOINING: "user, joining",
+    context.RECOVERING: "user, recovery",
     context.OPERATOR: "operator",
     log.READERS: "user, operator",
 }
@@ -88,6 +99,7 @@ def _capped(base: object, cap: object) -> str:
         check_principal: "user or operator",
         check_file_id: "file id",
         empty_or_hash: "bin 0 or 32",
+        empty_or_signature: "bin 0 or 64",
     }
     if not isinstance(cap, Exactly | AtMost | OneOf | Between):
         return named[cap]
@@ -141,7 +153,7 @@ def _asking(cls: type[Message]) -> list[str]:
         return ["", "", ""]
     replies = ", ".join(reply.__name__ for reply in cls.REPLIES)
     if cls in OPENING:
-        logged = {"Login": "login", "Enroll": "enrol", "DeviceLogin": "device-login"}
+        logged = {"Login": "login", "Enroll": "enrol"}
         return [replies, "stranger", logged.get(cls.__name__, "")]
     operation = OPERATIONS[cls]
     return [replies, SESSIONS[operation.access], operation.logged or ""]
@@ -157,7 +169,9 @@ def test_signed_records() -> None:
     labels: dict[type[Struct], Label | None] = {
         ServerStatement: Label.SERVER_STATEMENT,
         Statement: Label.STATEMENT,
+        Device: None,
         RecoveryKey: None,
+        Writer: None,
         FileRecord: Label.RECORDS,
         RotationFinish: Label.ROTATION_FINISH,
     }

@@ -94,11 +94,10 @@ WHERE = ["empty machine", "owner's machine"]
 def test_undo_an_unfinished_takeover(
     daemon: Daemon, alice: Client, code: tuple[str, str], tmp_path: Path, where: str
 ) -> None:
-    """The attacker begins a generation, uploads, overwrites, deletes, renames, restores."""
+    """The attacker joins, begins a generation, uploads, overwrites, deletes, renames, restores."""
     copy = copied(alice, tmp_path / "copy")
     (tmp_path / "forged").write_bytes(b"forged")
     with thief(copy.home) as attacker:
-        attacker.device()
         attacker.begin()
         attacker.store.put(tmp_path / "forged", name="forged")
         attacker.store.put(tmp_path / "forged", name="forged, deleted")
@@ -110,7 +109,7 @@ def test_undo_an_unfinished_takeover(
         attacker.store.mv("c", "elsewhere")
         attacker.store.mv("d", "trash")
         # The owner's device is locked out, and learns no more than that.
-        assert "recovery" in alice.run("ls", code=8).stderr
+        assert "rotate --recovery" in alice.run("ls", code=4).stderr
         with pytest.raises(sfsc.Denied):
             attacker.store.set_recovery(sfsc.new_recovery_code(), sfsc.new_recovery_code())
         machine = take_back(where, alice, code)
@@ -170,7 +169,7 @@ def test_undo_a_finished_takeover(
     with thief(copy.home) as attacker:
         attacker.begin()
         attacker.finish()
-    alice.run("ls", code=8)
+    alice.run("ls", code=4)
     machine = take_back(where, alice, code, expect=5, lost=" ".join(FILES))
     check(machine, {})
     machine.run("put", "-", "--name", "a", stdin=b"again")
@@ -350,7 +349,7 @@ def test_killed_take_back_resumes(
         assert process.returncode == -signal.SIGKILL, process.stderr.decode()
         again = run("sfsc", ("ls",), alice.variables)
         if again.code != 0:  # not accepted yet: the code is needed again
-            assert again.code == 8, again.stderr
+            assert again.code == 4, again.stderr
             line = code[1].encode() + b"\n"
             alice.run("rotate", "--recovery", "--yes", stdin=line)
         check(alice, FILES)

@@ -21,11 +21,12 @@ from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
 from sfsc.account import devices
 from sfsc.account.compromise import CompromiseResponse
+from sfsc.account.key_status import new_device
 from sfsc.account.rotate import Rotation
 from sfsc.errors import BadRecord, ConflictError, NotFound
 from sfsc.files.listing import Files
 from sfsc.keys.bundle import Bundle, private_keys, seal_bundle
-from sfsc.keys.keyring import PendingStatement
+from sfsc.keys.keyring import KeyringFile, PendingStatement
 from sfsc.log.account_log import AccountLog
 from sfsc.trust.file_records import OwnAccount
 from tests.e2e.accounts import enrolled
@@ -87,12 +88,12 @@ def test_compromised_rotation_reencrypts_only_named_files(daemon: Daemon, alice:
 
 
 def test_copied_keyring_is_locked_out(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
-    """The copy has the device key, so the new bundle must not be sealed to it."""
+    """The copy has the device's keys, so they must neither log in nor open the new bundle."""
     thief = copied(alice, tmp_path / "thief")
     (device,) = objects(alice.run("--json", "device", "list"))
     alice.run("rotate", "--compromised", NAMES[3])
     for _ in range(2):
-        assert "not sealed for this machine" in thief.run("ls", code=8).stderr
+        assert "does not accept" in thief.run("ls", code=4).stderr
     check_all(alice)
     assert objects(alice.run("--json", "device", "list")) == [device]
 
@@ -156,7 +157,7 @@ def test_killed_before_new_device_key_is_saved(
     alice.run("ls")
     assert len(objects(alice.run("--json", "device", "list"))) == 3
     alice.run("rotate", "--compromised", NAMES[3])
-    thief.run("ls", code=8)
+    thief.run("ls", code=4)
     check_all(other)
     check_all(alice)
 
@@ -182,19 +183,22 @@ def act_before_rotation_begins(
 def test_thief_joins_again_during_rotation(
     daemon: Daemon, alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device whose key the account does not name joins again; the rotation retries and removes
-    it."""
+    """A thief gives the device that was copied other keys; the rotation retries and replaces
+    them."""
     thief = copied(alice, tmp_path / "thief")
 
     def join() -> None:
+        file = KeyringFile.unlock(thief.home / "keyring", None)
+        kept = new_device(file.contents.device.device_id)
+        file.save(dataclasses.replace(file.contents, device=kept))
         with sfsc.connect(thief.home) as store:
-            store._devices.finish_pending()
+            assert [one.device_id for one in store.devices()] == [kept.device_id]
 
     made = act_before_rotation_begins(monkeypatch, join)
     with sfsc.connect(alice.home) as store:
         store.rotate(compromised=True, names=[NAMES[3]])
     assert made == [3, 4]
-    thief.run("ls", code=8)
+    thief.run("ls", code=4)
     check_all(alice)
 
 

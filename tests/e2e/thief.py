@@ -1,5 +1,5 @@
-"""A thief with a copied keyring and a modified client, which seals bundles for the thief alone and
-drops all other devices."""
+"""A thief with a copied keyring and a modified client, which joins as a device of its own, seals
+bundles for the thief alone and drops all other devices."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import sfsc
 from protocol.records.records import ROTATE, Statement
 from protocol.records.signatures import SigningKey
 from sfsc.account import devices
+from sfsc.account.key_status import new_device, public_device
 from sfsc.account.rewrap import Rewrapper, wrap_items
 from sfsc.crypto.wrap import PublicKey
 from sfsc.files.endorse import rewrap_request
-from sfsc.keys.keyring import GenerationKeys, PendingStatement
+from sfsc.keys.keyring import GenerationKeys, KeyringFile, PendingStatement
 from tests.harness import Client
 
 
@@ -41,22 +42,16 @@ def _alone(
     signers: tuple[SigningKey, ...],
     keys: GenerationKeys | None = None,
 ) -> PendingStatement:
-    alone = dataclasses.replace(draft, devices=())
+    alone = dataclasses.replace(draft, devices=(public_device(self._keyring.device),))
     return _build_statement(self, alone, generations, signers, keys)
 
 
 class Thief:
-    """A thief's session; `begin` and `finish` rotate the keys and exclude all other devices."""
+    """A thief's session, which has joined; `begin` and `finish` rotate the keys."""
 
     def __init__(self, home: Path) -> None:
         self.store = sfsc.connect(home, auto_rotate=False)
         self.rotation = self.store._rotation
-
-    def device(self) -> None:
-        """Publish a statement that keeps the generation, with a bundle for the thief alone."""
-        self.store._devices._publish(
-            "device", lambda head: {"devices": ()} if head.devices else None
-        )
 
     def begin(self) -> None:
         self.rotation._begin("x25519", None, ROTATE)
@@ -77,6 +72,8 @@ class Thief:
 
 @contextmanager
 def thief(home: Path) -> Iterator[Thief]:
+    file = KeyringFile.unlock(home / "keyring", None)
+    file.save(dataclasses.replace(file.contents, device=new_device()))
     with (
         mock.patch.object(devices, "bundle_recipients", _only_thief),
         mock.patch.object(devices.Devices, "build_statement", _alone),

@@ -12,9 +12,17 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 from hypothesis import strategies as st
 
 from protocol.codec.encoding import VIEW_FROM, Buffer
-from protocol.codec.fields import AtMost, Between, Exactly, OneOf, Struct, empty_or_hash
+from protocol.codec.fields import (
+    AtMost,
+    Between,
+    Exactly,
+    OneOf,
+    Struct,
+    empty_or_hash,
+    empty_or_signature,
+)
 from protocol.codec.names import check_file_id, check_principal, check_user_name
-from protocol.records.records import OWN_KEYS, FileRecord, Statement
+from protocol.records.records import OWN_KEYS, FileRecord, ServerStatement, Statement
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
@@ -30,6 +38,8 @@ def structs(cls: type[AnyStruct]) -> st.SearchStrategy[AnyStruct]:
     """Return a strategy for valid instances of `cls`."""
     if cls is Statement:
         return _statements()  # type: ignore[return-value]
+    if cls is ServerStatement:
+        return _server_statements()  # type: ignore[return-value]
     if cls is FileRecord:
         return _file_records()  # type: ignore[return-value]
     return st.builds(cls, **_fields(cls))
@@ -72,6 +82,7 @@ def _annotated(base: object, *caps: Any) -> st.SearchStrategy[Any]:
         check_principal: USER_NAMES | st.sampled_from(["operator", "server"]),
         check_file_id: FILE_IDS,
         empty_or_hash: st.just(b"") | HASHES,
+        empty_or_signature: st.just(b"") | st.binary(min_size=64, max_size=64),
     }
     if cap in named:
         return named[cap]
@@ -114,6 +125,13 @@ def _statements(draw: st.DrawFn) -> Statement:
     values["oldest"] = draw(st.integers(1, values["generation"]))
     values["prev"] = b"" if values["n"] == 1 else draw(HASHES)
     return Statement(**values)
+
+
+@st.composite
+def _server_statements(draw: st.DrawFn) -> ServerStatement:
+    values = {name: draw(values) for name, values in _fields(ServerStatement).items()}
+    keys = draw(st.sets(HASHES, min_size=1, max_size=_MANY))
+    return ServerStatement(**values | {"tls_spki_sha256": tuple(sorted(keys))})
 
 
 @st.composite

@@ -117,7 +117,7 @@ class SimulatedLog:
     def statement(self, n: int = 1, spki: bytes = SPKI, **changes: Any) -> tuple[bytes, bytes]:
         """Return (bytes, signature) of server statement `n`."""
         verifier = checkpoint.Verifier(checkpoint.origin_of(self.server_id), self.key.public)
-        made = ServerStatement(self.server.public, n, spki, verifier.vkey, 1_800_000_000)
+        made = ServerStatement(self.server.public, n, (spki,), verifier.vkey, 1_800_000_000)
         body = replace(made, **changes).encode()
         return body, self.server.sign(Label.SERVER_STATEMENT, body)
 
@@ -377,10 +377,19 @@ class Simulator:
             welcome=self._here.welcome,
             version=request.version,
             user=request.user,
+            device_id=request.device_id,
             generation=request.generation,
         )
+        device = Statement.parse(self.statement).devices[0]
+        assert request.device_id == device.device_id
         self.log.append(
-            EntryDraft(op="login", actor=request.user, rec=body, accounts=(request.user,))
+            EntryDraft(
+                op="login",
+                actor=request.user,
+                rec=body,
+                sigs={key_id("ed25519", device.sign_pub).hex(): request.signature},
+                accounts=(request.user,),
+            )
         )
         self._here.opened = self.log.size
         return self.log.session(request.known_size)

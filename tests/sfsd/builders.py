@@ -24,6 +24,7 @@ from protocol.records.records import (
     DELETE,
     PUT,
     REENCRYPT,
+    Device,
     FileRecord,
     ServerStatement,
     Statement,
@@ -38,7 +39,7 @@ from protocol.wire.messages.accounts import UserAdd
 from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.files import Record, RecordChange
 from protocol.wire.messages.rotation import Rewrap, RewrapItem
-from protocol.wire.messages.session import PROTOCOL_VERSION, DeviceLogin, Enroll, Login, Session
+from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Login, Session
 from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
 from sfsd.config import DAY, Config
 from sfsd.fs.files import Files
@@ -58,6 +59,8 @@ LOG_KEY = SigningKey.from_seed(b"l" * 32)
 OPERATOR_KEY = SigningKey.from_seed(b"o" * 32)
 SERVER_ID = server_id(SERVER_KEY.public)
 SPKI = hashlib.sha256(b"spki").digest()
+XWING_PUBLIC = b"\x09" * 1216
+"""An X-Wing public key as the daemon accepts it, whose private key nobody needs."""
 VERIFIER = Verifier(origin_of(SERVER_ID), LOG_KEY.public)
 _T = TypeVar("_T")
 
@@ -95,9 +98,7 @@ class Daemon:
 
         return self.run(together())
 
-    def open(
-        self, message: Login | Enroll | DeviceLogin, address: str = ADDRESS
-    ) -> tuple[Principal, Session]:
+    def open(self, message: Login | Enroll, address: str = ADDRESS) -> tuple[Principal, Session]:
         return self.run(
             self.dispatcher.open_session(message, welcome_sha256=WELCOME, address=address)
         )
@@ -129,10 +130,10 @@ def daemon(
 ) -> Iterator[Daemon]:
     """Run a daemon on `root`, which may be used before."""
     clock = clock or Clock()
-    statement = ServerStatement(SERVER_KEY.public, 1, SPKI, VERIFIER.vkey, 1_800_000_000)
+    statement = ServerStatement(SERVER_KEY.public, 1, (SPKI,), VERIFIER.vkey, 1_800_000_000)
     body = statement.encode()
     identity = ServerIdentity.parse(
-        body, SERVER_KEY.sign(Label.SERVER_STATEMENT, body), OPERATOR_KEY.public
+        body, SERVER_KEY.sign(Label.SERVER_STATEMENT, body), SPKI, OPERATOR_KEY.public
     )
     journal = Journal(
         root / "logs",
@@ -159,16 +160,19 @@ def daemon(
 
 
 def login(user: str, key: SigningKey, generation: int = 1, **changed: Any) -> Login:
+    """Return a login on the connection of `WELCOME`; without a `device_id` by an account's key."""
+    device_id = changed.get("device_id")
     body = login_body(
         server=changed.get("server", SERVER_ID),
         spki=changed.get("spki", SPKI),
         welcome=changed.get("welcome", WELCOME),
         version=PROTOCOL_VERSION,
         user=user,
+        device_id=device_id,
         generation=generation,
     )
-    known_size = changed.get("known_size", 0)
-    return Login(PROTOCOL_VERSION, user, generation, known_size, key.sign(Label.LOGIN, body))
+    known_size, signature = changed.get("known_size", 0), key.sign(Label.LOGIN, body)
+    return Login(PROTOCOL_VERSION, user, device_id, generation, known_size, signature)
 
 
 def check_receipt(receipt: Receipt, body: bytes | None = None) -> LogEntry:
@@ -235,6 +239,8 @@ class Person:
     name: str
     served: Daemon
     key: SigningKey = field(default_factory=SigningKey.generate)
+    device_key: SigningKey = field(default_factory=SigningKey.generate)
+    device_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     wrap_pub: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     bundle: bytes = b"sealed bundle"
@@ -258,14 +264,17 @@ class Person:
         first = Statement(
             server=SERVER_ID,
             user=self.name,
+            kind="user",
             n=1,
             generation=1,
             oldest=1,
             sign_pub=self.key.public,
             wrap_alg="x25519",
             wrap_pub=self.wrap_pub,
-            devices=(),
+            devices=(self.device(),),
             recovery=None,
+            custodians=(),
+            writers=(),
             voids=(),
             bundle_sha256=hashlib.sha256(self.bundle).digest(),
             created=now,
@@ -276,6 +285,9 @@ class Person:
             tag_commit=tag_commit(self.tag_key),
         )
         return replace(first, **changed)
+
+    def device(self) -> Device:
+        return Device(self.device_id, self.device_key.public, XWING_PUBLIC, "device")
 
     def enroll(self, statement: Statement | None = None, **changed: Any) -> Enroll:
         if statement is None:
@@ -288,8 +300,16 @@ class Person:
         token = changed.get("token", self.token)
         proof = hmac.new(hashlib.sha256(token).digest(), covered, hashlib.sha256).digest()
         signature = changed.get("signature", self.key.sign(Label.STATEMENT, body))
-        tag_key = changed.get("tag_key", self.tag_key)
-        return Enroll(PROTOCOL_VERSION, self.name, body, self.bundle, signature, proof, tag_key)
+        return Enroll(
+            PROTOCOL_VERSION,
+            self.name,
+            body,
+            self.bundle,
+            signature,
+            proof,
+            changed.get("tag_key", self.tag_key),
+            changed.get("possession", b""),
+        )
 
     @property
     def first_hash(self) -> bytes:
@@ -332,8 +352,13 @@ class Person:
         signer = RecordSigner(self.key, SERVER_ID, self.origin, self.generation)
         return Rewrap(items, signer.endorse(hashes) if hashes else b"")
 
-    def log_in(self) -> Principal:
-        return self.served.open(login(self.name, self.key, self.generation))[0]
+    def login(self, **changed: Any) -> Login:
+        """Return a login of this user's device."""
+        fields: dict[str, Any] = {"device_id": self.device_id, "generation": self.generation}
+        return login(self.name, self.device_key, **(fields | changed))
+
+    def log_in(self, **changed: Any) -> Principal:
+        return self.served.open(self.login(**changed))[0]
 
     def wrap(self, **changed: Any) -> Wrap:
         made = Wrap(self.name, self.first.key_id, "x25519", secrets.token_bytes(80))

@@ -63,7 +63,9 @@ def keyring() -> Keyring:
         generations=(keys,),
         name_keys=(drawn("name_key", 32),),
         tag_key=drawn("tag_key", 32),
-        device=DeviceKey(drawn("device_id", 16), drawn("device private", 32)),
+        device=DeviceKey(
+            drawn("device_id", 16), drawn("device sign", 32), drawn("device private", 32)
+        ),
         pending=PendingStatement(
             drawn("statement 2", 300), (drawn("s", 64),), drawn("bundle", 99), later
         ),
@@ -158,6 +160,7 @@ def statement(sealed: str) -> Statement:
     return Statement(
         server=SERVER,
         user=keyring().user,
+        kind="user",
         n=7,
         generation=keys.generation,
         oldest=1,
@@ -166,6 +169,8 @@ def statement(sealed: str) -> Statement:
         wrap_pub=own.encoded,
         devices=(),
         recovery=RECOVERY.public_keys,
+        custodians=(),
+        writers=(),
         voids=(),
         bundle_sha256=hashlib.sha256(bytes.fromhex(sealed)).digest(),
         created=1_700_000_000,

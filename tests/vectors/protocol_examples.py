@@ -17,6 +17,7 @@ from protocol.log.tags import tag_commit
 from protocol.records import records
 from protocol.records.record_signatures import RecordSigner, RecordTree
 from protocol.records.records import (
+    Device,
     FileRecord,
     RecoveryKey,
     RotationFinish,
@@ -60,7 +61,7 @@ def seed(name: str) -> bytes:
 
 SIGNERS = {
     name: SigningKey.from_seed(seed(name))
-    for name in ("server", "log", "alice 1", "alice 2", "recovery")
+    for name in ("server", "log", "alice 1", "alice 2", "laptop", "recovery")
 }
 TOKEN = fill("token", 32)
 SPKI = hashlib.sha256(fill("tls public key", 91)).digest()
@@ -73,7 +74,7 @@ LOG_KEY = checkpoint.Verifier(checkpoint.origin_of(SERVER_ID), SIGNERS["log"].pu
 SERVER_STATEMENT = ServerStatement(
     server_pub=SIGNERS["server"].public,
     n=1,
-    tls_spki_sha256=SPKI,
+    tls_spki_sha256=(SPKI,),
     log_vkey=LOG_KEY.vkey,
     created=NOW,
 )
@@ -81,17 +82,27 @@ TAG_KEY = fill("tag key", 32)
 FIRST = Statement(
     server=SERVER_ID,
     user="alice",
+    kind="user",
     n=1,
     generation=1,
     oldest=1,
     sign_pub=SIGNERS["alice 1"].public,
     wrap_alg="xwing",
     wrap_pub=XWING,
-    devices=((fill("laptop", 16), fill("laptop's x-wing key", records.XWING_PUBLIC_SIZE)),),
+    devices=(
+        Device(
+            device_id=fill("laptop", 16),
+            sign_pub=SIGNERS["laptop"].public,
+            xwing_pub=fill("laptop's x-wing key", records.XWING_PUBLIC_SIZE),
+            kind="device",
+        ),
+    ),
     recovery=RecoveryKey(
         sign_pub=SIGNERS["recovery"].public,
         xwing_pub=fill("recovery x-wing key", records.XWING_PUBLIC_SIZE),
     ),
+    custodians=(),
+    writers=(),
     voids=(),
     bundle_sha256=hashlib.sha256(BUNDLE).digest(),
     created=NOW,
@@ -173,6 +184,9 @@ REENCRYPT = dataclasses.replace(
 )
 PURGE = _successor(MOVED_AWAY, op="purge", purged=(1, 2))
 FINISH = RotationFinish(
+    server=SERVER_ID,
+    user="alice",
+    statement=fill("the finish statement", 32),
     generation=2,
     as_of_seq=7,
     files=1,
@@ -277,8 +291,16 @@ WELCOME = session.Welcome(
 )
 WELCOME_SHA256 = hashlib.sha256(b"".join(encode(WELCOME_ID, WELCOME))).digest()
 LOGIN_BODY = records.login_body(
-    server=SERVER_ID, spki=SPKI, welcome=WELCOME_SHA256, version=2, user="alice", generation=1
+    server=SERVER_ID,
+    spki=SPKI,
+    welcome=WELCOME_SHA256,
+    version=2,
+    user="alice",
+    device_id=fill("laptop", 16),
+    generation=1,
 )
+LOGIN_SIGNATURE = SIGNERS["laptop"].sign(Label.LOGIN, LOGIN_BODY)
+POSSESSION = SIGNERS["recovery"].sign(Label.RECOVERY_POSSESSION, FIRST.encode())
 PROOF_BODY = records.enrol_proof_body(welcome=WELCOME_SHA256, statement=FIRST_HASH)
 PROOF = hmac.digest(hashlib.sha256(TOKEN).digest(), PROOF_BODY, "sha256")
 METADATA = fill("metadata", 60)
@@ -316,18 +338,22 @@ MESSAGES: list[tuple[int, Message]] = [
     (9, Error("conflict", "the file has a newer version", VIEW)),
     (9, Done(RECEIPT)),
     (WELCOME_ID, WELCOME),
-    (1, session.Login(2, "alice", 1, 3, SIGNERS["alice 1"].sign(Label.LOGIN, LOGIN_BODY))),
+    (1, session.Login(2, "alice", fill("laptop", 16), 1, 3, LOGIN_SIGNATURE)),
     (
         1,
         session.Session(CHECKPOINT, RECEIPT.consistency, None, session.Notice(NOW, "due", ""), NOW),
     ),
-    (1, session.DeviceHello(2, "alice", fill("device", 16))),
-    (1, session.DeviceChallenge(fill("challenge", 1168))),
-    (2, session.DeviceLogin(2, "alice", fill("device", 16), 3, fill("secret", 32))),
     (
         1,
         session.Enroll(
-            2, "alice", FIRST.encode(), BUNDLE, signed("first statement")[1], PROOF, TAG_KEY
+            2,
+            "alice",
+            FIRST.encode(),
+            BUNDLE,
+            signed("first statement")[1],
+            PROOF,
+            TAG_KEY,
+            POSSESSION,
         ),
     ),
     (2, session.Pong(NOW)),

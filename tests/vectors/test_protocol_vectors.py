@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from protocol.codec import merkle
-from protocol.codec.errors import SignatureError
+from protocol.codec.errors import ChainError, SignatureError
 from protocol.log import auditlog, checkpoint
 from protocol.records import records
+from protocol.records.chain import check_first
 from protocol.records.record_signatures import unpack_signature
 from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.frames import FrameReader
@@ -97,9 +98,23 @@ def test_login_signature_covers_the_welcome() -> None:
     signed = b"sfs/v2/login\0" + body
     sent = next(f["fields"] for f in FRAMES if f["message"] == "Login")
     assert sent["signature"] == login["signature"]
-    verify_signature(Label.LOGIN, body, bytes.fromhex(sent["signature"]), SIGNERS["alice 1"])
-    key = SigningKey.from_seed(bytes.fromhex(VECTORS["signers"]["alice 1"]["seed"]))
+    verify_signature(Label.LOGIN, body, bytes.fromhex(sent["signature"]), SIGNERS["laptop"])
+    key = SigningKey.from_seed(bytes.fromhex(VECTORS["signers"]["laptop"]["seed"]))
     assert key.sign_note(signed).hex() == login["signature"]
+
+
+def test_possession_of_a_recovery_key() -> None:
+    """The first statement introduces it, so the chain's rules need this signature."""
+    stated = next(one for one in VECTORS["records"] if one["name"] == "first statement")
+    body, signatures = bytes.fromhex(stated["body"]), (bytes.fromhex(stated["signature"]),)
+    proof = VECTORS["recovery possession"]
+    assert hashlib.sha256(body).hexdigest() == proof["statement_sha256"]
+    assert proof["label"] == "sfs/v2/recovery-possession"
+    possession = bytes.fromhex(proof["signature"])
+    assert check_first(body, signatures, possession).recovery is not None
+    for wrong in (b"", signatures[0], possession[::-1]):
+        with pytest.raises((ChainError, SignatureError)):
+            check_first(body, signatures, wrong)
 
 
 def test_enrolment_proof() -> None:

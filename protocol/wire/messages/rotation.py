@@ -10,6 +10,7 @@ from protocol.codec.fields import (
     Bytes32,
     Count,
     FileId,
+    Possession,
     Signature,
     Struct,
     UserName,
@@ -39,13 +40,15 @@ BundleBytes = Annotated[bytes, AtMost(MAX_BUNDLE)]
 class NewStatement(Request):
     """Append the user's next statement, which keeps the generation, with its bundle.
 
-    The first of `signatures` is by the statement's own key. Sending the same bytes again returns
-    the same receipt. If the chain has grown, the answer is `conflict`, and `Lookup` shows how.
+    The first of `signatures` is by the statement's own key. `possession` is by the recovery key
+    that the statement introduces, if any. Sending the same bytes again returns the same receipt. If
+    the chain has grown, the answer is `conflict`, and `Lookup` shows how.
     """
 
     statement: RecordBytes
     signatures: Annotated[tuple[Signature, ...], AtMost(2)]
     bundle: BundleBytes
+    possession: Possession = b""
 
 
 @message(131)
@@ -77,6 +80,7 @@ class RotateBegin(Request):
     statement: RecordBytes
     signatures: Annotated[tuple[Signature, ...], AtMost(2)]
     bundle: BundleBytes
+    possession: Possession = b""
 
 
 class WrapItem(Struct):

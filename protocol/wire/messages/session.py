@@ -10,8 +10,8 @@ from protocol.codec.fields import (
     Bytes16,
     Bytes32,
     Count,
-    Exactly,
     OneOf,
+    Possession,
     Principal,
     Signature,
     Struct,
@@ -63,7 +63,7 @@ class Welcome(Reply):
 class Notice(Struct):
     """State of this user's keys; `due` is in unix seconds.
 
-    `rotated` means that the login used an older generation than the account has.
+    `rotated` means that the device has keys of another generation than the account's newest.
     """
 
     due: Count
@@ -88,11 +88,18 @@ class Session(Reply):
 
 @message(17, replies=(Session,))
 class Login(Request):
-    """Log in. `signature` is over records.login_body by the key of `generation`; 0 is the recovery
-    key."""
+    """Log in. `signature` is over records.login_body by the key of the device `device_id`, which
+    the account's newest statement names. `generation` is that of the account keys that the device
+    has; the session is restricted if it is not the newest.
+
+    Without `device_id` the account's own key of the newest generation signs, or for generation 0
+    its recovery key. Such a session is good only to add a device, or to recover. The operator has
+    no device, and generation 1.
+    """
 
     version: ProtocolVersion
     user: Principal
+    device_id: Bytes16 | None
     generation: Annotated[int, Between(0, 2**31)]
     known_size: Count
     signature: Signature
@@ -102,9 +109,10 @@ class Login(Request):
 class Enroll(Request):
     """Enrol a new user by a first statement and an invitation's token, which is not sent.
 
-    `signature` is by the statement's own key. `proof` is HMAC-SHA256(SHA-256(token),
-    records.enrol_proof_body). `tag_key` is the secret to which the statement's `tag_commit`
-    commits. Sending the same statement again returns the same answer.
+    `signature` is by the statement's own key, `possession` by its recovery key if it names one.
+    `proof` is HMAC-SHA256(SHA-256(token), records.enrol_proof_body). `tag_key` is the secret to
+    which the statement's `tag_commit` commits. Sending the same statement again returns the same
+    answer.
     """
 
     version: ProtocolVersion
@@ -114,39 +122,7 @@ class Enroll(Request):
     signature: Signature
     proof: Bytes32 = field(repr=False)
     tag_key: Bytes32 = field(repr=False)
-
-
-@message(22)
-class DeviceChallenge(Reply):
-    """A secret of 32 bytes that only the device can open: HPKE to its X-Wing key, with
-    records.device_login_info as info. For an unknown user or device the key is nobody's."""
-
-    sealed: Annotated[bytes, Exactly(1168)]
-
-
-@message(23, replies=(DeviceChallenge,))
-class DeviceHello(Request):
-    """Ask for a challenge, to log in with the X-Wing key of a device. Once on a connection."""
-
-    version: ProtocolVersion
-    user: UserName
-    device_id: Bytes16
-
-
-@message(24, replies=(Session,))
-class DeviceLogin(Request):
-    """Log in with the `secret` of the challenge that this connection gave to this device.
-
-    The session is restricted: it gets the account's statements and its bundle, which is sealed to
-    the device. So a device whose account keys the server does not know, because it was restored
-    from a backup, finds the keys that it does know.
-    """
-
-    version: ProtocolVersion
-    user: UserName
-    device_id: Bytes16
-    known_size: Count
-    secret: Bytes32
+    possession: Possession = b""
 
 
 @message(20)
@@ -161,4 +137,4 @@ class Ping(Request):
     """Check that the server responds."""
 
 
-OPENING: tuple[type[Message], ...] = (Login, Enroll, DeviceHello, DeviceLogin)
+OPENING: tuple[type[Message], ...] = (Login, Enroll)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
+from protocol.codec.fields import (
+    AtMost,
+    Between,
+    Count,
+    FileId,
+    Possession,
+    Signature,
+    Struct,
+    UserName,
+)
 from protocol.log.auditlog import MAX_LINE
 from protocol.records.records import Version
 from protocol.wire.messages.base import (
@@ -28,13 +37,17 @@ MAX_ACCESS_WRAPS = 256
 
 
 class SignedStatement(Struct):
-    """A statement's exact bytes, its signatures (own key first), and the proof of its log entry."""
+    """A statement's exact bytes, its signatures (own key first), and the proof of its log entry.
+
+    `possession` is the signature by the recovery key that the statement introduces, if any.
+    """
 
     statement: RecordBytes
     signatures: Annotated[tuple[Signature, ...], AtMost(2)]
     index: Count
     line: Annotated[bytes, AtMost(MAX_LINE)]
     inclusion: Proof
+    possession: Possession = b""
 
 
 @message(81)

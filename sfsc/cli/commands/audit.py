@@ -157,6 +157,8 @@ def audit_accept(context: Context, *, yes: bool) -> None:
         if restored.unknown:
             devices = counted(restored.unknown, "device is", "devices are")
             terminal.say(f"hint: {devices} new to this machine: check `sfsc device list`")
+        if restored.other_code:
+            terminal.say("hint: your recovery code was forgotten too: `sfsc key recovery`")
         if restored.stolen:
             terminal.say("hint: your contents are under stolen keys: `sfsc rotate --compromised`")
     failures.check()

@@ -17,7 +17,7 @@ import pytest
 
 import sfsc
 from protocol.codec.values import changed
-from protocol.records.records import DEVICE, ROTATE, Statement
+from protocol.records.records import DEVICE, ROTATE, Device, Statement
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.rotation import NewStatement, RotateBegin
@@ -76,7 +76,8 @@ def add_impossible_device(home: Path) -> Reply:
             (store._session.record_signer().key,),
         )
         draft = Statement.parse(pending.statement)
-        devices = (*draft.devices, (DEVICE_ID, impossible_key()))
+        signing = SigningKey.generate().public
+        devices = (*draft.devices, Device(DEVICE_ID, signing, impossible_key(), "device"))
         body = changed(draft, devices=devices).encode()
         signature = store._session.record_signer().key.sign(Label.STATEMENT, body)
         return store._session.transport.call(NewStatement(body, (signature,), pending.bundle))

@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 
 from protocol.codec.errors import ChainError, RemoteProtocolError, SignatureError
-from protocol.records.chain import check_first, check_next
-from protocol.records.records import RecoveryKey, Statement, record_hash
+from protocol.records.chain import check_first, check_next, introduces_recovery_key
+from protocol.records.records import Device, RecoveryKey, Statement, Writer, record_hash
 from protocol.records.signatures import Label, SigningKey
 
 KEY, NEXT, CODE, OTHER_CODE, OTHER_KEY = (SigningKey.from_seed(bytes([n]) * 32) for n in range(5))
 RECOVERY = RecoveryKey(CODE.public, b"x" * 1216)
 OTHER_RECOVERY = RecoveryKey(OTHER_CODE.public, b"x" * 1216)
-DEVICE = (b"d" * 16, b"x" * 1216)
+DEVICE = Device(b"d" * 16, b"D" * 32, b"x" * 1216, "device")
+WRITER = Writer("camera", b"W" * 32, 9000)
 FIRST = Statement(
     server=b"s" * 32,
     user="ada",
+    kind="user",
     n=1,
     generation=1,
     oldest=1,
@@ -27,6 +29,8 @@ FIRST = Statement(
     wrap_pub=b"w" * 32,
     devices=(),
     recovery=None,
+    custodians=(),
+    writers=(),
     voids=(),
     bundle_sha256=b"b" * 32,
     created=1000,
@@ -42,6 +46,15 @@ WITH_CODE = replace(FIRST, recovery=RECOVERY)
 def signed(statement: Statement, *keys: SigningKey) -> tuple[bytes, tuple[bytes, ...]]:
     body = statement.encode()
     return body, tuple(key.sign(Label.STATEMENT, body) for key in keys)
+
+
+def possession_of(statement: Statement, before: Statement | None = None) -> bytes:
+    """Return the signature by the recovery key that `statement` introduces, if it introduces one of
+    these tests' keys."""
+    keys = {CODE.public: CODE, OTHER_CODE.public: OTHER_CODE}
+    if statement.recovery is None or not introduces_recovery_key(before, statement):
+        return b""
+    return keys[statement.recovery.sign_pub].sign(Label.RECOVERY_POSSESSION, statement.encode())
 
 
 def following(before: Statement, **changed: Any) -> Statement:
@@ -99,6 +112,8 @@ GOOD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
     "a rotation": (FIRST, {"reason": "rotate", **RENEWED}, (NEXT, KEY)),
     "a rotation by the recovery key": (WITH_CODE, {"reason": "rotate", **RENEWED}, (NEXT, CODE)),
     "a recovery": (WITH_CODE, {"reason": "recovery", **RENEWED}, (NEXT, CODE)),
+    "a backup": (FIRST, {"devices": (replace(DEVICE, kind="backup"),)}, (KEY,)),
+    "a writer": (FIRST, {"writers": (WRITER,)}, (KEY,)),
     "a finish": (
         replace(FIRST, generation=3, n=5, prev=bytes(32), reason="rotate"),
         {"reason": "finish", "oldest": 3},
@@ -111,7 +126,8 @@ GOOD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
 def test_valid_next_statements(case: str) -> None:
     before, changed, keys = GOOD[case]
     statement = following(before, **changed)
-    checked, signers = check_next([before.encode()], *signed(statement, *keys))
+    possession = possession_of(statement, before)
+    checked, signers = check_next([before.encode()], *signed(statement, *keys), possession)
     assert checked == statement
     assert signers == tuple(key.public for key in keys)
 
@@ -173,6 +189,46 @@ BAD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
         {"reason": "recovery-key", "recovery": OTHER_RECOVERY},
         (KEY, OTHER_CODE),
     ),
+    "an account of another kind": (FIRST, {"kind": "space"}, (KEY,)),
+    "a custodian": (FIRST, {"custodians": (bytes(32),)}, (KEY,)),
+    "an invite": (FIRST, {"devices": (replace(DEVICE, kind="invite"),)}, (KEY,)),
+    "a member": (FIRST, {"devices": (replace(DEVICE, member=bytes(32)),)}, (KEY,)),
+    "a member's signature": (
+        FIRST,
+        {"devices": (replace(DEVICE, member_signature=bytes(64)),)},
+        (KEY,),
+    ),
+    "a device twice": (FIRST, {"devices": (DEVICE, replace(DEVICE, sign_pub=b"E" * 32))}, (KEY,)),
+    "a key of two devices": (
+        FIRST,
+        {"devices": (DEVICE, replace(DEVICE, device_id=b"e" * 16))},
+        (KEY,),
+    ),
+    "a device with the account's key": (
+        FIRST,
+        {"devices": (replace(DEVICE, sign_pub=KEY.public),)},
+        (KEY,),
+    ),
+    "a device with the recovery key": (
+        WITH_CODE,
+        {"devices": (replace(DEVICE, sign_pub=CODE.public),)},
+        (KEY,),
+    ),
+    "a writer twice": (
+        FIRST,
+        {"writers": (WRITER, replace(WRITER, sign_pub=b"V" * 32))},
+        (KEY,),
+    ),
+    "a writer with a device's key": (
+        FIRST,
+        {"devices": (DEVICE,), "writers": (replace(WRITER, sign_pub=DEVICE.sign_pub),)},
+        (KEY,),
+    ),
+    "a writer with a key that a device had": (
+        replace(FIRST, devices=(DEVICE,)),
+        {"devices": (), "writers": (replace(WRITER, sign_pub=DEVICE.sign_pub),)},
+        (KEY,),
+    ),
     "a recovery without the code": (WITH_CODE, {"reason": "recovery", **RENEWED}, (NEXT, KEY)),
     "voids without the code": (
         WITH_CODE,
@@ -195,8 +251,60 @@ def test_the_tag_key_is_for_life(case: str) -> None:
 @pytest.mark.parametrize("case", BAD)
 def test_invalid_next_statements(case: str) -> None:
     before, changed, keys = BAD[case]
+    statement = following(before, **changed)
     with pytest.raises((ChainError, SignatureError)):
-        check_next([before.encode()], *signed(following(before, **changed), *keys))
+        check_next([before.encode()], *signed(statement, *keys), possession_of(statement, before))
+
+
+SPACE = replace(FIRST, kind="space")
+
+
+@pytest.mark.parametrize(
+    "wrong", [SPACE, replace(FIRST, custodians=(bytes(32),)), replace(SPACE, recovery=RECOVERY)]
+)
+def test_first_statements_of_spaces_are_refused(wrong: Statement) -> None:
+    with pytest.raises(ChainError):
+        check_first(*signed(wrong, KEY), possession_of(wrong))
+
+
+def test_a_new_recovery_key_signs_the_statement_that_introduces_it() -> None:
+    assert check_first(*signed(WITH_CODE, KEY), possession_of(WITH_CODE)) == WITH_CODE
+    wrongs = (
+        b"",
+        OTHER_CODE.sign(Label.RECOVERY_POSSESSION, WITH_CODE.encode()),
+        CODE.sign(Label.STATEMENT, WITH_CODE.encode()),
+        CODE.sign(Label.RECOVERY_POSSESSION, replace(WITH_CODE, created=1001).encode()),
+    )
+    for wrong in wrongs:
+        with pytest.raises((ChainError, SignatureError)):
+            check_first(*signed(WITH_CODE, KEY), wrong)
+    later = following(FIRST, reason="recovery-key", recovery=RECOVERY)
+    for wrong in wrongs:
+        with pytest.raises((ChainError, SignatureError)):
+            check_next([FIRST.encode()], *signed(later, KEY), wrong)
+
+
+def test_another_wrapping_key_is_another_recovery_key() -> None:
+    """Whoever replaces only the half that opens bundles needs both signatures too."""
+    half = replace(RECOVERY, xwing_pub=b"y" * 1216)
+    changed = following(WITH_CODE, reason="recovery-key", recovery=half)
+    before = [WITH_CODE.encode()]
+    possession = possession_of(changed, WITH_CODE)
+    with pytest.raises(ChainError):
+        check_next(before, *signed(changed, KEY), possession)
+    with pytest.raises(ChainError):
+        check_next(before, *signed(changed, KEY, CODE))
+    check_next(before, *signed(changed, KEY, CODE), possession)
+
+
+def test_a_statement_without_a_new_recovery_key_has_no_possession() -> None:
+    for before in (FIRST, WITH_CODE):
+        statement = following(before, devices=(DEVICE,))
+        possession = CODE.sign(Label.RECOVERY_POSSESSION, statement.encode())
+        with pytest.raises(ChainError):
+            check_next([before.encode()], *signed(statement, KEY), possession)
+    with pytest.raises(ChainError):
+        check_first(*signed(FIRST, KEY), CODE.sign(Label.RECOVERY_POSSESSION, FIRST.encode()))
 
 
 def test_malformed_statements() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from protocol.codec.errors import ChainError, SignatureError
-from protocol.records.chain import check_next, split_voided, voided
-from protocol.records.records import RecoveryKey, Statement, record_hash
+from protocol.records.chain import check_next, introduces_recovery_key, split_voided, voided
+from protocol.records.records import Device, RecoveryKey, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
 from tests.protocol.records.test_chain import CODE, FIRST, KEY, RECOVERY, following
 
@@ -35,8 +35,16 @@ class Chain:
 
     def check(self, changed: dict[str, Any], *keys: SigningKey) -> bytes:
         body = following(self.head, **{"voids": (), **changed}).encode()
-        check_next(self.bodies, body, tuple(key.sign(Label.STATEMENT, body) for key in keys))
+        signatures = tuple(key.sign(Label.STATEMENT, body) for key in keys)
+        check_next(self.bodies, body, signatures, self.possession(body))
         return body
+
+    def possession(self, body: bytes) -> bytes:
+        """Return the signature by the recovery key that a statement introduces, if any."""
+        statement, known = Statement.parse(body), {key.public: key for key in (CODE, THIEF, AGAIN)}
+        if statement.recovery is None or not introduces_recovery_key(self.head, statement):
+            return b""
+        return known[statement.recovery.sign_pub].sign(Label.RECOVERY_POSSESSION, body)
 
     def add(self, changed: dict[str, Any], *keys: SigningKey) -> None:
         self.bodies.append(self.check(changed, *keys))
@@ -58,7 +66,7 @@ class Chain:
 def extended() -> Chain:
     """1 enrol, 2 recovery-key; by the thief: 3 device, 4 rotate, 5 finish, 6 device."""
     chain = Chain()
-    chain.add({"devices": ((b"t" * 16, b"x" * 1216),)}, KEY)
+    chain.add({"devices": (Device(b"t" * 16, b"T" * 32, b"x" * 1216, "device"),)}, KEY)
     chain.add(chain.renewed(THIEF), THIEF, KEY)
     chain.add({"reason": "finish", "oldest": 2}, THIEF)
     chain.add({"devices": ()}, THIEF)

@@ -18,7 +18,7 @@ from protocol.records.public_keys import (
     check_statement_keys,
     check_wrap_key,
 )
-from protocol.records.records import RecoveryKey, Statement
+from protocol.records.records import Device, RecoveryKey, Statement, Writer
 from protocol.records.signatures import Label, SigningKey, verify_note, verify_signature
 
 P = 2**255 - 19
@@ -181,17 +181,21 @@ def test_a_wrapping_key_must_match_its_algorithm() -> None:
             check_wrap_key(algorithm, public)
 
 
+DEVICE = Device(bytes(16), KEY.public, XWING, "device")
 STATEMENT = Statement(
     server=bytes(32),
     user="ada",
+    kind="user",
     n=1,
     generation=1,
     oldest=1,
     sign_pub=KEY.public,
     wrap_alg="xwing",
     wrap_pub=XWING,
-    devices=((bytes(16), XWING),),
+    devices=(DEVICE,),
     recovery=RecoveryKey(KEY.public, XWING),
+    custodians=(),
+    writers=(Writer("camera", KEY.public, 0),),
     voids=(),
     bundle_sha256=bytes(32),
     created=1,
@@ -211,7 +215,9 @@ def test_every_key_of_a_statement_is_checked() -> None:
         replace(STATEMENT, sign_pub=small),
         replace(STATEMENT, wrap_pub=impossible),
         replace(STATEMENT, wrap_alg="x25519", wrap_pub=bytes(32)),
-        replace(STATEMENT, devices=((bytes(16), XWING), (b"2" * 16, impossible))),
+        replace(STATEMENT, devices=(DEVICE, replace(DEVICE, xwing_pub=impossible))),
+        replace(STATEMENT, devices=(DEVICE, replace(DEVICE, sign_pub=small))),
+        replace(STATEMENT, writers=(Writer("camera", small, 0),)),
         replace(STATEMENT, recovery=RecoveryKey(small, XWING)),
         replace(STATEMENT, recovery=RecoveryKey(KEY.public, impossible)),
     ):

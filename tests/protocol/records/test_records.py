@@ -15,18 +15,22 @@ from protocol.codec.errors import EncodingError, MessageError, RemoteProtocolErr
 from protocol.records import records
 from protocol.records.records import (
     CONTENT_OPS,
+    MAX_CUSTODIANS,
     MAX_DEVICES,
     MAX_PURGED,
     MAX_READERS,
     MAX_RECORD,
     MAX_VOIDS,
+    MAX_WRITERS,
     OWN_KEYS,
     XWING_PUBLIC_SIZE,
+    Device,
     FileRecord,
     RotationFinish,
     ServerStatement,
     SignedStruct,
     Statement,
+    Writer,
 )
 from tests.protocol.strategies import structs
 from tests.vectors import protocol_examples as examples
@@ -49,6 +53,7 @@ COMMON = {
 STATEMENT_KEYS = {
     "server",
     "user",
+    "kind",
     "n",
     "generation",
     "oldest",
@@ -57,6 +62,8 @@ STATEMENT_KEYS = {
     "wrap_pub",
     "devices",
     "recovery",
+    "custodians",
+    "writers",
     "voids",
     "bundle_sha256",
     "created",
@@ -133,6 +140,9 @@ def test_the_keys_of_every_record() -> None:
         "created",
     }
     assert set(examples.FINISH.to_map()) == {
+        "server",
+        "user",
+        "statement",
         "generation",
         "as_of_seq",
         "files",
@@ -248,8 +258,14 @@ def test_the_largest_records_fit_their_limit() -> None:
     dataclasses.replace(examples.RESTORE, readers=readers).encode()
     purged = tuple(range(2**31 - MAX_PURGED, 2**31))
     dataclasses.replace(examples.PURGE, readers=readers, purged=purged).encode()
-    devices = ((bytes(16), bytes(XWING_PUBLIC_SIZE)),) * MAX_DEVICES
-    dataclasses.replace(examples.FIRST, devices=devices, voids=(HASH,) * MAX_VOIDS).encode()
+    device = Device(bytes(16), HASH, bytes(XWING_PUBLIC_SIZE), "device", HASH, bytes(64))
+    devices, writers = (device,) * MAX_DEVICES, (Writer("w" * 32, HASH, 2**53),) * MAX_WRITERS
+    more: dict[str, Any] = {
+        "devices": devices,
+        "writers": writers,
+        "custodians": (HASH,) * MAX_CUSTODIANS,
+    }
+    dataclasses.replace(examples.FIRST, **more, voids=(HASH,) * MAX_VOIDS).encode()
     with pytest.raises(MessageError):
         dataclasses.replace(examples.PURGE, purged=(*purged, 1))
     with pytest.raises(MessageError):
@@ -274,8 +290,14 @@ def test_hashes_match_their_definitions() -> None:
 
 def test_what_a_login_and_an_enrolment_cover() -> None:
     body = records.login_body(
-        server=b"s" * 32, spki=b"t" * 32, welcome=b"w" * 32, version=2, user="alice", generation=3
+        server=b"s" * 32,
+        spki=b"t" * 32,
+        welcome=b"w" * 32,
+        version=2,
+        user="alice",
+        device_id=b"d" * 16,
+        generation=3,
     )
-    assert encoding.unpack(body) == [b"s" * 32, b"t" * 32, b"w" * 32, 2, "alice", 3]
+    assert encoding.unpack(body) == [b"s" * 32, b"t" * 32, b"w" * 32, 2, "alice", b"d" * 16, 3]
     proof = records.enrol_proof_body(welcome=b"w" * 32, statement=b"h" * 32)
     assert proof == b"sfs/v2/enroll\x00" + b"w" * 32 + b"h" * 32

@@ -48,7 +48,7 @@ from tests.protocol.strategies import structs
 from tests.vectors import protocol_examples
 
 WELCOME = Welcome((2,), b"statement", bytes(64), bytes(32), Limits(2**24, 90, 30, 10))
-LOGIN = Login(1, "alice", 1, 0, bytes(64))
+LOGIN = Login(1, "alice", bytes(16), 1, 0, bytes(64))
 ENROLL = Enroll(1, "alice", b"statement", b"bundle", bytes(64), bytes(32), bytes(32))
 SESSION = Session(b"checkpoint", (), None, None, 1_700_000_000)
 DATA = Data(bytes(16), 0, b"x" * 1024 * 1024)

@@ -88,7 +88,7 @@ def test_message_contains_no_secret(server: Simulator, fresh: Path) -> None:
         bundle = open_bundle(bytes(message.bundle), statement, [private])
         assert (bundle.generations, bundle.name_keys) == (keyring.generations, keyring.name_keys)
         assert bundle.tag_key == keyring.tag_key
-    assert statement.devices[0][0] == keyring.device.device_id
+    assert statement.devices[0].device_id == keyring.device.device_id
     sent = message.statement + bytes(message.bundle) + message.signature + message.proof
     for secret in (
         server.token,

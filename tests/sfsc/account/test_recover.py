@@ -69,6 +69,7 @@ class Account:
             reason="enrol" if n == 1 else reason,
             generation=generation,
             sign_pub=signing.public,
+            recovery=CODE.public_keys,
         )
         self.bodies.append(made.encode())
         self.bundles[n] = sealed

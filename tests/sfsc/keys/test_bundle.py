@@ -11,7 +11,7 @@ import pytest
 from protocol.codec import encoding
 from protocol.codec.fields import Bytes32, Struct, UserName
 from protocol.log.tags import tag_commit
-from protocol.records.records import Statement
+from protocol.records.records import Device, Statement
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE
 from sfsc.crypto.wrap import PrivateKey, PublicKey
@@ -44,9 +44,10 @@ def _sealed(bundle: Bundle = BUNDLE, n: int = 1, *recipients: PublicKey) -> byte
 
 def _statement(sealed: bytes, *, n: int = 1, server: bytes = SERVER) -> Statement:
     return Statement(
-        server=server, user="ann", n=n, generation=1, oldest=1, sign_pub=SIGN.public,
-        wrap_alg="x25519", wrap_pub=WRAP.public.encoded,
-        devices=((b"D" * 16, DEVICE.public.encoded),), recovery=None, voids=(),
+        server=server, user="ann", kind="user", n=n, generation=1, oldest=1,
+        sign_pub=SIGN.public, wrap_alg="x25519", wrap_pub=WRAP.public.encoded,
+        devices=(Device(b"D" * 16, b"S" * 32, DEVICE.public.encoded, "device"),), recovery=None,
+        custodians=(), writers=(), voids=(),
         bundle_sha256=hashlib.sha256(sealed).digest(), created=1, due=2, expires=3,
         prev=b"" if n == 1 else bytes(32), reason="enrol",
         tag_commit=tag_commit(b"t" * 32),

@@ -30,7 +30,7 @@ KEYRING = Keyring(
     generations=(),
     name_keys=(bytes(32),),
     tag_key=b"t" * 32,
-    device=DeviceKey(bytes(16), bytes(32)),
+    device=DeviceKey(bytes(16), bytes(32), bytes(32)),
     pending=None,
     pins=(),
 )

@@ -49,7 +49,7 @@ CONTENTS = Keyring(
     generations=(KEYS,),
     name_keys=(b"n" * 32,),
     tag_key=b"t" * 32,
-    device=DeviceKey(b"d" * 16, b"x" * 32),
+    device=DeviceKey(b"d" * 16, b"D" * 32, b"x" * 32),
     pending=None,
     pins=(("bob", b"B" * 32),),
 )
@@ -335,12 +335,12 @@ def test_wrong_shapes_cannot_be_built() -> None:
     with pytest.raises(MessageError):
         dataclasses.replace(CONTENTS, server_id=b"short")
     with pytest.raises(MessageError):
-        DeviceKey(b"d" * 16, b"x" * 95)
+        DeviceKey(b"d" * 16, b"D" * 32, b"x" * 95)
 
 
 def test_repr_hides_secrets() -> None:
     shown = repr(LATER)
-    for secret in (b"s" * 32, b"w" * 32, b"n" * 32, b"x" * 32, b"bundle"):
+    for secret in (b"s" * 32, b"D" * 32, b"w" * 32, b"n" * 32, b"x" * 32, b"bundle"):
         assert repr(secret) not in shown
     assert "ann" in shown
 

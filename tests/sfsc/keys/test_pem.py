@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -16,7 +20,7 @@ from hypothesis import strategies as st
 
 from protocol.records.invitation import AccountLink
 from sfsc.crypto.wrap import PrivateKey
-from sfsc.errors import KeyringError, UnsupportedKey, UsageError, WrongPassphrase
+from sfsc.errors import KeyringError, Tampered, UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.keys.pem import export_pem, is_encrypted, load_pem
 
 LINK = AccountLink("files.example", 7373, "ada", b"p" * 32, b"f" * 32)
@@ -101,7 +105,6 @@ def refused() -> dict[str, bytes]:
         "a kind of no use": written(ec.generate_private_key(ec.SECP256R1())),
         "too small": written(rsa.generate_private_key(65537, 1024)),
         "an odd exponent": written(rsa.generate_private_key(3, 2048)),
-        "a malformed account": b"sfs://nonsense\n" + pair[0],
         "cut": pair[0][:-40] + pair[0][-26:],
     }
 
@@ -110,6 +113,57 @@ def refused() -> dict[str, bytes]:
 def test_files_without_usable_keys_are_refused(case: str) -> None:
     with pytest.raises(UnsupportedKey):
         load_pem(refused()[case], None)
+
+
+EXPORTED = export_pem(LINK, 7, SEED, PrivateKey("x25519", bytes(range(1, 33))), None)
+
+
+def test_the_mac_covers_account_generation_and_both_public_keys() -> None:
+    account, generation, mac, *_ = EXPORTED.split(b"\n")
+    assert generation == b"sfs generation: 7"
+    wrapping = x25519.X25519PrivateKey.from_private_bytes(bytes(range(1, 33))).public_key()
+    key = HKDF(SHA256(), 32, None, b"sfs/v2/pem").derive(SEED)
+    signing = ed25519.Ed25519PrivateKey.from_private_bytes(SEED).public_key()
+    covered = account + b"\n" + (7).to_bytes(4) + signing.public_bytes_raw()
+    covered += wrapping.public_bytes_raw()
+    assert mac == b"sfs mac: " + hmac.digest(key, covered, "sha256").hex().encode()
+
+
+def edited() -> dict[str, bytes]:
+    """Return exports whose text somebody has changed, who cannot open the keys."""
+    account, generation, mac, rest = EXPORTED.split(b"\n", 3)
+    signing, wrapping = rest[: rest.index(b"-----BEGIN", 1)], rest[rest.index(b"-----BEGIN", 1) :]
+    other = AccountLink("evil.example", 7373, "ada", b"p" * 32, b"f" * 32).to_text().encode()
+    foreign = written(x25519.X25519PrivateKey.generate())
+
+    def lines(*parts: bytes) -> bytes:
+        return b"\n".join(parts)
+
+    return {
+        "another server": lines(b"sfs account: " + other, generation, mac, rest),
+        "another pin": EXPORTED.replace(b"p".hex().encode() * 32, b"q".hex().encode() * 32),
+        "another user": EXPORTED.replace(b"/ada", b"/eve"),
+        "another chain": EXPORTED.replace(b"f".hex().encode() * 32, b"e".hex().encode() * 32),
+        "another generation": lines(account, b"sfs generation: 6", mac, rest),
+        "another mac": lines(account, generation, b"sfs mac: " + b"0" * 64, rest),
+        "no mac": lines(account, generation, rest),
+        "no generation": lines(account, mac, rest),
+        "no account": lines(generation, mac, rest),
+        "account alone": lines(account, rest),
+        "another account first": lines(b"sfs account: " + other, account, generation, mac, rest),
+        "a malformed account": lines(b"sfs account: sfs://nonsense", generation, mac, rest),
+        "a link that was added": lines(other, rest),
+        "another wrap key": lines(account, generation, mac, signing + foreign),
+        "no signing key": lines(account, generation, mac, wrapping),
+    }
+
+
+@pytest.mark.parametrize("case", sorted(edited()))
+def test_changed_text_in_front_of_the_keys_is_refused(case: str) -> None:
+    data = edited()[case]
+    assert data != EXPORTED
+    with pytest.raises(Tampered):
+        load_pem(data, None)
 
 
 @given(st.binary(max_size=300))

@@ -42,7 +42,9 @@ WELCOME = Welcome(
     limits=Limits(window=4 * PIECE, max_age=1, grace=1, jitter=0),
 )
 SESSION = Session(checkpoint=b"", consistency=(), receipt=None, notice=None, time=1)
-LOGIN = Login(version=2, user="ada", generation=1, known_size=0, signature=bytes(64))
+LOGIN = Login(
+    version=2, user="ada", device_id=bytes(16), generation=1, known_size=0, signature=bytes(64)
+)
 PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
 _SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

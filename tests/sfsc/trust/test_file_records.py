@@ -56,6 +56,7 @@ def statement(**changes: Any) -> bytes:
     made = Statement(
         server=SERVER,
         user="ada",
+        kind="user",
         n=1,
         generation=1,
         oldest=1,
@@ -64,6 +65,8 @@ def statement(**changes: Any) -> bytes:
         wrap_pub=WRAPPING.public.encoded,
         devices=(),
         recovery=None,
+        custodians=(),
+        writers=(),
         voids=(),
         bundle_sha256=bytes(32),
         created=1,
@@ -86,7 +89,7 @@ def keyring(*statements: bytes) -> Keyring:
         generations=(GenerationKeys(1, SIGNING.seed, "x25519", WRAPPING.encoded),),
         name_keys=(NAME_KEY,),
         tag_key=TAG_KEY,
-        device=DeviceKey(bytes(16), bytes(32)),
+        device=DeviceKey(bytes(16), bytes(32), bytes(32)),
         pending=None,
         pins=(),
     )

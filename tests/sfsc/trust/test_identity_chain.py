@@ -65,6 +65,7 @@ class Server:
         first = Statement(
             server=self.log.server_id,
             user="ada",
+            kind="user",
             n=1,
             generation=1,
             oldest=1,
@@ -73,6 +74,8 @@ class Server:
             wrap_pub=b"w" * 32,
             devices=(),
             recovery=None,
+            custodians=(),
+            writers=(),
             voids=(),
             bundle_sha256=bytes(32),
             created=1,

@@ -65,8 +65,9 @@ F = file_id(1)
 U, H, S = bytes(16), bytes(16), bytes(64)
 
 USERS = {Access.FULL}
-STATEMENTS = {Access.FULL, Access.RECOVERY}
-OWN_KEYS = {Access.FULL, Access.RESTRICTED, Access.RECOVERY}
+JOINING = {Access.FULL, Access.JOINING}
+RECOVERING = {Access.FULL, Access.RECOVERY}
+OWN_KEYS = {Access.FULL, Access.RESTRICTED, Access.JOINING, Access.RECOVERY}
 EVERYONE = set(Access)
 OPERATORS = {Access.OPERATOR}
 
@@ -99,9 +100,9 @@ MATRIX: dict[Request, set[Access]] = {
     UserAccess("ada", disabled=False, reason=""): OPERATORS,
     Status(): OPERATORS,
     UserQuota("ada", 0): OPERATORS,
-    NewStatement(b"", (), b""): STATEMENTS,
+    NewStatement(b"", (), b""): JOINING,
     GetBundle(0): OWN_KEYS,
-    RotateBegin(b"", (), b""): STATEMENTS,
+    RotateBegin(b"", (), b""): RECOVERING,
     GetWraps("", 1, all_of_them=False): USERS,
     Rewrap((), b""): USERS,
     RotateFinish(b"", (), b"", b"", S): USERS,
@@ -123,10 +124,12 @@ def principals(served: Daemon) -> dict[Access, Principal]:
     operator = served.operator()
     done(served.ask(operator, ada.invitation()))
     ada.first = ada.statement(recovery=RecoveryKey(code.public, b"x" * 1216))
-    full = served.open(ada.enroll())[0]
+    possession = code.sign(Label.RECOVERY_POSSESSION, ada.first.encode())
+    full = served.open(ada.enroll(possession=possession))[0]
     restricted = served.open(ada.enroll())[0]
+    joining = served.open(login("ada", ada.key))[0]
     recovery = served.open(login("ada", code, generation=0))[0]
-    found = {who.access: who for who in (full, restricted, recovery, operator)}
+    found = {who.access: who for who in (full, restricted, joining, recovery, operator)}
     assert set(found) == set(Access)
     return found
 

@@ -20,7 +20,7 @@ from sfsd.errors import ConfigError
 from sfsd.net import listener as server_module
 from sfsd.net.connection import ClientConnection
 from sfsd.net.listener import Server
-from tests.sfsd.builders import OPERATOR_KEY, SERVER_ID, SPKI, Daemon, daemon, login
+from tests.sfsd.builders import OPERATOR_KEY, SERVER_ID, SPKI, Daemon, daemon
 from tests.wire import Wire, any_server
 
 FEW = ConnectionLimits(
@@ -233,7 +233,7 @@ def test_disabled_user_is_disconnected(served: Daemon, tls: ssl.SSLContext) -> N
         server = Server(served.context, tls)
         address = await server.start(HERE)
         admin, client = await operator(address), await Wire.welcomed(address)
-        reply = await client.ask(login("ada", ada.key, welcome=client.connection.welcome_sha256))
+        reply = await client.ask(ada.login(welcome=client.connection.welcome_sha256))
         assert isinstance(reply, Session)
         await admin.ask(UserAccess("ada", True, "left"))
         assert await client.ended(5) == b""

@@ -10,19 +10,18 @@ import pytest
 from protocol.codec import merkle
 from protocol.codec.base64text import to_text
 from protocol.log.checkpoint import verify
-from protocol.records.records import RecoveryKey, device_login_info, login_body, record_hash
+from protocol.records.records import RecoveryKey, Statement, login_body, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.rotation import GetBundle, SealedBundle
-from protocol.wire.messages.session import DeviceHello, DeviceLogin, Enroll, Login, Ping, Pong
+from protocol.wire.messages.session import Enroll, Login, Ping, Pong
 from protocol.wire.messages.sharing import Identity, Lookup
 from protocol.wire.messages.uploads import PutOpen
-from sfsc.crypto.wrap import PrivateKey
-from sfsc.errors import Tampered
 from sfsd.config import DAY
 from sfsd.errors import Refused
 from sfsd.rules.context import Access
+from sfsd.rules.users import signing_key_id
 from tests.sfsd.builders import (
     ADDRESS,
     OPERATOR_KEY,
@@ -30,12 +29,15 @@ from tests.sfsd.builders import (
     SPKI,
     VERIFIER,
     WELCOME,
+    XWING_PUBLIC,
     Daemon,
     Person,
     check_receipt,
+    done,
     login,
     refused,
 )
+from tests.sfsd.operations.test_rotation import begun, onto, renewed
 
 
 def invited(served: Daemon, name: str = "bob", **changed: Any) -> Person:
@@ -44,32 +46,39 @@ def invited(served: Daemon, name: str = "bob", **changed: Any) -> Person:
     return person
 
 
-def refusal(served: Daemon, message: Login | Enroll | DeviceLogin) -> Refused:
+def refusal(served: Daemon, message: Login | Enroll) -> Refused:
     with pytest.raises(Refused) as caught:
         served.open(message)
     return caught.value
 
 
 def test_a_login_is_logged_with_what_was_signed(served: Daemon, ada: Person) -> None:
-    who, session = served.open(login("ada", ada.key))
+    who, session = served.open(ada.login())
     entry = served.entries("login")[-1]
     body = login_body(
-        server=SERVER_ID, spki=SPKI, welcome=WELCOME, version=2, user="ada", generation=1
+        server=SERVER_ID,
+        spki=SPKI,
+        welcome=WELCOME,
+        version=2,
+        user="ada",
+        device_id=ada.device_id,
+        generation=1,
     )
     assert (entry.actor, entry.rec, entry.seq) == ("ada", body, who.session)
-    assert list(entry.sigs.values()) == [ada.key.sign(Label.LOGIN, body)]
-    assert entry.detail["address"] == ADDRESS
+    signer = signing_key_id(ada.device_key.public)
+    assert entry.sigs == {signer: ada.device_key.sign(Label.LOGIN, body)}
+    assert (entry.detail["address"], entry.detail["device"]) == (ADDRESS, ada.device_id.hex())
     assert who.access is Access.FULL
     assert verify(session.checkpoint, VERIFIER).size == who.known_size > who.session
     assert (session.receipt, session.notice, session.time) == (None, None, served.clock.now)
 
 
 def test_a_login_proves_that_the_log_continues(served: Daemon, ada: Person) -> None:
-    _, before = served.open(login("ada", ada.key))
+    _, before = served.open(ada.login())
     old = verify(before.checkpoint, VERIFIER)
     for _ in range(5):
         ada.log_in()
-    _, after = served.open(login("ada", ada.key, known_size=old.size))
+    _, after = served.open(ada.login(known_size=old.size))
     new = verify(after.checkpoint, VERIFIER)
     assert after.consistency
     merkle.verify_consistency(old.size, old.root, new.size, new.root, after.consistency)
@@ -78,7 +87,7 @@ def test_a_login_proves_that_the_log_continues(served: Daemon, ada: Person) -> N
 def test_a_client_that_saw_a_longer_log_gets_the_size_and_no_proof(
     served: Daemon, ada: Person
 ) -> None:
-    _, session = served.open(login("ada", ada.key, known_size=10**6))
+    _, session = served.open(ada.login(known_size=10**6))
     assert session.consistency == ()
     assert verify(session.checkpoint, VERIFIER).size < 10**6
 
@@ -97,12 +106,22 @@ def test_a_refused_login_does_not_say_why(served: Daemon, ada: Person) -> None:
             login("ada", other_key),
             login("ada", ada.key, generation=2),
             login("ada", ada.key, generation=0),
-            login("ada", ada.key, server=bytes(32)),
-            login("ada", ada.key, spki=bytes(32)),
-            login("ada", ada.key, welcome=bytes(32)),
+            login("ada", ada.key, device_id=ada.device_id),
+            login("ada", ada.device_key),
+            ada.login(device_id=bytes(16)),
+            ada.login(device_id=bob.device_id),
+            ada.login(generation=0),
+            ada.login(server=bytes(32)),
+            ada.login(spki=bytes(32)),
+            ada.login(welcome=bytes(32)),
+            replace(ada.login(), generation=2),
+            replace(ada.login(), device_id=None),
+            replace(ada.login(), user="bob"),
             login("bob", bob.key),
+            bob.login(),
             login("operator", ada.key),
             login("operator", OPERATOR_KEY, generation=2),
+            login("operator", OPERATOR_KEY, device_id=bytes(16)),
             login("server", other_key),
         )
     ]
@@ -110,14 +129,16 @@ def test_a_refused_login_does_not_say_why(served: Daemon, ada: Person) -> None:
 
 
 def test_another_protocol_version_is_refused(served: Daemon, ada: Person) -> None:
-    assert refusal(served, replace(login("ada", ada.key), version=1)).code == "bad-request"
+    assert refusal(served, replace(ada.login(), version=1)).code == "bad-request"
 
 
 def test_the_recovery_key_opens_a_recovery_session(served: Daemon) -> None:
     code = SigningKey.generate()
     bob = invited(served)
     bob.first = bob.statement(recovery=RecoveryKey(code.public, b"x" * 1216))
-    served.open(bob.enroll())
+    possession = code.sign(Label.RECOVERY_POSSESSION, bob.first.encode())
+    assert refusal(served, bob.enroll()).code == "bad-request"
+    served.open(bob.enroll(possession=possession))
     who, _ = served.open(login("bob", code, generation=0))
     assert who.access is Access.RECOVERY
     refused(served.ask(who, PutOpen("bob", "0" * 32, 0)), "not-allowed")
@@ -210,7 +231,7 @@ def test_a_login_notice_says_when_the_key_is_due(served: Daemon, ada: Person) ->
     notices = []
     for at in (ada.first.due - 1, ada.first.due, ada.first.expires):
         served.clock.now = at
-        _, session = served.open(login("ada", ada.key))
+        _, session = served.open(ada.login())
         notices.append(session.notice)
     assert notices[0] is None
     assert [notice and notice.state for notice in notices] == [None, "due", "overdue"]
@@ -222,54 +243,72 @@ def test_ping_returns_the_time(served: Daemon, ada: Person) -> None:
     assert ada.ask(Ping()) == Pong(int(served.clock.now))
 
 
-DEVICE = PrivateKey.generate("xwing")
-DEVICE_ID = b"d" * 16
+def test_the_account_key_opens_a_session_that_is_good_only_to_join(
+    served: Daemon, ada: Person
+) -> None:
+    who = served.open(login("ada", ada.key))[0]
+    assert who.access is Access.JOINING
+    assert isinstance(served.ask(who, Lookup("ada", 1)), Identity)
+    assert served.ask(who, GetBundle(0)) == SealedBundle(ada.bundle)
+    refused(served.ask(who, PutOpen("ada", "0" * 32, 1)), "not-allowed")
+    refused(served.ask(who, renewed(ada)), "not-allowed")
+    code = SigningKey.generate()
+    recovery = RecoveryKey(code.public, XWING_PUBLIC)
+    made = onto(ada.first, ada.key, reason="recovery-key", recovery=recovery, code=code)
+    refused(served.ask(who, made), "bad-request")
+    new = replace(ada.device(), device_id=b"n" * 16, sign_pub=code.public)
+    done(served.ask(who, onto(ada.first, ada.key, devices=(*ada.first.devices, new))))
+    joined = served.open(login("ada", code, device_id=new.device_id))[0]
+    assert joined.access is Access.FULL
 
 
-def challenge(served: Daemon, user: str, device_id: bytes = DEVICE_ID) -> bytes:
-    hello = DeviceHello(2, user, device_id)
-    return served.run(served.dispatcher.challenge_device(hello, welcome_sha256=WELCOME)).sealed
+def test_keys_of_an_older_generation_log_in_with_a_device_only(served: Daemon, ada: Person) -> None:
+    old = ada.key
+    begun(ada)
+    assert refusal(served, login("ada", old)).code == "refused"
+    assert refusal(served, login("ada", old, generation=2)).code == "refused"
+    who, session = served.open(ada.login(generation=1))
+    assert (who.access, session.notice and session.notice.state) == (Access.RESTRICTED, "rotated")
+    refused(served.ask(who, PutOpen("ada", "0" * 32, 1)), "stale-generation")
 
 
-def open_challenge(sealed: bytes, **changed: Any) -> bytes:
-    about = {"server": SERVER_ID, "welcome": WELCOME, "user": "bob", "device": DEVICE_ID}
-    return DEVICE.unwrap(sealed, device_login_info(**(about | changed)))
+def test_a_restored_server_lets_a_known_device_find_the_keys_it_knows(
+    served: Daemon, ada: Person
+) -> None:
+    """The device has keys of generation 3, and this server never heard of them."""
+    who, session = served.open(ada.login(generation=3))
+    assert (who.access, session.notice and session.notice.state) == (Access.RESTRICTED, "rotated")
+    assert served.ask(who, GetBundle(0)) == SealedBundle(ada.bundle)
+    refused(served.ask(who, PutOpen("ada", "0" * 32, 1)), "stale-generation")
 
 
-def test_a_device_key_opens_a_restricted_session(served: Daemon) -> None:
-    bob = invited(served)
-    served.open(bob.enroll(bob.statement(devices=((DEVICE_ID, DEVICE.public.encoded),))))
-    secret = open_challenge(challenge(served, "bob"))
-    who, session = served.open(DeviceLogin(2, "bob", DEVICE_ID, 0, secret))
-    entry = served.entries("device-login")[-1]
-    assert (entry.actor, entry.detail["device"]) == ("bob", DEVICE_ID.hex())
-    assert (who.access, who.session, session.notice) == (Access.RESTRICTED, entry.seq, None)
-    assert isinstance(served.ask(who, Lookup("bob", 1)), Identity)
-    assert served.ask(who, GetBundle(0)) == SealedBundle(bob.bundle)
-    refused(served.ask(who, PutOpen("bob", "0" * 32, 1)), "not-allowed")
+def test_a_dropped_device_is_refused_at_once(served: Daemon, ada: Person) -> None:
+    """Also by a statement that keeps the account's keys, and also its open sessions."""
+    revoked: list[bool] = []
+    open_session = ada.log_in()
+    kept = Person("ada", served, key=ada.key)
+    both = onto(ada.first, ada.key, devices=(ada.device(), kept.device()))
+    done(ada.ask(both))
+    ada.first = kept.first = Statement.parse(both.statement)
+    kept.who = kept.log_in()
+    served.dispatcher.on_revoke = lambda _user, which: revoked.append(
+        which is not None and which(open_session) and not which(kept.who)
+    )
+    done(kept.ask(onto(ada.first, ada.key, devices=(kept.device(),), bundle=b"bundle 3")))
+    assert revoked == [True]
+    refused(served.ask(open_session, PutOpen("ada", "0" * 32, 1)), "stale-generation")
+    assert refusal(served, ada.login()).code == "refused"
+    assert refusal(served, ada.login(generation=2)).code == "refused"
+    assert isinstance(kept.ask(Ping()), Pong)
+    assert kept.log_in().access is Access.FULL
 
 
-def test_a_device_challenge_reveals_nothing(served: Daemon, ada: Person) -> None:
-    bob = invited(served)
-    served.open(bob.enroll(bob.statement(devices=((DEVICE_ID, DEVICE.public.encoded),))))
-    sealed = challenge(served, "bob")
-    for changed in ({"server": bytes(32)}, {"welcome": bytes(32)}, {"user": "ada"}):
-        with pytest.raises(Tampered):
-            open_challenge(sealed, **changed)
-    secret = open_challenge(sealed)
-    known = refusal(served, login("bob", ada.key))
-    for user, device_id, answer in (
-        ("bob", DEVICE_ID, bytes(32)),
-        ("bob", b"e" * 16, secret),
-        ("ada", DEVICE_ID, secret),
-        ("nobody", DEVICE_ID, secret),
-    ):
-        assert len(challenge(served, user, device_id)) == len(sealed)
-        said = refusal(served, DeviceLogin(2, user, device_id, 0, answer))
-        assert (said.code, said.cause) == (known.code, known.cause)
-    disable = UserAccess("bob", True, "")
-    assert isinstance(served.ask(served.operator(), disable), Done)
-    assert refusal(served, DeviceLogin(2, "bob", DEVICE_ID, 0, secret)).code == "refused"
+def test_a_replaced_device_key_is_refused(served: Daemon, ada: Person) -> None:
+    old = ada.login()
+    ada.device_key = SigningKey.generate()
+    done(ada.ask(onto(ada.first, ada.key, devices=(ada.device(),))))
+    assert refusal(served, old).code == "refused"
+    assert ada.log_in().access is Access.FULL
 
 
 @pytest.mark.parametrize("wrong", [bytes(32), b"t" * 32])

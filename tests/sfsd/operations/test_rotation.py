@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from protocol.codec import merkle
+from protocol.codec.base64text import from_text
 from protocol.records.record_signatures import (
     RecordSigner,
     RecordTree,
@@ -21,6 +22,7 @@ from protocol.records.record_signatures import (
 from protocol.records.records import (
     DELETE,
     PURGE,
+    Device,
     RecoveryKey,
     RotationFinish,
     Statement,
@@ -54,6 +56,7 @@ from sfsd.rules.context import Access, Commit
 from sfsd.storage.paths import VersionPaths
 from tests.sfsd.builders import (
     SERVER_ID,
+    XWING_PUBLIC,
     Daemon,
     Person,
     check_receipt,
@@ -65,12 +68,17 @@ from tests.sfsd.builders import (
     refused,
 )
 
-DEVICE = (b"d" * 16, b"x" * 1216)
+DEVICE = Device(b"d" * 16, SigningKey.from_seed(b"d" * 32).public, XWING_PUBLIC, "device")
 
 
 def onto(
-    before: Statement, *keys: SigningKey, bundle: bytes = b"bundle 2", **changed: Any
+    before: Statement,
+    *keys: SigningKey,
+    bundle: bytes = b"bundle 2",
+    code: SigningKey | None = None,
+    **changed: Any,
 ) -> NewStatement:
+    """Return the next statement, signed by `keys`. `code` is a recovery key that it introduces."""
     fields: dict[str, Any] = {
         "n": before.n + 1,
         "prev": record_hash(before.encode()),
@@ -79,7 +87,9 @@ def onto(
         "bundle_sha256": hashlib.sha256(bundle).digest(),
     }
     body = replace(before, **(fields | changed)).encode()
-    return NewStatement(body, tuple(key.sign(Label.STATEMENT, body) for key in keys), bundle)
+    signatures = tuple(key.sign(Label.STATEMENT, body) for key in keys)
+    possession = b"" if code is None else code.sign(Label.RECOVERY_POSSESSION, body)
+    return NewStatement(body, signatures, bundle, possession)
 
 
 def chain(reply: Reply) -> list[bytes]:
@@ -89,7 +99,7 @@ def chain(reply: Reply) -> list[bytes]:
 
 def test_a_device_statement_extends_the_chain(served: Daemon, ada: Person) -> None:
     assert ada.ask(GetBundle(0)) == SealedBundle(ada.bundle)
-    joined = onto(ada.first, ada.key, devices=(DEVICE,))
+    joined = onto(ada.first, ada.key, devices=(*ada.first.devices, DEVICE))
     entry = check_receipt(done(ada.ask(joined)), joined.statement)
     assert (entry.op, entry.owner, entry.detail["n"]) == ("statement", "ada", 2)
     assert entry.paths.keys() == {"ada/statements.json", "ada/bundle", "ada/bundle.1"}
@@ -108,7 +118,7 @@ def test_a_device_statement_extends_the_chain(served: Daemon, ada: Person) -> No
 def test_the_chain_survives_a_restart(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         ada = served.person("ada")
-        joined = onto(ada.first, ada.key, devices=(DEVICE,))
+        joined = onto(ada.first, ada.key, devices=(*ada.first.devices, DEVICE))
         done(ada.ask(joined))
     with daemon(tmp_path, served.clock) as served:
         ada.served = served
@@ -118,7 +128,7 @@ def test_the_chain_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_statement_for_an_older_head_gives_conflict(ada: Person) -> None:
-    first = onto(ada.first, ada.key, devices=(DEVICE,))
+    first = onto(ada.first, ada.key, devices=(*ada.first.devices, DEVICE))
     second = onto(ada.first, ada.key, devices=(), created=ada.first.created + 1)
     done(ada.ask(first))
     refused(ada.ask(second), "conflict")
@@ -128,17 +138,40 @@ def test_a_statement_for_an_older_head_gives_conflict(ada: Person) -> None:
 def test_the_recovery_key_continues_the_chain(served: Daemon, ada: Person) -> None:
     code = SigningKey.generate()
     recovery = RecoveryKey(code.public, b"y" * 1216)
-    made = onto(ada.first, ada.key, reason="recovery-key", recovery=recovery)
+    made = onto(ada.first, ada.key, reason="recovery-key", recovery=recovery, code=code)
     done(ada.ask(made))
     second = Statement.parse(made.statement)
     session = served.open(login("ada", code, generation=0))[0]
     assert served.ask(session, GetBundle(0)) == SealedBundle(b"bundle 2")
-    replaced = replace(recovery, xwing_pub=b"z" * 1216)
-    stolen = onto(second, ada.key, reason="recovery-key", recovery=replaced)
+    next_code = SigningKey.generate()
+    replaced = RecoveryKey(next_code.public, b"z" * 1216)
+    stolen = onto(second, ada.key, reason="recovery-key", recovery=replaced, code=next_code)
     refused(ada.ask(stolen), "bad-request")
-    rightful = onto(second, ada.key, code, reason="recovery-key", recovery=replaced)
-    entry = check_receipt(done(served.ask(session, rightful)), rightful.statement)
+    rightful = onto(second, ada.key, code, reason="recovery-key", recovery=replaced, code=next_code)
+    refused(served.ask(session, rightful), "not-allowed")
+    entry = check_receipt(done(ada.ask(rightful)), rightful.statement)
     assert len(entry.sigs) == 2
+    assert from_text(entry.detail["possession"]) == rightful.possession
+    shown = ada.ask(Lookup("ada", 3))
+    assert isinstance(shown, Identity)
+    assert shown.statements[0].possession == rightful.possession
+
+
+def test_a_new_recovery_key_must_sign(ada: Person) -> None:
+    code = SigningKey.generate()
+    fields: dict[str, Any] = {
+        "reason": "recovery-key",
+        "recovery": RecoveryKey(code.public, b"y" * 1216),
+    }
+    unproven = onto(ada.first, ada.key, **fields)
+    refused(ada.ask(unproven), "bad-request")
+    stranger = onto(ada.first, ada.key, code=SigningKey.generate(), **fields)
+    refused(ada.ask(stranger), "refused")
+    of_another = onto(ada.first, ada.key, created=ada.first.created + 1, code=code, **fields)
+    refused(ada.ask(replace(unproven, possession=of_another.possession)), "refused")
+    useless = replace(onto(ada.first, ada.key), possession=of_another.possession)
+    refused(ada.ask(useless), "bad-request")
+    done(ada.ask(of_another))
 
 
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
@@ -148,7 +181,14 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "another key": ("bad-request", {"wrap_pub": b"v" * 32}),
     "another bundle": ("bad-request", {"bundle_sha256": bytes(32)}),
     "a clock that is wrong": ("bad-request", {"created": 5}),
-    "a malformed device": ("bad-request", {"devices": ((b"d" * 16, b"x" * 100),)}),
+    "a device with an impossible key": (
+        "bad-request",
+        {"devices": (replace(DEVICE, sign_pub=bytes(32)),)},
+    ),
+    "a key of two devices": (
+        "bad-request",
+        {"devices": (DEVICE, replace(DEVICE, device_id=bytes(16)))},
+    ),
     "a device twice": ("bad-request", {"devices": (DEVICE, DEVICE)}),
     "another user": ("bad-request", {"user": "bob"}),
 }
@@ -177,7 +217,8 @@ def test_a_bundle_that_does_not_match_its_statement(served: Daemon, ada: Person)
 def test_a_long_chain(served: Daemon, ada: Person) -> None:
     before = ada.first
     for number in range(40):
-        made = onto(before, ada.key, devices=((bytes([number]) * 16, DEVICE[1]),))
+        device = replace(DEVICE, device_id=bytes([number]) * 16)
+        made = onto(before, ada.key, devices=(device,))
         done(ada.ask(made))
         before = Statement.parse(made.statement)
     found: list[bytes] = []
@@ -239,8 +280,8 @@ def test_the_number_of_statements_is_limited(served: Daemon, ada: Person) -> Non
 
     def joined(number: int) -> NewStatement:
         now = int(served.clock.now)
-        device = (bytes([number]) * 16, DEVICE[1])
-        return onto(ada.first, ada.key, devices=(device,), created=now)
+        device = replace(DEVICE, device_id=bytes([number]) * 16)
+        return onto(ada.first, ada.key, devices=(*ada.first.devices[:1], device), created=now)
 
     for number in range(4):
         served.clock.now += DAY
@@ -328,7 +369,17 @@ def finished(person: Person, **changed: Any) -> RotateFinish:
         if one.wrap is not None and one.wrap.key_id == before.key_id
     ]
     empty = merkle.root([])
-    finish = RotationFinish(person.generation, 1, len(leaves), merkle.root(leaves), 0, empty)
+    finish = RotationFinish(
+        before.server,
+        before.user,
+        record_hash(body),
+        person.generation,
+        1,
+        len(leaves),
+        merkle.root(leaves),
+        0,
+        empty,
+    )
     record = replace(finish, **changed).encode()
     signature = person.key.sign(Label.ROTATION_FINISH, record)
     return RotateFinish(
@@ -341,7 +392,7 @@ def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
         ada.put(file_id(number), b"content")
     ada.put(file_id(1), b"again")
     ada.delete(file_id(2))
-    old, first = ada.who, ada.key
+    old = ada.who
     begun(ada)
     assert [(one.file_id, one.version) for one in wraps(ada)] == [
         (file_id(0), 1),
@@ -356,7 +407,7 @@ def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
     refused(served.ask(old, Usage()), "stale-generation")
     assert isinstance(served.ask(old, GetBundle(0)), SealedBundle)
     # So may a session that a reconnecting client opens with the old key.
-    again, _ = served.open(login("ada", first))
+    again, _ = served.open(ada.login(generation=1))
     assert again.access is Access.RESTRICTED
     refused(served.ask(again, Usage()), "stale-generation")
     assert isinstance(served.ask(again, GetBundle(0)), SealedBundle)
@@ -451,12 +502,12 @@ def test_a_rotation_ends_a_forced_block(served: Daemon, ada: Person) -> None:
     entry = check_receipt(done(served.ask(operator, ForceRotation("ada", "stolen laptop"))))
     assert (entry.op, entry.detail["reason"]) == ("rotate-force", "stolen laptop")
     refused(ada.ask(ada.version(file_id(1), b"x").small()), "rotation-required")
-    notice = served.open(login("ada", ada.key))[1].notice
+    notice = served.open(ada.login())[1].notice
     assert notice is not None
     assert (notice.state, notice.reason) == ("forced", "stolen laptop")
     begun(ada)
     ada.put(file_id(1), b"again")
-    assert served.open(login("ada", ada.key, 2))[1].notice is None
+    assert served.open(ada.login())[1].notice is None
     refused(served.ask(operator, ForceRotation("eve", "")), "not-found")
 
 
@@ -464,7 +515,7 @@ def test_due_and_overdue_notices(served: Daemon, ada: Person) -> None:
     ada.put(file_id(1), b"content")
 
     def state() -> str | None:
-        notice = served.open(login("ada", ada.key, ada.generation))[1].notice
+        notice = served.open(ada.login())[1].notice
         return None if notice is None else notice.state
 
     start = served.clock.now
@@ -483,10 +534,9 @@ def test_due_and_overdue_notices(served: Daemon, ada: Person) -> None:
     ada.put(file_id(1), b"again")
 
 
-def test_a_login_with_an_older_key_gets_a_notice(served: Daemon, ada: Person) -> None:
-    old = ada.key
+def test_a_login_with_older_keys_gets_a_notice(served: Daemon, ada: Person) -> None:
     begun(ada)
-    notice = served.open(login("ada", old, 1))[1].notice
+    notice = served.open(ada.login(generation=1))[1].notice
     assert notice is not None
     assert notice.state == "rotated"
 

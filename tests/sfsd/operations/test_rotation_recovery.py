@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from protocol.records.records import RecoveryKey, Statement, record_hash
+from protocol.records.records import Device, RecoveryKey, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.rotation import GetBundle, Rewrapped, RotateBegin, SealedBundle
@@ -20,7 +20,7 @@ from sfsd.errors import Refused, Stale
 from sfsd.rules import bundles
 from sfsd.rules.context import Principal
 from sfsd.rules.users import MAX_RUN
-from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, login, refused
+from tests.sfsd.builders import XWING_PUBLIC, Daemon, Person, daemon, done, file_id, login, refused
 from tests.sfsd.jobs.test_retention import run
 from tests.sfsd.operations.test_rotation import begun, finished, onto, renewed, rewrapped, wraps
 
@@ -33,7 +33,9 @@ RECOVERY = RecoveryKey(CODE.public, b"y" * 1216)
 def ada(served: Daemon) -> Person:
     """A user with a recovery key, a second statement and two files."""
     ada = served.person("ada")
-    made = onto(ada.first, ada.key, reason="recovery-key", recovery=RECOVERY, bundle=b"good")
+    made = onto(
+        ada.first, ada.key, reason="recovery-key", recovery=RECOVERY, code=CODE, bundle=b"good"
+    )
     done(ada.ask(made))
     ada.first = Statement.parse(made.statement)
     ada.put(F, b"content")
@@ -144,7 +146,7 @@ def test_only_the_recovery_key_reads_earlier_bundles(served: Daemon, ada: Person
 def test_earlier_bundles_are_kept_for_thirty_days(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         ada = served.person("ada")
-        made = onto(ada.first, ada.key, reason="recovery-key", recovery=RECOVERY)
+        made = onto(ada.first, ada.key, reason="recovery-key", recovery=RECOVERY, code=CODE)
         done(ada.ask(made))
         ada.first = Statement.parse(made.statement)
         begun(ada)
@@ -166,7 +168,9 @@ def test_a_flood_of_statements_removes_its_own_bundles(
     served.clock.now += 3600
     for number in range(12):
         served.clock.now += 1
-        device = (secrets.token_bytes(16), b"x" * 1216)
+        device = Device(
+            secrets.token_bytes(16), SigningKey.generate().public, XWING_PUBLIC, "device"
+        )
         made = onto(
             ada.first,
             ada.key,
@@ -188,8 +192,8 @@ def test_a_full_chain_accepts_the_recovery_key(
     assert MAX_RUN == 2048
     monkeypatch.setattr("sfsd.rules.users.MAX_RUN", 4)
     _, first = robbed(ada)
-    device = (b"d" * 16, b"x" * 1216)
-    made = onto(ada.first, ada.key, devices=(device,), bundle=b"thief")
+    device = Device(b"d" * 16, SigningKey.generate().public, XWING_PUBLIC, "device")
+    made = onto(ada.first, ada.key, devices=(*ada.first.devices, device), bundle=b"thief")
     done(ada.ask(made))
     ada.first = Statement.parse(made.statement)
     refused(ada.ask(onto(ada.first, ada.key, devices=())), "denied")

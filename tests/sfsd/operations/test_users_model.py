@@ -105,7 +105,7 @@ class Users(RuleBasedStateMachine):
 
     def _keep_statement(self) -> None:
         """Write the server statement, from which log verification takes the log's key."""
-        body = ServerStatement(SERVER_KEY.public, 1, SPKI, VERIFIER.vkey, 1_800_000_000).encode()
+        body = ServerStatement(SERVER_KEY.public, 1, (SPKI,), VERIFIER.vkey, 1_800_000_000).encode()
         signature = SERVER_KEY.sign(Label.SERVER_STATEMENT, body)
         lines = b"\n".join(map(base64.b64encode, (body, signature)))
         (self.root / "keys").mkdir()

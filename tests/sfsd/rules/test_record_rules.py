@@ -24,6 +24,7 @@ from protocol.records.records import (
     PURGE,
     REENCRYPT,
     RESTORE,
+    Device,
     FileRecord,
     record_hash,
 )
@@ -41,7 +42,16 @@ from protocol.wire.messages.rotation import (
 from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsd.config import DAY
 from tests.record_signing import packed_signature
-from tests.sfsd.builders import SERVER_ID, Daemon, Person, Version, daemon, done, file_id
+from tests.sfsd.builders import (
+    SERVER_ID,
+    XWING_PUBLIC,
+    Daemon,
+    Person,
+    Version,
+    daemon,
+    done,
+    file_id,
+)
 from tests.sfsd.operations.test_rotation import begun, finished, onto, renewed, rewrapped, wraps
 
 F, G, H, NEW = map(file_id, range(1, 5))
@@ -378,6 +388,23 @@ def wrong_wraps(made: Version) -> dict[str, Version]:
     }
 
 
+D, E, V, W = (SigningKey.from_seed(one * 32).public for one in (b"d", b"e", b"v", b"w"))
+OTHER_DEVICE = Device(b"e" * 16, E, XWING_PUBLIC, "device")
+
+
+def device(**changed: Any) -> list[Any]:
+    """Return a device as it is written in a statement, with fields replaced."""
+    fields: dict[str, Any] = {
+        "device_id": b"d" * 16,
+        "sign_pub": D,
+        "xwing_pub": XWING_PUBLIC,
+        "kind": "device",
+        "member": b"",
+        "member_signature": b"",
+    }
+    return list((fields | changed).values())
+
+
 STATEMENT: dict[str, Any] = {
     "server": [bytes(32), b""],
     "user": ["eve", "nobody", "operator", ""],
@@ -388,11 +415,29 @@ STATEMENT: dict[str, Any] = {
     "wrap_alg": ["xwing", "rsa2048", "rot13", None],
     "wrap_pub": [b"", bytes(32), b"x" * 31, b"x" * 1216],
     "devices": [
-        [[b"d" * 16, bytes(1216)]],
-        [[b"d" * 16, b"x"]],
-        [[b"d" * 16, b"x" * 1216]] * 2,
-        [[b"%016d" % n, b"x" * 1216] for n in range(17)],
-        [[b"d", b"x" * 1216]],
+        [device(xwing_pub=bytes(1216))],
+        [device(xwing_pub=b"x")],
+        [device()] * 2,
+        [device(), device(device_id=b"e" * 16)],
+        [device(), device(sign_pub=E)],
+        [device(device_id=b"%016d" % n, sign_pub=b"%032d" % n) for n in range(17)],
+        [device(device_id=b"d")],
+        [device(sign_pub=b"d")],
+        [device(kind="invite")],
+        [device(kind="camera")],
+        [device(member=bytes(32))],
+        [device(member_signature=bytes(64))],
+        [device(member_signature=b"m")],
+        [device()[:5]],
+    ],
+    "kind": ["space", "camera"],
+    "custodians": [[bytes(32)], [bytes(31)], 1],
+    "writers": [
+        [["w", bytes(31), FAR]],
+        [["W", bytes(32), 0]],
+        [["w", W, 0], ["w", V, 0]],
+        [["w", W, 0], ["v", W, 0]],
+        [[f"w{n}", b"%032d" % n, 0] for n in range(17)],
     ],
     "recovery": [
         {"sign_pub": bytes(32), "xwing_pub": b"x"},
@@ -412,7 +457,7 @@ STATEMENT: dict[str, Any] = {
 }
 Signed = NewStatement | RotateBegin | RotateFinish
 STEPS: dict[str, Callable[[Person], Signed]] = {
-    "device": lambda ada: onto(ada.first, ada.key, devices=((b"e" * 16, b"x" * 1216),)),
+    "device": lambda ada: onto(ada.first, ada.key, devices=(*ada.first.devices, OTHER_DEVICE)),
     "rotate": renewed,
     "finish": finished,
 }
@@ -455,7 +500,10 @@ def test_a_finish_with_one_wrong_field_is_refused(setup: Setup) -> None:
     rotated(setup)
     made = finished(setup.ada)
     before, body = setup.state(), unpacked(made.finish)
-    wrongs = {
+    wrongs: dict[str, list[Any]] = {
+        "server": [bytes(32), bytes(31)],
+        "user": ["eve", ""],
+        "statement": [record_hash(setup.ada.first.encode()), bytes(32), b""],
         "generation": [0, 1, 3, -1],
         "files": [0, body["files"] + 1, body["files"] - 1, FAR, -1],
         "root": [bytes(32), bytes(31)],

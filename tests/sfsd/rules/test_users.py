@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from protocol.records.records import RecoveryKey, Statement, record_hash
+from protocol.records.records import Device, RecoveryKey, Statement, Writer, record_hash
 from protocol.records.signatures import Label, SigningKey
 from sfsd.config import DAY, RotationPolicy
 from sfsd.errors import Refused
@@ -25,6 +25,7 @@ POLICY = RotationPolicy(max_age=90 * DAY, grace=30 * DAY, jitter=10)
 FIRST = Statement(
     server=SERVER_ID,
     user="ada",
+    kind="user",
     n=1,
     generation=1,
     oldest=1,
@@ -33,6 +34,8 @@ FIRST = Statement(
     wrap_pub=b"w" * 32,
     devices=(),
     recovery=None,
+    custodians=(),
+    writers=(),
     voids=(),
     bundle_sha256=hashlib.sha256(BUNDLE).digest(),
     created=NOW,
@@ -45,14 +48,20 @@ FIRST = Statement(
 XWING = b"x" * 1216
 IMPOSSIBLE = b"\xff" * 1184 + b"x" * 32
 """Fails the modulus check of ML-KEM."""
+D, E, CODE = (SigningKey.from_seed(one * 32) for one in (b"d", b"e", b"c"))
+DEVICE = Device(b"d" * 16, D.public, XWING, "device")
 
 
-def judge(statement: Statement, policy: RotationPolicy = POLICY) -> Statement:
+def judge(
+    statement: Statement, policy: RotationPolicy = POLICY, code: SigningKey | None = None
+) -> Statement:
+    """Validate a first statement; `code` is the recovery key that it introduces."""
     body = statement.encode()
     return validate_first_statement(
         body,
         KEY.sign(Label.STATEMENT, body),
         BUNDLE,
+        b"" if code is None else code.sign(Label.RECOVERY_POSSESSION, body),
         user="ada",
         server_id=SERVER_ID,
         policy=policy,
@@ -72,8 +81,7 @@ RSA2048 = rsa_public(2048)
     "changed",
     [
         {},
-        {"devices": ((bytes(16), XWING), (bytes(15) + b"1", XWING))},
-        {"recovery": RecoveryKey(KEY.public, XWING)},
+        {"devices": (DEVICE, replace(DEVICE, device_id=b"e" * 16, sign_pub=E.public))},
         {"wrap_alg": "xwing", "wrap_pub": XWING},
         {"wrap_alg": "rsa2048", "wrap_pub": RSA2048},
         {"created": NOW - DAY, "due": NOW, "expires": NOW},
@@ -102,12 +110,14 @@ def test_a_valid_statement_is_accepted(changed: dict[str, Any]) -> None:
         {"wrap_alg": "xwing", "wrap_pub": XWING[1:]},
         {"wrap_alg": "rsa3072", "wrap_pub": RSA2048},
         {"wrap_alg": "rsa2048", "wrap_pub": b"junk"},
-        {"devices": ((bytes(16), XWING), (bytes(16), XWING))},
-        {"devices": ((bytes(16), XWING[1:]),)},
-        {"devices": ((bytes(16), IMPOSSIBLE),)},
+        {"devices": (DEVICE, replace(DEVICE, sign_pub=E.public))},
+        {"devices": (replace(DEVICE, xwing_pub=bytes(1216)),)},
+        {"devices": (replace(DEVICE, xwing_pub=IMPOSSIBLE),)},
+        {"devices": (replace(DEVICE, sign_pub=bytes(32)),)},
+        {"writers": (Writer("w", bytes(32), 0),)},
         {"wrap_alg": "xwing", "wrap_pub": IMPOSSIBLE},
-        {"recovery": RecoveryKey(KEY.public, b"short")},
-        {"recovery": RecoveryKey(KEY.public, IMPOSSIBLE)},
+        {"recovery": RecoveryKey(CODE.public, b"short")},
+        {"recovery": RecoveryKey(CODE.public, IMPOSSIBLE)},
         {"recovery": RecoveryKey(bytes(32), XWING)},
         {"created": NOW - DAY - 1},
         {"created": NOW + DAY + 1, "due": NOW + 80 * DAY, "expires": NOW + 90 * DAY},
@@ -121,6 +131,17 @@ def test_a_statement_that_breaks_a_rule_is_refused(changed: dict[str, Any]) -> N
     with pytest.raises(Refused) as caught:
         judge(replace(FIRST, **changed))
     assert caught.value.code == "bad-request"
+
+
+def test_a_first_statement_may_introduce_a_recovery_key_that_signs_it() -> None:
+    statement = replace(FIRST, recovery=RecoveryKey(CODE.public, XWING))
+    assert judge(statement, code=CODE) == statement
+    for wrong, expected in ((None, "bad-request"), (KEY, "refused")):
+        with pytest.raises(Refused) as caught:
+            judge(statement, code=wrong)
+        assert caught.value.code == expected
+    with pytest.raises(Refused):
+        judge(FIRST, code=CODE)
 
 
 def test_no_policy_allows_more_than_two_years() -> None:
@@ -140,6 +161,7 @@ def test_a_statement_must_be_signed_by_its_own_key() -> None:
             body,
             KEY.sign(Label.STATEMENT, body),
             BUNDLE,
+            b"",
             user="ada",
             server_id=SERVER_ID,
             policy=POLICY,
@@ -151,7 +173,7 @@ def test_a_statement_must_be_signed_by_its_own_key() -> None:
 def test_a_malformed_statement_is_refused() -> None:
     with pytest.raises(Refused):
         validate_first_statement(
-            b"\x80", bytes(64), BUNDLE, user="ada", server_id=SERVER_ID, policy=POLICY, now=NOW
+            b"\x80", bytes(64), BUNDLE, b"", user="ada", server_id=SERVER_ID, policy=POLICY, now=NOW
         )
 
 

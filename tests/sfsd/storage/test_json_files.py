@@ -143,6 +143,7 @@ ACCOUNT = StoredAccount(3, HASH, 1_800_000_000, None, disabled=False, quota=0, f
 STATEMENT = Statement(
     server=SERVER_ID,
     user="ada",
+    kind="user",
     n=1,
     generation=1,
     oldest=1,
@@ -151,6 +152,8 @@ STATEMENT = Statement(
     wrap_pub=HASH,
     devices=(),
     recovery=None,
+    custodians=(),
+    writers=(),
     voids=(),
     bundle_sha256=HASH,
     created=1,

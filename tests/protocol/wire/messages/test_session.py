@@ -13,9 +13,6 @@ from protocol.wire.messages import encode
 from protocol.wire.messages.base import MAX_BUNDLE
 from protocol.wire.messages.session import (
     OPENING,
-    DeviceChallenge,
-    DeviceHello,
-    DeviceLogin,
     Enroll,
     Limits,
     Login,
@@ -27,15 +24,14 @@ from protocol.wire.messages.session import (
 )
 from tests.vectors import protocol_examples as examples
 
-LOGIN = Login(1, "alice", 1, 7, bytes(64))
+LOGIN = Login(1, "alice", bytes(16), 1, 7, bytes(64))
 ENROLL = Enroll(1, "alice", b"statement", b"bundle", bytes(64), bytes(32), bytes(32))
 NOTICE = Notice(0, "due", "")
 
 
 def test_replies() -> None:
-    assert (Login, Enroll, DeviceHello, DeviceLogin) == OPENING
-    assert Login.REPLIES == Enroll.REPLIES == DeviceLogin.REPLIES == (Session,)
-    assert (DeviceChallenge,) == DeviceHello.REPLIES
+    assert (Login, Enroll) == OPENING
+    assert Login.REPLIES == Enroll.REPLIES == (Session,)
     assert (Pong,) == Ping.REPLIES
 
 
@@ -57,6 +53,8 @@ def test_typical_opening_messages_fit_an_opening_frame() -> None:
         (LOGIN, {"version": 0}),
         (LOGIN, {"user": "Alice"}),
         (LOGIN, {"user": ""}),
+        (LOGIN, {"device_id": bytes(15)}),
+        (LOGIN, {"device_id": b""}),
         (LOGIN, {"generation": -1}),
         (LOGIN, {"generation": 2**31 + 1}),
         (LOGIN, {"known_size": -1}),
@@ -64,6 +62,7 @@ def test_typical_opening_messages_fit_an_opening_frame() -> None:
         (ENROLL, {"user": "operator"}),
         (ENROLL, {"user": "con"}),
         (ENROLL, {"proof": bytes(31)}),
+        (ENROLL, {"possession": bytes(63)}),
         (ENROLL, {"bundle": bytes(MAX_BUNDLE + 1)}),
         (NOTICE, {"state": "soon"}),
         (NOTICE, {"reason": "x" * 513}),
@@ -77,5 +76,5 @@ def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - 
 
 
 def test_the_operator_and_the_recovery_key_may_log_in() -> None:
-    assert dataclasses.replace(LOGIN, user="operator").user == "operator"
+    assert dataclasses.replace(LOGIN, user="operator", device_id=None).user == "operator"
     assert dataclasses.replace(LOGIN, generation=0).generation == 0
