@@ -362,9 +362,9 @@ class Devices:
         """Return the statement with its bundle, which holds these generations' private keys. `keys`
         are those of the generation that the statement begins, if any."""
         keyring = self._keyring
-        note = self._session.trust.newest.note
+        seen = self._session.trust.seen_checkpoint()
         bundle = seal_bundle(
-            Bundle(generations, keyring.name_keys, keyring.tag_key, keyring.pins, note),
+            Bundle(generations, keyring.name_keys, keyring.tag_key, keyring.pins, seen),
             server=keyring.server_id,
             user=keyring.user,
             n=draft.n,

@@ -147,7 +147,7 @@ def _new_keyring(
     keys = GenerationKeys(1, signing.seed, wrapping.alg, wrapping.encoded)
     name_keys, tag_key = (new_key(),), new_key()
     bundle = seal_bundle(
-        Bundle((keys,), name_keys, tag_key, (), b""),
+        Bundle((keys,), name_keys, tag_key, (), None),
         server=invitation.pin,
         user=invitation.user,
         n=1,

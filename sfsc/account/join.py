@@ -16,15 +16,22 @@ from protocol.codec.values import Value
 from protocol.records.invitation import AccountLink
 from protocol.records.records import ServerStatement, Statement
 from protocol.wire.messages import session as opening
-from protocol.wire.messages.log import CONSISTENCY, LogProof
+from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
 from protocol.wire.messages.rotation import GetBundle, SealedBundle
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.account.devices import Devices
 from sfsc.account.key_status import new_device
 from sfsc.account.recover import find_last_bundle, take_back_account
 from sfsc.crypto.wrap import XWING, PrivateKey
-from sfsc.errors import BrokenChain, IntegrityError, KeyringError, LocalError, TakenOver
-from sfsc.keys.bundle import Bundle, open_bundle
+from sfsc.errors import (
+    BadRecord,
+    BrokenChain,
+    IntegrityError,
+    KeyringError,
+    LocalError,
+    TakenOver,
+)
+from sfsc.keys.bundle import Bundle, SeenCheckpoint, open_bundle
 from sfsc.keys.home import check_no_keyring, keyring_path
 from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
@@ -37,6 +44,7 @@ from sfsc.session.transport import Transport
 from sfsc.trust.identity_chain import fetch_newest_bundle, follow_chain
 from sfsc.trust.server_log import REPORT, ServerTrust
 from sfsc.trust.state import open_client_state
+from sfsc.warning_log import log_warning
 
 
 class AccountCredentials(Value):
@@ -205,11 +213,30 @@ def _read_account(
             raise _taken_over(
                 chain, find_last_bundle(chain, fetch, credentials.code).n + 1
             ) from exc
-    # A log older than the one that this account has seen on another device is a rollback.
-    if bundle.checkpoint:
-        trust.check_older_checkpoint(bundle.checkpoint, lambda gap: _proof(transport, gap))
     trust.close_gaps([_proof(transport, gap) for gap in trust.consistency_gaps()])
+    if bundle.checkpoint is not None:
+        _check_seen(transport, trust, bundle.checkpoint)
     return chain, bundle
+
+
+def _check_seen(transport: Transport, trust: ServerTrust, seen: SeenCheckpoint) -> None:
+    """Check that the log continues what another device of the account has proven, by its bundle.
+
+    Somebody with a copy of the account's keys can seal a bundle of any content. So what the log has
+    not signed proves nothing against the server: it is left out, with a warning. Raises `Rollback`,
+    `Fork`."""
+    try:
+        known = trust.verify_seen(seen)
+    except BadRecord as exc:
+        what = "the account's bundle has a false checkpoint, which is left out"
+        hint = "somebody with the account's keys made it: see `sfsc device list`"
+        log_warning(what, exc.cause, hint)
+        return
+    if known.size > trust.newest.size:  # another device was busy since this one's login
+        head = expect_reply(transport.call(LogHead()), LogCheckpoint)
+        trust.accept_checkpoint(head.checkpoint, head.consistency)
+        trust.close_gaps([_proof(transport, gap) for gap in trust.consistency_gaps()])
+    trust.check_seen(seen, known, lambda gap: _proof(transport, gap))
 
 
 def _is_named(sealed: bytes, chain: tuple[bytes, ...]) -> bool:

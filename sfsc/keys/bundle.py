@@ -14,10 +14,11 @@ from typing import Annotated, ClassVar, Final
 
 from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError
-from protocol.codec.fields import AtMost, Bytes32, Exactly, Struct, UserName
+from protocol.codec.fields import AtMost, Bytes32, Exactly, Signature, Struct, UserName
 from protocol.codec.values import changed, field
+from protocol.log.checkpoint import MAX_CHECKPOINT
 from protocol.log.tags import check_tag_key
-from protocol.records.records import MAX_WRAPPED_KEY, Statement, key_id
+from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY, Statement, key_id
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE
 from sfsc.crypto.primitives import bundle_info, new_key, open_sealed, seal
@@ -30,12 +31,24 @@ _LONGER: Final = 4
 """Extra bytes of msgpack's header of a long array or bin, compared with a short one."""
 
 
+class SeenCheckpoint(Struct):
+    """A checkpoint that a device has proven: the `note` with the log's own signature alone, and the
+    server's `statement`, with its `signature`, that names the log's key of that time."""
+
+    AS_MAP: ClassVar[bool] = True
+
+    note: Annotated[bytes, AtMost(MAX_CHECKPOINT)]
+    statement: Annotated[bytes, AtMost(MAX_RECORD)]
+    signature: Signature
+
+
 class Bundle(Struct):
     """Plain contents of a bundle, without any private key of a device or of the recovery code.
 
     `generations` are ordered oldest first; `name_keys` holds the account's one name key, `tag_key`
     is the key of its tags in the log; `pins` are (user, hash of that user's first statement);
-    `checkpoint` is the last one proven, empty if there is none.
+    `checkpoint` is the last one that the signing device has proven, None at enrolment. Nobody else
+    has checked it: another device verifies it (`ServerTrust.verify_seen`) before it believes it.
     """
 
     AS_MAP: ClassVar[bool] = True
@@ -44,7 +57,7 @@ class Bundle(Struct):
     name_keys: Annotated[tuple[Bytes32, ...], Exactly(1)] = field(repr=False)
     tag_key: Bytes32 = field(repr=False)
     pins: tuple[tuple[UserName, Bytes32], ...]
-    checkpoint: bytes
+    checkpoint: SeenCheckpoint | None
 
 
 class _SealedBundle(Struct):

@@ -150,9 +150,11 @@ class Session:
         self.use_keyring(keyring)
         self._recovery = recovery
         newest = None if anew else state.checkpoint()
+        statement, signature = state.server_statement() or (None, b"")
         self.trust = ServerTrust(
             keyring.server_id,
-            statement=state.server_statement(),
+            statement=statement,
+            signature=signature,
             newest=None if newest is None else TreeHead(*newest),
         )
         self._remembered = self.trust.newest

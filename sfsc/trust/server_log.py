@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Final
 
 from protocol.codec import merkle
+from protocol.codec.base64text import to_text
 from protocol.codec.errors import (
     CheckpointError,
     EncodingError,
@@ -41,6 +42,7 @@ from sfsc.errors import (
     Rollback,
     WrongServer,
 )
+from sfsc.keys.bundle import SeenCheckpoint
 
 REPORT: Final = "keep what you have; compare with other users of this server, then ask its operator"
 
@@ -77,13 +79,20 @@ class ServerTrust:
     `verify_receipt`; a new connection of the same client starts again with `accept_welcome`."""
 
     def __init__(
-        self, pin: bytes, *, statement: bytes | None = None, newest: TreeHead | None = None
+        self,
+        pin: bytes,
+        *,
+        statement: bytes | None = None,
+        signature: bytes = b"",
+        newest: TreeHead | None = None,
     ) -> None:
-        """`pin` is the server_id; the rest comes from an earlier session, if there was one."""
+        """`pin` is the server_id; the rest comes from an earlier session, if there was one: the
+        server's statement with its signature, and the newest proven tree head."""
         self.pin = pin
         self._proven: set[tuple[int, bytes]] = set()
         self.newest = newest or _EMPTY_LOG
         self._statement = statement
+        self._signature = signature
         self._verifier: Verifier | None = None
         self.at_login = self.newest
         """Tree head when this session began, including this login."""
@@ -123,16 +132,7 @@ class ServerTrust:
                 pinned=self.pin.hex(),
                 shown=shown.hex(),
             )
-        try:
-            signature = welcome.signature
-            verify_signature(
-                Label.SERVER_STATEMENT, welcome.statement, signature, statement.server_pub
-            )
-            verifier = Verifier.parse(statement.log_vkey)
-        except (SignatureError, CheckpointError) as exc:
-            raise BadRecord("the server's statement is not validly signed", REPORT) from exc
-        if verifier.name != origin_of(self.pin):
-            raise BadRecord("the server's statement names the key of another log", REPORT)
+        _, verifier = self._verify_statement(welcome.statement, welcome.signature)
         if peer_spki_sha256 not in statement.tls_spki_sha256:
             raise WrongServer(
                 "the connection does not end at the pinned server",
@@ -140,21 +140,24 @@ class ServerTrust:
                 pinned=" or ".join(one.hex() for one in statement.tls_spki_sha256),
                 shown=peer_spki_sha256.hex(),
             )
-        self._check_successor(statement, welcome.statement)
-        self._statement = welcome.statement
+        shown_now = (welcome.statement, welcome.signature)
+        if self._statement is not None:
+            _check_successor((self._statement, self._signature), shown_now)
+        self._statement, self._signature = shown_now
         self._verifier = verifier
         return statement
 
-    def _check_successor(self, statement: ServerStatement, body: bytes) -> None:
-        if self._statement is None or self._statement == body:
-            return
-        known = _server_statement(self._statement)
-        if statement.n < known.n:
-            raise Rollback(
-                f"the server shows its statement {statement.n} after statement {known.n}", REPORT
-            )
-        if statement.n == known.n:
-            raise Fork(f"the server has signed two statements with the number {known.n}", REPORT)
+    def _verify_statement(self, body: bytes, signature: bytes) -> tuple[ServerStatement, Verifier]:
+        """Return a server statement and the log's key in it. Raises `BadRecord`."""
+        statement = _server_statement(body)
+        try:
+            verify_signature(Label.SERVER_STATEMENT, body, signature, statement.server_pub)
+            verifier = Verifier.parse(statement.log_vkey)
+        except (SignatureError, CheckpointError) as exc:
+            raise BadRecord("the server's statement is not validly signed", REPORT) from exc
+        if verifier.name != origin_of(self.pin):
+            raise BadRecord("the server's statement names the key of another log", REPORT)
+        return statement, verifier
 
     def accept_session(self, session: Session) -> None:
         """Check that the log at login continues the newest known tree head, and make it the newest.
@@ -215,21 +218,43 @@ class ServerTrust:
         self._add_unlinked(point, shown.consistency)
         return [(one.statement, one.signatures, one.possession) for one in shown.statements]
 
-    def check_older_checkpoint(
-        self, note: bytes, prove: Callable[[tuple[int, int]], tuple[bytes, ...]]
-    ) -> None:
-        """Check that the log continues the checkpoint `note`, which another device of this account
-        saw. The note comes from our own sealed bundle, and may be signed with an older log key.
-        `prove` requests the consistency proof of two sizes. Raises `Rollback`, `Fork`."""
+    def seen_checkpoint(self) -> SeenCheckpoint | None:
+        """Return the newest proven tree head for the account's other devices, None for an empty
+        log."""
+        if self._statement is None or not self.newest.size:
+            return None
+        return SeenCheckpoint(self.newest.note, self._statement, self._signature)
+
+    def verify_seen(self, seen: SeenCheckpoint) -> TreeHead:
+        """Return the tree head that a bundle says another device of the account has proven. Raises
+        `BadRecord` unless log and server have signed it: then it says nothing of the server, only
+        that a holder of the account's keys has made it up."""
+        statement, verifier = self._verify_statement(seen.statement, seen.signature)
+        if server_id(statement.server_pub) != self.pin:
+            raise BadRecord("the bundle's checkpoint is of another server")
         try:
-            said = notes.read(note)
+            signed = notes.verify(seen.note, verifier)
         except CheckpointError as exc:
-            raise BadRecord(f"the bundle's checkpoint is malformed: {exc}") from exc
-        known = TreeHead(said.size, said.root, note)
+            raise BadRecord(f"the bundle's checkpoint is not valid: {exc}") from exc
+        return TreeHead(signed.size, signed.root, seen.note)
+
+    def check_seen(
+        self,
+        seen: SeenCheckpoint,
+        known: TreeHead,
+        prove: Callable[[tuple[int, int]], tuple[bytes, ...]],
+    ) -> None:
+        """Check that server and log continue what another device has proven: `known` is the result
+        of `verify_seen`. `prove` requests the consistency proof of two sizes. Raises `Rollback`,
+        `Fork`."""
+        if self._statement is not None:
+            shown = (self._statement, self._signature)
+            _check_successor((seen.statement, seen.signature), shown)
         if known.size > self.newest.size:
             raise Rollback(
                 f"the server's log has {self.newest.size} entries, fewer than {known.size} seen",
                 REPORT,
+                notes=(known.note, self.newest.note),
             )
         if known.size:
             self.check_continues(known, self.newest, prove((known.size, self.newest.size)))
@@ -362,6 +387,28 @@ def _server_statement(body: bytes) -> ServerStatement:
         return ServerStatement.parse(body)
     except (EncodingError, MessageError) as exc:
         raise BadRecord(f"the server's statement is malformed: {exc}") from exc
+
+
+def _check_successor(known: tuple[bytes, bytes], shown: tuple[bytes, bytes]) -> None:
+    """Check that the server statement `shown` is the `known` one or a later one; each is its exact
+    bytes and its signature. Raises `Rollback`, `Fork`."""
+    if known[0] == shown[0]:
+        return
+    before, now = _server_statement(known[0]).n, _server_statement(shown[0]).n
+    both = signed_text("server statement", *known), signed_text("server statement", *shown)
+    if now < before:
+        raise Rollback(
+            f"the server shows its statement {now} after statement {before}", REPORT, notes=both
+        )
+    if now == before:
+        raise Fork(
+            f"the server has signed two statements with the number {now}", REPORT, notes=both
+        )
+
+
+def signed_text(what: str, body: bytes, signature: bytes) -> bytes:
+    """Return the exact bytes of a signed record as text, for a file of evidence."""
+    return f"{what} (base64)\n{to_text(body)}\nsignature (base64)\n{to_text(signature)}\n".encode()
 
 
 def _check_matches(entry: LogEntry, sent: SentChange) -> None:

@@ -110,9 +110,12 @@ class ClientState(StateDatabase):
             (size, root, note),
         )
 
-    def server_statement(self) -> bytes | None:
-        """Return the newest server statement."""
-        return next(iter(self.server_statements()), None)
+    def server_statement(self) -> tuple[bytes, bytes] | None:
+        """Return the newest server statement and its signature."""
+        row = self.fetch_row(
+            "SELECT statement, signature FROM server_statement ORDER BY n DESC LIMIT 1"
+        )
+        return None if row is None else (bytes(row[0]), bytes(row[1]))
 
     def server_statements(self) -> list[bytes]:
         """Return every server statement ever in force here, newest first."""

@@ -21,7 +21,7 @@ from sfsc.crypto import primitives
 from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.crypto.segments import Encryptor
 from sfsc.crypto.wrap import PrivateKey
-from sfsc.keys.bundle import Bundle, seal_bundle
+from sfsc.keys.bundle import Bundle, SeenCheckpoint, seal_bundle
 from sfsc.keys.keyring import (
     DeviceKey,
     GenerationKeys,
@@ -143,7 +143,7 @@ BUNDLE = Bundle(
     keyring().name_keys,
     keyring().tag_key,
     keyring().pins,
-    drawn("note", 50),
+    SeenCheckpoint(drawn("note", 50), drawn("server statement", 70), drawn("signature", 64)),
 )
 
 

@@ -54,7 +54,7 @@ class Account:
         keys: tuple[GenerationKeys, ...] = KEYS,
     ) -> None:
         sealed = seal_bundle(
-            Bundle(keys, (b"n" * 32,), TAG_KEY, (), b""),
+            Bundle(keys, (b"n" * 32,), TAG_KEY, (), None),
             server=SERVER,
             user="ada",
             n=n,

@@ -16,7 +16,7 @@ from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE
 from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered
-from sfsc.keys.bundle import Bundle, open_bundle, seal_bundle
+from sfsc.keys.bundle import Bundle, SeenCheckpoint, open_bundle, seal_bundle
 from sfsc.keys.keyring import MAX_PINS, GenerationKeys
 
 SERVER = b"S" * 32
@@ -28,7 +28,7 @@ BUNDLE = Bundle(
     (b"n" * 32,),
     b"t" * 32,
     (("bob", b"B" * 32),),
-    b"checkpoint",
+    SeenCheckpoint(b"checkpoint", b"statement", b"g" * 64),
 )
 
 
@@ -124,7 +124,7 @@ class AnyNameKeys(Struct):
     name_keys: tuple[Bytes32, ...]
     tag_key: Bytes32
     pins: tuple[tuple[UserName, Bytes32], ...]
-    checkpoint: bytes
+    checkpoint: SeenCheckpoint | None
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -168,8 +168,9 @@ def test_pins_beyond_the_limit_are_dropped(pins: int, devices: int) -> None:
 
 
 def test_oversized_bundle_is_a_local_error() -> None:
+    large = (GenerationKeys(1, SIGN.seed, "rsa4096", bytes(4096)),) * 20
     with pytest.raises(LocalError):
-        _sealed(dataclasses.replace(BUNDLE, checkpoint=bytes(MAX_BUNDLE)))
+        _sealed(dataclasses.replace(BUNDLE, generations=large))
 
 
 @pytest.mark.parametrize("wrong", [b"u" * 32, bytes(32)])

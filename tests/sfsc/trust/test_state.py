@@ -62,7 +62,7 @@ def test_state_is_persistent(path: Path) -> None:
         state.remember_listed_size(5)
     with opened(path) as state:
         assert state.checkpoint() == (7, b"r" * 32, b"note")
-        assert state.server_statement() == b"statement"
+        assert state.server_statement() == (b"statement", b"signature")
         assert state.file("a" * 32) == known(3)
         assert state.all_revisions() == {"a" * 32: known(3).revision}
         assert state.known_revisions(["a" * 32, "b" * 32]) == {"a" * 32: vouched(3), "b" * 32: None}
@@ -81,7 +81,7 @@ def test_state_only_moves_forward(path: Path) -> None:
             state.remember_listed_size(step)
         for state in (late, early):
             assert state.checkpoint() == (9, b"\x09" * 32, b"note 9")
-            assert state.server_statement() == b"statement 9"
+            assert state.server_statement() == (b"statement 9", b"")
             assert state.file("a" * 32) == known(9)
             assert list(state.entries()) == [("a" * 32, b"entry 9")]
             assert state.listed_size() == 9
@@ -105,7 +105,7 @@ def test_known_server_statement_is_not_replaced(path: Path) -> None:
     with opened(path) as state:
         state.remember_server_statement(1, b"first", b"")
         state.remember_server_statement(1, b"another", b"")
-        assert state.server_statement() == b"first"
+        assert state.server_statement() == (b"first", b"")
 
 
 def test_cached_entry_belongs_to_one_record(path: Path) -> None:
