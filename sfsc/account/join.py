@@ -26,15 +26,18 @@ from sfsc.crypto.wrap import XWING, PrivateKey
 from sfsc.errors import (
     BadRecord,
     BrokenChain,
+    Fork,
     IntegrityError,
     KeyringError,
     LocalError,
+    Rollback,
     TakenOver,
 )
 from sfsc.keys.bundle import Bundle, SeenCheckpoint, open_bundle
 from sfsc.keys.home import check_no_keyring, keyring_path
 from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
+from sfsc.session import fork_evidence
 from sfsc.session.handshake import LoginKey, build_login, dial
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
@@ -112,7 +115,11 @@ def join_account(
     the recovery code, `Denied`, `IntegrityError`, ….
     """
     check_no_keyring(home)
-    welcome, trust, chain, bundle = _open_account(link, credentials, timeouts, options)
+    try:
+        welcome, trust, chain, bundle = _open_account(link, credentials, timeouts, options)
+    except (Rollback, Fork) as exc:
+        _keep_evidence(exc, home, link)
+        raise
     keyring = Keyring(
         server_id=link.pin,
         addresses=(link.address,),
@@ -150,6 +157,22 @@ def join_account(
         finally:
             session.close()
     return file
+
+
+def _keep_evidence(found: Rollback | Fork, home: Path, link: AccountLink) -> None:
+    """Write what another device of the account has proven, and what the server shows now, to a file
+    in `home`. There are no keys that could be kept from signing."""
+    if found.notes is None:
+        return
+    path = fork_evidence.place(home, found.notes)
+    try:
+        about = f"server {link.pin.hex()}, user {link.user}"
+        fork_evidence.save(path, about, found.cause, found.notes)
+    except LocalError as fault:
+        found.hint = f"{found.hint} ({fault.cause})"
+        return
+    found.evidence = str(path)
+    found.hint = f"both are in {path}; show them to others"
 
 
 class TakeBackOptions(Value):

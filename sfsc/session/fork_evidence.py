@@ -1,10 +1,10 @@
 """Evidence that a server showed two different logs (a split view), kept in a file for people to
 read.
 
-It consists of two statements about the log that cannot both be true: two checkpoints signed with
-the log's key, or one checkpoint and a signed record that quotes another. A server accepts a record
-only if the checkpoint in it is one of its log. The text file lies in HOME/evidence and is never
-removed by sfsc.
+It consists of two signed texts that cannot both be true: two checkpoints signed with the log's key,
+one checkpoint and a signed record that quotes another, or two server statements with one number. A
+server accepts a record only if the checkpoint in it is one of its log. The text file lies in
+HOME/evidence and is never removed by sfsc.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def save(path: Path, about: str, what: str, notes: tuple[bytes, bytes]) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     text = (
         f"sfs evidence\n{about}\nfound {now}\n{what}\n\n"
-        f"Both of these are signed, and they cannot both be true of one log.\n\n"
+        f"Both of these are signed, and they cannot both be true of one server.\n\n"
         f"known before:\n\n{_shown(known)}\nshown then:\n\n{_shown(shown)}"
     )
     try:

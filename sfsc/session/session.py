@@ -282,7 +282,8 @@ class Session:
         server, user = self.keyring.server_id, self.keyring.user
         transport = dial(self.keyring.addresses, self._timeouts)
         try:
-            self.limits = verify_welcome(transport, self.trust, self.state).limits
+            with self.keeping_fork_evidence():
+                self.limits = verify_welcome(transport, self.trust, self.state).limits
             sent = build_login(transport, server, user, login, self.trust.newest.size)
             reply = transport.call(sent.message, transport.timeouts.opening)
             opened = expect_reply(reply, opening.Session)
@@ -448,7 +449,7 @@ class Session:
                     exc.evidence = self.state.distrust_evidence() or self._keep(
                         exc.cause, exc.notes
                     )
-                    exc.hint = f"both checkpoints are in {exc.evidence}; show them to others"
+                    exc.hint = f"both are in {exc.evidence}; show them to others"
                 except LocalError as fault:
                     # Report the fork all the same: a full disk must not hide it.
                     exc.hint = f"{exc.hint} ({fault.cause})"

@@ -395,20 +395,17 @@ def _check_successor(known: tuple[bytes, bytes], shown: tuple[bytes, bytes]) -> 
     if known[0] == shown[0]:
         return
     before, now = _server_statement(known[0]).n, _server_statement(shown[0]).n
-    both = signed_text("server statement", *known), signed_text("server statement", *shown)
     if now < before:
-        raise Rollback(
-            f"the server shows its statement {now} after statement {before}", REPORT, notes=both
-        )
+        raise Rollback(f"the server shows its statement {now} after statement {before}", REPORT)
     if now == before:
-        raise Fork(
-            f"the server has signed two statements with the number {now}", REPORT, notes=both
-        )
+        cause = f"the server has signed two statements with the number {now}"
+        raise Fork(cause, REPORT, notes=(_signed_text(*known), _signed_text(*shown)))
 
 
-def signed_text(what: str, body: bytes, signature: bytes) -> bytes:
-    """Return the exact bytes of a signed record as text, for a file of evidence."""
-    return f"{what} (base64)\n{to_text(body)}\nsignature (base64)\n{to_text(signature)}\n".encode()
+def _signed_text(body: bytes, signature: bytes) -> bytes:
+    """Return a signed server statement as text, for a file of evidence."""
+    lines = "server statement, base64", to_text(body), "signature, base64", to_text(signature)
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _check_matches(entry: LogEntry, sent: SentChange) -> None:
