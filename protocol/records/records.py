@@ -260,6 +260,7 @@ _CONTENT = (
     "segments_root",
     "dek_commit",
     "metadata_sha256",
+    "writer",
 )
 OWN_KEYS: dict[str, tuple[str, ...]] = {
     PUT: _CONTENT,
@@ -274,10 +275,14 @@ OWN_KEYS: dict[str, tuple[str, ...]] = {
 CONTENT_OPS = frozenset(op for op, keys in OWN_KEYS.items() if "content_id" in keys)
 _OPTIONAL = frozenset(key for keys in OWN_KEYS.values() for key in keys)
 _BELONGS = {
-    op: [("from_" if key == "from" else key, key in own) for key in sorted(_OPTIONAL - {"to"})]
+    op: [
+        ("from_" if key == "from" else key, key in own)
+        for key in sorted(_OPTIONAL - {"to", "writer"})
+    ]
     for op, own in OWN_KEYS.items()
 }
-"""By op: (field, whether it must be set, else None). `to` of a delete may be either."""
+"""By op: (field, whether it must be set, else None). `to` of a delete may be either, and so may
+`writer` of a record that describes a content."""
 
 MAX_VERSION = 2**31
 Version = Annotated[int, Between(1, MAX_VERSION)]
@@ -290,10 +295,14 @@ class FileRecord(SignedStruct):
 
     `prev` is the hash of record rev-1 (empty for the first), `seen` the size and root of the newest
     checkpoint that the signer had verified, `readers` all users who may read besides the owner,
-    `current` the current version after this record (0: none). Later fields belong to some ops only
-    (see `OWN_KEYS`), and are None for others. put, restore, move and reencrypt describe the content
-    of `version`; `from_` is (file_id, version) of the reused content; `to` of a delete is the
-    file_id that the file moved to, or None; `purged` lists versions.
+    `current` the current version after this record (0: none). `content` is the hash of the record
+    that made the current version, empty if there is none or if this record makes it.
+
+    Later fields belong to some ops only (see `OWN_KEYS`), and are None for others. put, restore,
+    move and reencrypt describe the content of `version`; `writer` names the device that may only
+    add files and that made it, None for the owner; `from_` is (file_id, version) of the reused
+    content; `to` of a delete is the file_id that the file moved to, or None; `purged` lists
+    versions.
     """
 
     server: Bytes32
@@ -308,12 +317,14 @@ class FileRecord(SignedStruct):
     created: Count
     readers: Annotated[tuple[ReaderEntry, ...], AtMost(MAX_READERS)]
     current: Annotated[int, Between(0, 2**31)]
+    content: Previous
     content_id: Bytes16 | None = None
     version: Version | None = None
     ciphertext_size: Count | None = None
     segments_root: Bytes32 | None = None
     dek_commit: Bytes32 | None = None
     metadata_sha256: Bytes32 | None = None
+    writer: UserName | None = None
     from_: tuple[FileId, Version] | None = None
     to: FileId | None = None
     purged: Annotated[tuple[Version, ...], AtMost(MAX_PURGED)] | None = None
@@ -324,8 +335,13 @@ class FileRecord(SignedStruct):
                 raise MessageError(f"FileRecord.{name} does not fit the op {self.op}")
         if self.to is not None and self.op != DELETE:
             raise MessageError("FileRecord.to belongs to a delete only")
+        if self.writer is not None and self.op not in CONTENT_OPS:
+            raise MessageError("FileRecord.writer belongs to a content only")
         if (self.rev == 1) != (self.prev == b""):
             raise MessageError("FileRecord.prev: only the first record has none")
+        # `version` is None for an op without content, and `current` is not.
+        if (self.content == b"") != (self.current in (0, self.version)):
+            raise MessageError("FileRecord.content names the record of a current version")
         names = [reader[0] for reader in self.readers]
         if names != sorted(set(names)) or self.owner in names:
             raise MessageError("FileRecord.readers must be sorted, unique and without the owner")
@@ -341,6 +357,12 @@ class FileRecord(SignedStruct):
         if not isinstance(op, str) or op not in OWN_KEYS:
             raise MessageError("FileRecord.op is unknown")
         return cls.from_map_of(value, _FIELDS[op])
+
+
+def carried_content(head: FileRecord, body: bytes) -> bytes:
+    """Return `content` of a record that keeps the current version of `head`, whose exact bytes are
+    `body`."""
+    return (head.content or record_hash(body)) if head.current else b""
 
 
 _FIELDS = {

@@ -41,7 +41,13 @@ from sfsc.files.endorse import rewrap_request
 from sfsc.session.pipeline import pages, pipelined
 from sfsc.session.server_errors import damaged_version, expect_reply
 from sfsc.session.session import Session
-from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount, parse_record
+from sfsc.trust.file_records import (
+    FileOwner,
+    KnownRevision,
+    OwnAccount,
+    check_names_content,
+    parse_record,
+)
 from sfsc.trust.server_log import SentChange
 
 _FIRST: Final = 32
@@ -168,11 +174,14 @@ class RewrapBuilder(Value):
         one.records = [parse_record(signed) for signed in one.signed]
 
     def _check_record(self, one: _RewrapJob) -> None:
-        whose, item = one.owner or self.account, one.item
+        whose, item, content = one.owner or self.account, one.item, None
         for signed, record in zip(one.signed, one.records, strict=True):
             judged = whose.verify_record(signed, item.file_id, record=record, known=one.known)
             if signed is item.content:
-                one.content = judged
+                content = judged
+            elif content is not None:
+                check_names_content(judged, signed.record, content, item.content.record)
+        one.content = content
 
     def _open(self, one: _RewrapJob) -> None:
         if one.content is not None and one.wrap is not None and not self._is_new(one.wrap):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from protocol.codec.values import Value
+from protocol.codec.values import Value, changed
 from protocol.records.chain import RENEWING, split_voided
 from protocol.records.records import (
     ACCESS,
@@ -197,7 +197,7 @@ class FileRepair:
             raise BadRecord("the server shows another record of a version than the log", REPORT)
         if not file.metadata:
             raise NotFound(f"the content of version {version} was removed")
-        return file
+        return changed(file, confirmed=True)
 
     def _find_name(self, file_id: str, records: Sequence[_Record]) -> str:
         """Return the file's name if anything here still tells it, else its id."""

@@ -29,6 +29,7 @@ from protocol.records.records import (
     PUT,
     FileRecord,
     ReaderEntry,
+    carried_content,
     record_hash,
 )
 from protocol.wire.messages.base import MAX_METADATA, Wrap
@@ -206,19 +207,26 @@ def content_record(
     version that becomes current, by default this one. If the head has moved on, the record is built
     again with the same key.
     """
+    rev, content, current = 1, b"", version if current is None else current
+    if head is not None:
+        before = FileRecord.parse(head)
+        rev = before.rev + 1
+        if current not in (0, version):  # an older version is encrypted again
+            content = carried_content(before, head)
     return FileRecord(
         server=author.server,
         owner=author.owner,
         actor=author.actor,
         generation=author.generation,
         file_id=file_id,
-        rev=1 if head is None else FileRecord.parse(head).rev + 1,
+        rev=rev,
         op=op,
         prev=b"" if head is None else record_hash(head),
         seen=seen,
         created=created,
         readers=readers,
-        current=version if current is None else current,
+        current=current,
+        content=content,
         content_id=key.content_id,
         version=version,
         ciphertext_size=ciphertext_size,

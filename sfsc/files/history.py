@@ -102,6 +102,8 @@ class FileHistory:
         file = find_file(self._session, name)
         if version is None and not file.deleted:
             raise UsageError("the file is not deleted", "name the --version to bring back")
+        if version is None:
+            file = self._session.confirm_version(file, newest=True)
         source = self._fetch_version(file, requested_version(version) or file.version)
         return self.apply_restore(file, *self.build_restore(source))[1]
 

@@ -92,7 +92,8 @@ class Files:
         file = find_current_file(session, name)
         deleted = delete_file(session, file, lambda onto: onto.deleted)
         try:
-            return session.account.listing_entry(deleted)
+            # Another device may have deleted it first: then the head names no content.
+            return session.account.listing_entry(session.confirm_version(deleted))
         except Damaged:
             made = deleted.content  # its sealed metadata is lost, so size and mode are unknown
             size, when = made.ciphertext_size or 0, made.created

@@ -7,7 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Final, overload
 
-from protocol.records.records import DELETE, PURGE, FileRecord, ReaderEntry, record_hash
+from protocol.records.records import (
+    DELETE,
+    PURGE,
+    FileRecord,
+    ReaderEntry,
+    carried_content,
+    record_hash,
+)
 from protocol.wire.messages import Done, Error, Request
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import History, HistoryPage, Record, RecordChange, Stat, Stated
@@ -57,12 +64,13 @@ def find_current_file(session: Session, name: str) -> VerifiedFile:
 
 
 def fetch_version(session: Session, file: VerifiedFile, version: int) -> VerifiedFile:
-    """Return one version of `file`, whose newest version is given. Raises `NotFound`."""
-    if version == file.version:
-        return file
-    stated = session.call(Stat(session.account.user, file.file_id, version), Stated)
-    known = known_file(file).revision
-    return session.account.verify_version(stated.view, file.file_id, version, known)
+    """Return one version of `file`, whose newest version is given, confirmed to be the one that the
+    file's records name. Raises `NotFound`, and as `Session.confirm_version`."""
+    if version != file.version:
+        stated = session.call(Stat(session.account.user, file.file_id, version), Stated)
+        known = known_file(file).revision
+        file = session.account.verify_version(stated.view, file.file_id, version, known)
+    return session.confirm_version(file)
 
 
 def build_tombstone(
@@ -109,6 +117,7 @@ def build_record(
         created=int(time.time()),
         readers=head.readers if readers is None else readers,
         current=current,
+        content=carried_content(head, body) if current else b"",
         to=to,
         purged=purged,
     )

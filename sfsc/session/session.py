@@ -30,13 +30,14 @@ from protocol.records.records import key_id as hash_of_key
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
 from protocol.wire.messages import session as opening
-from protocol.wire.messages.base import Wrap
-from protocol.wire.messages.files import Stat, Stated
+from protocol.wire.messages.base import SignedRecord, Wrap
+from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, Stat, Stated
 from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
 from protocol.wire.messages.uploads import ALL_UPLOADS, PutAbort
 from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
+    BadRecord,
     Denied,
     Distrusted,
     Fork,
@@ -61,8 +62,9 @@ from sfsc.session.limits import Timeouts
 from sfsc.session.retry import connect_again, retry
 from sfsc.session.server_errors import expect_proof, expect_reply, to_exception
 from sfsc.threadguard import ThreadGuard
-from sfsc.trust.file_records import KnownRevision, OwnAccount, VerifiedFile
-from sfsc.trust.server_log import SentChange, ServerTrust, TreeHead
+from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount, VerifiedFile
+from sfsc.trust.record_chain import RecordChain
+from sfsc.trust.server_log import REPORT, SentChange, ServerTrust, TreeHead
 from sfsc.trust.state import ClientState, KnownFile
 
 if TYPE_CHECKING:
@@ -182,6 +184,7 @@ class Session:
         self.connections = 0
         self.login: SentLogin | None = None
         """The login of the present connection, whose log entry must show it as it was sent."""
+        self._record_chain: RecordChain | None = None  # of the file that was last asked for
 
     @property
     def transport(self) -> Transport:
@@ -380,6 +383,39 @@ class Session:
             # No entry needed: the next listing asks for all changes since the last, with this one.
             self.state.remember_file(known_file(file), None)
         return file
+
+    def confirm_version(
+        self, file: VerifiedFile, owner: FileOwner | None = None, *, newest: bool = False
+    ) -> VerifiedFile:
+        """Confirm that the records of a file name the content that a version was shown with.
+
+        The last record names the content of the current version. Any other content must be that of
+        the last record of its version on the chain of records that leads to the head; these are
+        fetched from the server. With `newest`, no later record may have made another version.
+        `owner` shares the file with us, None for a file of our own. Raises `Rollback` if another
+        record made the version, `BadRecord` if the records do not lead to the head, and `Damaged`.
+        """
+        if file.is_confirmed and not newest:
+            return file
+        chain = self._record_chain
+        if chain is None or not chain.extend(file):
+            chain = self._record_chain = RecordChain(file)
+        while chain.first > file.content.rev:
+            first = max(1, chain.first - MAX_PAGE)
+            chain.prepend(self._fetch_records(owner or self.account, file.file_id, first, chain))
+        return chain.confirm(file, newest=newest)
+
+    def _fetch_records(
+        self, owner: FileOwner, file_id: str, first: int, chain: RecordChain
+    ) -> list[SignedRecord]:
+        """Return a file's records from revision `first` up to the first one of `chain`."""
+        found: list[SignedRecord] = []
+        while first + len(found) < chain.first:
+            page = self.call(History(owner.user, file_id, first + len(found)), HistoryPage)
+            if not page.records:
+                raise BadRecord("the server shows a part of the file's records only", REPORT)
+            found += page.records
+        return found[: chain.first - first]
 
     def remember_head(self, file: VerifiedFile, known: KnownRevision | None) -> None:
         """Remember the head that a verified version was shown with, if it says which version is the

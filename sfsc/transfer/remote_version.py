@@ -117,6 +117,11 @@ class RemoteVersion:
             return NotFound(f"{name} has no version {version}", hint)
         return NotFound(f"the content of version {version} of {name} was removed", hint)
 
+    def _confirm(self) -> None:
+        """Confirm that the file's records name this content. Raises as `confirm_version`."""
+        if self.file.metadata:  # else there is nothing to open
+            self.file = self._session.confirm_version(self.file, self.owner)
+
     def _unwrap(self) -> None:
         """Decrypt the content key. Raises `KeyringError` if we have no key for it."""
         try:
@@ -151,7 +156,7 @@ class RemoteVersion:
         sixth longer.
         """
         failures: dict[int, SfscError] = {}
-        for step in (cls._verify, cls._unwrap, cls._open_metadata, cls._remember):
+        for step in (cls._verify, cls._confirm, cls._unwrap, cls._open_metadata, cls._remember):
             for place, version in enumerate(versions):
                 if place not in failures:
                     try:

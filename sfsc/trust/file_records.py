@@ -61,7 +61,8 @@ class VerifiedFile(Value):
     `content` is the record that made the version; `head` is the file's last record, often the same.
     Fields ending in `_body` are their exact bytes. `metadata` and `wraps` are as stored;
     `OwnAccount.open_version` checks them. A `content` of a voided generation is shown, so that
-    records can be based on it, and never opened.
+    records can be based on it, and never opened. Nor is one that the head does not name, unless it
+    is `confirmed` to be the last record of its version on the chain that leads to the head.
     """
 
     content: FileRecord
@@ -70,10 +71,16 @@ class VerifiedFile(Value):
     head_body: bytes
     metadata: bytes
     wraps: tuple[Wrap, ...]
+    confirmed: bool = False
 
     @property
     def file_id(self) -> str:
         return self.head.file_id
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the head is the content's record, or names it, or the chain of records does."""
+        return self.confirmed or _names(self.head, self.head_body, self.content_body)
 
     @property
     def version(self) -> int:
@@ -229,6 +236,7 @@ class FileOwner(Value):
             )
             head_body = view.head.record
             _check_follows(content, view.content.record, head)
+            check_names_content(head, head_body, content, view.content.record)
         body = view.content.record
         file = VerifiedFile(content, body, head, head_body, view.metadata, view.wraps)
         file.check_not_older(known)
@@ -255,6 +263,8 @@ class FileOwner(Value):
             raise BadRecord("a file's record names another server or user", _REPORT)
         if wanted is not None and record.file_id != wanted:
             raise BadRecord("the server shows the record of another file", _REPORT)
+        if record.writer is not None:
+            raise BadRecord("a file's record names a writer that its owner does not have", _REPORT)
         self._check_signed(signed, record, known, historic=historic)
         _check_current(record)
         return record
@@ -398,6 +408,8 @@ class OwnAccount(FileOwner):
         whose = self if owner is None else owner
         if whose.is_voided(file.content):
             raise BadRecord("this version was signed with a voided key", _VOIDED_HINT)
+        if not file.is_confirmed:
+            raise BadRecord(f"the file's records do not name this version {file.version}", _REPORT)
         if not file.metadata:
             cause = f"the content of version {file.version} is not on the server any more"
             raise Damaged(cause, file_id=file.file_id, version=file.version)
@@ -480,6 +492,26 @@ def _check_current(record: FileRecord) -> None:
     settled = record.op == DELETE or record.op in CONTENT_OPS - {REENCRYPT}
     if settled and record.current != made:
         raise BadRecord(f"a record of {record.op} makes the wrong version current")
+
+
+def check_names_content(
+    head: FileRecord, head_body: bytes, content: FileRecord, content_body: bytes
+) -> None:
+    """Raise `Rollback` if `content` made the current version of `head` and `head` names another
+    record for it. `_body` are the exact bytes of both.
+
+    A server could otherwise show a content that was replaced, or one that it had refused: both are
+    validly signed, and have the right number.
+    """
+    if content.version == head.current and not _names(head, head_body, content_body):
+        raise Rollback(
+            f"the server shows another version {content.version} than the file's last record names",
+            _REPORT,
+        )
+
+
+def _names(head: FileRecord, head_body: bytes, content_body: bytes) -> bool:
+    return content_body == head_body or head.content == record_hash(content_body)
 
 
 def _check_follows(content: FileRecord, content_body: bytes, head: FileRecord) -> None:

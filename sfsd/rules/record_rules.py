@@ -30,6 +30,7 @@ from protocol.records.records import (
     FileRecord,
     ReaderEntry,
     Statement,
+    carried_content,
     record_hash,
 )
 from protocol.records.signatures import Label
@@ -188,6 +189,7 @@ class Admission:
         """
         require(record.server == self._server_id, "the record is for another server")
         require(record.actor == record.owner, "only an owner signs records of a file")
+        require(record.writer is None, "the owner has no writers")
         user = self._users.require_active(record.owner)
         self._check_generation(record, user)
         public = user.chain.signing_keys.get(record.generation, b"")
@@ -277,6 +279,8 @@ class Admission:
         before = head.record
         if record.rev != (1 if before is None else before.rev + 1) or record.prev != head.hash:
             raise Refused("conflict", "the file has changed", head=head.view(user))
+        carried = b"" if before is None else carried_content(before, head.newest.value.last.record)
+        require(record.content in (b"", carried), "the record names another content")
         size, root = record.seen
         require(size <= self._journal.size, "the record quotes a longer log than the server's")
         # Every reader asks the server to prove this checkpoint and treats a failed proof as a lying

@@ -144,8 +144,10 @@ def _file_records(draw: st.DrawFn) -> FileRecord:
     values["prev"] = b"" if values["rev"] == 1 else draw(HASHES)
     for name, inner in _own_fields().items():
         key = name.rstrip("_")
-        absent = key not in OWN_KEYS[op] or (key == "to" and draw(st.booleans()))
+        absent = key not in OWN_KEYS[op] or (key in ("to", "writer") and draw(st.booleans()))
         values[name] = None if absent else draw(_values(inner))
+    named = values["current"] not in (0, values["version"])
+    values["content"] = draw(HASHES) if named else b""
     return FileRecord(op=op, **values)
 
 

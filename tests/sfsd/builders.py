@@ -28,6 +28,7 @@ from protocol.records.records import (
     FileRecord,
     ServerStatement,
     Statement,
+    carried_content,
     enrol_proof_body,
     login_body,
     record_hash,
@@ -382,7 +383,12 @@ class Person:
             "readers": () if before is None else before.readers,
             "current": 0 if before is None else before.current,
         }
-        return FileRecord(**(fields | changed))
+        made = fields | changed
+        if made["current"] in (0, made.get("version")):
+            made.setdefault("content", b"")
+        elif before is not None and head is not None:
+            made.setdefault("content", carried_content(before, head))
+        return FileRecord(**made)
 
     def signed(
         self, record: FileRecord, metadata: bytes = b"", wraps: tuple[Wrap, ...] = ()

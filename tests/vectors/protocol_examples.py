@@ -142,6 +142,7 @@ PUT = FileRecord(
     created=NOW,
     readers=(("bob", fill("bob's first statement", 32), 0),),
     current=1,
+    content=b"",
     content_id=fill("content id", 16),
     version=1,
     ciphertext_size=96,
@@ -159,8 +160,10 @@ def _successor(of: FileRecord, **changes: Any) -> FileRecord:
         for field in dataclasses.fields(FileRecord)
         if field.default is None and field.name.rstrip("_") not in own
     }
-    prev = records.record_hash(of.encode())
-    return dataclasses.replace(of, **{"rev": of.rev + 1, "prev": prev, **foreign, **changes})
+    fields = {"rev": of.rev + 1, "prev": records.record_hash(of.encode()), **foreign, **changes}
+    current, version = (fields.get(key, getattr(of, key)) for key in ("current", "version"))
+    fields["content"] = b"" if current in (0, version) else records.carried_content(of, of.encode())
+    return dataclasses.replace(of, **fields)
 
 
 DELETE = _successor(PUT, op="delete", current=0, to=None)
@@ -181,6 +184,9 @@ REENCRYPT = dataclasses.replace(
     rev=3,
     prev=records.record_hash(ACCESS.encode()),
     readers=(),
+)
+OLDER = _successor(
+    RESTORE, op="reencrypt", content_id=fill("another content id", 16), version=1, from_=None
 )
 PURGE = _successor(MOVED_AWAY, op="purge", purged=(1, 2))
 FINISH = RotationFinish(
@@ -206,6 +212,7 @@ RECORDS: dict[str, tuple[records.SignedStruct, Label, str]] = {
     "delete, moved away": (MOVED_AWAY, Label.RECORDS, "alice 1"),
     "access": (ACCESS, Label.RECORDS, "alice 1"),
     "reencrypt": (REENCRYPT, Label.RECORDS, "alice 2"),
+    "reencrypt, older version": (OLDER, Label.RECORDS, "alice 1"),
     "purge": (PURGE, Label.RECORDS, "alice 1"),
     "rotation finish": (FINISH, Label.ROTATION_FINISH, "alice 2"),
 }

@@ -15,6 +15,7 @@ from protocol.codec.errors import EncodingError, MessageError, RemoteProtocolErr
 from protocol.records import records
 from protocol.records.records import (
     CONTENT_OPS,
+    DELETE,
     MAX_CUSTODIANS,
     MAX_DEVICES,
     MAX_PURGED,
@@ -22,7 +23,10 @@ from protocol.records.records import (
     MAX_RECORD,
     MAX_VOIDS,
     MAX_WRITERS,
+    MOVE,
     OWN_KEYS,
+    PUT,
+    RESTORE,
     XWING_PUBLIC_SIZE,
     Device,
     FileRecord,
@@ -31,6 +35,8 @@ from protocol.records.records import (
     SignedStruct,
     Statement,
     Writer,
+    carried_content,
+    record_hash,
 )
 from tests.protocol.strategies import structs
 from tests.vectors import protocol_examples as examples
@@ -49,6 +55,7 @@ COMMON = {
     "created",
     "readers",
     "current",
+    "content",
 }
 STATEMENT_KEYS = {
     "server",
@@ -182,6 +189,46 @@ def test_foreign_and_missing_fields_of_an_op(op: str) -> None:
         changes: dict[str, Any] = {name: None if own else value}
         with pytest.raises(MessageError):
             dataclasses.replace(record, **changes)
+
+
+def test_content_names_the_record_of_the_current_version() -> None:
+    """It is empty in that record itself and if there is no current version, and only then."""
+    for op in (PUT, RESTORE, MOVE, DELETE):
+        assert BY_OP[op].content == b""
+    for record in (examples.PUT, BY_OP[DELETE], examples.REENCRYPT):
+        with pytest.raises(MessageError, match="content"):
+            dataclasses.replace(record, content=HASH)
+    for record in (examples.ACCESS, examples.OLDER):
+        assert record.current not in (0, record.version)
+        for wrong in (b"", bytes(31), bytes(33)):
+            with pytest.raises(MessageError, match="content"):
+                dataclasses.replace(record, content=wrong)
+
+
+def test_content_is_carried_on() -> None:
+    put = examples.PUT.encode()
+    assert carried_content(examples.PUT, put) == record_hash(put)
+    access = dataclasses.replace(
+        examples.ACCESS, content=record_hash(put), current=1, rev=2, prev=record_hash(put)
+    )
+    assert carried_content(access, access.encode()) == record_hash(put)
+    deleted = BY_OP[DELETE]
+    assert carried_content(deleted, deleted.encode()) == b""
+    assert examples.OLDER.content == record_hash(examples.RESTORE.encode())
+    assert carried_content(examples.OLDER, examples.OLDER.encode()) == examples.OLDER.content
+
+
+def test_only_a_content_has_a_writer() -> None:
+    for op, record in BY_OP.items():
+        if op in CONTENT_OPS:
+            assert dataclasses.replace(record, writer="camera").writer == "camera"
+            assert record.to_map()["writer"] is None
+            without = {key: value for key, value in record.to_map().items() if key != "writer"}
+            with pytest.raises(MessageError):
+                FileRecord.parse(encoding.pack(without))
+        else:
+            with pytest.raises(MessageError):
+                dataclasses.replace(record, writer="camera")
 
 
 @pytest.mark.parametrize("op", ["", "PUT", "puts", None, 1, b"put", ["put"]])

@@ -231,6 +231,7 @@ def test_both_records_of_a_purged_file_are_endorsed() -> None:
         created=1_800_000_001,
         readers=(),
         current=content.current,
+        content=record_hash(one.content.record),
         purged=(1,),
     )
     head = signed(purged, OLD_SIGNING)

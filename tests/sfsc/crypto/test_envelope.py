@@ -226,6 +226,7 @@ def test_record_without_content_is_refused() -> None:
     access = FileRecord(
         server=SERVER, owner="ann", actor="ann", generation=1, file_id="0" * 32, rev=2,
         op="access", prev=b"P" * 32, seen=(1, bytes(32)), created=1, readers=(), current=1,
+        content=bytes(32),
     )  # fmt: skip
     with pytest.raises(BadRecord):
         open_wraps(access, FIRST, (), {})

@@ -194,6 +194,7 @@ def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.Monke
         prev=record_hash(file.head_body),
         op=REENCRYPT,
         version=1,
+        content=record_hash(newest.encode()),
         readers=last.readers,
     )
     file = replace(file, head=again, head_body=again.encode())

@@ -20,6 +20,7 @@ from protocol.records.records import (
     REENCRYPT,
     FileRecord,
     Statement,
+    carried_content,
     record_hash,
 )
 from protocol.records.signatures import Label, SigningKey
@@ -138,6 +139,11 @@ def version(
     return Made(record, sealed, wraps)
 
 
+def reencrypted(made: Made) -> Made:
+    """Return the record that replaced the content of `made`."""
+    return version(1, made.body).changed(op=REENCRYPT)
+
+
 def tombstone(head: FileRecord) -> FileRecord:
     return FileRecord(
         server=SERVER,
@@ -152,12 +158,14 @@ def tombstone(head: FileRecord) -> FileRecord:
         created=1_800_000_001,
         readers=(),
         current=0,
+        content=b"",
     )
 
 
 def access(head: FileRecord) -> FileRecord:
     """A record that changes the readers: it makes no content, and names the current version."""
-    return dataclasses.replace(tombstone(head), op=ACCESS, current=head.current)
+    content = carried_content(head, head.encode())
+    return dataclasses.replace(tombstone(head), op=ACCESS, current=head.current, content=content)
 
 
 def signed(record: FileRecord | bytes, key: SigningKey = SIGNING, **changed: Any) -> SignedRecord:
@@ -314,10 +322,30 @@ REFUSED: dict[str, tuple[Spoil, type[IntegrityError]]] = {
         lambda made: view(made, access(version(2, made.body).record)),
         Rollback,
     ),
-    "an older version that was encrypted anew": (
-        lambda made: view(made.changed(op=REENCRYPT, rev=3, prev=bytes(32), current=2)),
+    "an older version that was encrypted again": (
+        lambda made: view(
+            made.changed(op=REENCRYPT, rev=3, prev=bytes(32), current=2, content=bytes(32))
+        ),
         Rollback,
     ),
+    "a replaced content": (lambda made: view(made, access(reencrypted(made).record)), Rollback),
+    "a content that was replaced by the head": (
+        lambda made: view(made, reencrypted(made).record),
+        Rollback,
+    ),
+    "a refused content under the accepted one": (
+        lambda made: view(version(2, made.body), version(2, made.body).record),
+        BadRecord,
+    ),
+    "a refused content under a later record": (
+        lambda made: view(version(2, made.body), access(access(version(2, made.body).record))),
+        Rollback,
+    ),
+    "a head that names another record": (
+        lambda made: view(made, dataclasses.replace(access(made.record), content=bytes(32))),
+        Rollback,
+    ),
+    "a writer's content": (with_record(writer="camera"), BadRecord),
 }
 
 
@@ -358,6 +386,30 @@ def test_another_version_than_requested_is_refused() -> None:
     with pytest.raises(Rollback):
         account().verify_version(view(first, second.record), FILE_ID, 0, None)
     assert account().verify_version(view(second), FILE_ID, 0, None).version == 2
+
+
+def test_content_that_the_head_names_is_opened() -> None:
+    made = version()
+    for head in (None, access(made.record), access(access(made.record))):
+        file = account().verify_newest(view(made, head), FILE_ID, None)
+        assert account().open_version(file)[1].name == NAME
+    again = reencrypted(made)
+    file = account().verify_newest(view(again, access(again.record)), FILE_ID, None)
+    assert account().open_version(file)[1].name == NAME
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+def test_version_that_is_not_current_is_opened_once_it_is_confirmed(*, deleted: bool) -> None:
+    """Nothing in the view says that it is not a content which was replaced or refused."""
+    made = version()
+    newer = tombstone(made.record) if deleted else version(2, made.body).record
+    file = account().verify_version(view(made, newer), FILE_ID, 1, None)
+    assert not file.is_confirmed
+    for opened in (account().open_version, account().open_content_key, account().listing_entry):
+        with pytest.raises(BadRecord, match="do not name"):
+            opened(file)
+    confirmed = replace(file, confirmed=True)
+    assert account().open_version(confirmed)[1].name == NAME
 
 
 def test_metadata_of_another_version_is_refused() -> None:

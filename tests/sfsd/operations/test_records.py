@@ -355,7 +355,11 @@ WRONG_MOVES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "not onto the old head": ("conflict", {}, {"prev": bytes(32)}),
     "a tombstone that leads nowhere": ("bad-request", {}, {"to": None}),
     "a tombstone that leads elsewhere": ("bad-request", {}, {"to": file_id(3)}),
-    "a tombstone with something current": ("bad-request", {}, {"current": 2}),
+    "a tombstone with something current": (
+        "bad-request",
+        {},
+        {"current": 2, "content": bytes(32)},
+    ),
     "a tombstone of a third file": ("not-found", {}, {"file_id": file_id(3)}),
 }
 

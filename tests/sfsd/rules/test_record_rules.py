@@ -223,6 +223,8 @@ EVERY: dict[str, Any] = {
         None,
     ],
     "current": [-1, 1, 7, 2**31, 2**31 + 1],
+    "content": [b"", bytes(31), bytes(32), "G's", "F's", None],
+    "writer": ["camera", "ada", ""],
     "content_id": [b"", bytes(15), "another version's", "of what was purged"],
     "version": [0, 1, 3, 5, 2**31, 2**31 + 1, -4],
     "ciphertext_size": [0, 59, 61, FAR, FAR + 1, -60],
@@ -255,6 +257,8 @@ def instead(setup: Setup, made: FileRecord, field: str, value: Any) -> Any:  # n
         return readers_of(setup, made, value)
     if value == "G's":
         return record_hash(setup.ada.heads[G])
+    if value == "F's":
+        return record_hash(setup.ada.made[F, 2].body)
     if value == "another version's":
         return setup.ada.made[F, 3 if made.op != RESTORE else 2].record.content_id
     if value == "of what was purged":

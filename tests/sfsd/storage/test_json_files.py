@@ -43,6 +43,7 @@ def record(op: str, **changed: object) -> FileRecord:
         "created": 1,
         "readers": (),
         "current": 1,
+        "content": b"" if op in (PUT, DELETE) else HASH,
     }
     return FileRecord(**(fields | changed))  # type: ignore[arg-type]
 
