@@ -1,0 +1,151 @@
+"""The server shows a genuine content that is not the one that the file's newest record names."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sfsc
+from protocol.codec import merkle
+from protocol.codec.values import changed
+from protocol.wire.messages import Error, Message, Reply
+from protocol.wire.messages.base import FileView, GenerationSignature, SignedRecord
+from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.files import Record, Stat, Stated
+from protocol.wire.messages.uploads import PutSmall
+from sfsc.errors import IntegrityError, SfscError
+from sfsc.store import Store
+from tests.lying_server import LyingServer
+
+
+def connect(home: Path) -> Store:
+    return sfsc.connect(home, auto_rotate=False)
+
+
+def content_of(store: Store, name: str) -> bytes:
+    into = io.BytesIO()
+    store.get(name, into)
+    return into.getvalue()
+
+
+class Replies:
+    """Hook that keeps the last reply of each type, and changes none."""
+
+    def __init__(self, server: LyingServer) -> None:
+        self._last: dict[type[Message], Any] = {}
+        server.tamper = self._keep
+
+    def _keep(self, _who: object, _request: Message, reply: Message) -> Message:
+        self._last[type(reply)] = reply
+        return reply
+
+    def opened(self) -> Opened:
+        return self._last[Opened]  # type: ignore[no-any-return]
+
+    def head(self) -> SignedRecord:
+        """Return the last record of the file asked for last."""
+        view: FileView = self._last[Stated].view
+        return view.head or view.content
+
+
+def show(server: LyingServer, old: Opened, head: SignedRecord) -> list[Message]:
+    """Let the server show the content of `old` under `head`. Return the list to which it adds all
+    changes that the client then signs; none of them is processed."""
+    signed: list[Message] = []
+    view = changed(old.view, head=head)
+
+    def lie(_who: object, request: Message) -> Reply | None:
+        if isinstance(request, GetOpen):
+            return changed(old, view=view)
+        if isinstance(request, Stat):
+            return Stated(view)
+        if isinstance(request, Record | PutSmall):
+            signed.append(request)
+            return Error("unavailable", "nothing was done")
+        return None
+
+    server.intercept = lie
+    return signed
+
+
+def test_a_content_from_before_it_was_encrypted_again_is_refused(
+    lying_server: LyingServer,
+) -> None:
+    """The reader who was dropped has its key; the machine knows the newest record."""
+    for user in ("ada", "bob", "carol", "dave"):
+        lying_server.enrol(user, lying_server.root.with_name(user), key_type="x25519")
+    ada, carol = (lying_server.root.with_name(user) for user in ("ada", "carol"))
+    replies = Replies(lying_server)
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"bob has its key"), name="plan")
+        for user in ("bob", "carol"):
+            store.share("plan", user, trust_first_use=True)
+        assert content_of(store, "plan") == b"bob has its key"
+        old = replies.opened()
+        with connect(carol) as reader:
+            reader.get_shared("ada", "plan", io.BytesIO(), trust_first_use=True)
+            carols = replies.opened()
+        store.unshare("plan", "bob", reencrypt=True)
+        store.share("plan", "dave", trust_first_use=True)  # a record after that of the new content
+        store.stat("plan")
+        head = replies.head()
+    lying_server.honest()
+    for view in (old, carols):
+        assert view.view.content.record != head.record
+    signed = show(lying_server, old, head)
+    with connect(ada) as store:
+        with pytest.raises(IntegrityError):
+            content_of(store, "plan")
+        # Whatever is moved or restored from it would be signed anew, for the key that bob has.
+        with pytest.raises(IntegrityError):
+            store.mv("plan", "moved")
+    assert signed == []
+    show(lying_server, carols, head)
+    with connect(carol) as reader, pytest.raises(IntegrityError):
+        reader.get_shared("ada", "plan", io.BytesIO())
+    lying_server.honest()
+    with connect(ada) as store:
+        assert content_of(store, "plan") == b"bob has its key"
+
+
+def test_a_content_that_was_once_refused_is_refused_for_ever(lying_server: LyingServer) -> None:
+    """It is signed, and has the number of the version that was stored instead."""
+    ada = lying_server.enrol("ada", key_type="x25519")
+    lying_server.enrol("bob", key_type="x25519")
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"price: 100"), name="offer")
+    kept: list[PutSmall] = []
+
+    def refuse(_who: object, request: Message) -> Reply | None:
+        if isinstance(request, PutSmall):
+            kept.append(request)
+            return Error("unavailable", "the disk is full; nothing was done")
+        return None
+
+    lying_server.intercept = refuse
+    with connect(lying_server.copied(ada, "second")) as store, pytest.raises(SfscError):
+        store.put(io.BytesIO(b"price: 1"), name="offer")
+    lying_server.honest()
+    replies = Replies(lying_server)
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"price: 200"), name="offer")
+        store.share("offer", "bob", trust_first_use=True)
+        store.stat("offer")
+        head = replies.head()
+        assert content_of(store, "offer") == b"price: 200"
+        true = replies.opened()
+    lost = kept[-1]
+    view = FileView(
+        true.view.seq,
+        SignedRecord(lost.record, (GenerationSignature(1, lost.signature),)),
+        None,
+        lost.metadata,
+        lost.wraps,
+    )
+    data = bytes(lost.ciphertext)
+    show(lying_server, Opened(true.handle, view, merkle.leaf_hash(data), data), head)
+    with connect(ada) as store, pytest.raises(IntegrityError):
+        content_of(store, "offer")
