@@ -11,6 +11,7 @@ import pytest
 import sfsc
 from protocol.codec import merkle
 from protocol.codec.values import changed
+from protocol.records.records import FileRecord
 from protocol.wire.messages import Error, Message, Reply
 from protocol.wire.messages.base import FileView, GenerationSignature, SignedRecord
 from protocol.wire.messages.downloads import GetOpen, Opened
@@ -126,10 +127,13 @@ def test_a_content_that_was_once_refused_is_refused_for_ever(lying_server: Lying
             return Error("unavailable", "the disk is full; nothing was done")
         return None
 
-    lying_server.intercept = refuse
-    with connect(lying_server.copied(ada, "second")) as store, pytest.raises(SfscError):
-        store.put(io.BytesIO(b"price: 1"), name="offer")
+    with connect(lying_server.copied(ada, "second")) as store:
+        assert store.stat("offer").version == 1
+        lying_server.intercept = refuse
+        with pytest.raises(SfscError):
+            store.put(io.BytesIO(b"price: 1"), name="offer")
     lying_server.honest()
+    assert FileRecord.parse(kept[-1].record).version == 2
     replies = Replies(lying_server)
     with connect(ada) as store:
         store.put(io.BytesIO(b"price: 200"), name="offer")
