@@ -14,6 +14,7 @@ from typing import Final
 
 from benchmarks.measure import Work
 from protocol.log.auditlog import EntryDraft
+from protocol.log.checkpoint import origin_of
 from protocol.records.signatures import SigningKey
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
@@ -67,7 +68,7 @@ class Appends:
         root = self._folder / str(turn)
         store = DirectoryStore(root)
         self._files.groups.clear()
-        journal = Journal(root / "logs", self._key, "sfs/bench", files=self._files)
+        journal = Journal(root / "logs", self._key, origin_of(bytes(32)), files=self._files)
         committer = Committer(store, journal)
         try:
             _Clients(committer).run()
@@ -113,6 +114,7 @@ class _Clients:
             version=1,
             session=0,
             accounts=(user,),
+            tag_keys={user: bytes(32)},
         )
         self._committer.submit(Change(draft)).add_done_callback(
             lambda made: self._answer(user, made)

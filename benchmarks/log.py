@@ -60,7 +60,7 @@ def fill(root: Path) -> None:
                     file=f"{seq % 5000:032x}",
                     version=1,
                     session=0,
-                    accounts=(f"user{seq % 100}",),
+                    tag_keys={f"user{seq % 100}": bytes(32)},
                 )
                 for seq in range(first, min(first + GROUP, ENTRIES))
             ]

@@ -33,6 +33,8 @@ MAX_LINE = 64 * 1024
 SALT_SIZE = 16
 TAG_SIZE = 16
 """Bytes of a tag in leaf data."""
+IDENTITY_OPS = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
+"""Ops of entries whose `rec` is an identity statement of `owner`."""
 LOST = "lost"
 """Op of an entry that marks a version as lost: its sidecar no longer has metadata and wraps."""
 TOMBSTONE = "tombstone"
@@ -42,6 +44,7 @@ _HASH_KEY = b',"hash":"'
 _TAIL = len(_HASH_KEY) + 64 + len(b'"}')
 _PREV_TAIL = len(b',"prev":""') + 64 + _TAIL
 """Bytes of a line from ``,"prev"`` on."""
+_ACCOUNTS_KEY = b',"accounts":{'
 _TAGS_KEY = b',"tags":['
 _ONE_TAG = rb'"[A-Za-z0-9+/]{21}[AQgw]=="'
 _TAGS = re.compile(rb"(?:%b(?:,%b)*)?\]" % (_ONE_TAG, _ONE_TAG))
@@ -199,6 +202,14 @@ def tags_of(line: bytes) -> bytes:
     if any(first >= second for first, second in pairwise(tags)):
         raise ValueError("the tags are not in ascending order")
     return b"".join(tags)
+
+
+def belongs_to(line: bytes, user: str) -> bool:
+    """Return whether `accounts` of a line that `parse` is known to accept has this user, whose name
+    needs no escapes in JSON."""
+    end = line.rfind(_TAGS_KEY, 0, -_PREV_TAIL)
+    start = line.rfind(_ACCOUNTS_KEY, 0, end) + len(_ACCOUNTS_KEY)
+    return b'"%b":' % user.encode() in line[start:end]
 
 
 def line_hash(line: bytes, *, seq: int = 0) -> bytes:

@@ -256,7 +256,7 @@ def _check_seen(transport: Transport, trust: ServerTrust, seen: SeenCheckpoint) 
         log_warning(what, exc.cause, hint)
         return
     if known.size > trust.newest.size:  # another device was busy since this one's login
-        head = expect_reply(transport.call(LogHead()), LogCheckpoint)
+        head = expect_reply(transport.call(LogHead(0)), LogCheckpoint)
         trust.accept_checkpoint(head.checkpoint, head.consistency)
         trust.close_gaps([_proof(transport, gap) for gap in trust.consistency_gaps()])
     trust.check_seen(seen, known, lambda gap: _proof(transport, gap))

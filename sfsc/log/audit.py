@@ -4,11 +4,10 @@ checkpoint, and export proofs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
-from protocol.log.auditlog import LogEntry, parse
+from protocol.log.auditlog import IDENTITY_OPS, LogEntry, parse
 from protocol.log.checkpoint import Verifier
 from protocol.log.tlogproof import TlogProof
 from protocol.records.record_signatures import verify_record_signature
@@ -23,8 +22,6 @@ from sfsc.session.pipeline import changed_since
 from sfsc.session.server_errors import expect_proof
 from sfsc.session.session import Session
 from sfsc.trust.server_log import REPORT
-
-_STATEMENTS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 
 
 class LogEvent(Value):
@@ -98,7 +95,7 @@ class Audit:
         for entry in entries:
             if entry.owner != user:
                 continue
-            if entry.op in _STATEMENTS:
+            if entry.op in IDENTITY_OPS:
                 logged.append(entry.rec or b"")
             elif entry.op in RECORDS:
                 for body, sigs in entry.records:
@@ -109,7 +106,7 @@ class Audit:
             logged += [
                 entry.rec or b""
                 for entry in self._log.entries_after(entries)
-                if entry.owner == user and entry.op in _STATEMENTS
+                if entry.owner == user and entry.op in IDENTITY_OPS
             ]
         if known > len(statements) or tuple(logged[: len(statements)]) != statements:
             raise BrokenChain(

@@ -522,7 +522,7 @@ class Session:
 
     def refresh_log(self) -> TreeHead:
         """Fetch the log's present checkpoint, and verify that it continues what is known."""
-        head = self.call(LogHead(), LogCheckpoint)
+        head = self.call(LogHead(0), LogCheckpoint)
         with self.keeping_fork_evidence():
             self.trust.accept_checkpoint(head.checkpoint, head.consistency)
         self.link_receipts()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from protocol.codec import merkle
-from protocol.codec.errors import LogError
+from protocol.codec.errors import LogError, ProofError
 from protocol.codec.values import Value
 from protocol.log import auditlog, checkpoint, tags
 from protocol.log.auditlog import EntryDraft, LogEntry
@@ -241,7 +241,10 @@ class Journal:
         try:
             with self._signing:
                 self._files.replace_durable(self._folder / "checkpoint", note)
-            self._tree.save_mark(TreeMark(state.size, state.end, state.hash, state.root, accounts))
+            leaves = self._tree.leaf_bytes
+            self._tree.save_mark(
+                TreeMark(state.size, state.end, leaves, state.hash, state.root, accounts)
+            )
         except OSError as exc:
             _log.warning("logs/tree not saved, the next start takes longer: %s", exc.strerror)
         self._marked = state  # saved or not, the next attempt is that many lines away
@@ -298,6 +301,29 @@ class Journal:
         """Return the signed note of the present, durable size; also kept in logs/checkpoint."""
         return self._sign()[1]
 
+    def checkpoint_at(self, size: int) -> bytes:
+        """Return a signed note of the first `size` entries. Raises `JournalRangeError`."""
+        state = self._state
+        if size == state.size:
+            return self.checkpoint()
+        root = self.root_at(size)
+        try:
+            # A wrong node in the cache must not make two logs of one size.
+            proof = self._proofs.prove_consistency(size, state.size)
+            merkle.verify_consistency(size, root, state.size, state.root, proof)
+        except ProofError as exc:
+            raise JournalUnreadableError("logs/tree differs from the log") from exc
+        return checkpoint.sign(self._key, self._origin, size, root)
+
+    def leaves(self, first: int, limit: int, room: int) -> bytes:
+        """Return the leaf data of at most `limit` entries from `first` on, each u16be length ‖
+        data, as many as fit into `room` bytes; nothing past the end."""
+        end = min(self._state.size, first + limit)
+        try:
+            return self._tree.leaves(first, end, room) if first < end else b""
+        except (OSError, EOFError) as exc:
+            raise JournalUnreadableError("logs/tree cannot be read") from exc
+
     def root_at(self, size: int) -> bytes:
         """Return the Merkle root of the first `size` lines. Raises `JournalRangeError`."""
         self._check_size(size)
@@ -343,7 +369,7 @@ class Journal:
                 self._file, self._tree, upto or self._state, stop or threading.Event()
             )
             for difference in differences:
-                self._tree.repair(*difference)
+                self._tree.repair(difference)
                 self._proofs.clear()
         except JournalDamagedError as exc:
             self.failed = str(exc)

@@ -19,7 +19,7 @@ from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import LogEntry
 from sfsd.errors import CheckpointDamagedError, JournalDamagedError
 from sfsd.log.file import LogFile
-from sfsd.log.tree import LogTree, TreeMark
+from sfsd.log.tree import LogTree, TreeLine, TreeMark, encode_leaf
 
 _FLUSH_EVERY = 65_536
 """Lines between flushes while the cache is rebuilt: about 5 MiB of memory."""
@@ -76,10 +76,10 @@ def replay(
     mark = tree.load_mark() if use_mark else None
     if mark is None or not _fits(mark, file, tree):
         # The cache does not match this log. Read all of it, and report damage in the log itself.
-        tree.truncate(0)
+        tree.truncate(0, 0)
         unverified, counts = EMPTY, {}
     else:
-        tree.truncate(mark.size)
+        tree.truncate(mark.size, mark.leaves)
         unverified = LogState(mark.size, mark.offset, mark.hash, mark.root)
         counts = dict(mark.accounts)
     size, end, last = unverified.size, unverified.end, unverified.hash
@@ -107,31 +107,31 @@ def replay(
     return ReplayResult(LogState(size, end, last, tree.root()), counts, unverified)
 
 
-def compare(
-    file: LogFile, tree: LogTree, upto: LogState, stop: threading.Event
-) -> list[tuple[int, int, bytes]]:
-    """Check the lines before `upto` against its root. Return where the tree differs from such an
-    intact log, as arguments of `LogTree.repair`; an empty list once `stop` is set. Raises
-    `JournalDamagedError` with the first wrong seq."""
-    differences: list[tuple[int, int, bytes]] = []
+def compare(file: LogFile, tree: LogTree, upto: LogState, stop: threading.Event) -> list[TreeLine]:
+    """Check the lines before `upto` against its root. Return what the tree should have where it
+    differs from such an intact log; an empty list once `stop` is set. Raises `JournalDamagedError`
+    with the first wrong seq."""
+    differences: list[TreeLine] = []
     frontier = merkle.Frontier()
-    offset = 0
+    offset = leaves = 0
     try:
         for line in file.lines(0, upto.end):
             if stop.is_set():
                 return []
             seq = frontier.size
-            leaf = merkle.leaf_hash(auditlog.leaf_data(line, seq=seq))
-            completed = b"".join(frontier.append(leaf))
-            if not tree.agrees(seq, offset, completed):
-                differences.append((seq, offset, completed))
+            leaf = auditlog.leaf_data(line, seq=seq)
+            completed = b"".join(frontier.append(merkle.leaf_hash(leaf)))
+            expected = TreeLine(seq, offset, leaves, leaf, completed)
+            if not tree.agrees(expected):
+                differences.append(expected)
             offset += len(line) + 1
+            leaves += len(encode_leaf(leaf))
         # The root commits to every hash, and each hash to its line, so no parsing is needed.
         if frontier.size != upto.size or frontier.root() != upto.root:
             raise LogError("the line is not what was written", seq=max(0, upto.size - 1))
     except LogError as exc:
         # If a line was rewritten with a new hash, the tree still has the old leaf.
-        seq = min([exc.seq] + [seq for seq, _, _ in differences])
+        seq = min([exc.seq] + [one.seq for one in differences])
         raise JournalDamagedError(exc.problem, seq=seq) from exc
     return differences
 

@@ -1,8 +1,9 @@
 """logs/tree/: the Merkle tree over the log, and each line's offset. A cache that can be rebuilt.
 
 ``nodes`` holds the hashes of all complete subtrees in post-order (32 bytes each, RFC 6962),
-``offsets`` the byte offset of each line (u64 big-endian). ``mark`` (SHA-256 of the rest, then
-msgpack) says up to where both are valid, and holds what the journal needs to continue from there.
+``leaves`` the data of all leaves (u16be length ‖ data, as in C2SP tlog-tiles), ``offsets`` where
+each line begins in the log and in ``leaves`` (u64be each). ``mark`` (SHA-256 of the rest, then
+msgpack) says up to where they are valid, and holds what the journal needs to continue from there.
 Lines past the last mark are in memory. So an append never waits for the cache; a crash, or a disk
 too full for it, costs a replay and never an entry.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import threading
+from bisect import bisect_right
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
@@ -20,11 +22,13 @@ from protocol.codec import merkle
 from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.fields import AtMost, Bytes32, Count, Principal
 from protocol.codec.merkle import HASH_SIZE, node_count
+from protocol.codec.values import Value
 from protocol.records.records import SignedStruct
 from sfsd.errors import JournalUnreadableError
 from sfsd.fs.files import Files
 
-_OFFSET_SIZE = 8
+_PLACE = struct.Struct(">QQ")
+"""Byte offset of a line in the log, and of its leaf in ``leaves``."""
 _DIGEST_SIZE = 32
 MAX_ACCOUNTS = 8192
 _CACHED_NODES: Final = 4096
@@ -35,14 +39,21 @@ number of inclusion proof parts shared by lines of one complete subtree, and of 
 have quoted."""
 
 
+def encode_leaf(leaf_data: bytes) -> bytes:
+    """Return leaf data as an entry of a C2SP tlog-tiles entry bundle: u16be length ‖ data."""
+    return len(leaf_data).to_bytes(2) + leaf_data
+
+
 class TreeMark(SignedStruct):
-    """The log's first `size` lines: bytes, last hash, root, each account's number of entries."""
+    """The log's first `size` lines: bytes, bytes of their leaves, last hash, root, each account's
+    number of entries."""
 
     LIMIT: ClassVar[int] = 1 << 20
     ELEMENTS: ClassVar[int] = MAX_ACCOUNTS
 
     size: Count
     offset: Count
+    leaves: Count
     hash: Bytes32
     root: Bytes32
     accounts: Annotated[tuple[tuple[Principal, Count], ...], AtMost(MAX_ACCOUNTS)]
@@ -61,6 +72,17 @@ def stored_mark(folder: Path) -> TreeMark | None:
         return None
 
 
+class TreeLine(Value):
+    """Content of the tree for line `seq`: its byte offset in the log and that of its leaf in
+    ``leaves``, its leaf data, and the nodes that it completes, 32 bytes each, its leaf first."""
+
+    seq: int
+    offset: int
+    leaf_offset: int
+    leaf: bytes
+    completed: bytes
+
+
 class LogTree:
     """The cached tree. One thread appends and saves, any thread reads. Methods that access files
     may raise OSError; reading may also raise EOFError, if a file was cut while the daemon ran."""
@@ -71,11 +93,14 @@ class LogTree:
         self._files = files
         files.make_folder(folder)
         self._node_handle = files.open_append(folder / "nodes")
-        self._offset_handle = files.open_append(folder / "offsets")
+        self._place_handle = files.open_append(folder / "offsets")
+        self._leaf_handle = files.open_append(folder / "leaves")
         self._lock = threading.Lock()
-        self._stored = 0
+        self._size = self._stored = 0
+        self._stored_leaves = 0
         self._nodes = bytearray()
-        self._offsets = bytearray()
+        self._places = bytearray()
+        self._leaves = bytearray()
         self._frontier = merkle.Frontier()
 
     @property
@@ -90,7 +115,9 @@ class LogTree:
             return None
         if self._files.size(self._node_handle) < node_count(mark.size) * HASH_SIZE:
             return None
-        if self._files.size(self._offset_handle) < mark.size * _OFFSET_SIZE:
+        if self._files.size(self._place_handle) < mark.size * _PLACE.size:
+            return None
+        if self._files.size(self._leaf_handle) < mark.leaves:
             return None
         self._stored = mark.size
         return mark if merkle.root_at(mark.size, self.node) == mark.root else None
@@ -98,17 +125,18 @@ class LogTree:
     def save_mark(self, mark: TreeMark) -> None:
         """Store and sync all lines, then write the mark. `mark.size` is the tree's size."""
         self.flush()
-        self._files.sync_data(self._node_handle)
-        self._files.sync_data(self._offset_handle)
+        for handle in (self._node_handle, self._place_handle, self._leaf_handle):
+            self._files.sync_data(handle)
         body = mark.encode()
         self._files.replace_durable(self._folder / "mark", hashlib.sha256(body).digest() + body)
 
-    def truncate(self, size: int) -> None:
-        """Keep the first `size` stored lines: those that a mark covers, or 0. The stored mark stays
-        until the next one: it says what the log once held."""
+    def truncate(self, size: int, leaves: int) -> None:
+        """Keep the first `size` stored lines and `leaves` bytes of their leaves: those that a mark
+        covers, or 0. The stored mark stays until the next one: it says what the log once held."""
         with self._lock:
-            self._stored = size
-            self._nodes, self._offsets = bytearray(), bytearray()
+            self._size = self._stored = size
+            self._stored_leaves = leaves
+            self._clear()
         self._frontier = merkle.Frontier.load(size, self.node)
 
     def append(self, leaf_data: bytes, offset: int) -> None:
@@ -116,7 +144,17 @@ class LogTree:
         completed = self._frontier.append(merkle.leaf_hash(leaf_data))
         with self._lock:
             self._nodes += b"".join(completed)
-            self._offsets += offset.to_bytes(_OFFSET_SIZE, "big")
+            self._places += _PLACE.pack(offset, self._stored_leaves + len(self._leaves))
+            self._leaves += encode_leaf(leaf_data)
+            self._size += 1
+
+    @property
+    def leaf_bytes(self) -> int:
+        """The number of bytes of all leaves, with their lengths."""
+        return self._stored_leaves + len(self._leaves)
+
+    def _clear(self) -> None:
+        self._nodes, self._places, self._leaves = bytearray(), bytearray(), bytearray()
 
     def flush(self) -> None:
         """Write the lines in memory to the files. A failure keeps them in memory, to be retried."""
@@ -124,14 +162,16 @@ class LogTree:
             return
         for handle, start, tail in (
             (self._node_handle, node_count(self._stored) * HASH_SIZE, self._nodes),
-            (self._offset_handle, self._stored * _OFFSET_SIZE, self._offsets),
+            (self._place_handle, self._stored * _PLACE.size, self._places),
+            (self._leaf_handle, self._stored_leaves, self._leaves),
         ):
             if self._files.size(handle) != start:  # left by an earlier attempt or process
                 self._files.truncate(handle, start)
             self._files.write_all(handle, tail)
         with self._lock:
             self._stored = self.size
-            self._nodes, self._offsets = bytearray(), bytearray()
+            self._stored_leaves += len(self._leaves)
+            self._clear()
 
     def node(self, level: int, index: int) -> bytes:
         """Return the hash of the complete subtree (level, index): a `merkle.NodeReader`."""
@@ -142,10 +182,15 @@ class LogTree:
         first = node_count(seq)
         return self._nodes_from(first, node_count(seq + 1) - first)
 
-    def agrees(self, seq: int, offset: int, completed: bytes) -> bool:
-        """Return whether the tree has this offset and these nodes for line `seq`."""
+    def agrees(self, line: TreeLine) -> bool:
+        """Return whether the tree has exactly this of the line."""
+        seq, data = line.seq, encode_leaf(line.leaf)
         try:
-            return self.completed_by(seq) == completed and self.offset(seq) == offset
+            return (
+                self.completed_by(seq) == line.completed
+                and self._places_of(seq, 1) == ((line.offset, line.leaf_offset),)
+                and self._leaves_between(line.leaf_offset, line.leaf_offset + len(data)) == data
+            )
         except EOFError:
             return False
 
@@ -155,20 +200,24 @@ class LogTree:
 
     def offsets(self, seq: int, count: int) -> tuple[int, ...]:
         """Return the byte offsets of `count` lines from line `seq` on."""
-        with self._lock:
-            stored = min(count, max(0, self._stored - seq))
-            at = (seq + stored - self._stored) * _OFFSET_SIZE
-            tail = bytes(self._offsets[at : at + (count - stored) * _OFFSET_SIZE])
-        size = stored * _OFFSET_SIZE
-        start = seq * _OFFSET_SIZE
-        raw = self._files.read_exactly(self._offset_handle, size, start) + tail if size else tail
-        return struct.unpack(f">{count}Q", raw)
+        return tuple([offset for offset, _ in self._places_of(seq, count)])
 
-    def repair(self, seq: int, offset: int, completed: bytes) -> None:
-        """Overwrite the stored offset and nodes of line `seq`, which a mark covers."""
+    def leaves(self, first: int, end: int, room: int) -> bytes:
+        """Return the leaves of lines [first, end), as `encode_leaf` makes them, or as many of them
+        as fit into `room` bytes. The tree must have these lines."""
+        start, stop = self._leaf_offset(first), self._leaf_offset(end)
+        if stop - start > room:
+            offsets = [offset for _, offset in self._places_of(first, end - first)]
+            stop = offsets[bisect_right(offsets, start + room) - 1]
+        return self._leaves_between(start, stop)
+
+    def repair(self, line: TreeLine) -> None:
+        """Overwrite what is stored of a line that a mark covers."""
+        places = _PLACE.pack(line.offset, line.leaf_offset)
         for name, data, start in (
-            ("nodes", completed, node_count(seq) * HASH_SIZE),
-            ("offsets", offset.to_bytes(_OFFSET_SIZE, "big"), seq * _OFFSET_SIZE),
+            ("nodes", line.completed, node_count(line.seq) * HASH_SIZE),
+            ("offsets", places, line.seq * _PLACE.size),
+            ("leaves", encode_leaf(line.leaf), line.leaf_offset),
         ):
             with self._files.closing(self._files.open_update(self._folder / name)) as handle:
                 self._files.write_all_at(handle, data, start)
@@ -178,8 +227,35 @@ class LogTree:
         return self._frontier.root()
 
     def close(self) -> None:
-        self._files.close(self._node_handle)
-        self._files.close(self._offset_handle)
+        for handle in (self._node_handle, self._place_handle, self._leaf_handle):
+            self._files.close(handle)
+
+    def _leaf_offset(self, seq: int) -> int:
+        """Return the byte offset of the leaf of line `seq` in ``leaves``, or its end for the next
+        line."""
+        with self._lock:
+            if seq == self._size:
+                return self.leaf_bytes
+        return self._places_of(seq, 1)[0][1]
+
+    def _places_of(self, seq: int, count: int) -> tuple[tuple[int, int], ...]:
+        with self._lock:
+            stored = min(count, max(0, self._stored - seq))
+            at = (seq + stored - self._stored) * _PLACE.size
+            tail = bytes(self._places[at : at + (count - stored) * _PLACE.size])
+        size = stored * _PLACE.size
+        start = seq * _PLACE.size
+        raw = self._files.read_exactly(self._place_handle, size, start) + tail if size else tail
+        if len(raw) != count * _PLACE.size:
+            raise EOFError("no such line in the tree")
+        return tuple(_PLACE.iter_unpack(raw))
+
+    def _leaves_between(self, start: int, stop: int) -> bytes:
+        with self._lock:
+            stored = self._stored_leaves
+            tail = bytes(self._leaves[max(0, start - stored) : max(0, stop - stored)])
+        size = max(0, min(stop, stored) - start)
+        return self._files.read_exactly(self._leaf_handle, size, start) + tail if size else tail
 
     def _nodes_from(self, first: int, count: int) -> bytes:
         with self._lock:

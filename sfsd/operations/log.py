@@ -14,12 +14,16 @@ from protocol.wire.messages.log import (
     LogEntries,
     LogHead,
     LogItem,
+    LogLeaves,
+    LogLeavesPage,
+    LogLines,
+    LogLinesPage,
     LogPage,
     LogProof,
     LogProven,
 )
 from sfsd.errors import JournalDamagedError, JournalRangeError, Refused
-from sfsd.rules.context import EVERYONE, Access, Principal, ServerContext, operation
+from sfsd.rules.context import EVERYONE, USER, Access, Principal, ServerContext, operation
 
 READERS: Final = frozenset({Access.FULL, Access.OPERATOR})
 PAGE_BYTES: Final = 1024 * 1024
@@ -31,11 +35,16 @@ SCAN: Final = 32 * 1024
 
 
 @operation(LogHead, access=EVERYONE)
-def log_head(server: ServerContext, who: Principal, message: LogHead) -> LogCheckpoint:  # noqa: ARG001
-    """Return the newest checkpoint and the proof that it extends the session's first one."""
-    note = server.journal.checkpoint()
+def log_head(server: ServerContext, who: Principal, message: LogHead) -> LogCheckpoint:
+    """Return the checkpoint of a size, and the proof that it extends the session's first one."""
+    journal = server.journal
+    try:
+        note = journal.checkpoint_at(message.size) if message.size else journal.checkpoint()
+    except JournalRangeError as exc:
+        raise Refused("bad-request", str(exc)) from exc
     size = checkpoint.read(note).size
-    return LogCheckpoint(note, server.journal.prove_consistency(who.known_size, size))
+    known = who.known_size
+    return LogCheckpoint(note, journal.prove_consistency(known, size) if known <= size else ())
 
 
 @operation(LogProof, access=EVERYONE)
@@ -47,6 +56,40 @@ def log_proof(server: ServerContext, who: Principal, message: LogProof) -> LogPr
         return LogProven(prove(message.start, message.size))
     except JournalRangeError as exc:
         raise Refused("bad-request", str(exc)) from exc
+
+
+@operation(LogLeaves, access=USER, slow=True, weight=PIECE)
+def log_leaves(server: ServerContext, who: Principal, message: LogLeaves) -> LogLeavesPage:  # noqa: ARG001
+    """Return leaf data, by which a client follows the log without reading its lines."""
+    return LogLeavesPage(server.journal.leaves(message.first, message.limit, PIECE))
+
+
+@operation(LogLines, access=USER, slow=True, weight=PIECE)
+def log_lines(server: ServerContext, who: Principal, message: LogLines) -> LogLinesPage:
+    """Return lines in full, as many as a frame holds. Raises `Refused` (not-found) for one that the
+    user may not read."""
+    lines: list[LogItem] = []
+    room = PAGE_BYTES
+    for seq in message.seqs:
+        line = _full_line(server, who, seq)
+        room -= len(line) + _ITEM_OVERHEAD
+        if room < 0:
+            break
+        lines.append(LogItem(seq, line))
+    return LogLinesPage(tuple(lines))
+
+
+def _full_line(server: ServerContext, who: Principal, seq: int) -> bytes:
+    """Return line `seq` if the user may read it. Raises `Refused` (not-found)."""
+    try:
+        line = server.journal.line(seq)
+        if _may_read(who, seq, line) or auditlog.parse(line, seq=seq).op in auditlog.IDENTITY_OPS:
+            return line
+    except JournalRangeError:
+        pass  # the same answer as for a line of others
+    except LogError as exc:
+        raise JournalDamagedError.from_log_error(exc) from exc
+    raise Refused("not-found", "no such entry")
 
 
 @operation(LogEntries, access=READERS, slow=True, weight=PIECE)
@@ -88,5 +131,7 @@ def _may_read(who: Principal, seq: int, line: bytes) -> bool:
     # User names never need JSON escapes, so most lines of other users are skipped unparsed.
     if f'"{who.user}"'.encode() not in line:
         return False
+    if auditlog.belongs_to(line, who.user):
+        return True
     entry = auditlog.parse(line, seq=seq)
-    return who.user in (entry.actor, entry.owner) or who.user in entry.accounts
+    return who.user in (entry.actor, entry.owner)

@@ -16,7 +16,7 @@ from protocol.codec.base64text import from_text
 from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.codec.values import Mutable, Value, field
-from protocol.log.auditlog import LogEntry
+from protocol.log.auditlog import IDENTITY_OPS, LogEntry
 from protocol.records.records import Statement
 from sfsd.errors import DamagedError
 from sfsd.fs.files import Files
@@ -25,7 +25,6 @@ from sfsd.storage.json_files import StoredStatement, encode_statements, parse_ac
 from sfsd.storage.paths import account_path
 
 _EMPTY_DIGEST: Final = hashlib.sha256(b"").digest()
-_CHAIN_OPS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 
 
 class ExpectedFile(Value):
@@ -56,7 +55,7 @@ class LoggedState(Mutable):
                 self.paths.pop(path, None)
             else:
                 self.paths[path] = (digest, entry.seq)
-        if entry.op in _CHAIN_OPS and entry.owner is not None and entry.rec is not None:
+        if entry.op in IDENTITY_OPS and entry.owner is not None and entry.rec is not None:
             self._link(entry, entry.owner, entry.rec)
 
     def _link(self, entry: LogEntry, owner: str, body: bytes) -> None:

@@ -75,4 +75,10 @@ def check(journal: Journal) -> list[LogEntry]:
         assert journal.root_at(entry.seq) == old_root
     for user, count in counts.items():
         assert journal.count(user) == count
+    data = [entry.leaf_data for entry in entries]
+    bundle = b"".join(len(one).to_bytes(2) + one for one in data)
+    assert journal.leaves(0, len(entries) + 5, 1 << 20) == bundle
+    for size in range(len(entries) + 1):
+        point = checkpoint.verify(journal.checkpoint_at(size), VERIFIER)
+        assert point == Checkpoint(ORIGIN, size, merkle.root(leaves[:size]))
     return entries

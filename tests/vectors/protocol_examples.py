@@ -13,7 +13,7 @@ from typing import Any
 
 from protocol.codec import merkle
 from protocol.log import auditlog, checkpoint
-from protocol.log.tags import tag_commit
+from protocol.log.tags import account_tag, identity_tag, tag_commit
 from protocol.records import records
 from protocol.records.record_signatures import RecordSigner, RecordTree
 from protocol.records.records import (
@@ -253,14 +253,18 @@ def _log() -> list[bytes]:
     lines: list[bytes] = []
     prev = auditlog.GENESIS
     for seq, draft in enumerate(drafts):
+        accounts = {} if draft.actor == "server" else {"alice": seq - 1}
+        tags = [account_tag(TAG_KEY, SERVER_ID, "alice", count) for count in accounts.values()]
+        if draft.op == "enrol":
+            tags.append(identity_tag(SERVER_ID, FIRST_HASH, 1))
         line, prev = auditlog.encode(
             draft,
             seq=seq,
             time=f"2026-01-01T00:00:{seq:02}.000Z",
             salt=fill(f"salt {seq}", auditlog.SALT_SIZE),
             detail={},
-            accounts={},
-            tags=(),
+            accounts=accounts,
+            tags=tags,
             prev=prev,
         )
         lines.append(line)
@@ -273,7 +277,8 @@ def _logged(name: str) -> dict[str, Any]:
 
 
 LOG = _log()
-LEAVES = [merkle.leaf_hash(auditlog.leaf_data(line)) for line in LOG]
+LEAF_DATA = [auditlog.leaf_data(line) for line in LOG]
+LEAVES = [merkle.leaf_hash(data) for data in LEAF_DATA]
 
 
 def _node(level: int, index: int) -> bytes:
@@ -437,13 +442,17 @@ MESSAGES: list[tuple[int, Message]] = [
             failed="",
         ),
     ),
-    (24, log.LogHead()),
+    (24, log.LogHead(0)),
     (24, log.LogCheckpoint(CHECKPOINT, ())),
     (25, log.LogEntries(6, 2, False)),
     (
         25,
         log.LogPage((log.LogItem(6, fill("entry hash", 32)), log.LogItem(7, RECEIPT.line)), 8),
     ),
+    (25, log.LogLeaves(6, 256)),
+    (25, log.LogLeavesPage(b"".join(len(one).to_bytes(2) + one for one in LEAF_DATA[6:]))),
+    (25, log.LogLines((3, 7))),
+    (25, log.LogLinesPage(tuple(log.LogItem(seq, LOG[seq]) for seq in (3, 7)))),
     (26, log.LogProof(log.INCLUSION, 7, 8)),
     (26, log.LogProven(RECEIPT.inclusion)),
     (

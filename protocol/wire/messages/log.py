@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from protocol.codec.encoding import Buffer
 from protocol.codec.fields import AtMost, Between, Count, OneOf, Struct
 from protocol.log.auditlog import MAX_LINE
-from protocol.wire.messages.base import CheckpointNote, Proof, Reply, Request, message
+from protocol.wire.messages.base import PIECE, CheckpointNote, Proof, Reply, Request, message
 
 MAX_ENTRIES = 1000
 """Most entries in a page; the server sends fewer if they would exceed a frame."""
+MAX_LEAVES = 4096
+"""Most leaves in a page."""
+MAX_LINES = 256
+"""Most lines in a page of `LogLines`."""
 INCLUSION = "inclusion"
 CONSISTENCY = "consistency"
 
@@ -24,7 +29,12 @@ class LogCheckpoint(Reply):
 
 @message(112, replies=(LogCheckpoint,))
 class LogHead(Request):
-    """Get the log's current checkpoint."""
+    """Get the checkpoint of the log's first `size` entries, 0: the current one.
+
+    `consistency` is empty for a size below that of the checkpoint that opened the session.
+    """
+
+    size: Count
 
 
 class LogItem(Struct):
@@ -57,6 +67,39 @@ class LogEntries(Request):
     first: Count
     limit: Annotated[int, Between(1, MAX_ENTRIES)]
     own: bool
+
+
+@message(119, bulk="leaves")
+class LogLeavesPage(Reply):
+    """Leaf data of consecutive entries, each u16be length ‖ data (C2SP tlog-tiles entry bundles).
+
+    Fewer than `limit` at the end of the log, or if a frame holds no more.
+    """
+
+    leaves: Annotated[Buffer, AtMost(PIECE)]
+
+
+@message(118, replies=(LogLeavesPage,))
+class LogLeaves(Request):
+    """Get the leaf data of at most `limit` entries from seq `first` on."""
+
+    first: Count
+    limit: Annotated[int, Between(1, MAX_LEAVES)]
+
+
+@message(121)
+class LogLinesPage(Reply):
+    """The first of the requested lines, in the order of the request: as many as a frame holds."""
+
+    lines: Annotated[tuple[LogItem, ...], AtMost(MAX_LINES)]
+
+
+@message(120, replies=(LogLinesPage,))
+class LogLines(Request):
+    """Get the lines of entries that the user may read: own ones, and identity statements of all
+    users."""
+
+    seqs: Annotated[tuple[Count, ...], AtMost(MAX_LINES)]
 
 
 @message(117)

@@ -73,7 +73,7 @@ def test_log_filters(log: Path, root: Path, sfsd: Sfsd) -> None:
     every = list(range(len(entries)))
     assert seqs("--op", "user-access") == every[-1:]
     assert seqs("--op", "user-access", "--op", "server-statement") == [0, every[-1]]
-    assert seqs("--user", "user03") == [e.seq for e in entries if "user03" in e.accounts]
+    assert seqs("--user", "user03") == [e.seq for e in entries if e.owner == "user03"]
     assert len(seqs("--user", "user03")) == 2
     assert seqs("--user", "user03", "--op", "user-access") == every[-1:]
     assert seqs("--user", "operator") == every[1:]

@@ -24,6 +24,7 @@ from sfsd.errors import (
     JournalFullError,
     JournalRangeError,
     JournalRefusedError,
+    JournalUnreadableError,
 )
 from sfsd.log.journal import Journal
 from tests.sfsd.faults import FaultyFiles
@@ -384,7 +385,7 @@ def test_a_failed_open_closes_its_files(logs: Path, files: FaultyFiles) -> None:
     with pytest.raises(OSError, match="error"):
         open_journal(logs, watching)
     assert sorted(opened) == sorted(closed)
-    assert len(opened) == 3
+    assert len(opened) == 4
 
 
 def test_readers_beside_the_appender_see_only_whole_logs(logs: Path) -> None:
@@ -552,3 +553,28 @@ def test_a_damaged_entry_is_reported_once(journal: Journal, logs: Path) -> None:
     for read in (journal.entry, journal.paths):
         with pytest.raises(JournalDamagedError, match=r"^entry 1: (?!entry)"):
             read(1)
+
+
+def test_a_damaged_cache_signs_no_older_checkpoint(journal: Journal, logs: Path) -> None:
+    """Two checkpoints of one size with different roots would convict an honest server."""
+    journal.append(drafts(6))
+    journal.save_mark(force=True)
+    good = [journal.checkpoint_at(size) for size in range(7)]
+    nodes = bytearray((logs / "tree" / "nodes").read_bytes())
+    nodes[: 4 * 32] = bytes(4 * 32)
+    (logs / "tree" / "nodes").write_bytes(nodes)
+    journal._proofs.clear()
+    for size in range(7):
+        try:
+            assert journal.checkpoint_at(size) == good[size]
+        except JournalUnreadableError:
+            continue
+    with pytest.raises(JournalUnreadableError):
+        journal.checkpoint_at(3)
+
+
+def test_there_is_no_checkpoint_of_a_future_size(journal: Journal) -> None:
+    with pytest.raises(JournalRangeError):
+        journal.checkpoint_at(journal.size + 1)
+    assert journal.leaves(journal.size, 5, 1000) == b""
+    assert journal.leaves(2**53, 5, 1000) == b""

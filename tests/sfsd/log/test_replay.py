@@ -260,7 +260,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [delete, empty, zero, halve, flip])
-@pytest.mark.parametrize("name", ["mark", "nodes", "offsets"])
+@pytest.mark.parametrize("name", ["mark", "nodes", "offsets", "leaves"])
 def test_a_damaged_cache_is_rebuilt_or_repaired(
     logs: Path, whole: bytes, harm: Callable[[Path], None], name: str
 ) -> None:

@@ -25,7 +25,14 @@ from protocol.wire.messages.accounts import (
 )
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, Opened, Read
 from protocol.wire.messages.files import GiveUp, History, List, Listing, Record, Stat, Stated
-from protocol.wire.messages.log import CONSISTENCY, LogEntries, LogHead, LogProof
+from protocol.wire.messages.log import (
+    CONSISTENCY,
+    LogEntries,
+    LogHead,
+    LogLeaves,
+    LogLines,
+    LogProof,
+)
 from protocol.wire.messages.rotation import (
     GetBundle,
     GetWraps,
@@ -91,9 +98,11 @@ MATRIX: dict[Request, set[Access]] = {
     SetReaders(b"", S, ()): USERS,
     Inbox("", 1, 0): USERS,
     Usage(): USERS,
-    LogHead(): EVERYONE,
+    LogHead(0): EVERYONE,
     LogEntries(0, 1, own=True): {Access.FULL, Access.OPERATOR},
     LogProof(CONSISTENCY, 0, 0): EVERYONE,
+    LogLeaves(0, 1): {Access.FULL},
+    LogLines((0,)): {Access.FULL},
     UserList(""): OPERATORS,
     UserShow("ada"): OPERATORS,
     UserAdd("bob", bytes(32), 2**40, 0): OPERATORS,

@@ -14,13 +14,21 @@ from pathlib import Path
 import pytest
 
 from protocol.codec.values import changed
+from protocol.log import auditlog
 from protocol.records.records import ACCESS, DELETE, MOVE, PURGE, PUT, REENCRYPT, RESTORE
 from protocol.wire.messages import Error, Request
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from protocol.wire.messages.files import GiveUp, History, List, Record, Stat
-from protocol.wire.messages.log import INCLUSION, LogEntries, LogProof
+from protocol.wire.messages.log import (
+    INCLUSION,
+    LogEntries,
+    LogLeaves,
+    LogLeavesPage,
+    LogLines,
+    LogProof,
+)
 from protocol.wire.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrapped, WrapsPage
 from protocol.wire.messages.sharing import Inbox, InboxPage, Lookup, SetReaders
 from protocol.wire.messages.uploads import Data, PutAbort, PutOpen, PutResume, UploadState
@@ -151,7 +159,7 @@ NAMELESS: dict[type[Request], str] = {
     **dict.fromkeys((GetLeaves, Read), "a handle, below"),
     **dict.fromkeys((Data, PutResume, PutAbort), "an upload, below"),
     **dict.fromkeys((Inbox, List, GetWraps), "the asker's own list, from a cursor; below"),
-    **dict.fromkeys((LogEntries, LogProof), "the log; below"),
+    **dict.fromkeys((LogEntries, LogLeaves, LogLines, LogProof), "the log; below"),
     GiveUp: "a file of the asker's own; below",
     Lookup: "a user; any user may look up another; below",
 }
@@ -279,6 +287,15 @@ def test_positions_past_the_log_look_alike(scenario: Scenario) -> None:
         LogEntries(size + 1, 1, own=False)
     )
     refused(scenario.bob.ask(LogProof(INCLUSION, size, size)), "bad-request")
+    assert scenario.bob.ask(LogLeaves(2**53, 1)) == LogLeavesPage(b"")
+    hidden = [
+        scenario.bob.ask(LogLines((entry.seq,)))
+        for entry in scenario.served.entries()
+        if "bob" not in (entry.actor, entry.owner, *entry.accounts)
+        and entry.op not in auditlog.IDENTITY_OPS
+    ]
+    assert hidden
+    assert all(one == scenario.bob.ask(LogLines((2**53,))) for one in hidden)
 
 
 def test_disabled_user_cannot_use_an_open_session(scenario: Scenario) -> None:
