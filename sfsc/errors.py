@@ -4,7 +4,8 @@
     ├── LocalError               1  fault of this machine: missing file, full disk, no permission
     │   ├── UnreadableSource        a source that cannot be read
     │   │   └── NotRegularFile      a link, pipe or device in a folder that is stored
-    │   └── BadDestination          a name that cannot be a file here, or leads elsewhere
+    │   ├── BadDestination          a name that cannot be a file here, or leads elsewhere
+    │   └── UnsupportedKind         a folder or link, which this version cannot read or write
     ├── UsageError               2  an invalid call
     ├── NotFound                 3  no such file or user, or not visible to this account
     ├── Denied                   4  the server refuses an authenticated request
@@ -79,6 +80,12 @@ class BadDestination(LocalError):
     """A name that cannot be a file in the target folder: a device, or a path through a link."""
 
     usual_hint = "fetch it by itself: `sfsc get NAME -o PATH`"
+
+
+class UnsupportedKind(LocalError):
+    """A stored folder or symbolic link, which this version can neither read nor write."""
+
+    usual_hint = "use a newer sfsc"
 
 
 class UsageError(SfscError):

@@ -4,8 +4,8 @@ A version of a file has one `ContentKey`: a fresh DEK (data encryption key) and 
 rest derives from it::
 
     ciphertext    Encryptor under the DEK, bound to the content_id
-    metadata      nonce[12] ‖ AES-256-GCM(metadata key, {name, size, mtime, mode}), bound to the
-                  content_id; the signed record holds its SHA-256
+    metadata      nonce[12] ‖ AES-256-GCM(metadata key, `Metadata`), bound to the content_id; the
+                  signed record holds its SHA-256
     commitment    in the signed record, so that a wrap cannot open to another DEK
     wraps         the DEK for each reader, bound to server, owner, content_id and the reader's key
 """
@@ -20,7 +20,7 @@ from typing import Annotated, ClassVar
 from protocol.codec import encoding
 from protocol.codec.encoding import Buffer
 from protocol.codec.errors import EncodingError, MessageError
-from protocol.codec.fields import Between, Count, Struct
+from protocol.codec.fields import AtMost, Between, Bytes32, Count, OneOf, Struct
 from protocol.codec.names import check_file_name
 from protocol.codec.values import Value, field
 from protocol.records.records import (
@@ -50,10 +50,20 @@ _Nanoseconds = Annotated[int, Between(-(2**63), 2**63 - 1)]
 _Mode = Annotated[int, Between(0, 0o7777)]
 
 
+FILE, FOLDER, LINK = "file", "folder", "link"
+MAX_TARGET = 2048
+"""Longest target of a symbolic link in bytes."""
+MAX_PADDING = 512
+
+
 class Metadata(Struct):
     """Metadata of a file, readable only with its DEK. `size` is in bytes of plaintext. `mtime`
     (nanoseconds since 1970) and `mode` (POSIX permission bits) are None if the source has none, as
-    a pipe."""
+    a pipe.
+
+    `kind` is `FILE`, `FOLDER` or `LINK`, and `target` what a symbolic link points to, None for the
+    others. `sha256` is the hash of the plaintext, None if it was not computed; nothing relies on
+    it. `padding` is zero bytes that hide the length of the rest, or None."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -61,6 +71,18 @@ class Metadata(Struct):
     size: Count
     mtime: _Nanoseconds | None
     mode: _Mode | None
+    kind: Annotated[str, OneOf((FILE, FOLDER, LINK))] = FILE
+    target: Annotated[str, AtMost(MAX_TARGET)] | None = None
+    sha256: Bytes32 | None = None
+    padding: Annotated[bytes, AtMost(MAX_PADDING)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == LINK) != (self.target is not None):
+            raise MessageError("Metadata.target belongs to a link")
+        if self.target is not None and (not self.target or "\0" in self.target):
+            raise MessageError("Metadata.target is no path")
+        if self.padding is not None and (not self.padding or any(self.padding)):
+            raise MessageError("Metadata.padding is not zero bytes")
 
 
 def check_name(name: str) -> None:
@@ -130,6 +152,8 @@ class ContentKey(Value):
             metadata = Metadata.from_map(encoding.unpack(body, limit=MAX_METADATA))
         except (EncodingError, MessageError) as exc:
             raise BadRecord(f"the file's metadata is malformed: {exc}") from exc
+        if encoding.pack(metadata.to_map()) != body:
+            raise BadRecord("the file's metadata is not in canonical form")
         if metadata.size != plaintext_size(record.ciphertext_size or 0):
             raise BadRecord("the size in the file's metadata is not the size of its content")
         return metadata

@@ -132,6 +132,7 @@ class Downloads:
 
     def fetch(self, remote: RemoteVersion, target: Target | None = None) -> Got:
         """Like `get`, for an opened version of our own file or of one shared with us."""
+        remote.check_is_file()
         name = remote.metadata.name
         self._seen.add(remote.file)
         self._seen.verify()
@@ -227,6 +228,7 @@ class Downloads:
         try:
             if isinstance(remote, SfscError):
                 raise remote
+            remote.check_is_file()
             with item.destination(remote.metadata) as file:
                 self._write(remote, file)
         except NetworkError:

@@ -44,7 +44,8 @@ class Reader(io.RawIOBase):
         self._asked: dict[int, Ticket] = {}
         self._connection = session.connections
         self._previous = -1
-        # Last, because it may raise `Tampered`: the garbage collector closes this object even then.
+        # Last, because these may raise: the garbage collector closes this object even then.
+        remote.check_is_file()
         self._decryptor = remote.decryptor()
 
     def readable(self) -> bool:

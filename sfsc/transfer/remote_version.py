@@ -13,9 +13,17 @@ from protocol.codec.values import Value
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from sfsc.crypto.envelope import ContentKey, Metadata
+from sfsc.crypto.envelope import FILE, ContentKey, Metadata
 from sfsc.crypto.segments import HEADER_SIZE, Allocate, segment_count
-from sfsc.errors import ConflictError, KeyringError, NotFound, ProtocolFailure, SfscError, Tampered
+from sfsc.errors import (
+    ConflictError,
+    KeyringError,
+    NotFound,
+    ProtocolFailure,
+    SfscError,
+    Tampered,
+    UnsupportedKind,
+)
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.transfer.chunks import DownloadStream, PieceDecryptor
@@ -145,6 +153,11 @@ class RemoteVersion:
         else:
             known = KnownSharedFile.from_file(self.file, None)
             PeerState(self._session.state).remember_file(known)
+
+    def check_is_file(self) -> None:
+        """Raise `UnsupportedKind` for a folder or a link. Their contents can be encrypted again."""
+        if self.metadata.kind != FILE:
+            raise UnsupportedKind(f"{self.metadata.name} is a {self.metadata.kind}, not a file")
 
     @classmethod
     def verify_batch(cls, versions: Sequence[RemoteVersion]) -> list[RemoteVersion | SfscError]:

@@ -15,6 +15,7 @@ is done for all of them (`run_stepwise`).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import time
@@ -112,10 +113,12 @@ class VersionContent(Value):
         key: ContentKey,
         root: bytes,
         expected: int | None = None,
+        sha256: bytes | None = None,
     ) -> Self:
-        """Describe a ciphertext with this `root`, after all of its source was read."""
+        """Describe a ciphertext with this `root`, after all of its source was read. `sha256` is the
+        hash of the plaintext, if it is known."""
         shown = SETTINGS_NAME if name == SETTINGS else name
-        metadata = Metadata(shown, source.count, source.mtime, source.mode)
+        metadata = Metadata(shown, source.count, source.mtime, source.mode, sha256=sha256)
         sealed, size = key.seal_metadata(metadata), ciphertext_size(source.count)
         return cls(file_id, key, metadata, sealed, size, root, expected, source.unstable)
 
@@ -374,7 +377,13 @@ class SmallFile:
         ciphertext = self.ciphertext
         root = merkle.root([merkle.leaf_hash(ciphertext)])
         content = VersionContent.from_source(
-            self.source, self.name, self.file_id, self.key, root, self.expected
+            self.source,
+            self.name,
+            self.file_id,
+            self.key,
+            root,
+            self.expected,
+            hashlib.sha256(self.plaintext).digest(),
         )
 
         def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:

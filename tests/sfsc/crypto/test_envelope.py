@@ -7,17 +7,24 @@ import hashlib
 import io
 import os
 import unicodedata
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec import encoding
+from protocol.codec.errors import MessageError
 from protocol.codec.names import MAX_FILE_NAME
 from protocol.records.records import WRAP_ALGORITHMS, FileRecord, record_hash
 from protocol.wire.messages.base import MAX_METADATA, Wrap
 from sfsc.crypto import primitives
 from sfsc.crypto.envelope import (
+    FILE,
+    FOLDER,
+    LINK,
+    MAX_PADDING,
+    MAX_TARGET,
     ContentKey,
     Metadata,
     Recipient,
@@ -26,6 +33,7 @@ from sfsc.crypto.envelope import (
     content_record,
     open_wraps,
 )
+from sfsc.crypto.primitives import metadata_key, seal
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import BadRecord, KeyringError, Tampered, UsageError
@@ -83,8 +91,83 @@ def test_metadata_round_trip(name: str, size: int, mtime: int | None, mode: int 
 
 
 def test_the_longest_metadata_fits_a_message() -> None:
-    longest = Metadata("x" * MAX_FILE_NAME, 2**53, -(2**63), 0o7777)
+    longest = Metadata(
+        "x" * MAX_FILE_NAME,
+        2**53,
+        -(2**63),
+        0o7777,
+        LINK,
+        "x" * MAX_TARGET,
+        bytes(32),
+        bytes(MAX_PADDING),
+    )
     assert len(KEY.seal_metadata(longest)) <= MAX_METADATA
+
+
+KINDS: list[dict[str, Any]] = [
+    {"kind": FILE},
+    {"kind": FILE, "sha256": hashlib.sha256(b"plaintext").digest()},
+    {"kind": FOLDER, "size": 0, "mode": 0o755},
+    {"kind": LINK, "size": 0, "target": "../elsewhere"},
+    {"padding": bytes(1)},
+    {"padding": bytes(MAX_PADDING)},
+]
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_every_kind_is_parsed(changes: dict[str, Any]) -> None:
+    metadata = dataclasses.replace(METADATA, **changes)
+    sealed = KEY.seal_metadata(metadata)
+    opened = KEY.open_metadata(_record(sealed, size=metadata.size), sealed)
+    assert opened == metadata
+    assert list(opened.to_map()) == [
+        *("name", "size", "mtime", "mode"),
+        *("kind", "target", "sha256", "padding"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "device"},
+        {"kind": ""},
+        {"kind": LINK},
+        {"kind": LINK, "target": ""},
+        {"kind": LINK, "target": "a\0b"},
+        {"kind": LINK, "target": "x" * (MAX_TARGET + 1)},
+        {"target": "elsewhere"},
+        {"kind": FOLDER, "target": "elsewhere"},
+        {"sha256": bytes(31)},
+        {"sha256": b""},
+        {"padding": b""},
+        {"padding": b"\0\1"},
+        {"padding": bytes(MAX_PADDING + 1)},
+    ],
+)
+def test_malformed_metadata_is_never_built(changes: dict[str, Any]) -> None:
+    with pytest.raises(MessageError):
+        dataclasses.replace(METADATA, **changes)
+
+
+def test_metadata_has_one_spelling() -> None:
+    """Exactly its keys, in order, in the shortest form."""
+    fields = METADATA.to_map()
+    right = encoding.pack(fields)
+    wrong = [
+        encoding.pack({key: value for key, value in fields.items() if key != "padding"}),
+        encoding.pack({**fields, "more": None}),
+        encoding.pack(dict(reversed(fields.items()))),
+        # The size 1000 as a longer integer.
+        right.replace(b"\xa4size\xcd\x03\xe8", b"\xa4size\xce\x00\x00\x03\xe8"),
+    ]
+    for body in (right, *wrong):
+        sealed = seal(metadata_key(KEY.dek), body, KEY.content_id)
+        record = _record(sealed, size=METADATA.size)
+        if body == right:
+            assert KEY.open_metadata(record, sealed) == METADATA
+        else:
+            with pytest.raises(BadRecord):
+                KEY.open_metadata(record, sealed)
 
 
 def test_other_metadata_than_signed_is_refused() -> None:

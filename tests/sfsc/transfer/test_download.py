@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from protocol.codec.encoding import Buffer
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from sfsc.crypto.envelope import Metadata
 from sfsc.errors import (
     BadRecord,
     ConflictError,
@@ -28,13 +31,20 @@ from sfsc.errors import (
     Rollback,
     SfscError,
     Tampered,
+    UnsupportedKind,
     UsageError,
 )
 from sfsc.files.listing import Files
+from sfsc.files.rename import Renames
 from sfsc.session.session import Session
+from sfsc.transfer import upload
 from sfsc.transfer.destination import DestinationFolder, DestinationTree
 from sfsc.transfer.download import DownloadItem, Downloads
 from sfsc.transfer.local_io import DirectWriter
+from sfsc.transfer.reader import Reader
+from sfsc.transfer.reencrypt import Reencryption
+from sfsc.transfer.remote_version import RemoteVersion
+from sfsc.transfer.source import SMALL
 from sfsc.transfer.upload import Uploads
 from tests.sfsc.simulator import DropConnection, Simulator, Tamper
 from tests.sfsc.storing import drop, once, stopping
@@ -598,3 +608,51 @@ def test_a_caller_who_stops_early(
     assert set(arrived(tree)) == {"a"}
     assert Downloads(session).get("f", target).size == BIG
     assert target.read_bytes() == contents["f"]
+
+
+# --- kinds
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_kind_that_cannot_be_placed_is_named(
+    session: Session,
+    target: Path,
+    tree: DestinationTree,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """A newer client stored a folder or a link: it is listed, renamed and kept, but not read."""
+    leads_to = "elsewhere" if kind == "link" else None
+    with monkeypatch.context() as newer:
+        newer.setattr(upload, "Metadata", partial(Metadata, kind=kind, target=leads_to))
+        store(session, b"")
+    error = refused(session, target)
+    assert isinstance(error, UnsupportedKind)
+    assert error.cause == f"{NAME} is a {kind}, not a file"
+    with pytest.raises(UnsupportedKind, match=NAME):
+        Reader(session, RemoteVersion.open_own(session, NAME, 0))
+    store(session, b"other", "other")
+    skipped: list[tuple[str, SfscError]] = []
+    wanted = items(session, tree)
+    got = list(Downloads(session).get_many(wanted, lambda *one: skipped.append(one)))
+    assert [one.name for one in got] == ["other"]
+    assert [(name, type(error)) for name, error in skipped] == [(NAME, UnsupportedKind)]
+    assert [entry.name for entry in Files(session).ls()] == [NAME, "other"]
+    Renames(session).mv(NAME, "moved")
+    Reencryption(session, lambda file, _version: file.head.readers).version(
+        session.account.file_id("moved"), 1
+    )
+    moved = session.fetch_newest(session.account.file_id("moved"))
+    metadata = session.account.open_version(moved)[1]
+    assert (metadata.kind, metadata.target) == (kind, leads_to)
+
+
+@pytest.mark.parametrize("size", [0, 1000, SMALL])
+def test_metadata_of_a_small_file_has_the_hash_of_its_plaintext(
+    session: Session, size: int
+) -> None:
+    content = os.urandom(size)
+    store(session, content)
+    metadata = session.account.open_version(session.fetch_newest(session.account.file_id(NAME)))[1]
+    assert metadata.sha256 == hashlib.sha256(content).digest()
+    assert (metadata.kind, metadata.target, metadata.padding) == ("file", None, None)
