@@ -42,15 +42,22 @@ MAX_PURGED = 512
 PURGED_AT_ONCE = 96
 """Most versions that one change, such as a purge, removes: its log line must hold three paths for
 each, with the longest owner name, and a record with `MAX_READERS` readers."""
-MAX_WRAPPED_KEY = 1184
+BATCH_ID_SIZE = 16
+WRAP_ITEM_SIZE = 60
+"""A DEK under a key of its batch: nonce[12] ‖ DEK[32] ‖ tag[16]."""
 
 
 class WrapSizes(NamedTuple):
-    """Bytes of a public key and of a wrapped 32-byte key; bits of an RSA modulus, or 0."""
+    """Bytes of a public key and of a 32-byte key encrypted to it; bits of an RSA modulus, or 0."""
 
     public: int
-    wrapped: int
+    encrypted: int
     rsa_bits: int = 0
+
+    @property
+    def wrapped(self) -> int:
+        """Bytes of a wrapped DEK: batch_id ‖ encrypted key of the batch ‖ item."""
+        return BATCH_ID_SIZE + self.encrypted + WRAP_ITEM_SIZE
 
 
 WRAP_SIZES = {
@@ -61,6 +68,8 @@ WRAP_SIZES = {
     "xwing": WrapSizes(1216, 1168),
 }
 """Wrap algorithms, weakest first. RSA public keys are SubjectPublicKeyInfo DER with e = 65537."""
+MAX_ENCRYPTED_KEY = max(sizes.encrypted for sizes in WRAP_SIZES.values())
+MAX_WRAPPED_KEY = max(sizes.wrapped for sizes in WRAP_SIZES.values())
 WRAP_ALGORITHMS = tuple(WRAP_SIZES)
 RSA_BITS = {alg: sizes.rsa_bits for alg, sizes in WRAP_SIZES.items() if sizes.rsa_bits}
 XWING_PUBLIC_SIZE = WRAP_SIZES["xwing"].public

@@ -25,7 +25,7 @@ from protocol.wire.messages.rotation import (
     WrapItem,
     WrapsPage,
 )
-from sfsc.crypto.envelope import ContentKey, Recipient, open_wraps
+from sfsc.crypto.envelope import ContentKey, Recipient, WrapBatches, open_wraps
 from sfsc.errors import (
     BadReceipt,
     Distrusted,
@@ -130,6 +130,7 @@ class RewrapBuilder(Value):
 
     account: OwnAccount
     generation: int
+    batches: dict[bytes, WrapBatches] = field(default_factory=dict)
 
     def __call__(self, versions: Sequence[Version]) -> list[Answer]:
         """Return the results in input order."""
@@ -190,9 +191,12 @@ class RewrapBuilder(Value):
 
     def _wrap(self, one: _RewrapJob) -> None:
         if one.key is not None and one.wrap is not None:
-            whose, own = one.owner or self.account, self.account.own_key
-            recipient = Recipient(self.account.user, own)
-            (one.wrap,) = one.key.wrap_for(whose.server_id, whose.first, [recipient])
+            first = (one.owner or self.account).first
+            batches = self.batches.get(first)
+            if batches is None:
+                batches = self.batches[first] = self.account.wrap_batches(one.owner)
+            recipient = Recipient(self.account.user, self.account.own_key)
+            (one.wrap,) = batches.wrap(one.key, [recipient])
 
     def _endorse(self, one: _RewrapJob) -> None:
         one.endorsed = tuple([record_hash(signed.record) for signed in one.older])

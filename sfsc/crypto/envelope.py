@@ -7,7 +7,14 @@ rest derives from it::
     metadata      nonce[12] ‖ AES-256-GCM(metadata key, `Metadata`), bound to the content_id; the
                   signed record holds its SHA-256
     commitment    in the signed record, so that a wrap cannot open to another DEK
-    wraps         the DEK for each reader, bound to server, owner, content_id and the reader's key
+    wraps         the DEK for each reader, bound to server, owner, content_id, commitment and the
+                  reader's key
+
+Files that are sent together share a *wrap batch* for each reader: one random KEK (key encryption
+key), encrypted once to the reader's key. A wrap holds all that opens it::
+
+    wrapped       batch_id[16] ‖ encrypted KEK ‖ item[60]
+    item          nonce[12] ‖ AES-256-GCM(key derived from the KEK and the item's info, DEK)
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from protocol.codec import encoding
 from protocol.codec.encoding import Buffer
@@ -24,9 +31,12 @@ from protocol.codec.fields import AtMost, Between, Bytes32, Count, OneOf, Struct
 from protocol.codec.names import check_file_name
 from protocol.codec.values import Value, field
 from protocol.records.records import (
+    BATCH_ID_SIZE,
     CONTENT_OPS,
     MAX_VERSION,
     PUT,
+    WRAP_ITEM_SIZE,
+    WRAP_SIZES,
     FileRecord,
     ReaderEntry,
     carried_content,
@@ -36,11 +46,14 @@ from protocol.wire.messages.base import MAX_METADATA, Wrap
 from sfsc.crypto.primitives import (
     commitment,
     metadata_key,
+    new_batch_id,
     new_content_id,
     new_key,
     open_sealed,
     seal,
-    wrap_info,
+    wrap_batch_info,
+    wrap_item_info,
+    wrap_item_key,
 )
 from sfsc.crypto.segments import Decryptor, Encryptor, plaintext_size
 from sfsc.crypto.wrap import PrivateKey, PublicKey
@@ -48,6 +61,8 @@ from sfsc.errors import BadRecord, KeyringError, NotFound, Tampered, UsageError
 
 _Nanoseconds = Annotated[int, Between(-(2**63), 2**63 - 1)]
 _Mode = Annotated[int, Between(0, 0o7777)]
+BATCH_SIZE: Final = 256
+"""Most wraps of one batch: as many as a rotation sends in one request."""
 
 
 FILE, FOLDER, LINK = "file", "folder", "link"
@@ -158,22 +173,56 @@ class ContentKey(Value):
             raise BadRecord("the size in the file's metadata is not the size of its content")
         return metadata
 
-    def wrap_for(
-        self, server: bytes, owner_first: bytes, recipients: Iterable[Recipient]
-    ) -> tuple[Wrap, ...]:
-        """Wrap the DEK for each recipient. `owner_first` is the hash of the owner's first
-        statement."""
+
+class _WrapBatch:
+    """One KEK for one recipient: used for at most `BATCH_SIZE` wraps, and never stored."""
+
+    __slots__ = ("_context", "_head", "_kek", "left")
+
+    def __init__(self, server: bytes, owner_first: bytes, recipient: PublicKey) -> None:
+        batch_id, self._kek = new_batch_id(), new_key()
+        self._context = server, owner_first, batch_id, recipient.key_id
+        self._head = batch_id + recipient.wrap(self._kek, wrap_batch_info(*self._context))
+        self.left = BATCH_SIZE
+
+    def wrap(self, key: ContentKey, dek_commit: bytes) -> bytes:
+        self.left -= 1
+        info = wrap_item_info(*self._context, key.content_id, dek_commit)
+        return self._head + seal(wrap_item_key(self._kek, info), key.dek, info)
+
+
+class WrapBatches:
+    """Wraps the DEKs of one owner's files that are sent together, with one batch for each recipient
+    and another one after `BATCH_SIZE` wraps. A KEK never serves two recipients: shared, it would
+    give each the other's files. Use a fresh object for each command, so that nothing connects the
+    KEKs of one with those of another.
+
+    `owner_first` is the hash of the first statement of the files' owner, also if a reader wraps
+    what was shared with them.
+    """
+
+    __slots__ = ("_batches", "_owner_first", "_server")
+
+    def __init__(self, server: bytes, owner_first: bytes) -> None:
+        self._server = server
+        self._owner_first = owner_first
+        self._batches: dict[tuple[str, bytes], _WrapBatch] = {}
+
+    def wrap(self, key: ContentKey, recipients: Iterable[Recipient]) -> tuple[Wrap, ...]:
+        """Wrap the DEK for each recipient, in input order."""
+        dek_commit = commitment(key.dek)
         return tuple(
-            Wrap(
-                recipient.user,
-                recipient.key.key_id,
-                recipient.key.alg,
-                recipient.key.wrap(
-                    self.dek, wrap_info(server, owner_first, self.content_id, recipient.key.key_id)
-                ),
-            )
-            for recipient in recipients
+            Wrap(one.user, one.key.key_id, one.key.alg, self._batch_for(one).wrap(key, dek_commit))
+            for one in recipients
         )
+
+    def _batch_for(self, recipient: Recipient) -> _WrapBatch:
+        who = recipient.user, recipient.key.key_id
+        batch = self._batches.get(who)
+        if batch is None or not batch.left:
+            batch = _WrapBatch(self._server, self._owner_first, recipient.key)
+            self._batches[who] = batch
+        return batch
 
 
 def open_wraps(
@@ -190,8 +239,14 @@ def open_wraps(
             "the file is not encrypted for any key of this machine",
             "its owner must share it again, or this machine needs the account's newer keys",
         )
-    info = wrap_info(record.server, owner_first, record.content_id, wrap.key_id)
-    dek = keys[wrap.key_id].unwrap(wrap.wrapped, info)
+    private, wrapped = keys[wrap.key_id], wrap.wrapped
+    if len(wrapped) != WRAP_SIZES[private.alg].wrapped:
+        raise Tampered(f"the wrapped key has {len(wrapped)} bytes")
+    context = record.server, owner_first, wrapped[:BATCH_ID_SIZE], wrap.key_id
+    encrypted, item = wrapped[BATCH_ID_SIZE:-WRAP_ITEM_SIZE], wrapped[-WRAP_ITEM_SIZE:]
+    kek = private.unwrap_kek(encrypted, wrap_batch_info(*context))
+    info = wrap_item_info(*context, record.content_id, record.dek_commit)
+    dek = open_sealed(wrap_item_key(kek, info), item, info)
     if not hmac.compare_digest(commitment(dek), record.dek_commit):
         raise Tampered("the wrapped key is not the one that was signed")
     return ContentKey(record.content_id, dek)

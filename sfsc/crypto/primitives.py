@@ -12,7 +12,9 @@ SHA-256; outputs are 32 bytes unless stated)::
     recovery keys  = HKDF(recovery code, info = "sfs/v2/recovery/sign", …"/xwing")
     X-Wing keys    = SHAKE256(seed, 96) = ML-KEM seed d ‖ z, 64 ‖ X25519 key, 32
     file_id        = HMAC-SHA256(name_key, name)[:16]
-    wrap info      = "sfs/v2/wrap\\0" ‖ server_id ‖ owner's first statement ‖ content_id ‖ key_id
+    batch info     = "sfs/v2/wrap-batch\\0" ‖ server_id ‖ owner_first ‖ batch_id ‖ key_id
+    item info      = "sfs/v2/wrap-item\\0" ‖ the same four ‖ content_id ‖ commitment
+    item key       = HKDF-Expand(KEK of the batch, info = item info)
     bundle info    = "sfs/v2/bundle\\0" ‖ server_id ‖ user ‖ 0 ‖ u64be(n) ‖ key_id
 
 A segment key's info is a content_id, 16 bytes; no label above is 16 bytes long, so the infos of two
@@ -32,6 +34,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from protocol.codec.encoding import Buffer
+from protocol.records.records import BATCH_ID_SIZE
 from sfsc.errors import LocalError, Tampered
 
 if TYPE_CHECKING:
@@ -51,8 +54,13 @@ _DEK_SALT: Final = hashlib.sha256(b"sfs/v2/dek").digest()
 
 
 def new_key() -> bytes:
-    """Return 32 random secret bytes: a DEK, a name_key, or the key K of a bundle."""
+    """Return 32 random secret bytes: a DEK, a KEK, a name_key, or the key K of a bundle."""
     return os.urandom(KEY_SIZE)
+
+
+def new_batch_id() -> bytes:
+    """Return 16 random bytes that identify one wrap batch."""
+    return os.urandom(BATCH_ID_SIZE)
 
 
 def new_content_id() -> bytes:
@@ -137,10 +145,32 @@ def file_id(name_key: bytes, name: str) -> str:
     return hmac.digest(name_key, name.encode(), "sha256")[:16].hex()
 
 
-def wrap_info(server_id: bytes, owner_first: bytes, content_id: bytes, recipient: bytes) -> bytes:
-    """Return the HPKE info of a wrapped DEK. `recipient` is a key_id; each part has a
-    fixed size."""
-    return b"sfs/v2/wrap\0" + server_id + owner_first + content_id + recipient
+def wrap_batch_info(
+    server_id: bytes, owner_first: bytes, batch_id: bytes, recipient: bytes
+) -> bytes:
+    """Return the HPKE info, or OAEP label, of a batch's encrypted KEK. `recipient` is a key_id;
+    each part has a fixed size (32, 32, 16 and 32 bytes)."""
+    return b"sfs/v2/wrap-batch\0" + server_id + owner_first + batch_id + recipient
+
+
+def wrap_item_info(
+    server_id: bytes,
+    owner_first: bytes,
+    batch_id: bytes,
+    recipient: bytes,
+    content_id: bytes,
+    dek_commit: bytes,
+) -> bytes:
+    """Return the info of an item's key, which is also the item's associated data: the parts of
+    `wrap_batch_info`, then 16 and 32 bytes."""
+    batch = server_id + owner_first + batch_id + recipient
+    return b"sfs/v2/wrap-item\0" + batch + content_id + dek_commit
+
+
+def wrap_item_key(kek: bytes, item_info: bytes) -> bytes:
+    """Return the key of one item of a batch. Its 32 bytes are the first block of HKDF-Expand
+    (RFC 5869, section 2.3); the KEK is uniformly random, so nothing is extracted first."""
+    return hmac.digest(kek, item_info + b"\x01", "sha256")
 
 
 def bundle_info(server_id: bytes, user: str, n: int, recipient: bytes) -> bytes:

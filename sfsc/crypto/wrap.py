@@ -1,7 +1,7 @@
-"""Wrap algorithms: secrets encrypted to a public key. Keys and wraps as bytes:
+"""Wrap algorithms: secrets encrypted to a public key. Keys and encrypted secrets as bytes:
 
     ========  ========================================  ==========================  ======
-    alg       public key                                private key                 wrap
+    alg       public key                                private key                 secret
     ========  ========================================  ==========================  ======
     xwing     ML-KEM-768 1,184 ‖ X25519 32 = 1,216      seed 32                      1,168
     x25519    32                                        32                              80
@@ -13,12 +13,16 @@
 An xwing private key is stored as its seed and expanded only in memory (`expand_xwing`). xwing and
 x25519 are HPKE base mode (RFC 9180; X-Wing: draft-connolly-cfrg-xwing-kem) with HKDF-SHA256 and
 AES-256-GCM, `enc ‖ ciphertext`; rsa* is OAEP (RFC 8017) with SHA-256 in both places and the info as
-label. The wrap sizes are those of a 32-byte secret.
+label. The last column is the size of an encrypted
+32-byte secret.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
@@ -43,6 +47,8 @@ _KemPublic: TypeAlias = X25519PublicKey | hpke.MLKEM768X25519PublicKey
 _KemPrivate: TypeAlias = X25519PrivateKey | hpke.MLKEM768X25519PrivateKey
 
 XWING: Final = "xwing"
+KEKS_CACHED: Final = 1024
+"""Opened KEKs kept by each private key; about 250 bytes each."""
 _MLKEM_PUBLIC_SIZE: Final = 1184
 
 _SUITES: Final = {
@@ -67,7 +73,8 @@ class PublicKey:
         self.key_id = key_id(alg, encoded)
 
     def wrap(self, secret: bytes, info: bytes) -> bytes:
-        """Encrypt `secret` (32 bytes) to this key, bound to `info`. Returns `WRAP_SIZES` bytes."""
+        """Encrypt `secret` (32 bytes) to this key, bound to `info`. Returns as many bytes as
+        `WRAP_SIZES` says."""
         if self.alg in RSA_BITS:
             return cast("RSAPublicKey", self._key).encrypt(secret, _oaep(info))
         return _SUITES[self.alg].encrypt(secret, cast("_KemPublic", self._key), info=info)
@@ -77,9 +84,10 @@ class PublicKey:
 
 
 class PrivateKey:
-    """Key that opens what was wrapped to `public`. `encoded` is secret."""
+    """Key that opens what was wrapped to `public`. `encoded` is secret. Opened KEKs of wrap batches
+    are cached in the object, so they do not outlive it."""
 
-    __slots__ = ("_key", "alg", "encoded", "public")
+    __slots__ = ("_key", "_lock", "_opened", "alg", "encoded", "public")
 
     def __init__(self, alg: str, encoded: bytes) -> None:
         """Load the private encoding of this module's table. Raises `UnsupportedKey`. RSA numbers
@@ -92,6 +100,8 @@ class PrivateKey:
         self.public = PublicKey(alg, public)
         self.alg = alg
         self.encoded = encoded
+        self._opened: OrderedDict[bytes, bytes] = OrderedDict()
+        self._lock = threading.Lock()
 
     @classmethod
     def generate(cls, alg: str) -> PrivateKey:
@@ -120,6 +130,21 @@ class PrivateKey:
         if len(secret) != KEY_SIZE:
             raise Tampered(f"the wrapped key has {len(secret)} bytes")
         return secret
+
+    def unwrap_kek(self, wrapped: bytes, info: bytes) -> bytes:
+        """Unwrap the KEK of a wrap batch. The `KEKS_CACHED` used last are cached by
+        SHA-256(key_id ‖ info ‖ wrapped); failures are not. Raises `Tampered`."""
+        digest = hashlib.sha256(self.public.key_id + info + wrapped).digest()
+        with self._lock:
+            if (kek := self._opened.get(digest)) is not None:
+                self._opened.move_to_end(digest)
+                return kek
+        kek = self.unwrap(wrapped, info)
+        with self._lock:
+            self._opened[digest] = kek
+            if len(self._opened) > KEKS_CACHED:
+                self._opened.popitem(last=False)
+        return kek
 
     def __repr__(self) -> str:
         return f"PrivateKey({self.alg}, key_id={self.public.key_id.hex()})"

@@ -15,7 +15,7 @@ from protocol.records.records import ACCESS, FileRecord, ReaderEntry
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import SetReaders, VersionWrap
-from sfsc.crypto.envelope import Recipient, check_name
+from sfsc.crypto.envelope import Recipient, WrapBatches, check_name
 from sfsc.errors import ConflictError, Damaged, NotFound, SfscError, UsageError
 from sfsc.files.contacts import Contacts, Person
 from sfsc.files.history import PastReaders
@@ -187,7 +187,7 @@ class Sharing:
                 return []
             key, _ = session.account.open_version(present)
             recipients = self._contacts.recipients(present.head, added)
-            made = key.wrap_for(session.account.server_id, session.account.first, recipients)
+            made = session.account.wrap_batches().wrap(key, recipients)
             return [VersionWrap(present.version, wrap) for wrap in made]
 
         return self._change(file, _ReaderChange(lambda _head: readers, wraps))
@@ -221,6 +221,7 @@ class Sharing:
         """Return the change that adds a reader, with wraps of the newest version and of `older`
         ones. Without `expires` the end of a present grant stays; a new grant gets `default`."""
         user, first = person.user, person.fingerprint
+        batches = self._session.account.wrap_batches()
 
         def readers(head: FileRecord) -> tuple[ReaderEntry, ...]:
             others = [one for one in head.readers if one[0] != user]
@@ -231,12 +232,16 @@ class Sharing:
         def wraps(present: VerifiedFile) -> list[VersionWrap]:
             # Looked up for each attempt, because the user's key may have changed.
             recipient = self._contacts.recipient(self._contacts.find_by_first(user, first))
-            found = [self._wrap(present, one, recipient) for one in (present.version, *older)]
+            found = [
+                self._wrap(present, one, recipient, batches) for one in (present.version, *older)
+            ]
             return [one for one in found if one is not None]
 
         return _ReaderChange(readers, wraps)
 
-    def _wrap(self, file: VerifiedFile, version: int, recipient: Recipient) -> VersionWrap | None:
+    def _wrap(
+        self, file: VerifiedFile, version: int, recipient: Recipient, batches: WrapBatches
+    ) -> VersionWrap | None:
         """Wrap one version's key for a reader; None if its content was removed or is damaged."""
         session = self._session
         try:
@@ -246,7 +251,7 @@ class Sharing:
         if not shown.metadata:
             return None
         key, _ = session.account.open_version(shown)
-        (wrap,) = key.wrap_for(session.account.server_id, session.account.first, [recipient])
+        (wrap,) = batches.wrap(key, [recipient])
         return VersionWrap(version, wrap)
 
     def _change(self, file: VerifiedFile, change: _ReaderChange) -> VerifiedFile:

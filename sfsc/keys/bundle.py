@@ -18,7 +18,7 @@ from protocol.codec.fields import AtMost, Bytes32, Exactly, Signature, Struct, U
 from protocol.codec.values import changed, field
 from protocol.log.checkpoint import MAX_CHECKPOINT
 from protocol.log.tags import check_tag_key
-from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY, Statement, key_id
+from protocol.records.records import MAX_ENCRYPTED_KEY, MAX_RECORD, Statement, key_id
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE
 from sfsc.crypto.primitives import bundle_info, new_key, open_sealed, seal
@@ -66,7 +66,7 @@ class _SealedBundle(Struct):
     AS_MAP: ClassVar[bool] = True
 
     keys: Annotated[
-        tuple[tuple[Bytes32, Annotated[bytes, AtMost(MAX_WRAPPED_KEY)]], ...], AtMost(18)
+        tuple[tuple[Bytes32, Annotated[bytes, AtMost(MAX_ENCRYPTED_KEY)]], ...], AtMost(18)
     ]
     sealed: Annotated[bytes, AtMost(MAX_BUNDLE)]
 

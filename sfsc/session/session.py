@@ -34,7 +34,7 @@ from protocol.wire.messages.base import SignedRecord, Wrap
 from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, Stat, Stated
 from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
 from protocol.wire.messages.uploads import ALL_UPLOADS, PutAbort
-from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor
+from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor, WrapBatches
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
     BadRecord,
@@ -252,15 +252,21 @@ class Session:
             self.renewer = renewer
 
     def wrap(
-        self, key: ContentKey, head: FileRecord | None, readers: tuple[ReaderEntry, ...]
+        self,
+        key: ContentKey,
+        head: FileRecord | None,
+        readers: tuple[ReaderEntry, ...],
+        batches: WrapBatches | None = None,
     ) -> tuple[Wrap, ...]:
         """Wrap the DEK of a version of ours for ourselves and for `readers`, all or some of the
-        readers in the file's record `head` (None for a new file). Raises what `Readers` does."""
+        readers in the file's record `head` (None for a new file), in `batches` or else in fresh
+        ones. Raises what `Readers` does."""
         if not readers:
-            return self.account.wrap_for_readers(key)
+            return self.account.wrap_for_readers(key, (), batches)
         if self.readers is None:
             raise LocalError("no lookup of other users' keys")
-        return self.account.wrap_for_readers(key, self.readers().recipients(head, readers))
+        recipients = self.readers().recipients(head, readers)
+        return self.account.wrap_for_readers(key, recipients, batches)
 
     # --- opening ------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Final, Self, TypeVar
 
 from protocol.codec import merkle
@@ -30,7 +31,7 @@ from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmall, UploadState
 from sfsc.closing import Closing
-from sfsc.crypto.envelope import ContentKey, Metadata, content_record
+from sfsc.crypto.envelope import ContentKey, Metadata, WrapBatches, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import (
     ConflictError,
@@ -183,7 +184,7 @@ class RecordCommitter:
         The requests must be sent at once: `Session.signing_key` signs nothing after a split view
         was found.
         """
-        return self._run(attempts, (self._find_base, *self._steps))
+        return self._run(attempts, (self._find_base, *self._new_steps()))
 
     def prepare_one(self, content: VersionContent, build: BuildRequest) -> Attempt:
         """Build and sign the record of one content. Raises `SfscError`."""
@@ -223,7 +224,7 @@ class RecordCommitter:
             else:
                 self._session.renew_keys(reply)
             attempt = Attempt(content, attempt.build, base)
-            if failure := self._run([attempt], self._steps):
+            if failure := self._run([attempt], self._new_steps()):
                 raise failure
             reply = self._session.ask(attempt.request)
         raise ConflictError("others keep changing the file", "run the command again")
@@ -256,9 +257,9 @@ class RecordCommitter:
             attempt.connection = self._session.connections
         return failure
 
-    @property
-    def _steps(self) -> tuple[Callable[[Attempt], None], ...]:
-        return self._check_head, self._wrap, self._build_record
+    def _new_steps(self) -> tuple[Callable[[Attempt], None], ...]:
+        wrap = partial(self._wrap, batches=self._session.account.wrap_batches())
+        return self._check_head, wrap, self._build_record
 
     def _find_base(self, attempt: Attempt) -> None:
         """Use the remembered head, which costs nothing: if it is stale, the conflict shows the
@@ -303,9 +304,9 @@ class RecordCommitter:
         else:
             attempt.readers = self._session.new_readers(name)
 
-    def _wrap(self, attempt: Attempt) -> None:
+    def _wrap(self, attempt: Attempt, batches: WrapBatches) -> None:
         key = attempt.content.key
-        attempt.wraps = self._session.wrap(key, attempt.head, attempt.readers)
+        attempt.wraps = self._session.wrap(key, attempt.head, attempt.readers, batches)
 
     def _build_record(self, attempt: Attempt) -> None:
         content, base = attempt.content, attempt.base

@@ -27,7 +27,7 @@ from protocol.records.records import (
 from protocol.records.signatures import Label
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord, Wrap
-from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, open_wraps
+from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, WrapBatches, open_wraps
 from sfsc.crypto.primitives import file_id
 from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, Damaged, Fork, NotFound, Rollback, Tampered
@@ -428,12 +428,17 @@ class OwnAccount(FileOwner):
         """Whether `wanted` is the id of a file of ours whose metadata has this `name`."""
         return self.file_id(name) == wanted or (name == SETTINGS_NAME and self.is_settings(wanted))
 
+    def wrap_batches(self, owner: FileOwner | None = None) -> WrapBatches:
+        """Return fresh wrap batches for files of `owner`, or for our own if that is None."""
+        return WrapBatches(self.server_id, (self if owner is None else owner).first)
+
     def wrap_for_readers(
-        self, key: ContentKey, readers: Iterable[Recipient] = ()
+        self, key: ContentKey, readers: Iterable[Recipient] = (), batches: WrapBatches | None = None
     ) -> tuple[Wrap, ...]:
-        """Wrap the DEK of a version of our own for this account and `readers`."""
+        """Wrap the DEK of a version of our own for this account and `readers`, in `batches` or else
+        in fresh ones."""
         own = Recipient(self.user, self.own_key)
-        return key.wrap_for(self.server_id, self.first, [own, *readers])
+        return (batches or self.wrap_batches()).wrap(key, [own, *readers])
 
     def listing_entry(self, file: VerifiedFile, owner: FileOwner | None = None) -> Entry:
         """Return the listing entry of a version. Raises as `open_version` does."""

@@ -181,7 +181,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Decision])
 
 REQUEST_WEIGHT: Final = 16 * 1024
 """Bytes that a request weighs if nothing is known about it."""
-_WRAP_WEIGHT: Final = 1280
+_WRAP_WEIGHT: Final = 1344
 """Bytes of a wrap, its key's name and its user's name."""
 Weight = int | Callable[[Any], int]
 

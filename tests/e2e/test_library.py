@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import sfsc
-from sfsc.crypto.wrap import PrivateKey
+from protocol.records.records import FileRecord
+from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.store import Store
 from tests.e2e.accounts import enrolled
 from tests.harness import PASSPHRASE, REPOSITORY, Client, Daemon
@@ -104,22 +105,22 @@ def test_a_tree_of_small_files(store: Store, tmp_path: Path) -> None:
         assert stream.getvalue() == files[name]
 
 
-def test_a_second_listing_unwraps_no_keys(
+def test_a_second_listing_opens_no_metadata(
     alice: Client, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On another machine the first listing unwraps the key of every file."""
+    """On another machine the first listing opens the metadata of every file."""
     list(store.put_many((io.BytesIO(b""), f"f{i}") for i in range(200)))
     elsewhere = alice.home.with_name("elsewhere")
     elsewhere.mkdir()
     (elsewhere / "keyring").write_bytes((alice.home / "keyring").read_bytes())
     opened: list[int] = []
-    unwrap = PrivateKey.unwrap
+    open_metadata = ContentKey.open_metadata
 
-    def counting(key: PrivateKey, wrapped: bytes, info: bytes) -> bytes:
+    def counting(key: ContentKey, record: FileRecord, sealed: bytes) -> Metadata:
         opened[-1] += 1
-        return unwrap(key, wrapped, info)
+        return open_metadata(key, record, sealed)
 
-    monkeypatch.setattr(PrivateKey, "unwrap", counting)
+    monkeypatch.setattr(ContentKey, "open_metadata", counting)
     with sfsc.connect(elsewhere, passphrase=PASSPHRASE) as other:
         for _ in range(3):
             opened.append(0)

@@ -12,7 +12,7 @@ import pytest
 import sfsc
 from protocol.records.records import ROTATE
 from sfsc.account import rewrap
-from sfsc.crypto.primitives import wrap_info
+from sfsc.crypto.envelope import open_wraps
 from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import Tampered
 from sfsc.keys.bundle import private_keys
@@ -104,9 +104,9 @@ def count_wraps_opened(
         for wrap in sidecar.wraps:
             wraps += 1
             for key_id, key in keys.items():
-                info = wrap_info(owner.server_id, owner.first, record.content_id or b"", key_id)
+                named = dataclasses.replace(wrap, key_id=key_id)
                 try:
-                    key.unwrap(wrap.wrapped, info)
+                    open_wraps(record, owner.first, (named,), {key_id: key})
                 except Tampered:
                     continue
                 opened += 1
@@ -290,10 +290,8 @@ def deks(daemon: Daemon, owner: Keyring) -> set[bytes]:
     for path in (daemon.root / "store" / "users" / "alice" / "files").rglob("*.json"):
         sidecar = parse_sidecar(path.name, path.read_bytes())
         for wrap in sidecar.wraps:
-            record = sidecar.content_record
-            info = wrap_info(owner.server_id, owner.first, record.content_id or b"", wrap.key_id)
-            dek = keys[wrap.key_id].unwrap(wrap.wrapped, info)
-            found.add(path.name.encode() + dek)
+            key = open_wraps(sidecar.content_record, owner.first, (wrap,), keys)
+            found.add(path.name.encode() + key.dek)
     return found
 
 

@@ -22,7 +22,7 @@ from protocol.wire.messages.downloads import Opened
 from protocol.wire.messages.files import Stated
 from protocol.wire.messages.sharing import Identity, InboxPage, SharedFile
 from sfsc.cli.commands.sharing import parse_expiry
-from sfsc.crypto.envelope import ContentKey, Metadata
+from sfsc.crypto.envelope import ContentKey, Metadata, WrapBatches
 from sfsc.crypto.primitives import metadata_key, seal
 from sfsc.crypto.segments import HEADER_SIZE
 from sfsc.errors import (
@@ -379,13 +379,13 @@ def test_garbage_from_a_sharer_does_not_block_rotation(daemon: Daemon, tmp_path:
         put(store, "bad", b"bad")
         store.share("good", "oli", trust_first_use=True)
         with pytest.MonkeyPatch.context() as patch:
-            wrap = ContentKey.wrap_for
+            wrap = WrapBatches.wrap
             patch.setattr(
-                ContentKey,
-                "wrap_for",
-                lambda key, server, first, who: tuple(
-                    one if one.user == "ned" else dataclasses.replace(one, wrapped=bytes(1168))
-                    for one in wrap(key, server, first, who)
+                WrapBatches,
+                "wrap",
+                lambda batches, key, who: tuple(
+                    one if one.user == "ned" else dataclasses.replace(one, wrapped=bytes(1244))
+                    for one in wrap(batches, key, who)
                 ),
             )
             store.share("bad", "oli")

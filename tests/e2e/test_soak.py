@@ -16,8 +16,9 @@ import pytest
 
 import sfsc
 from protocol.codec.encoding import Buffer
+from protocol.records.records import FileRecord
 from sfsc.crypto import primitives, segments
-from sfsc.crypto.wrap import PrivateKey
+from sfsc.crypto.envelope import ContentKey, Metadata
 from tests.e2e.proxy import proxied
 from tests.e2e.test_main_job import peak, through
 from tests.harness import Client, Daemon
@@ -135,14 +136,14 @@ def test_a_second_listing_unwraps_no_keys(
     alice.run("put", "-r", "names", cwd=tmp_path, seconds=900)
     (alice.home / "state.sqlite3").unlink()
     opened: list[bytes] = []
-    unwrap = PrivateKey.unwrap
+    open_metadata = ContentKey.open_metadata
 
-    def counting(key: PrivateKey, wrapped: bytes, info: bytes) -> bytes:
-        opened.append(wrapped)
-        return unwrap(key, wrapped, info)
+    def counting(key: ContentKey, record: FileRecord, sealed: bytes) -> Metadata:
+        opened.append(sealed)
+        return open_metadata(key, record, sealed)
 
     # Counts the calls and passes them on.
-    monkeypatch.setattr(PrivateKey, "unwrap", counting)
+    monkeypatch.setattr(ContentKey, "open_metadata", counting)
     for calls in (NAMES, 0, 0):
         with sfsc.connect(alice.home) as store:
             assert len(list(store.ls())) == NAMES

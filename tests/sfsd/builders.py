@@ -362,7 +362,7 @@ class Person:
         return self.served.open(self.login(**changed))[0]
 
     def wrap(self, **changed: Any) -> Wrap:
-        made = Wrap(self.name, self.first.key_id, "x25519", secrets.token_bytes(80))
+        made = Wrap(self.name, self.first.key_id, "x25519", secrets.token_bytes(156))
         return replace(made, **changed)
 
     def record(self, file_id: str, op: str, **changed: Any) -> FileRecord:

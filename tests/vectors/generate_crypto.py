@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from protocol.log.tags import tag_commit
-from protocol.records.records import WRAP_ALGORITHMS, Statement, key_id
+from protocol.records.records import BATCH_ID_SIZE, WRAP_ALGORITHMS, Statement, key_id
 from protocol.records.signatures import SigningKey
 from sfsc.crypto import primitives
-from sfsc.crypto.envelope import ContentKey, Metadata
+from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, WrapBatches
 from sfsc.crypto.segments import Encryptor
 from sfsc.crypto.wrap import PrivateKey
 from sfsc.keys.bundle import Bundle, SeenCheckpoint, seal_bundle
@@ -120,13 +120,20 @@ def _private(alg: str, kept: Json) -> PrivateKey:
 def _wrap(alg: str, kept: Json) -> Json:
     private = _private(alg, kept)
     public = private.public
-    info = primitives.wrap_info(SERVER, OWNER_FIRST, CONTENT_ID, public.key_id)
+    if not kept:
+        recipient = Recipient("ann", public)
+        (wrap,) = WrapBatches(SERVER, OWNER_FIRST).wrap(ContentKey(CONTENT_ID, DEK), [recipient])
+        kept = {"wrapped": wrap.wrapped.hex()}
+    context = SERVER, OWNER_FIRST, bytes.fromhex(kept["wrapped"])[:BATCH_ID_SIZE], public.key_id
     return {
         "private": private.encoded.hex(),
         "public": public.encoded.hex(),
         "key_id": key_id(alg, public.encoded).hex(),
-        "info": info.hex(),
-        "wrapped": kept.get("wrapped") or public.wrap(DEK, info).hex(),
+        "batch_info": primitives.wrap_batch_info(*context).hex(),
+        "item_info": primitives.wrap_item_info(
+            *context, CONTENT_ID, primitives.commitment(DEK)
+        ).hex(),
+        "wrapped": kept["wrapped"],
     }
 
 

@@ -316,7 +316,7 @@ POSSESSION = SIGNERS["recovery"].sign(Label.RECOVERY_POSSESSION, FIRST.encode())
 PROOF_BODY = records.enrol_proof_body(welcome=WELCOME_SHA256, statement=FIRST_HASH)
 PROOF = hmac.digest(hashlib.sha256(TOKEN).digest(), PROOF_BODY, "sha256")
 METADATA = fill("metadata", 60)
-WRAP = Wrap("alice", records.key_id("x25519", X25519), "x25519", fill("wrapped DEK", 80))
+WRAP = Wrap("alice", records.key_id("x25519", X25519), "x25519", fill("wrapped DEK", 156))
 UPLOAD = fill("upload", 16)
 HANDLE = fill("handle", 16)
 ENDORSED_HASHES = [records.record_hash(signed(name)[0]) for name in ("put", "delete", "restore")]

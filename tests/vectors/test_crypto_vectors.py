@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import runpy
@@ -11,7 +12,14 @@ from typing import Any
 import pytest
 
 from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Statement
-from sfsc.crypto.envelope import ContentKey, Metadata, RecordAuthor, content_record
+from protocol.wire.messages.base import Wrap
+from sfsc.crypto.envelope import (
+    ContentKey,
+    Metadata,
+    RecordAuthor,
+    content_record,
+    open_wraps,
+)
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.crypto.wrap import PrivateKey
 from sfsc.keys.bundle import open_bundle
@@ -36,8 +44,10 @@ def test_derived_values_are_reproduced() -> None:
 def test_wraps_open(alg: str) -> None:
     case = VECTORS["wraps"][alg]
     private = PrivateKey(alg, bytes.fromhex(case["private"]))
-    wrapped, info = bytes.fromhex(case["wrapped"]), bytes.fromhex(case["info"])
-    assert private.unwrap(wrapped, info) == KEY.dek
+    wrap = Wrap("ann", private.public.key_id, alg, bytes.fromhex(case["wrapped"]))
+    first = bytes.fromhex(VECTORS["owner_first"])
+    record = dataclasses.replace(_record(b"", 0), server=bytes.fromhex(VECTORS["server_id"]))
+    assert open_wraps(record, first, (wrap,), {wrap.key_id: private}) == KEY
 
 
 @pytest.mark.parametrize("case", [c for c in VECTORS["blobs"] if c["blob"] is not None])

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import pytest
 
 from protocol.codec import merkle
 from protocol.codec.values import changed
-from protocol.records.records import PURGE, FileRecord, record_hash
+from protocol.records.records import PURGE, WRAP_ITEM_SIZE, FileRecord, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.rotation import RewrapItem, WrapItem
 from sfsc.account.rewrap import RewrapBuilder, Version, leaf_of
-from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor, content_record, open_wraps
+from sfsc.crypto.envelope import (
+    ContentKey,
+    Recipient,
+    RecordAuthor,
+    WrapBatches,
+    content_record,
+    open_wraps,
+)
 from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import BadRecord, KeyringError, SfscError, Tampered
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount
@@ -48,7 +57,7 @@ def item(
         seen=(0, merkle.EMPTY_ROOT),
         created=1_800_000_000,
     )
-    (wrap,) = key.wrap_for(SERVER, owner.first, [Recipient("ada", to.public)])
+    (wrap,) = WrapBatches(SERVER, owner.first).wrap(key, [Recipient("ada", to.public)])
     return WrapItem(owner.user, file_id, 1, signed(record, by, owner), None, wrap)
 
 
@@ -116,6 +125,28 @@ def test_results_are_in_input_order() -> None:
     assert len(answers) == 3
     for version, answer in zip(versions, answers, strict=True):
         check(version, *answer)
+
+
+def test_wraps_of_a_pass_share_a_batch_for_each_owner() -> None:
+    """Files of a sharer are wrapped under the sharer's own batch, and another pass has others."""
+    versions: list[Version] = [
+        *[(None, item(number), None) for number in range(1, 41)],
+        *[(BOB, item(number, BOB, by=BOB_SIGNING), None) for number in range(41, 44)],
+    ]
+
+    def heads(build: RewrapBuilder) -> list[bytes]:
+        sent = [one for chunk in (versions[:32], versions[32:]) for one, _, _ in build(chunk)]
+        return [
+            one.wrap.wrapped[:-WRAP_ITEM_SIZE]
+            for one in sent
+            if one is not None and one.wrap is not None
+        ]
+
+    first, second = heads(RewrapBuilder(ADA, 2)), heads(RewrapBuilder(ADA, 2))
+    for made in (first, second):
+        assert len(made) == 43
+        assert [len(list(same)) for _, same in groupby(made)] == [40, 3]
+    assert set(first).isdisjoint(second)
 
 
 def test_empty_input() -> None:

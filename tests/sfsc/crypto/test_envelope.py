@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import os
 import unicodedata
 from typing import Any
@@ -16,10 +17,17 @@ from hypothesis import strategies as st
 from protocol.codec import encoding
 from protocol.codec.errors import MessageError
 from protocol.codec.names import MAX_FILE_NAME
-from protocol.records.records import WRAP_ALGORITHMS, FileRecord, record_hash
+from protocol.records.records import (
+    BATCH_ID_SIZE,
+    WRAP_ALGORITHMS,
+    WRAP_ITEM_SIZE,
+    FileRecord,
+    record_hash,
+)
 from protocol.wire.messages.base import MAX_METADATA, Wrap
 from sfsc.crypto import primitives
 from sfsc.crypto.envelope import (
+    BATCH_SIZE,
     FILE,
     FOLDER,
     LINK,
@@ -29,6 +37,7 @@ from sfsc.crypto.envelope import (
     Metadata,
     Recipient,
     RecordAuthor,
+    WrapBatches,
     check_name,
     content_record,
     open_wraps,
@@ -238,8 +247,8 @@ def test_good_names_pass() -> None:
 @pytest.mark.parametrize("alg", WRAP_ALGORITHMS)
 def test_wraps_open_for_each_recipient(alg: str) -> None:
     ours, other = PrivateKey.generate(alg), PrivateKey.generate("x25519")
-    wraps = KEY.wrap_for(
-        SERVER, FIRST, [Recipient("ann", other.public), Recipient("bob", ours.public)]
+    wraps = WrapBatches(SERVER, FIRST).wrap(
+        KEY, [Recipient("ann", other.public), Recipient("bob", ours.public)]
     )
     assert [(w.user, w.key_id, w.algorithm) for w in wraps] == [
         ("ann", other.public.key_id, "x25519"),
@@ -258,7 +267,7 @@ def test_wraps_of_any_generation_open() -> None:
         ]
     )
     for key in (old, new):
-        wraps = KEY.wrap_for(SERVER, FIRST, [Recipient("ann", key.public)])
+        wraps = WrapBatches(SERVER, FIRST).wrap(KEY, [Recipient("ann", key.public)])
         assert open_wraps(_record(), FIRST, wraps, keys) == KEY
 
 
@@ -275,15 +284,15 @@ def test_a_wrap_of_another_context_does_not_open(
 ) -> None:
     key = PrivateKey.generate("xwing")
     other = ContentKey(content_id, KEY.dek)
-    wraps = other.wrap_for(server, first, [Recipient("ann", key.public)])
+    wraps = WrapBatches(server, first).wrap(other, [Recipient("ann", key.public)])
     with pytest.raises(Tampered):
         open_wraps(_record(), FIRST, wraps, {key.public.key_id: key})
 
 
 def test_a_wrap_that_opens_to_another_key_is_refused() -> None:
     key = PrivateKey.generate("x25519")
-    wraps = ContentKey(KEY.content_id, bytes(32)).wrap_for(
-        SERVER, FIRST, [Recipient("ann", key.public)]
+    wraps = WrapBatches(SERVER, FIRST).wrap(
+        ContentKey(KEY.content_id, bytes(32)), [Recipient("ann", key.public)]
     )
     with pytest.raises(Tampered):
         open_wraps(_record(), FIRST, wraps, {key.public.key_id: key})
@@ -291,15 +300,78 @@ def test_a_wrap_that_opens_to_another_key_is_refused() -> None:
 
 def test_a_wrap_under_another_keys_name_is_refused() -> None:
     ours, other = PrivateKey.generate("x25519"), PrivateKey.generate("x25519")
-    [wrap] = KEY.wrap_for(SERVER, FIRST, [Recipient("ann", other.public)])
+    [wrap] = WrapBatches(SERVER, FIRST).wrap(KEY, [Recipient("ann", other.public)])
     renamed = Wrap(wrap.user, ours.public.key_id, wrap.algorithm, wrap.wrapped)
     with pytest.raises(Tampered):
         open_wraps(_record(), FIRST, [renamed], {ours.public.key_id: ours})
 
 
+def test_a_batch_has_one_kek_for_each_recipient() -> None:
+    one, two = PrivateKey.generate("xwing"), PrivateKey.generate("xwing")
+    recipients = [Recipient("ann", one.public), Recipient("bob", two.public)]
+    batches, keys = WrapBatches(SERVER, FIRST), [ContentKey.generate() for _ in range(3)]
+    wraps = [batches.wrap(key, recipients) for key in keys]
+    heads = [{made[place].wrapped[:-WRAP_ITEM_SIZE] for made in wraps} for place in (0, 1)]
+    assert [len(some) for some in heads] == [1, 1]
+    assert heads[0].isdisjoint(heads[1])
+    (head,), (other,) = heads
+    assert head[:BATCH_ID_SIZE] != other[:BATCH_ID_SIZE]
+    assert _kek(one, head) != _kek(two, other)
+    items = {made[0].wrapped[-WRAP_ITEM_SIZE:][:12] for made in wraps}
+    assert len(items) == 3, "nonces are random"
+    for key, made in zip(keys, wraps, strict=True):
+        for private in (one, two):
+            opened = open_wraps(_record(key=key), FIRST, made, {private.public.key_id: private})
+            assert opened == key
+
+
+def test_users_who_publish_one_key_share_no_kek() -> None:
+    key = PrivateKey.generate("x25519")
+    recipients = [Recipient("ann", key.public), Recipient("eve", key.public)]
+    ours, theirs = WrapBatches(SERVER, FIRST).wrap(KEY, recipients)
+    assert ours.wrapped[:-WRAP_ITEM_SIZE] != theirs.wrapped[:-WRAP_ITEM_SIZE]
+
+
+def test_a_full_batch_is_followed_by_a_fresh_one() -> None:
+    key = PrivateKey.generate("x25519")
+    recipients, batches = [Recipient("ann", key.public)], WrapBatches(SERVER, FIRST)
+    heads = [
+        wrap.wrapped[:-WRAP_ITEM_SIZE]
+        for _ in range(2 * BATCH_SIZE + 1)
+        for wrap in batches.wrap(KEY, recipients)
+    ]
+    assert [len(list(same)) for _, same in itertools.groupby(heads)] == [256, 256, 1]
+    assert len({_kek(key, head) for head in set(heads)}) == 3
+
+
+def test_an_opened_kek_is_cached_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = PrivateKey.generate("xwing")
+    batches, contents = WrapBatches(SERVER, FIRST), [ContentKey.generate() for _ in range(5)]
+    wraps = [batches.wrap(one, [Recipient("ann", key.public)]) for one in contents]
+    decrypted = list[bytes]()
+    decrypt = PrivateKey.decrypt
+
+    def counting(self: PrivateKey, wrapped: bytes, info: bytes) -> bytes:
+        decrypted.append(wrapped)
+        return decrypt(self, wrapped, info)
+
+    monkeypatch.setattr(PrivateKey, "decrypt", counting)
+    for again in (key, PrivateKey("xwing", key.encoded)):
+        for content, wrap in zip(contents, wraps, strict=True):
+            record = _record(key=content)
+            assert open_wraps(record, FIRST, wrap, {again.public.key_id: again}) == content
+    assert len(decrypted) == 2, "once for each object, whatever the key"
+
+
+def _kek(private: PrivateKey, head: bytes) -> bytes:
+    batch_id, encrypted = head[:BATCH_ID_SIZE], head[BATCH_ID_SIZE:]
+    info = primitives.wrap_batch_info(SERVER, FIRST, batch_id, private.public.key_id)
+    return private.unwrap(encrypted, info)
+
+
 def test_missing_wrap_is_a_keyring_error() -> None:
     ours, other = PrivateKey.generate("x25519"), PrivateKey.generate("x25519")
-    wraps = KEY.wrap_for(SERVER, FIRST, [Recipient("ann", other.public)])
+    wraps = WrapBatches(SERVER, FIRST).wrap(KEY, [Recipient("ann", other.public)])
     for offered in (wraps, ()):
         with pytest.raises(KeyringError):
             open_wraps(_record(), FIRST, offered, {ours.public.key_id: ours})
@@ -324,7 +396,7 @@ def test_file_round_trip() -> None:
     blob = b"".join(encrypt_stream(key.encryptor(), io.BytesIO(plaintext)))
     metadata = key.seal_metadata(dataclasses.replace(METADATA, size=3000))
     record = FileRecord.parse(_record(metadata, key=key, size=3000).encode())
-    wraps = key.wrap_for(SERVER, FIRST, [Recipient("ann", reader.public)])
+    wraps = WrapBatches(SERVER, FIRST).wrap(key, [Recipient("ann", reader.public)])
 
     opened = open_wraps(record, FIRST, wraps, {reader.public.key_id: reader})
     assert opened.open_metadata(record, metadata).name == "docs/report.pdf"

@@ -12,7 +12,7 @@ from sfsc.errors import Tampered
 
 KEY = bytes(range(32))
 OTHER = bytes(range(1, 33))
-INFO = primitives.wrap_info(b"s" * 32, b"o" * 32, b"c" * 16, b"k" * 32)
+INFO = primitives.wrap_batch_info(b"s" * 32, b"o" * 32, b"b" * 16, b"k" * 32)
 
 
 def _hkdf(secret: bytes, salt: bytes, info: bytes, size: int = 32) -> bytes:
@@ -56,7 +56,10 @@ def test_file_id() -> None:
 
 
 def test_infos() -> None:
-    assert INFO == b"sfs/v2/wrap\0" + b"s" * 32 + b"o" * 32 + b"c" * 16 + b"k" * 32
+    parts = b"s" * 32 + b"o" * 32 + b"b" * 16 + b"k" * 32
+    assert b"sfs/v2/wrap-batch\0" + parts == INFO
+    item = primitives.wrap_item_info(b"s" * 32, b"o" * 32, b"b" * 16, b"k" * 32, b"c" * 16, KEY)
+    assert item == b"sfs/v2/wrap-item\0" + parts + b"c" * 16 + KEY
     bundle = primitives.bundle_info(b"s" * 32, "ann", 258, b"k" * 32)
     assert bundle == b"sfs/v2/bundle\0" + b"s" * 32 + b"ann\0" + b"\0" * 6 + b"\1\2" + b"k" * 32
 

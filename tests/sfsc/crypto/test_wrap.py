@@ -9,12 +9,12 @@ import pytest
 
 from protocol.records.records import WRAP_ALGORITHMS, WRAP_SIZES, key_id
 from sfsc.crypto import primitives
-from sfsc.crypto.wrap import PrivateKey, PublicKey
+from sfsc.crypto.wrap import KEKS_CACHED, PrivateKey, PublicKey
 from sfsc.errors import Tampered, UnsupportedKey
 
 KEY = bytes(range(32))
 OTHER = bytes(range(1, 33))
-INFO = primitives.wrap_info(b"s" * 32, b"o" * 32, b"c" * 16, b"k" * 32)
+INFO = primitives.wrap_batch_info(b"s" * 32, b"o" * 32, b"b" * 16, b"k" * 32)
 
 
 @pytest.fixture(scope="module", params=WRAP_ALGORITHMS)
@@ -26,7 +26,7 @@ def test_wrap_round_trip_and_sizes(private: PrivateKey) -> None:
     wrapped = private.public.wrap(KEY, INFO)
     assert private.unwrap(wrapped, INFO) == KEY
     sizes = WRAP_SIZES[private.alg]
-    assert (len(private.public.encoded), len(wrapped)) == (sizes.public, sizes.wrapped)
+    assert (len(private.public.encoded), len(wrapped)) == (sizes.public, sizes.encrypted)
     assert private.public.key_id == key_id(private.alg, private.public.encoded)
     assert private.public.wrap(KEY, INFO) != wrapped
 
@@ -57,6 +57,36 @@ def test_wrap_does_not_open_with_another_key(alg: str) -> None:
     ours, theirs = PrivateKey.generate(alg), PrivateKey.generate(alg)
     with pytest.raises(Tampered):
         theirs.unwrap(ours.public.wrap(KEY, INFO), INFO)
+
+
+def test_the_keks_used_last_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, decrypted = PrivateKey.generate("x25519"), list[bytes]()
+    decrypt = PrivateKey.decrypt
+
+    def counting(self: PrivateKey, wrapped: bytes, info: bytes) -> bytes:
+        decrypted.append(wrapped)
+        return decrypt(self, wrapped, info)
+
+    monkeypatch.setattr(PrivateKey, "decrypt", counting)
+    wrapped = [key.public.wrap(KEY, INFO) for _ in range(KEKS_CACHED + 1)]
+    for one in (*wrapped[:-1], wrapped[0], wrapped[-1]):
+        assert key.unwrap_kek(one, INFO) == KEY
+    assert len(decrypted) == KEKS_CACHED + 1
+    key.unwrap_kek(wrapped[0], INFO)  # it was used again, so the second is the oldest
+    assert len(decrypted) == KEKS_CACHED + 1
+    key.unwrap_kek(wrapped[1], INFO)
+    assert len(decrypted) == KEKS_CACHED + 2
+
+
+def test_a_cached_kek_is_found_by_info_and_every_byte() -> None:
+    key = PrivateKey.generate("x25519")
+    wrapped = key.public.wrap(KEY, INFO)
+    assert key.unwrap_kek(wrapped, INFO) == KEY
+    flipped = wrapped[:-1] + bytes([wrapped[-1] ^ 1])
+    for _ in range(2):  # a failure is not cached either
+        for other, info in ((flipped, INFO), (wrapped, INFO[:-1] + b"?"), (wrapped[1:], INFO)):
+            with pytest.raises(Tampered):
+                key.unwrap_kek(other, info)
 
 
 def test_unwrap_refuses_other_lengths(private: PrivateKey) -> None:

@@ -10,7 +10,7 @@ import pytest
 from protocol.records.records import DELETE, FileRecord, record_hash
 from protocol.wire.messages import Done, Error, FileView, Reply, Request
 from protocol.wire.messages.files import List, Listing, Record, Stat
-from sfsc.crypto.wrap import PrivateKey
+from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
@@ -64,14 +64,14 @@ def test_second_listing_uses_the_cache(
 ) -> None:
     store(session, *(f"file {i}" for i in range(7)))
     opened: list[bytes] = []
-    unwrap = PrivateKey.unwrap
+    open_metadata = ContentKey.open_metadata
 
-    def counting(key: PrivateKey, wrapped: bytes, info: bytes) -> bytes:
-        opened.append(wrapped)
-        return unwrap(key, wrapped, info)
+    def counting(key: ContentKey, record: FileRecord, sealed: bytes) -> Metadata:
+        opened.append(sealed)
+        return open_metadata(key, record, sealed)
 
     # Count the calls and pass them on.
-    monkeypatch.setattr(PrivateKey, "unwrap", counting)
+    monkeypatch.setattr(ContentKey, "open_metadata", counting)
     assert len(names(session)) == 7
     assert opened == [], "what was put here is known here"
     assert len(names(other)) == 7

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 
+from protocol.records.records import WRAP_ITEM_SIZE
 from sfsc.session.limits import MAX_REQUESTS
 from sfsc.session.session import Session
 from sfsc.transfer.source import open_source
@@ -61,3 +62,21 @@ def test_an_attempt_keeps_no_plaintext(session: Session) -> None:
     del one
     assert plaintext() is None
     assert attempt.content.metadata.size == 1000
+
+
+def test_files_that_are_sent_together_share_a_wrap_batch(session: Session) -> None:
+    committer = RecordCommitter(session)
+
+    def heads(count: int) -> set[bytes]:
+        chosen = [small(number, 10) for number in range(count)]
+        for one in chosen:
+            one.encrypt()
+            one.describe()
+        attempts = [one.attempt for one in chosen]
+        assert committer.prepare(attempts) is None
+        assert len({one.content.key.dek for one in attempts}) == count
+        return {wrap.wrapped[:-WRAP_ITEM_SIZE] for one in attempts for wrap in one.wraps}
+
+    first, second = heads(16), heads(16)
+    assert (len(first), len(second)) == (1, 1)
+    assert first != second

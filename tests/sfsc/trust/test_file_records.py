@@ -26,7 +26,14 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
-from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, RecordAuthor, content_record
+from sfsc.crypto.envelope import (
+    ContentKey,
+    Metadata,
+    Recipient,
+    RecordAuthor,
+    WrapBatches,
+    content_record,
+)
 from sfsc.crypto.primitives import file_id
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.crypto.wrap import PrivateKey
@@ -135,7 +142,7 @@ def version(
         seen=(0, merkle.EMPTY_ROOT),
         created=1_800_000_000,
     )
-    wraps = key.wrap_for(SERVER, account().first, [Recipient("ada", WRAPPING.public)])
+    wraps = WrapBatches(SERVER, account().first).wrap(key, [Recipient("ada", WRAPPING.public)])
     return Made(record, sealed, wraps)
 
 

@@ -384,11 +384,11 @@ def wrong_wraps(made: Version) -> dict[str, Version]:
         "none": replace(made, wraps=()),
         "one is missing": replace(made, wraps=made.wraps[1:]),
         "for another key": having(replace(first, key_id=bytes(32))),
-        "of another algorithm": having(replace(first, algorithm="xwing", wrapped=bytes(1168))),
+        "of another algorithm": having(replace(first, algorithm="xwing", wrapped=bytes(1244))),
         "too short": having(replace(first, wrapped=first.wrapped[:-1])),
         "too long": having(replace(first, wrapped=first.wrapped + b"?")),
         "two": having(first, first),
-        "two that differ": having(first, replace(first, wrapped=bytes(80))),
+        "two that differ": having(first, replace(first, wrapped=bytes(156))),
     }
 
 

@@ -70,7 +70,7 @@ SIDECAR = Sidecar(
     content=signed(CONTENT),
     head=None,
     metadata=b"sealed",
-    wraps=(Wrap("ada", HASH, "x25519", b"w" * 80), Wrap("bob", HASH[::-1], "xwing", b"v" * 1168)),
+    wraps=(Wrap("ada", HASH, "x25519", b"w" * 156), Wrap("bob", HASH[::-1], "xwing", b"v" * 1244)),
     leaves=HASH,
 )
 
