@@ -81,18 +81,27 @@ class Wire:
         await self.send(b"".join(pieces))
         return await self.message()
 
-    def login(self, key: SigningKey, server: bytes, spki: bytes, *, user: str = OPERATOR) -> Login:
-        """Return a Login for this connection, signed by the key of generation 1."""
+    def login(
+        self,
+        key: SigningKey,
+        server: bytes,
+        spki: bytes,
+        *,
+        user: str = OPERATOR,
+        device_id: bytes | None = None,
+    ) -> Login:
+        """Return a Login for this connection, signed by the operator or by a device that has the
+        keys of generation 1."""
         body = login_body(
             server=server,
             spki=spki,
             welcome=self.connection.welcome_sha256,
             version=PROTOCOL_VERSION,
             user=user,
-            device_id=None,
+            device_id=device_id,
             generation=1,
         )
-        return Login(PROTOCOL_VERSION, user, None, 1, 0, key.sign(Label.LOGIN, body))
+        return Login(PROTOCOL_VERSION, user, device_id, 1, 0, key.sign(Label.LOGIN, body))
 
     async def ended(self, within: float = SECONDS) -> bytes:
         """Return the bytes received until the server closes the connection. Raises TimeoutError."""

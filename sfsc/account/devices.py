@@ -89,18 +89,14 @@ class Devices:
         if self._keyring.pending is not None and self._keyring.pending.keys is None:
             self._send_pending()
         self._publish_device(self._keyring.device)
-        if self._session.is_joining:
-            self._session.reconnect()
 
     def adopt_saved_device(self) -> bool:
-        """Read the keyring file again. If another process of this machine has given the device new
-        keys, continue with them and return True. Raises as `KeyringFile.reload`."""
+        """Continue with the keyring file as it is now. Return whether another process of this
+        machine has given the device new keys. Raises as `KeyringFile.reload`."""
         before = self._keyring.device
         self._file.reload()
-        if self._keyring.device == before:
-            return False
         self._session.use_keyring(self._keyring)
-        return True
+        return self._keyring.device != before
 
     def renew_key(self) -> Statement:
         """Give this device new keys, because the present ones may have been copied. Return the
@@ -166,8 +162,19 @@ class Devices:
         self._publish(DEVICE, lambda head: _with_device(head, public))
 
     def catch_up(self) -> Statement:
-        """Follow the account's chain, adopt keys that another device has rotated, and return the
-        newest statement. Raises `KeyringError` if this device no longer belongs to the account."""
+        """Follow the account's chain, adopt keys that another device has rotated, join if this
+        device is not listed, and return the newest statement. Raises `KeyringError` if this device
+        no longer belongs to the account."""
+        head = self._adopt_newest()
+        if self._session.is_joining:
+            self.adopt_saved_device()
+            self._publish_device(self._keyring.device)
+            self._session.reconnect()
+            head = self._adopt_newest()
+        return head
+
+    def _adopt_newest(self) -> Statement:
+        """Like `catch_up`, but do not join."""
         if not self._session.state.is_current:
             self._reread()
         for _ in range(MAX_CONFLICTS):
@@ -314,7 +321,7 @@ class Devices:
         addition to the account's own key, `recovery` is the recovery key that it introduces."""
         self._session.check_trusted()
         for _ in range(MAX_CONFLICTS):
-            fields = change(self.catch_up())
+            fields = change(self._adopt_newest())
             if fields is None:
                 return
             keyring = self._keyring

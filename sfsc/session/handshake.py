@@ -40,18 +40,19 @@ class LoginKey(Value):
         return cls(device.device_id, generation, SigningKey.from_seed(device.sign_seed))
 
 
-def login_keys(keyring: Keyring, account_key: LoginKey) -> list[LoginKey]:
-    """Return the keys to log in with, in order. `account_key` is the account's own newest key.
+def login_keys(keyring: Keyring, account_key: LoginKey) -> tuple[LoginKey, LoginKey]:
+    """Return the key to log in with, and another for the case that it is refused. `account_key` is
+    the account's own newest key.
 
     A device that the newest statement names logs in by itself. Any other first joins by the
-    account's key. While a statement waits for its answer, the account may have either state, so the
-    other key is tried if the first one is refused.
+    account's key. The account may have changed since: a statement of ours was accepted and its
+    answer lost, or somebody with the account's key has replaced this device. A device that was
+    dropped by a rotation has neither key.
     """
     device = LoginKey.from_device(keyring.device, account_key.generation)
     listed = Statement.parse(keyring.statements[-1]).find_device(keyring.device.device_id)
     joined = listed is not None and listed.sign_pub == device.key.public
-    keys = [device, account_key] if joined else [account_key, device]
-    return keys[: 1 if keyring.pending is None else 2]
+    return (device, account_key) if joined else (account_key, device)
 
 
 class SentLogin(Value):

@@ -166,8 +166,8 @@ class Session:
         self.renewer: Callable[[], object] | None = None
         """Finds the account's newer keys, and calls `use_keyring` with them."""
         self.adopt_saved_device: Callable[[], bool] = lambda: False
-        """Reads the keyring file again. If another process of this machine has given the device new
-        keys, calls `use_keyring` with them and returns True."""
+        """Continues with the keyring file as it is now; returns whether another process of this
+        machine has given the device new keys."""
         self.readers: Callable[[], Readers] | None = None
         """Returns the lookup of readers' keys."""
         self.new_readers: Callable[[str], tuple[ReaderEntry, ...]] = lambda _name: ()
@@ -202,7 +202,8 @@ class Session:
     @property
     def is_joining(self) -> bool:
         """Whether the account's own key opened the session, to add this device."""
-        return self.login is not None and self.login.message.device_id is None
+        login = None if self.login is None else self.login.message
+        return login is not None and login.device_id is None and login.generation > 0
 
     def use_keyring(self, keyring: Keyring) -> None:
         """Use these keys from now on; the present connection was opened with the ones before."""
@@ -279,13 +280,14 @@ class Session:
         if self._recovery is not None:
             return self._log_in(LoginKey(None, 0, self._recovery))
         account_key = LoginKey(None, self.author.generation, self._signing)
-        first, *others = login_keys(self.keyring, account_key)
+        first, second = login_keys(self.keyring, account_key)
         try:
             self._log_in(first)
         except Denied as exc:
-            if others:
-                return self._log_in(others[0])
-            raise Denied(exc.cause, f"{_ENDED_HINT}; {exc.hint}") from exc
+            try:
+                self._log_in(second)
+            except Denied:
+                raise Denied(exc.cause, f"{_ENDED_HINT}; {exc.hint}") from exc
 
     def _log_in(self, login: LoginKey) -> None:
         server, user = self.keyring.server_id, self.keyring.user
@@ -340,6 +342,8 @@ class Session:
             if not self.adopt_saved_device():
                 raise
             connect_again(self.connect, self._pause)
+        if self.is_joining:
+            self._renew()
 
     def ask(self, message: Request) -> Reply:
         """Return the reply to a request, which may be an `Error`. The request is repeated if the

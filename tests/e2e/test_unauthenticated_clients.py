@@ -219,13 +219,13 @@ def test_a_client_that_reads_no_replies_is_disconnected(
     with sfsc.connect(carol.home, passphrase=PASSPHRASE) as store:
         file_id = store.stat("big").file_id
     keyring = KeyringFile.unlock(carol.home / "keyring", PASSPHRASE).contents
-    assert keyring.current is not None
-    key = SigningKey.from_seed(keyring.current.sign_seed)
+    key, device = SigningKey.from_seed(keyring.device.sign_seed), keyring.device.device_id
     spki = server_keys.load(guarded.root / "keys").spki_sha256
 
     async def run() -> None:
         async with await Wire.welcomed(guarded.address) as wire:
-            entered = await wire.ask(wire.login(key, keyring.server_id, spki, user="carol"))
+            login = wire.login(key, keyring.server_id, spki, user="carol", device_id=device)
+            entered = await wire.ask(login)
             assert isinstance(entered, Entered)
             opened = await wire.ask(GetOpen("carol", file_id, 0))
             assert isinstance(opened, Opened)

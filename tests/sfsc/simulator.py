@@ -381,7 +381,8 @@ class Simulator:
             generation=request.generation,
         )
         device = Statement.parse(self.statement).devices[0]
-        assert request.device_id == device.device_id
+        if request.device_id != device.device_id:
+            return Error("refused", "no such device")
         self.log.append(
             EntryDraft(
                 op="login",
