@@ -223,6 +223,8 @@ class Rewrapper:
         contacts: Contacts,
         check_record: Callable[[SignedRecord], None] | None,
     ) -> None:
+        """`check_record` raises `BadRecord` for a record of ours that must not be endorsed, such as
+        one that was logged after its key had ended. It is the only place that decides this."""
         self._session = session
         self._contacts = contacts
         self._check_record = check_record

@@ -1,4 +1,4 @@
-"""A server cannot show a content that the file's records do not name, however well it is signed."""
+"""A server shows a genuine content in the place of an older version, which no head names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from protocol.records.records import FileRecord
 from protocol.wire.messages import Error, FileView, Message, Reply, Request
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from protocol.wire.messages.downloads import GetOpen, Opened
-from protocol.wire.messages.files import History, HistoryPage, Record, Stat, Stated
+from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
 from protocol.wire.messages.uploads import PutSmall
 from sfsc.errors import BadRecord, IntegrityError, Rollback, SfscError
 from sfsc.store import Store
@@ -76,41 +76,6 @@ def refused(call: object, *errors: type[IntegrityError]) -> None:
     with pytest.raises(errors or (Rollback,)) as caught:
         call()
     assert caught.value.exit_code == 5
-
-
-def test_a_replaced_content_is_refused(lying_server: LyingServer, home: Path) -> None:
-    """A server cannot undo `unshare --reencrypt`: the dropped reader has the key from before."""
-    lying_server.enrol("bob")
-    lying_server.enrol("carol")
-    with connected(home) as store:
-        put(store, "plan", b"bob has this key")
-        store.share("plan", "bob", trust_first_use=True)
-        old = Kept(lying_server, "ada", store._session.account.file_id("plan"), 1)
-        store.unshare("plan", "bob", reencrypt=True)
-        # One more record on top, as any later change of the readers makes.
-        store.share("plan", "carol", trust_first_use=True)
-        put(store, "elsewhere", b"1")
-    sent: list[Record] = []
-
-    def intercept(who: Principal, request: Request) -> Reply | None:
-        if isinstance(request, Record):
-            sent.append(request)
-            return Error("unavailable", "the disk is full")
-        return old.intercept(who, request)
-
-    lying_server.intercept = intercept
-    for machine in (home, lying_server.copied(home, "fresh")):
-        with connected(machine) as store:
-            refused(lambda: content(store, "plan"))
-            refused(lambda: content(store, "plan", 1))
-            # Nothing is signed over the key that the dropped reader has.
-            refused(lambda: store.mv("plan", "plan2"))
-            refused(lambda: store.share("plan", "bob", trust_first_use=True))
-            refused(lambda: store.export_dek("plan"))
-    assert not sent
-    lying_server.honest()
-    with connected(home) as store:
-        assert content(store, "plan") == b"bob has this key"
 
 
 def test_a_refused_content_is_refused_again(lying_server: LyingServer, home: Path) -> None:
