@@ -300,6 +300,25 @@ def test_invalid_statements(changes: dict[str, Any]) -> None:
         dataclasses.replace(examples.FIRST, **changes)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        (),
+        (b"2" * 32, b"1" * 32),
+        (HASH, HASH),
+        (b"1" * 31,),
+        tuple(b"%032d" % n for n in range(65)),
+    ],
+)
+def test_tls_keys_are_one_to_64_sorted_each_once(keys: tuple[bytes, ...]) -> None:
+    written = examples.SERVER_STATEMENT.to_map()
+    with pytest.raises(MessageError):
+        ServerStatement.parse(encoding.pack(written | {"tls_spki_sha256": list(keys)}))
+    for good in ([HASH], [b"%032d" % n for n in range(64)]):
+        body = encoding.pack(written | {"tls_spki_sha256": good})
+        assert ServerStatement.parse(body).tls_spki_sha256 == tuple(good)
+
+
 def test_the_largest_records_fit_their_limit() -> None:
     readers = tuple((f"{n:032}", HASH, 2**53) for n in range(MAX_READERS))
     dataclasses.replace(examples.RESTORE, readers=readers).encode()

@@ -179,3 +179,12 @@ def test_a_bundle_with_another_tag_key_is_refused(wrong: bytes) -> None:
     sealed = _sealed(dataclasses.replace(BUNDLE, tag_key=wrong))
     with pytest.raises(BadRecord):
         open_bundle(sealed, _statement(sealed), [DEVICE])
+
+
+def test_a_key_that_the_statement_does_not_name_opens_nothing() -> None:
+    """Public keys are public: anybody can seal a bundle to the key of somebody else."""
+    victim = PrivateKey.generate("x25519")
+    sealed = _sealed(BUNDLE, 1, DEVICE.public, WRAP.public, victim.public)
+    with pytest.raises(BadRecord):
+        open_bundle(sealed, _statement(sealed), [victim])
+    assert open_bundle(sealed, _statement(sealed), [DEVICE]) == BUNDLE

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from protocol.codec.values import changed
+from protocol.log import auditlog
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.base import ERROR_CODES
@@ -181,3 +183,33 @@ def test_every_code_has_an_exit_code_and_a_hint(code: str) -> None:
     assert (error.exit_code, error.cause) == (EXITS[code], "why")
     assert error.hint
     assert to_exception(Error(code, "")).cause == code
+
+
+def test_a_login_is_logged_by_the_entry_of_its_own_connection(
+    server: Simulator, session: Session
+) -> None:
+    first = session.login
+    session.close()
+    session.connect()
+    second = session.login
+    assert first is not None
+    assert second is not None
+    lines = enumerate(server.log.lines)
+    one, two = [
+        entry
+        for entry in (auditlog.parse(line, seq=seq) for seq, line in lines)
+        if entry.op == "login"
+    ]
+    assert first.is_logged_by(one)
+    assert second.is_logged_by(two)
+    assert not first.is_logged_by(two)
+    assert not second.is_logged_by(one)
+    for wrong in (
+        changed(two, sigs=one.sigs),
+        changed(two, sigs={}),
+        changed(two, sigs={**two.sigs, **dict.fromkeys(["0" * 64], bytes(64))}),
+        changed(two, rec=one.rec),
+        changed(two, op="upload"),
+        changed(two, actor="eve"),
+    ):
+        assert not second.is_logged_by(wrong)

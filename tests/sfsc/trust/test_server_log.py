@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -97,6 +98,16 @@ def test_other_tls_key_is_refused() -> None:
         ServerTrust(log.server_id).accept_welcome(log.welcome(), bytes(32))
 
 
+def test_each_tls_key_of_the_statement_is_accepted() -> None:
+    log, keys = SimulatedLog(), (bytes(32), SPKI, b"\xff" * 32)
+    body, signature = log.statement(1, SPKI, tls_spki_sha256=tuple(sorted(keys)))
+    welcome = replace(log.welcome(), statement=body, signature=signature)
+    for key in keys:
+        assert ServerTrust(log.server_id).accept_welcome(welcome, key).n == 1
+    with pytest.raises(WrongServer):
+        ServerTrust(log.server_id).accept_welcome(welcome, b"k" * 32)
+
+
 def resigned(log: SimulatedLog, signer: SigningKey) -> Welcome:
     welcome = log.welcome()
     return replace(welcome, signature=signer.sign(Label.SERVER_STATEMENT, welcome.statement))
@@ -107,7 +118,7 @@ def other_label(log: SimulatedLog) -> Welcome:
     return replace(welcome, signature=log.server.sign(Label.STATEMENT, welcome.statement))
 
 
-def stated(**changes: str) -> Callable[[SimulatedLog], Welcome]:
+def stated(**changes: Any) -> Callable[[SimulatedLog], Welcome]:
     def make(log: SimulatedLog) -> Welcome:
         body, signature = log.statement(1, SPKI, **changes)
         return replace(log.welcome(), statement=body, signature=signature)
