@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from protocol.records.records import ROTATE
+from protocol.records.records import ROTATE, WRAP_ITEM_SIZE
 from sfsc.account import rewrap
 from sfsc.crypto.envelope import open_wraps
 from sfsc.crypto.wrap import PrivateKey
@@ -253,6 +253,7 @@ def test_compromised_rotation_replaces_all_keys(
     before = keyring(alice)
     old_deks = deks(daemon, before)
     assert len(old_deks) == 17
+    old_batches = wrap_batches(daemon)
     kept = {path.read_bytes() for path in blobs(daemon)}
     (done,) = objects(alice.run("--json", "rotate", "--compromised"))
     assert (done["generation"], done["files"]) == (2, 17)
@@ -264,6 +265,10 @@ def test_compromised_rotation_replaces_all_keys(
     # The same versions and ids, each with another file key.
     assert {one[:-32] for one in new_deks} == {one[:-32] for one in old_deks}
     assert {one[-32:] for one in new_deks}.isdisjoint(one[-32:] for one in old_deks)
+    # What a thief knows of the old keys opens no batch, and no two versions share a new one.
+    batches = wrap_batches(daemon)
+    assert len(batches) == 17
+    assert batches.isdisjoint(old_batches)
     alice.run("get", "big", "-o", "back", cwd=tmp_path)
     assert (tmp_path / "back").read_bytes() == (tmp_path / "big").read_bytes()
     alice.run("rm", "big")
@@ -274,6 +279,7 @@ def test_compromised_rotation_replaces_all_keys(
     # A second rotation without a theft moves no content.
     (again,) = objects(alice.run("--json", "rotate"))
     assert again["generation"] == 3
+    assert len(wrap_batches(daemon)) == 1
     check_all(alice)
     daemon.stop()
     daemon.run("fsck", "--read-data")
@@ -281,6 +287,15 @@ def test_compromised_rotation_replaces_all_keys(
 
 def blobs(daemon: Daemon) -> list[Path]:
     return sorted((daemon.root / "store" / "users" / "alice" / "files").rglob("*.ct"))
+
+
+def wrap_batches(daemon: Daemon) -> set[bytes]:
+    """Return the batches of all wraps on the server: their ids and encrypted keys."""
+    return {
+        wrap.wrapped[:-WRAP_ITEM_SIZE]
+        for path in (daemon.root / "store" / "users" / "alice" / "files").rglob("*.json")
+        for wrap in parse_sidecar(path.name, path.read_bytes()).wraps
+    }
 
 
 def deks(daemon: Daemon, owner: Keyring) -> set[bytes]:

@@ -16,7 +16,7 @@ import pytest
 
 import sfsc
 from protocol.codec import encoding
-from protocol.records.records import FileRecord
+from protocol.records.records import WRAP_ITEM_SIZE, FileRecord
 from protocol.wire.messages import Error, FileView, Reply
 from protocol.wire.messages.downloads import Opened
 from protocol.wire.messages.files import Stated
@@ -40,6 +40,7 @@ from sfsc.errors import (
 from sfsc.session.limits import Ticket
 from sfsc.session.transport import Transport
 from sfsc.trust.file_records import SETTINGS
+from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.accounts import enrolled, new_root
 from tests.harness import Client, Daemon, command, environment
 
@@ -155,6 +156,29 @@ def fetched(store: sfsc.Store, owner: str, name: str, version: int | None = None
 
 def names(store: sfsc.Store) -> list[str]:
     return [f"{one.owner}:{one.entry.name}" for one in store.inbox()]
+
+
+def test_files_shared_together_have_one_batch_for_the_reader(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    rob, sal = people(daemon, tmp_path, "rob", "sal")
+    with connect(rob) as store:
+        for name in ("team/a", "team/b", "team/c"):
+            put(store, name, name.encode())
+        assert len(list(store.share_tree("team", "sal", trust_first_use=True))) == 3
+    batches: dict[str, set[bytes]] = {"rob": set(), "sal": set()}
+    for path in (daemon.root / "store" / "users" / "rob" / "files").rglob("*.json"):
+        for wrap in parse_sidecar(path.name, path.read_bytes()).wraps:
+            batches[wrap.user].add(wrap.wrapped[:-WRAP_ITEM_SIZE])
+    assert len(batches["sal"]) == 1
+    assert len(batches["rob"]) == 4, "of each put, and of the settings"
+    assert batches["sal"].isdisjoint(batches["rob"])
+    with connect(sal) as store:
+        assert [fetched(store, "rob", f"team/{name}") for name in "abc"] == [
+            b"team/a",
+            b"team/b",
+            b"team/c",
+        ]
 
 
 def test_a_shared_folder_is_synchronized_to_every_machine(daemon: Daemon, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.wire.messages.base import MAX_METADATA, Wrap
-from sfsc.crypto import primitives
+from sfsc.crypto import envelope, primitives
 from sfsc.crypto.envelope import (
     BATCH_SIZE,
     FILE,
@@ -289,13 +289,19 @@ def test_a_wrap_of_another_context_does_not_open(
         open_wraps(_record(), FIRST, wraps, {key.public.key_id: key})
 
 
-def test_a_wrap_that_opens_to_another_key_is_refused() -> None:
+def test_a_wrap_that_opens_to_another_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever wraps may seal another DEK under the item info of the record."""
     key = PrivateKey.generate("x25519")
-    wraps = WrapBatches(SERVER, FIRST).wrap(
-        ContentKey(KEY.content_id, bytes(32)), [Recipient("ann", key.public)]
-    )
-    with pytest.raises(Tampered):
-        open_wraps(_record(), FIRST, wraps, {key.public.key_id: key})
+    record, other = _record(), ContentKey(KEY.content_id, bytes(32))
+    recipients = [Recipient("ann", key.public)]
+    wraps = [WrapBatches(SERVER, FIRST).wrap(other, recipients)]
+    with monkeypatch.context() as patch:
+        patch.setattr(envelope, "commitment", lambda _dek: record.dek_commit)
+        wraps.append(WrapBatches(SERVER, FIRST).wrap(other, recipients))
+        assert open_wraps(record, FIRST, wraps[1], {key.public.key_id: key}) == other
+    for wrap in wraps:
+        with pytest.raises(Tampered):
+            open_wraps(record, FIRST, wrap, {key.public.key_id: key})
 
 
 def test_a_wrap_under_another_keys_name_is_refused() -> None:
