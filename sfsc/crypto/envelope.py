@@ -36,7 +36,6 @@ from protocol.records.records import (
     MAX_VERSION,
     PUT,
     WRAP_ITEM_SIZE,
-    WRAP_SIZES,
     FileRecord,
     ReaderEntry,
     carried_content,
@@ -240,8 +239,6 @@ def open_wraps(
             "its owner must share it again, or this machine needs the account's newer keys",
         )
     private, wrapped = keys[wrap.key_id], wrap.wrapped
-    if len(wrapped) != WRAP_SIZES[private.alg].wrapped:
-        raise Tampered(f"the wrapped key has {len(wrapped)} bytes")
     context = record.server, owner_first, wrapped[:BATCH_ID_SIZE], wrap.key_id
     encrypted, item = wrapped[BATCH_ID_SIZE:-WRAP_ITEM_SIZE], wrapped[-WRAP_ITEM_SIZE:]
     kek = private.unwrap_kek(encrypted, wrap_batch_info(*context))

@@ -290,7 +290,7 @@ def test_a_wrap_of_another_context_does_not_open(
 
 
 def test_a_wrap_that_opens_to_another_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever wraps may seal another DEK under the item info of the record."""
+    """A hostile owner may seal another DEK under the item info of the record."""
     key = PrivateKey.generate("x25519")
     record, other = _record(), ContentKey(KEY.content_id, bytes(32))
     recipients = [Recipient("ann", key.public)]
