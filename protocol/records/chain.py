@@ -82,6 +82,8 @@ def check_next(
     if new.reason in KEEPING:
         for name in _KEPT:
             _need(getattr(new, name) == getattr(old, name), f"{new.reason} changes {name}")
+        same_code = new.reason == RECOVERY_KEY or new.recovery == old.recovery
+        _need(same_code, f"{new.reason} changes the recovery key")
     else:
         _need(new.generation == old.generation + 1, f"{new.reason} begins the next generation")
         _need(new.sign_pub != old.sign_pub, f"{new.reason} brings a new key")

@@ -178,6 +178,16 @@ BAD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
         {"reason": "recovery-key", "recovery": OTHER_RECOVERY},
         (KEY,),
     ),
+    "a device that brings a recovery key": (
+        FIRST,
+        {"devices": (DEVICE,), "recovery": RECOVERY},
+        (KEY,),
+    ),
+    "a finish that replaces the recovery key": (
+        replace(WITH_CODE, generation=3, n=5, prev=bytes(32), reason="rotate"),
+        {"reason": "finish", "oldest": 3, "recovery": OTHER_RECOVERY},
+        (KEY, CODE),
+    ),
     "a thief removes the code": (WITH_CODE, {"recovery": None}, (KEY, KEY)),
     "a thief replaces the code while rotating": (
         WITH_CODE,
