@@ -86,7 +86,7 @@ class ConnectionLimits(Value):
     rotations: int = 40
 
     def __post_init__(self) -> None:
-        for name in self.__match_args__:
+        for name in self.__struct_fields__:
             if not 1 <= getattr(self, name) <= 10**6:
                 raise ConfigError(f"limits.{name} is not between 1 and 1,000,000")
 
@@ -217,7 +217,7 @@ _SETTINGS: dict[str, Callable[[object], str | int]] = {
     "listen": _text,
     "public": _text,
     "quota": _size,
-    **{f"limits.{name}": _number for name in ConnectionLimits.__match_args__},
+    **{f"limits.{name}": _number for name in ConnectionLimits.__struct_fields__},
     "rotation.max_age": lambda value: parse_duration(_text(value)),
     "rotation.grace": lambda value: parse_duration(_text(value)),
     "rotation.jitter": _number,

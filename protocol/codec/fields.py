@@ -1,10 +1,13 @@
 """Frozen values with a wire form; building one checks the type and cap of every field.
 
-A `Struct` is written as a msgpack array (messages and their parts; unknown trailing elements are
-ignored) or as a map with exactly its keys (signed bodies). A field may have the types ``int``,
-``str``, ``bool``, ``bytes``, ``Buffer`` (bulk), `Struct`, ``tuple[T, ...]``, ``tuple[A, B]``
-of plain values, ``T | None``, and an ``Annotated`` form of these with the caps below. Each type
-gives pieces of source text, which become part of functions compiled for a whole class.
+A `Struct` is written as a msgpack array (messages and their parts) or as a map (`AS_MAP`: signed
+bodies and stored values) with exactly its fields, in their order, also those that are None. A field
+may have the types ``int``, ``str``, ``bool``, ``bytes``, ``Buffer`` (bulk), `Struct`,
+``tuple[T, ...]``, ``tuple[A, B]``, ``T | None``, and an ``Annotated`` form of these with the caps
+below. Bytes, text and tuples of any length must have a cap: a class without it cannot be defined.
+
+msgspec checks types, lengths and ranges, both while it decodes and when a value is built. What it
+cannot check (names, the size of text in bytes) is called from ``__post_init__``, once.
 """
 
 from __future__ import annotations
@@ -12,80 +15,54 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
-from functools import cache
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, Union, get_args, get_origin
+from functools import cache, partial
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Self,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+)
 
+from msgspec import NODEFAULT, Meta, ValidationError, convert, structs
+
+from protocol.codec import encoding
 from protocol.codec.encoding import Buffer
 from protocol.codec.errors import MessageError
-from protocol.codec.names import check_file_id, check_principal, check_user_name
-from protocol.codec.values import Source, Value, ValueType
+from protocol.codec.names import (
+    MAX_FILE_NAME,
+    check_file_id,
+    check_file_name,
+    check_principal,
+    check_user_name,
+)
+from protocol.codec.values import Hidden, Value, ValueType, field
 
 Check = Callable[[Any], None]
-WriteCheck = Callable[[Source, int, str], None]
-"""Adds code to a source, at a block depth, that raises unless an expression's value is valid."""
-WriteConvert = Callable[[Source, str], str]
-"""Returns the expression that converts the value of an expression."""
+"""Raises `MessageError` unless the value of a field is valid. Its type is right already."""
+_BINARY = (bytes, bytearray, memoryview)
+"""Types that `convert` takes as they are; without it, text is taken for base64."""
 
 
-class Cap(Value):
-    """A cap that compiled code nearly always checks without a call. Calling it decides."""
-
-    def __call__(self, value: Any) -> None:
-        """Raise `MessageError` if `value` exceeds the cap."""
-        raise NotImplementedError
-
-    def holds(self, value: str, of: type, /) -> str:
-        """Return an expression that is true only if the expression `value`, of type `of`, is valid.
-
-        If it is false, calling the cap decides.
-        """
-        raise NotImplementedError
+def Exactly(size: int) -> Meta:  # noqa: N802 - used like the type that it refines
+    """Require a length of exactly `size` bytes or tuple elements."""
+    return Meta(min_length=size, max_length=size)
 
 
-class Exactly(Cap):
-    """Requires a length of exactly `size` bytes or tuple elements."""
-
-    size: int
-
-    def __call__(self, value: Any) -> None:
-        if len(value) != self.size:
-            raise _wrong_length(value, self.size)
-
-    def holds(self, value: str, _of: type, /) -> str:
-        return f"__len({value}) == {self.size:d}"
+def AtMost(size: int) -> Meta:  # noqa: N802
+    """Require a length of at most `size` bytes (text counts as UTF-8) or tuple elements."""
+    return Meta(max_length=size)
 
 
-class AtMost(Cap):
-    """Requires a length of at most `size` bytes (text counts as UTF-8) or tuple elements."""
-
-    size: int
-
-    def __call__(self, value: Any) -> None:
-        try:
-            length = len(value.encode()) if isinstance(value, str) else len(value)
-        except UnicodeEncodeError as exc:
-            raise MessageError("text that is not valid Unicode") from exc
-        if length > self.size:
-            raise MessageError(f"length {length}, at most {self.size} allowed")
-
-    def holds(self, value: str, of: type, /) -> str:
-        short = f"__len({value}) <= {self.size:d}"
-        # Text that is not ASCII has more bytes than characters, or cannot be encoded.
-        return f"{value}.isascii() and {short}" if of is str else short
-
-
-class Between(Cap):
-    """Requires an integer from `low` to `high`, both included."""
-
-    low: int
-    high: int
-
-    def __call__(self, value: Any) -> None:
-        if not self.low <= value <= self.high:
-            raise MessageError(f"{value} is not between {self.low} and {self.high}")
-
-    def holds(self, value: str, _of: type, /) -> str:
-        return f"{self.low:d} <= {value} <= {self.high:d}"
+def Between(low: int, high: int) -> Meta:  # noqa: N802
+    """Require an integer from `low` to `high`, both included."""
+    return Meta(ge=low, le=high)
 
 
 class OneOf(Value):
@@ -93,23 +70,19 @@ class OneOf(Value):
 
     values: tuple[str, ...]
 
-    def __call__(self, value: Any) -> None:
-        if value not in self.values:
-            raise MessageError(f"not one of {', '.join(self.values)}")
-
 
 def shortened(text: str) -> str:
     """Cut `text` at its end to the 512 bytes that a field of type `Text` holds."""
     return text.encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
 
 
-def empty_or_hash(value: Any) -> None:
+def empty_or_hash(value: bytes) -> None:
     """Raise `MessageError` unless `value` is a SHA-256 (32 bytes), or empty."""
     if len(value) not in (0, 32):
         raise MessageError(f"a hash of {len(value)} bytes")
 
 
-def empty_or_signature(value: Any) -> None:
+def empty_or_signature(value: bytes) -> None:
     """Raise `MessageError` unless `value` is an Ed25519 signature (64 bytes), or empty."""
     if len(value) not in (0, 64):
         raise MessageError(f"a signature of {len(value)} bytes")
@@ -118,12 +91,13 @@ def empty_or_signature(value: Any) -> None:
 Bytes16 = Annotated[bytes, Exactly(16)]
 Bytes32 = Annotated[bytes, Exactly(32)]
 Signature = Annotated[bytes, Exactly(64)]
-Possession = Annotated[bytes, empty_or_signature]
+Possession = Annotated[bytes, AtMost(64), empty_or_signature]
 """Signature by the recovery key that a statement introduces; empty if it introduces none."""
-Previous = Annotated[bytes, empty_or_hash]
-UserName = Annotated[str, check_user_name]
-Principal = Annotated[str, check_principal]
-FileId = Annotated[str, check_file_id]
+Previous = Annotated[bytes, AtMost(32), empty_or_hash]
+UserName = Annotated[str, AtMost(32), check_user_name]
+Principal = Annotated[str, AtMost(32), check_principal]
+FileId = Annotated[str, Exactly(32), check_file_id]
+FileName = Annotated[str, AtMost(MAX_FILE_NAME), check_file_name]
 Count = Annotated[int, Between(0, 2**53)]
 """A size, offset, number or time; at most 2^53, so that every JSON reader keeps it exact."""
 Positive = Annotated[int, Between(1, 2**53)]
@@ -131,219 +105,144 @@ MAX_TEXT = 512
 Text = Annotated[str, AtMost(MAX_TEXT)]
 
 
-class Struct(Value):
-    """Base of all values with a wire form. Building one checks every field.
+class StructType(ValueType):
+    """Metaclass that reads the declared fields, and checks every value that is built."""
 
-    The code that reads and writes a class is compiled at its first use, because thousands of small
-    messages are parsed each second, and most programs use few of the classes.
+    __declared__: dict[str, Any]
+    __defaults__: dict[str, Any]
+    __renamed__: tuple[str, ...]
+    AS_MAP: bool
+
+    def __new__(
+        mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any
+    ) -> StructType:
+        hints = _own_hints(namespace)
+        declared = {key: _declared(hint) for key, hint in hints.items()}
+        namespace["__annotations__"] = {key: field.wire for key, field in declared.items()}
+        namespace["__declared__"] = _inherited(bases, "__declared__") | hints
+        namespace["__defaults__"] = _inherited(bases, "__defaults__") | _take_defaults(namespace)
+        checks = [(key, field.check) for key, field in declared.items() if field.check is not None]
+        _add_checks(namespace, bases, checks)
+        as_map = namespace.get("AS_MAP", any(getattr(base, "AS_MAP", False) for base in bases))
+        renamed = [name for name in namespace["__declared__"] if _key(name) != name]
+        namespace["__renamed__"] = tuple(renamed)
+        options |= {"array_like": not as_map, "rename": {name: _key(name) for name in renamed}}
+        made = super().__new__(mcs, name, bases, namespace, **options)
+        return cast(StructType, made)
+
+    if not TYPE_CHECKING:  # the fields are the parameters, which type checkers know
+
+        def __call__(cls, *values: Any, **named: Any) -> Any:
+            """Build a value from its checked fields. Raises `MessageError`."""
+            given: Any = values
+            if cls.AS_MAP:
+                given = _given(cls, values, named)
+                for name in cls.__renamed__:
+                    given[_key(name)] = given.pop(name)
+            elif named or len(values) != len(cls.__struct_fields__):
+                by_name = _given(cls, values, named)
+                given = tuple([by_name[name] for name in cls.__struct_fields__])
+            try:
+                return convert(given, cls, builtin_types=_BINARY)
+            except ValidationError as exc:
+                raise encoding.refusal(cls, exc) from None
+
+
+class _Declared(NamedTuple):
+    """A field's type as msgspec takes it, and the check of what msgspec cannot check."""
+
+    wire: Any
+    check: Check | None = None
+
+
+def _declared(hint: Any, extras: tuple[Any, ...] = ()) -> _Declared:
+    """Read a type hint; `extras` are the caps that apply to it.
+
+    Raises TypeError for a type that no field can have, or that lacks a cap.
     """
-
-    AS_MAP: ClassVar[bool] = False
-    """Whether this is written as a map, and not as an array, if it is part of another."""
-
-    @classmethod
-    def write_checks(cls, source: Source) -> None:
-        """Add checks of all fields' types and caps; a failed check raises `MessageError`."""
-        if not cls.__specs__:
-            return
-        source.add(0, "try:")
-        for name, codec in _codecs(cls).items():
-            source.add(1, f"__at = {name!r}")
-            codec.check(source, 1, name)
-        error = source.bind(MessageError)
-        source.add(0, f"except {error} as __exc:")
-        source.add(1, f"raise {error}(f'{cls.__name__}.{{__at}}: {{__exc}}') from None")
-
-    def to_array(self) -> list[Any]:
-        """Return the elements of the msgpack array for this value."""
-        return _array_writer(type(self))(self)
-
-    @classmethod
-    def from_array(cls, elements: Any) -> Self:
-        """Read the array form; unknown trailing elements are ignored. Raises `MessageError`."""
-        if not isinstance(elements, list):
-            raise MessageError(f"{cls.__name__}: not an array")
-        if len(elements) < len(cls.__specs__):
-            raise MessageError(f"{cls.__name__}: {len(elements)} elements of {field_count(cls)}")
-        made: Self = _array_reader(cls)(cls, elements)
-        return made
-
-    def to_map(self) -> dict[str, Any]:
-        """Return the msgpack map for this value, with keys in the order of the fields."""
-        return _map_writer(type(self), type(self).__match_args__)(self)
-
-    @classmethod
-    def from_map(cls, value: Any) -> Self:
-        """Read the map form. Raises `MessageError`, also for a missing or unknown key."""
-        return cls.from_map_of(value, cls.__match_args__)
-
-    def to_map_of(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Like `to_map`, but with only the fields `names`, given in field order."""
-        return _map_writer(type(self), names)(self)
-
-    @classmethod
-    def from_map_of(cls, value: Any, names: tuple[str, ...]) -> Self:
-        """Like `from_map`, but with only the fields `names`; the others get their defaults."""
-        if not isinstance(value, dict):
-            raise MessageError(f"{cls.__name__}: not a map")
-        if value.keys() != _keys(names):
-            raise MessageError(f"{cls.__name__}: not exactly the keys it has")
-        made: Self = _map_reader(cls, names)(cls, value)
-        return made
-
-
-def field_count(cls: type[Struct]) -> int:
-    """Return the number of elements in the array form of `cls`."""
-    return len(cls.__specs__)
-
-
-class Codec(NamedTuple):
-    """Code to check, write and read values of one type; None if msgpack has the type itself."""
-
-    check: WriteCheck
-    to_wire: WriteConvert | None = None
-    from_wire: WriteConvert | None = None
-
-
-def codec_of(hint: Any, caps: tuple[Check, ...] = ()) -> Codec:
-    """Return the codec of a type hint; `caps` are checked after the type. Raises TypeError."""
     origin = get_origin(hint)
     if origin is Annotated:
-        base, *extras = get_args(hint)
-        return codec_of(base, (*caps, *(extra for extra in extras if callable(extra))))
-    if hint == Buffer:
-        return Codec(_typed((bytes, bytearray, memoryview), caps))
+        base, *own = get_args(hint)
+        return _declared(base, (*extras, *own))
+    for extra in extras:
+        if isinstance(extra, OneOf) and hint is str:
+            return _Declared(Literal[extra.values])
+    if hint in (bytes, str, Buffer) or (origin is tuple and get_args(hint)[1:] == (Ellipsis,)):
+        return _declared_sized(hint, extras)
     if origin in (Union, types.UnionType):
-        return _compile_optional(hint, caps)
+        return _declared_optional(hint, extras)
     if origin is tuple:
-        return _compile_tuple(get_args(hint), caps)
-    if isinstance(hint, type) and issubclass(hint, Struct):
-        return _compile_part(hint, caps)
-    if hint in (bytes, int, str, bool):
-        return Codec(_typed((hint,), caps))
+        return _declared_parts(get_args(hint))
+    if hint in (int, bool) or (isinstance(hint, type) and issubclass(hint, Struct)):
+        return _Declared(Annotated[(hint, *extras)] if extras else hint)
     raise TypeError(f"a field cannot be of type {hint}")
 
 
-def _typed(allowed: tuple[type, ...], caps: tuple[Check, ...]) -> WriteCheck:
-    """Return a check of the exact type, not of isinstance: True is not the integer 1."""
-
-    def check(source: Source, depth: int, value: str) -> None:
-        expected = source.bind(allowed[0])
-        wrong = f"is not {expected}" if len(allowed) == 1 else f"not in {source.bind(allowed)}"
-        source.add(depth, f"if __type({value}) {wrong}:")
-        source.add(depth + 1, f"raise {source.bind(_wrong_type)}({value}, {expected})")
-        for cap in caps:
-            if isinstance(cap, Cap):
-                source.add(depth, f"if not ({cap.holds(value, allowed[0])}):")
-                source.add(depth + 1, f"{source.bind(cap)}({value})")
-            else:
-                source.add(depth, f"{source.bind(cap)}({value})")
-
-    return check
-
-
-def _wrong_type(value: Any, expected: type) -> MessageError:
-    return MessageError(f"expected {expected.__name__}, got {type(value).__name__}")
-
-
-def _compile_part(part: type[Struct], caps: tuple[Check, ...]) -> Codec:
-    form = "map" if part.AS_MAP else "array"
-    return Codec(
-        _typed((part,), caps),
-        lambda _, value: f"{value}.to_{form}()",
-        lambda source, value: f"{source.bind(part)}.from_{form}({value})",
-    )
+def _declared_sized(hint: Any, extras: tuple[Any, ...]) -> _Declared:
+    """Read a type whose values have a length."""
+    caps = [extra for extra in extras if isinstance(extra, Meta)]
+    most = min((cap.max_length for cap in caps if cap.max_length is not None), default=None)
+    if most is None:
+        raise TypeError(f"a field of type {hint} needs a cap")
+    checks = [extra for extra in extras if callable(extra)]
+    wire = hint
+    if hint == Buffer:
+        wire = memoryview
+    elif hint is str and not checks:
+        checks = [partial(_check_size, most)]
+    elif hint not in (bytes, str):
+        item = _declared(get_args(hint)[0])
+        wire = types.GenericAlias(tuple, (item.wire, ...))
+        if item.check is not None:
+            checks.append(partial(_check_each, item.check))
+    if len(checks) > 1:
+        raise TypeError(f"a field of type {hint} can have one check")
+    return _Declared(Annotated[(wire, *caps)], checks[0] if checks else None)
 
 
-def _compile_optional(hint: Any, caps: tuple[Check, ...]) -> Codec:
+def _declared_optional(hint: Any, extras: tuple[Any, ...]) -> _Declared:
     inner = [arg for arg in get_args(hint) if arg is not type(None)]
     if len(inner) != 1:
         raise TypeError(f"a field cannot be of type {hint}")
-    codec = codec_of(inner[0], caps)
-
-    def check(source: Source, depth: int, value: str) -> None:
-        source.add(depth, f"if {value} is not None:")
-        codec.check(source, depth + 1, value)
-
-    return Codec(check, _unless_none(codec.to_wire), _unless_none(codec.from_wire))
+    wire, check = _declared(inner[0], extras)  # no check is called for None
+    return _Declared(wire | None, check)
 
 
-def _unless_none(convert: WriteConvert | None) -> WriteConvert | None:
-    if convert is None:
-        return None
-    return lambda source, value: f"None if {value} is None else {convert(source, value)}"
+def _declared_parts(args: tuple[Any, ...]) -> _Declared:
+    parts = [_declared(arg) for arg in args]
+    checks = tuple((at, part.check) for at, part in enumerate(parts) if part.check is not None)
+    wire = types.GenericAlias(tuple, tuple(part.wire for part in parts))
+    return _Declared(wire, partial(_check_parts, checks) if checks else None)
 
 
-def _compile_tuple(args: tuple[Any, ...], caps: tuple[Check, ...]) -> Codec:
-    if len(args) == 2 and args[1] is Ellipsis:
-        return _compile_many(codec_of(args[0]), _typed((tuple,), caps))
-    parts = [codec_of(arg) for arg in args]
-    is_tuple = _typed((tuple,), caps)
-
-    def check(source: Source, depth: int, value: str) -> None:
-        is_tuple(source, depth, value)
-        source.add(depth, f"if __len({value}) != {len(parts):d}:")
-        source.add(depth + 1, f"raise {source.bind(_wrong_length)}({value}, {len(parts):d})")
-        for at, part in enumerate(parts):
-            part.check(source, depth, f"{value}[{at}]")
-
-    if any(part.to_wire or part.from_wire for part in parts):
-        raise TypeError(f"a pair may hold plain values only, not {args}")
-    return Codec(check, _to_list, _to_tuple)
+def _check_size(most: int, text: str) -> None:
+    """Raise `MessageError` if `text` has more than `most` bytes: msgspec counts characters."""
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as exc:
+        raise MessageError("text that is not valid Unicode") from exc
+    if size > most:
+        raise MessageError(f"length {size}, at most {most} allowed")
 
 
-def _compile_many(item: Codec, is_tuple: WriteCheck) -> Codec:
-    item_to_wire, item_from_wire = item.to_wire, item.from_wire
-
-    def check(source: Source, depth: int, value: str) -> None:
-        is_tuple(source, depth, value)
-        source.add(depth, f"for __item{depth} in {value}:")
-        item.check(source, depth + 1, f"__item{depth}")
-
-    if item_to_wire is None or item_from_wire is None:
-        return Codec(check, _to_list, _to_tuple)
-    return Codec(
-        check,
-        lambda source, value: f"[{item_to_wire(source, '__one')} for __one in {value}]",
-        lambda source, value: (
-            f"{source.bind(tuple)}([{item_from_wire(source, '__one')}"
-            f" for __one in {source.bind(_listed)}({value})])"
-        ),
-    )
+def _check_each(check: Check, items: tuple[Any, ...]) -> None:
+    for item in items:
+        if item is not None:
+            check(item)
 
 
-def _to_list(source: Source, value: str) -> str:
-    return f"{source.bind(list)}({value})"
+def _check_parts(checks: tuple[tuple[int, Check], ...], items: tuple[Any, ...]) -> None:
+    for at, check in checks:
+        if items[at] is not None:
+            check(items[at])
 
 
-def _to_tuple(source: Source, value: str) -> str:
-    return f"{source.bind(tuple)}({source.bind(_listed)}({value}))"
-
-
-def _listed(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise MessageError(f"expected an array, got {type(value).__name__}")
-    return value
-
-
-def _wrong_length(value: Any, expected: int) -> MessageError:
-    return MessageError(f"length {len(value)}, expected {expected}")
-
-
-@cache
-def _codecs(cls: type[Struct]) -> dict[str, Codec]:
-    return {name: codec_of(hint) for name, hint in hints(cls).items()}
-
-
-def hints(cls: type[Struct]) -> dict[str, Any]:
-    """Return the fields' types like ``typing.get_type_hints`` with extras, in a twentieth of its
-    time, which was most of the cost of a class at its first use."""
+def _own_hints(namespace: dict[str, Any]) -> dict[str, Any]:
+    """Return the types of the fields that a class body declares."""
     return {
-        name: _evaluated(hint, base.__module__) if isinstance(hint, str) else hint
-        for base in reversed(cls.__mro__)
-        if isinstance(base, ValueType)
-        for name, hint in base.__annotations__.items()
-        if name in cls.__specs__
+        name: _evaluated(hint, namespace["__module__"]) if isinstance(hint, str) else hint
+        for name, hint in namespace.get("__annotations__", {}).items()
+        if not str(hint).removeprefix("typing.").startswith("ClassVar")
     }
 
 
@@ -353,9 +252,70 @@ def _evaluated(hint: str, module: str) -> Any:
     return eval(hint, vars(sys.modules[module]))  # noqa: S307 - as get_type_hints does
 
 
-@cache
-def _keys(names: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(map(_key, names))
+def _inherited(bases: tuple[type, ...], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for base in reversed(bases):
+        found |= getattr(base, name, {})
+    return found
+
+
+def _take_defaults(namespace: dict[str, Any]) -> dict[str, Any]:
+    """Remove the defaults from a class body and return them.
+
+    msgspec would decode an array or a map that lacks fields with defaults. So only building knows
+    defaults.
+    """
+    taken: dict[str, Any] = {}
+    for name in namespace["__annotations__"]:
+        stated = namespace.pop(name, NODEFAULT)
+        if isinstance(stated, Hidden):
+            namespace[name] = Hidden(field())
+            stated = stated.field.default
+        if stated is not NODEFAULT:
+            taken[name] = stated
+    return taken
+
+
+def _add_checks(
+    namespace: dict[str, Any], bases: tuple[type, ...], checks: list[tuple[str, Check]]
+) -> None:
+    """Make ``__post_init__`` call the checks of fields, between those of `bases` and its own."""
+    own = namespace.get("__post_init__")
+    before = next(
+        (found for base in bases if (found := getattr(base, "__post_init__", None))), None
+    )
+    if not checks and not (own and before):
+        return
+
+    def post_init(self: Struct) -> None:
+        if before is not None:
+            before(self)
+        name = ""
+        try:
+            for name, check in checks:
+                value = getattr(self, name)
+                if value is not None:  # which only an optional field can be
+                    check(value)
+        except MessageError as exc:
+            raise MessageError(f"{type(self).__name__}.{name}: {exc}") from None
+        if own is not None:
+            own(self)
+
+    namespace["__post_init__"] = post_init
+
+
+def _given(cls: StructType, values: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of all fields by name, from arguments and defaults. Raises TypeError."""
+    given = {**cls.__defaults__, **named}
+    if values:
+        first = cls.__struct_fields__[: len(values)]
+        given |= zip(first, values, strict=False)
+        if len(values) > len(first) or not named.keys().isdisjoint(first):
+            raise TypeError(f"{cls.__name__}: too many values, or two for one field")
+    if given.keys() != cls.__declared__.keys():
+        wrong = ", ".join(sorted(given.keys() ^ cls.__declared__.keys()))
+        raise TypeError(f"{cls.__name__}: missing or unknown: {wrong}")
+    return given
 
 
 def _key(name: str) -> str:
@@ -363,51 +323,39 @@ def _key(name: str) -> str:
     return name.rstrip("_")
 
 
-@cache
-def _array_writer(cls: type[Struct]) -> Callable[[Struct], list[Any]]:
-    source = Source()
-    source.add(0, f"return [{', '.join(_written(source, cls))}]")
-    return source.function(cls, "to_array", ["self"])
+class Struct(Value, forbid_unknown_fields=True, metaclass=StructType):
+    """Base of all values with a wire form. Building one checks every field."""
 
+    AS_MAP: ClassVar[bool] = False
+    """Whether this is written as a map, and not as an array."""
+    LIMIT: ClassVar[int] = encoding.MAX_BODY
+    """Longest encoded form in bytes."""
+    __declared__: ClassVar[dict[str, Any]]
+    """The types of all fields, as declared."""
+    __defaults__: ClassVar[dict[str, Any]]
+    __renamed__: ClassVar[tuple[str, ...]]
 
-@cache
-def _array_reader(cls: type[Struct]) -> Callable[[type[Struct], list[Any]], Any]:
-    """Compile a reader for arrays that are long enough. Building the struct checks the values."""
-    source = Source()
-    places = [f"elements[{at}]" for at in range(field_count(cls))]
-    source.add(0, f"return cls({', '.join(_read(source, cls, places))})")
-    return source.function(cls, "from_array", ["cls", "elements"])
+    def encode(self) -> bytes:
+        """Return the encoded form. Raises `MessageError` past the limit."""
+        body = encoding.pack(self)
+        if len(body) > self.LIMIT:
+            raise MessageError(
+                f"{type(self).__name__} has {len(body)} bytes, at most {self.LIMIT} allowed"
+            )
+        return body
 
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """Parse exactly the bytes that `encode` returns for some value.
 
-@cache
-def _map_writer(cls: type[Struct], names: tuple[str, ...]) -> Callable[[Struct], dict[str, Any]]:
-    source = Source()
-    written = zip(cls.__specs__, _written(source, cls), strict=True)
-    items = ", ".join(f"{_key(name)!r}: {value}" for name, value in written if name in names)
-    source.add(0, f"return {{{items}}}")
-    return source.function(cls, "to_map", ["self"])
+        Anything else is refused: another order of keys, a key twice, a longer form of a number or
+        length. Raises `EncodingError` or `MessageError`.
+        """
+        found = encoding.unpack(body, cls, limit=cls.LIMIT)
+        if encoding.pack(found) != body:
+            raise MessageError(f"{cls.__name__}: not in canonical form")
+        return found
 
-
-@cache
-def _map_reader(
-    cls: type[Struct], names: tuple[str, ...]
-) -> Callable[[type[Struct], dict[str, Any]], Any]:
-    """Compile a reader for maps with exactly the keys. Building the struct checks the values."""
-    source = Source()
-    places = [f"value[{_key(name)!r}]" for name in cls.__specs__]
-    read = zip(cls.__specs__, _read(source, cls, places), strict=True)
-    fields = ", ".join(f"{name}={value}" for name, value in read if name in names)
-    source.add(0, f"return cls({fields})")
-    return source.function(cls, "from_map", ["cls", "value"])
-
-
-def _written(source: Source, cls: type[Struct]) -> list[str]:
-    """Return for each field the expression of its wire form."""
-    codecs = [(codec.to_wire, f"self.{name}") for name, codec in _codecs(cls).items()]
-    return [write(source, field) if write else field for write, field in codecs]
-
-
-def _read(source: Source, cls: type[Struct], places: list[str]) -> list[str]:
-    """Return for each field the expression that reads it from its expression in `places`."""
-    codecs = zip(_codecs(cls).values(), places, strict=True)
-    return [codec.from_wire(source, at) if codec.from_wire else at for codec, at in codecs]
+    def __replace__(self, /, **fields: Any) -> Self:
+        """Return a checked copy with other `fields`. Raises TypeError for an unknown one."""
+        return type(self)(*structs.astuple(structs.replace(self, **fields)))

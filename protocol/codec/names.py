@@ -45,6 +45,7 @@ def fits_windows(part: str) -> bool:
     return not (is_device_name(part) or part[-1] in ". " or not _NOT_ON_WINDOWS.isdisjoint(part))
 
 
+@lru_cache(_KNOWN)
 def check_user_name(name: str) -> None:
     """Raise `MessageError` unless `name` matches ``[a-z0-9][a-z0-9_-]{0,31}`` and is neither
     reserved nor a Windows device name."""

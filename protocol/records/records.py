@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, NamedTuple
 
 from protocol.codec import encoding
 from protocol.codec.errors import MessageError
@@ -128,22 +128,8 @@ def enrol_proof_body(*, welcome: bytes, statement: bytes) -> bytes:
 class SignedStruct(Struct):
     """Base of signed records: `encode` one once, then keep its bytes."""
 
-    AS_MAP = True
+    AS_MAP: ClassVar[bool] = True
     LIMIT: ClassVar[int] = MAX_RECORD
-    ELEMENTS: ClassVar[int] = encoding.MAX_ELEMENTS
-    """Most elements of an array. Only records that are never received may raise it."""
-
-    def encode(self) -> bytes:
-        """Return the bytes to sign, keep and send. Raises `MessageError` past the limit."""
-        body = encoding.pack(self.to_map())
-        if len(body) > self.LIMIT:
-            raise MessageError(f"record has {len(body)} bytes, at most {self.LIMIT} allowed")
-        return body
-
-    @classmethod
-    def parse(cls, body: bytes) -> Self:
-        """Parse the exact bytes of a record. Raises `EncodingError` or `MessageError`."""
-        return cls.from_map(encoding.unpack(body, limit=cls.LIMIT, elements=cls.ELEMENTS))
 
 
 class ServerStatement(SignedStruct):
@@ -188,7 +174,7 @@ class Device(Struct):
     xwing_pub: Annotated[bytes, Exactly(XWING_PUBLIC_SIZE)]
     kind: Annotated[str, OneOf(DEVICE_KINDS)]
     member: Previous = b""
-    member_signature: Annotated[bytes, empty_or_signature] = b""
+    member_signature: Annotated[bytes, AtMost(64), empty_or_signature] = b""
 
     @property
     def keys(self) -> tuple[bytes, bytes, bytes]:
@@ -355,34 +341,11 @@ class FileRecord(SignedStruct):
         if names != sorted(set(names)) or self.owner in names:
             raise MessageError("FileRecord.readers must be sorted, unique and without the owner")
 
-    def to_map(self) -> dict[str, Any]:
-        return self.to_map_of(_FIELDS[self.op])
-
-    @classmethod
-    def from_map(cls, value: Any) -> Self:
-        if not isinstance(value, dict):
-            raise MessageError("FileRecord: not a map")
-        op = value.get("op")
-        if not isinstance(op, str) or op not in OWN_KEYS:
-            raise MessageError("FileRecord.op is unknown")
-        return cls.from_map_of(value, _FIELDS[op])
-
 
 def carried_content(head: FileRecord, body: bytes) -> bytes:
     """Return `content` of a record that keeps the current version of `head`, whose exact bytes are
     `body`."""
     return (head.content or record_hash(body)) if head.current else b""
-
-
-_FIELDS = {
-    op: tuple(
-        name
-        for name in FileRecord.__match_args__
-        if name.rstrip("_") in own or name.rstrip("_") not in _OPTIONAL
-    )
-    for op, own in OWN_KEYS.items()
-}
-"""By op: the fields of its records."""
 
 
 class RotationFinish(SignedStruct):

@@ -2,8 +2,8 @@
 
 The transport receives into `get_buffer`. That is normally a scratch buffer of 64 KiB, which takes
 many small frames per read. After the header of a large frame it is a buffer of exactly the body's
-length, so that bulk bytes need no copy. A large body is returned as a view of any lifetime; its
-buffer is not reused while a view exists.
+length, so that bulk bytes need no copy. A large body is returned as a writable view of any
+lifetime; its buffer is not reused while a view exists.
 
 A length is checked before memory is allocated for it. Every byte is moved at most once: the rest of
 a read moves to the front of the scratch buffer only after frames were removed there.
@@ -97,7 +97,7 @@ class FrameReader:
         if self._body is None or self._filled < len(self._body):
             return None
         whole, self._body = self._body, None
-        return whole.toreadonly()
+        return whole
 
     def _begin(self, length: int) -> None:
         """Allocate a large body and move the part of it in scratch there."""

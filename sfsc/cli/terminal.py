@@ -74,7 +74,7 @@ def answer_json(value: Value | Mapping[str, object]) -> None:
 
 def fields_of(value: Value | Mutable) -> dict[str, object]:
     """Return the fields of `value` by name, as --json shows them."""
-    return {name: getattr(value, name) for name in value.__specs__}
+    return {name: getattr(value, name) for name in value.__struct_fields__}
 
 
 def say(text: str) -> None:

@@ -24,10 +24,9 @@ import hmac
 from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Final
 
-from protocol.codec import encoding
 from protocol.codec.encoding import Buffer
 from protocol.codec.errors import EncodingError, MessageError
-from protocol.codec.fields import AtMost, Between, Bytes32, Count, OneOf, Struct
+from protocol.codec.fields import AtMost, Between, Bytes32, Count, FileName, OneOf, Struct
 from protocol.codec.names import check_file_name
 from protocol.codec.values import Value, field
 from protocol.records.records import (
@@ -80,8 +79,9 @@ class Metadata(Struct):
     it. `padding` is zero bytes that hide the length of the rest, or None."""
 
     AS_MAP: ClassVar[bool] = True
+    LIMIT: ClassVar[int] = MAX_METADATA
 
-    name: Annotated[str, check_file_name]
+    name: FileName
     size: Count
     mtime: _Nanoseconds | None
     mode: _Mode | None
@@ -150,7 +150,7 @@ class ContentKey(Value):
 
     def seal_metadata(self, metadata: Metadata) -> bytes:
         """Encrypt the metadata. The record holds the SHA-256 of the bytes returned."""
-        return seal(metadata_key(self.dek), encoding.pack(metadata.to_map()), self.content_id)
+        return seal(metadata_key(self.dek), metadata.encode(), self.content_id)
 
     def open_metadata(self, record: FileRecord, sealed: bytes) -> Metadata:
         """Decrypt metadata after checking that it is what `record` was signed over. Raises
@@ -163,11 +163,9 @@ class ContentKey(Value):
             raise Tampered("the file's metadata is not what was signed")
         body = open_sealed(metadata_key(self.dek), sealed, self.content_id)
         try:
-            metadata = Metadata.from_map(encoding.unpack(body, limit=MAX_METADATA))
+            metadata = Metadata.parse(body)
         except (EncodingError, MessageError) as exc:
             raise BadRecord(f"the file's metadata is malformed: {exc}") from exc
-        if encoding.pack(metadata.to_map()) != body:
-            raise BadRecord("the file's metadata is not in canonical form")
         if metadata.size != plaintext_size(record.ciphertext_size or 0):
             raise BadRecord("the size in the file's metadata is not the size of its content")
         return metadata

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import Count, Struct
 from protocol.codec.names import check_file_id
@@ -59,7 +58,7 @@ class _CachedEntry(Struct):
     @classmethod
     def unpack(cls, packed: bytes) -> _CachedEntry:
         try:
-            return cls.from_map(encoding.unpack(packed))
+            return cls.parse(packed)
         except (EncodingError, MessageError) as exc:
             raise LocalError(f"the cached entry of a shared file is malformed: {exc}") from exc
 
@@ -210,7 +209,7 @@ class ReceivedFiles:
             raise NotFound("the file was deleted")
         expires = self._expires(file)
         cached = _CachedEntry(session.account.listing_entry(file, owner), expires)
-        packed = encoding.pack(cached.to_map())
+        packed = cached.encode()
         self._remembered.remember_file(KnownSharedFile.from_file(file, packed))
         return cached
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Annotated, ClassVar, Final
 
-from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import AtMost, Bytes32, Count, Struct, UserName
 from protocol.records.records import ReaderEntry
@@ -118,7 +117,7 @@ class SharedFolders:
                     f"at most {MAX_FOLDERS} folders can be shared, with {MAX_NEW_READERS} users",
                     "unshare some first",
                 )
-            data = encoding.pack(_Settings(changed).to_map())
+            data = _Settings(changed).encode()
             try:
                 Uploads(self._session).put_settings(data, expected=self._version)
             except ConflictError:
@@ -146,6 +145,6 @@ class SharedFolders:
         stored = RemoteVersion.request(session, wanted)
         whole = b"".join(bytes(segment) for segment in stored.segments())
         try:
-            return _Settings.from_map(encoding.unpack(whole)).folders
+            return _Settings.parse(whole).folders
         except (EncodingError, MessageError) as exc:
             raise BadRecord(f"the account's settings are malformed: {exc}") from exc

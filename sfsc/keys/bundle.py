@@ -56,7 +56,7 @@ class Bundle(Struct):
     generations: Annotated[tuple[GenerationKeys, ...], AtMost(_MAX_GENERATIONS)]
     name_keys: Annotated[tuple[Bytes32, ...], Exactly(1)] = field(repr=False)
     tag_key: Bytes32 = field(repr=False)
-    pins: tuple[tuple[UserName, Bytes32], ...]
+    pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(MAX_PINS)]
     checkpoint: SeenCheckpoint | None
 
 
@@ -64,6 +64,7 @@ class _SealedBundle(Struct):
     """Wire form: the bundle under a key K, and K for each recipient (key_id, wrapped K)."""
 
     AS_MAP: ClassVar[bool] = True
+    LIMIT: ClassVar[int] = MAX_BUNDLE
 
     keys: Annotated[
         tuple[tuple[Bytes32, Annotated[bytes, AtMost(MAX_ENCRYPTED_KEY)]], ...], AtMost(18)
@@ -88,10 +89,10 @@ def seal_bundle(
     )
 
     def sealed(pins: tuple[tuple[str, bytes], ...]) -> bytes:
-        body = encoding.pack(changed(bundle, pins=pins).to_map())
+        body = changed(bundle, pins=pins).encode()
         body = seal(key, body, bundle_info(server, user, n, b""))
         try:
-            return encoding.pack(_SealedBundle(keys, body).to_map())
+            return _SealedBundle(keys, body).encode()
         except MessageError as exc:
             raise LocalError(f"the account's bundle has grown past its limits: {exc}") from exc
 
@@ -112,11 +113,11 @@ def open_bundle(sealed: bytes, statement: Statement, keys: Sequence[PrivateKey])
     if not hmac.compare_digest(hashlib.sha256(sealed).digest(), statement.bundle_sha256):
         raise Tampered("the account's bundle is not the one its statement names")
     try:
-        parts = _SealedBundle.from_map(encoding.unpack(sealed, limit=MAX_BUNDLE))
+        parts = _SealedBundle.parse(sealed)
         key = _bundle_key(parts, statement, keys)
         aad = bundle_info(statement.server, statement.user, statement.n, b"")
         body = open_sealed(key, parts.sealed, aad)
-        bundle = Bundle.from_map(encoding.unpack(body, limit=MAX_BUNDLE, elements=MAX_PINS))
+        bundle = Bundle.parse(body)
     except (EncodingError, MessageError) as exc:
         raise BadRecord(f"the account's bundle is malformed: {exc}") from exc
     _check_current(bundle, statement)

@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
-from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import (
     AtMost,
@@ -114,6 +113,7 @@ class Keyring(Struct):
     """
 
     AS_MAP: ClassVar[bool] = True
+    LIMIT: ClassVar[int] = MAX_KEYRING
 
     server_id: Bytes32
     addresses: Annotated[tuple[Text, ...], AtMost(16)]
@@ -318,14 +318,14 @@ def _read(path: Path) -> bytes:
 def _unseal(stored: bytes, lock: _KeyringHeader) -> Keyring:
     try:
         body = open_sealed(lock.key, stored[_HEADER_SIZE:], lock.header)
-        return Keyring.from_map(encoding.unpack(body, limit=MAX_KEYRING, elements=MAX_PINS))
+        return Keyring.parse(body)
     except (Tampered, EncodingError, MessageError) as exc:
         raise KeyringDamaged("the keyring is damaged", "restore it from a backup") from exc
 
 
 def _write(path: Path, contents: Keyring, lock: _KeyringHeader) -> bytes:
     """Replace `path` and read it back. Return the bytes it now holds."""
-    stored = lock.header + seal(lock.key, encoding.pack(contents.to_map()), lock.header)
+    stored = lock.header + seal(lock.key, contents.encode(), lock.header)
     if len(stored) > MAX_KEYRING:
         raise LocalError(f"the keyring is too large: {len(stored)} bytes")
     # They may hold keys that were dropped since. The lock makes this the only writer.

@@ -7,12 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
-from typing import Annotated, ClassVar, Final
+from typing import ClassVar, Final
 
-from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError, SignatureError
-from protocol.codec.fields import Count, FileId, Struct
-from protocol.codec.names import check_file_name
+from protocol.codec.fields import Count, FileId, FileName, Struct
 from protocol.codec.values import Value, field
 from protocol.records.chain import split_voided
 from protocol.records.record_signatures import unpack_signature
@@ -118,7 +116,7 @@ class Entry(Struct):
 
     AS_MAP: ClassVar[bool] = True
 
-    name: Annotated[str, check_file_name]
+    name: FileName
     file_id: FileId
     version: Count
     revision: Count
@@ -146,12 +144,12 @@ class Entry(Struct):
 
     def pack(self) -> bytes:
         """Encode for a cache."""
-        return encoding.pack(self.to_map())
+        return self.encode()
 
     @classmethod
     def unpack(cls, packed: bytes) -> Entry:
         """Decode the output of `pack`. Raises `EncodingError` or `MessageError`."""
-        return cls.from_map(encoding.unpack(packed))
+        return cls.parse(packed)
 
 
 class FileOwner(Value):
@@ -353,10 +351,8 @@ class FileOwner(Value):
         raise BadRecord("a file's record is not signed with a valid key of its owner", _REPORT)
 
 
-class OwnAccount(FileOwner):
+class OwnAccount(FileOwner, dict=True):  # for cached properties
     """This account: its private keys, and the verification of its own files."""
-
-    __slots__ = ("__dict__",)  # for cached properties
 
     name_key: bytes = field(repr=False)
     private_keys: dict[bytes, PrivateKey] = field(repr=False)

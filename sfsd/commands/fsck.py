@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from pathlib import Path
 
 import click
+from msgspec import structs
 
 from protocol.codec.errors import MessageError
 from protocol.codec.names import SERVER, check_file_id, check_user_name
@@ -78,7 +78,7 @@ def command(
             found += 1
             left += not finding.repaired and finding.kind != "waiting"
             if as_json:
-                answer_json(dataclasses.asdict(finding))
+                answer_json(structs.asdict(finding))
             else:
                 entry = "" if finding.seq is None else f" (entry {finding.seq})"
                 state = "repaired " if finding.repaired else ""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import cast
 
 import click
+from msgspec import structs
 
 from protocol.codec.terminal_text import counted, human_time
 from protocol.wire.messages.accounts import Status, StatusAnswer
@@ -25,7 +25,7 @@ def command(root: Path, as_json: bool) -> None:
     status = cast(StatusAnswer, operator_client.send_requests(root, [Status()])[0])
     warnings = log_warnings(root / "logs")
     if as_json:
-        answer_json({**dataclasses.asdict(status), "warnings": warnings})
+        answer_json({**structs.asdict(status), "warnings": warnings})
         return
     running = f"{status.address}, since {human_time(status.started)}" if status.address else "no"
     answer(f"running      {running}")

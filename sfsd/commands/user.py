@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import time
 from pathlib import Path
 from typing import cast
 
 import click
+from msgspec import structs
 
 from protocol.codec.terminal_text import counted, human_time
 from protocol.records.invitation import TOKEN_SIZE, Invitation, parse_address
@@ -193,6 +193,6 @@ def _state(account: Account) -> str:
 
 
 def _to_json(account: Account) -> dict[str, object]:
-    values = dataclasses.asdict(account)
+    values = structs.asdict(account)
     del values["disabled"]  # part of the state
     return values | {"state": _state(account), "fingerprint": account.fingerprint.hex()}

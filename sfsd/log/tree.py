@@ -49,7 +49,6 @@ class TreeMark(SignedStruct):
     number of entries."""
 
     LIMIT: ClassVar[int] = 1 << 20
-    ELEMENTS: ClassVar[int] = MAX_ACCOUNTS
 
     size: Count
     offset: Count

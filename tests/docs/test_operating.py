@@ -14,9 +14,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "operating.md").read_text("utf-8")
 UNIT = (REPOSITORY / "contrib" / "systemd" / "sfsd.service").read_text("utf-8")
 TABLES: dict[str, tuple[str, ...]] = {
-    "limits": ConnectionLimits.__match_args__,
-    "rotation": RotationPolicy.__match_args__,
-    "retention": RetentionPolicy.__match_args__,
+    "limits": ConnectionLimits.__struct_fields__,
+    "rotation": RotationPolicy.__struct_fields__,
+    "retention": RetentionPolicy.__struct_fields__,
 }
 READ_BY_USER_ADD = {"public", "quota"}
 """Settings that `sfsd user add` reads by itself; the daemon reads all others once, at its start."""
@@ -34,7 +34,7 @@ DEFAULTS = {name.strip("`"): default.strip("`") for name, default, *_ in ROWS}
 
 
 def test_table_names_every_setting_once() -> None:
-    expected: list[str] = [name for name in Config.__match_args__ if name not in TABLES]
+    expected: list[str] = [name for name in Config.__struct_fields__ if name not in TABLES]
     for table, settings in TABLES.items():
         expected += [f"{table}.{name}" for name in settings]
     assert [name.strip("`") for name, *_ in ROWS] == expected

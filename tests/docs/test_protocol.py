@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import types
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
+from msgspec import Meta
 
 import sfsd.operations  # noqa: F401 - fills OPERATIONS
-from protocol.codec.encoding import MAX_BODY, MAX_ELEMENTS, MAX_STRING, Buffer
-from protocol.codec.fields import (
-    AtMost,
-    Between,
-    Exactly,
-    OneOf,
-    Struct,
-    empty_or_hash,
-    empty_or_signature,
-)
+from protocol.codec.encoding import MAX_BODY, Buffer
+from protocol.codec.fields import OneOf, Struct, empty_or_hash, empty_or_signature
 from protocol.codec.names import check_file_id, check_principal, check_user_name
 from protocol.records.records import (
     MAX_RECORD,
@@ -38,11 +30,12 @@ from protocol.records.signatures import Label
 from protocol.wire.connection import _LEGAL, MAX_OUTSTANDING, ConnectionState, Role
 from protocol.wire.frames import MAX_OPENING_BODY
 from protocol.wire.messages import Message, Request, registered
-from protocol.wire.messages.base import ERROR_CODES, LEAVES_PER_PAGE, MAX_SMALL, PIECE
+from protocol.wire.messages.base import ERROR_CODES, LEAVES_PER_PAGE, MAX_REQUEST, MAX_SMALL, PIECE
 from protocol.wire.messages.session import OPENING
 from sfsd.operations import log
 from sfsd.rules import context
 from sfsd.rules.context import OPERATIONS
+from tests.protocol.wire.messages.test_base import REQUEST_DEPTH, REQUEST_ELEMENTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text("utf-8")
@@ -80,8 +73,8 @@ def notation(hint: Any) -> str:  # noqa: ANN401 - a type hint
     """Return a field's type in the notation of the page."""
     origin = get_origin(hint)
     if origin is Annotated:
-        base, cap = get_args(hint)
-        return _capped(base, cap)
+        base, *caps = get_args(hint)
+        return _capped(base, caps[-1])
     if origin in (Union, types.UnionType) and hint != Buffer:
         (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
         return f"{notation(inner)} or nil"
@@ -101,26 +94,26 @@ def _capped(base: object, cap: object) -> str:
         empty_or_hash: "bin 0 or 32",
         empty_or_signature: "bin 0 or 64",
     }
-    if not isinstance(cap, Exactly | AtMost | OneOf | Between):
+    if not isinstance(cap, Meta | OneOf):
         return named[cap]
-    if isinstance(cap, Exactly):
-        return f"{notation(base)} {cap.size}"
-    if isinstance(cap, AtMost):
-        return f"{notation(base)} ≤ {cap.size}"
     if isinstance(cap, OneOf):
         return "code" if cap.values == ERROR_CODES else " / ".join(cap.values)
-    assert isinstance(cap, Between)
-    if cap.high == LARGEST:
-        return "int" if cap.low == 0 else f"int ≥ {cap.low}"
-    power = cap.high.bit_length() - 1
-    high = f"2^{power}" if power > 20 and cap.high == 1 << power else str(cap.high)
-    return f"int {cap.low} to {high}"
+    if cap.max_length is not None:
+        sign = "" if cap.min_length == cap.max_length else "≤ "
+        return f"{notation(base)} {sign}{cap.max_length}"
+    assert cap.ge is not None
+    assert cap.le is not None
+    low, high = int(cap.ge), int(cap.le)
+    if high == LARGEST:
+        return "int" if low == 0 else f"int ≥ {low}"
+    power = high.bit_length() - 1
+    shown = f"2^{power}" if power > 20 and high == 1 << power else str(high)
+    return f"int {low} to {shown}"
 
 
 def fields(cls: type[Struct]) -> str:
-    hints = get_type_hints(cls, include_extras=True)
-    names = [field.name for field in dataclasses.fields(cls)]
-    return ", ".join(f"{name.rstrip('_')}: {notation(hints[name])}" for name in names)
+    declared = cls.__declared__.items()
+    return ", ".join(f"{name.rstrip('_')}: {notation(hint)}" for name, hint in declared)
 
 
 def parts() -> set[type[Struct]]:
@@ -132,8 +125,7 @@ def parts() -> set[type[Struct]]:
         if isinstance(hint, type) and issubclass(hint, Struct):
             if not issubclass(hint, Message):
                 found.add(hint)
-            hints = get_type_hints(hint, include_extras=True)
-            waiting.extend(hints[field.name] for field in dataclasses.fields(hint))
+            waiting.extend(hint.__declared__.values())
         else:
             waiting.extend(get_args(hint))
     return found
@@ -192,8 +184,9 @@ def test_limits() -> None:
     assert [row[1] for row in rows("Limits")] == [
         f"{MAX_OPENING_BODY} bytes",
         f"{MAX_BODY} bytes",
-        f"{MAX_ELEMENTS}",
-        f"{MAX_STRING} bytes",
+        f"{MAX_REQUEST} bytes",
+        f"{REQUEST_ELEMENTS}",
+        f"{REQUEST_DEPTH}",
         f"{MAX_OUTSTANDING}",
         f"{MAX_SMALL} bytes",
         f"{PIECE} bytes",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.crypto.segments import SEGMENTS_1MB
 from sfsc.keys.keyring import KeyringFile
@@ -258,8 +259,7 @@ def through(address: str, client: Client, home: Path) -> Client:
     home.mkdir()
     (home / "keyring").write_bytes((client.home / "keyring").read_bytes())
     file = KeyringFile.unlock(home / "keyring", None)
-    wire = file.contents.to_map() | {"addresses": [address]}
-    file.save(type(file.contents).from_map(wire))
+    file.save(changed(file.contents, addresses=(address,)))
     return Client(home)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
+from protocol.codec.values import changed
 from protocol.records.records import ROTATE, WRAP_ITEM_SIZE
 from sfsc.account import rewrap
 from sfsc.crypto.envelope import open_wraps
@@ -104,7 +104,7 @@ def count_wraps_opened(
         for wrap in sidecar.wraps:
             wraps += 1
             for key_id, key in keys.items():
-                named = dataclasses.replace(wrap, key_id=key_id)
+                named = changed(wrap, key_id=key_id)
                 try:
                     open_wraps(record, owner.first, (named,), {key_id: key})
                 except Tampered:
@@ -385,7 +385,7 @@ def test_requested_key_type_replaces_an_interrupted_rotation(alice: Client, cut:
             rotation._begin("x25519", None, ROTATE)
         else:
             pending = rotation._new_generation("x25519", None, ROTATE)
-            rotation._file.save(dataclasses.replace(rotation._keyring, pending=pending))
+            rotation._file.save(changed(rotation._keyring, pending=pending))
     (done,) = objects(alice.run("--json", "rotate", "--key-type", "rsa2048"))
     assert (done["key_type"], done["generation"]) == ("rsa2048", 2 + (cut == "begun"))
     check_all(alice)

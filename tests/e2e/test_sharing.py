@@ -16,6 +16,7 @@ import pytest
 
 import sfsc
 from protocol.codec import encoding
+from protocol.codec.values import changed
 from protocol.records.records import WRAP_ITEM_SIZE, FileRecord
 from protocol.wire.messages import Error, FileView, Reply
 from protocol.wire.messages.downloads import Opened
@@ -43,6 +44,7 @@ from sfsc.trust.file_records import SETTINGS
 from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.accounts import enrolled, new_root
 from tests.harness import Client, Daemon, command, environment
+from tests.protocol.wire_form import plain
 
 
 @pytest.fixture(scope="module")
@@ -388,11 +390,11 @@ def test_duplicate_and_invalid_names_from_a_sharer(daemon: Daemon, tmp_path: Pat
 
 
 def renamed(metadata: Metadata, name: str) -> Metadata:
-    return dataclasses.replace(metadata, name=name)
+    return changed(metadata, name=name)
 
 
 def _sealed_as(key: ContentKey, metadata: Metadata, name: str) -> bytes:
-    told = {**metadata.to_map(), "name": name}
+    told = {**plain(metadata), "name": name}
     return seal(metadata_key(key.dek), encoding.pack(told), key.content_id)
 
 
@@ -408,7 +410,7 @@ def test_garbage_from_a_sharer_does_not_block_rotation(daemon: Daemon, tmp_path:
                 WrapBatches,
                 "wrap",
                 lambda batches, key, who: tuple(
-                    one if one.user == "ned" else dataclasses.replace(one, wrapped=bytes(1244))
+                    one if one.user == "ned" else changed(one, wrapped=bytes(1244))
                     for one in wrap(batches, key, who)
                 ),
             )
@@ -567,8 +569,8 @@ def test_a_reader_added_by_the_server_is_refused(trio: Trio) -> None:
         view = reply.view
         body = view.head.record if view.head else view.content.record
         spoiled = body.replace(b"ben", b"cyd")
-        signed = dataclasses.replace(view.head or view.content, record=spoiled)
-        return Stated(dataclasses.replace(view, head=signed))
+        signed = changed(view.head or view.content, record=spoiled)
+        return Stated(changed(view, head=signed))
 
     with lying(with_cyd), connect(trio.ada) as store, pytest.raises(BadRecord):
         put(store, "shared", b"for whom?")
@@ -601,7 +603,7 @@ def test_an_older_statement_of_a_reader_is_refused(trio: Trio) -> None:
 
     def hidden(reply: Reply) -> Reply:
         if isinstance(reply, Identity) and any(b"ben" in one.statement for one in reply.statements):
-            return dataclasses.replace(reply, statements=(), next=0)
+            return changed(reply, statements=(), next=0)
         return reply
 
     assert last
@@ -620,9 +622,7 @@ def test_wraps_and_contents_of_other_files_are_refused(trio: Trio) -> None:
     def wrapped(reply: Reply) -> Reply:
         if not isinstance(reply, Opened):
             return reply
-        return dataclasses.replace(
-            reply, view=dataclasses.replace(reply.view, wraps=other.view.wraps)
-        )
+        return changed(reply, view=changed(reply.view, wraps=other.view.wraps))
 
     with lying(wrapped), connect(trio.ben) as store, pytest.raises(Tampered):
         fetched(store, "ada", "shared")
@@ -672,7 +672,7 @@ def test_an_unshare_hidden_from_another_machine(daemon: Daemon, trio: Trio, tmp_
         if isinstance(reply, Stated) and file_id_of(reply.view) == file_id:
             return old
         if isinstance(reply, Error) and reply.head and file_id_of(reply.head) == file_id:
-            return dataclasses.replace(reply, head=old.view)
+            return changed(reply, head=old.view)
         return reply
 
     with lying(back_then), connect(second) as store, pytest.raises(Rollback) as caught:

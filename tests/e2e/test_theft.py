@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 import sfsc
+from protocol.codec.values import changed
 from protocol.records.records import COMPROMISED, ROTATE, FileRecord, Statement
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
@@ -190,7 +190,7 @@ def test_thief_joins_again_during_rotation(
     def join() -> None:
         file = KeyringFile.unlock(thief.home / "keyring", None)
         kept = new_device(file.contents.device.device_id)
-        file.save(dataclasses.replace(file.contents, device=kept))
+        file.save(changed(file.contents, device=kept))
         with sfsc.connect(thief.home) as store:
             assert [one.device_id for one in store.devices()] == [kept.device_id]
 
@@ -348,7 +348,7 @@ def test_record_between_two_compromised_rotations(alice: Client) -> None:
                 for at, one in enumerate(theirs)
                 if one.op == "upload" and FileRecord.parse(one.rec or b"").generation == 2
             )
-            theirs[at] = dataclasses.replace(theirs[at], rec=body)
+            theirs[at] = changed(theirs[at], rec=body)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(AccountLog, "entries", lambda _: theirs)
                 return CompromiseResponse(session, keyring(alice).statements)
@@ -368,7 +368,7 @@ def test_record_between_two_compromised_rotations(alice: Client) -> None:
 
 def forge_with_old_key(signed: SignedRecord) -> SignedRecord:
     record = FileRecord.parse(signed.record)
-    return SignedRecord(dataclasses.replace(record, generation=1).encode(), ())
+    return SignedRecord(changed(record, generation=1).encode(), ())
 
 
 def restore_on_another_device(alice: Client, folder: Path) -> Client:
@@ -452,7 +452,7 @@ def test_bundle_with_another_name_key_is_rejected(
     other, before = restore_on_another_device(alice, tmp_path), keyring(alice)
 
     def sealed(bundle: Bundle, **given: Any) -> bytes:
-        return seal_bundle(dataclasses.replace(bundle, name_keys=(b"n" * 32,)), **given)
+        return seal_bundle(changed(bundle, name_keys=(b"n" * 32,)), **given)
 
     with sfsc.connect(other.home, auto_rotate=False) as store, monkeypatch.context() as patch:
         patch.setattr(devices, "seal_bundle", sealed)

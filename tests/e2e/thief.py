@@ -3,13 +3,13 @@ bundles for the thief alone and drops all other devices."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 import sfsc
+from protocol.codec.values import changed
 from protocol.records.records import ROTATE, Statement
 from protocol.records.signatures import SigningKey
 from sfsc.account import devices
@@ -42,7 +42,7 @@ def _alone(
     signers: tuple[SigningKey, ...],
     keys: GenerationKeys | None = None,
 ) -> PendingStatement:
-    alone = dataclasses.replace(draft, devices=(public_device(self._keyring.device),))
+    alone = changed(draft, devices=(public_device(self._keyring.device),))
     return _build_statement(self, alone, generations, signers, keys)
 
 
@@ -73,7 +73,7 @@ class Thief:
 @contextmanager
 def thief(home: Path) -> Iterator[Thief]:
     file = KeyringFile.unlock(home / "keyring", None)
-    file.save(dataclasses.replace(file.contents, device=new_device()))
+    file.save(changed(file.contents, device=new_device()))
     with (
         mock.patch.object(devices, "bundle_recipients", _only_thief),
         mock.patch.object(devices.Devices, "build_statement", _alone),

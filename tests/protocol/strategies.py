@@ -5,22 +5,14 @@ A field type or cap that this does not know fails loudly, as it does in `protoco
 
 from __future__ import annotations
 
-import dataclasses
 import types
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from hypothesis import strategies as st
+from msgspec import Meta
 
 from protocol.codec.encoding import VIEW_FROM, Buffer
-from protocol.codec.fields import (
-    AtMost,
-    Between,
-    Exactly,
-    OneOf,
-    Struct,
-    empty_or_hash,
-    empty_or_signature,
-)
+from protocol.codec.fields import OneOf, Struct, empty_or_hash, empty_or_signature
 from protocol.codec.names import check_file_id, check_principal, check_user_name
 from protocol.records.records import OWN_KEYS, FileRecord, ServerStatement, Statement
 
@@ -46,12 +38,11 @@ def structs(cls: type[AnyStruct]) -> st.SearchStrategy[AnyStruct]:
 
 
 def _fields(cls: type[Struct]) -> dict[str, st.SearchStrategy[Any]]:
-    hints = get_type_hints(cls, include_extras=True)
-    return {field.name: _values(hints[field.name]) for field in dataclasses.fields(cls)}
+    return {name: _values(hint) for name, hint in cls.__declared__.items()}
 
 
-def _values(hint: object, cap: int | None = None) -> st.SearchStrategy[Any]:
-    """Return a strategy for values of a type; `cap` is the declared maximum length, if any."""
+def _values(hint: object, cap: int | None = None, least: int = 0) -> st.SearchStrategy[Any]:
+    """Return a strategy for values of a type; `cap` and `least` are its declared lengths."""
     origin = get_origin(hint)
     if origin is Annotated:
         return _annotated(*get_args(hint))
@@ -61,7 +52,7 @@ def _values(hint: object, cap: int | None = None) -> st.SearchStrategy[Any]:
         (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
         return st.none() | _values(inner)
     if origin is tuple:
-        return _tuples(get_args(hint), cap)
+        return _tuples(get_args(hint), cap, least)
     if isinstance(hint, type) and issubclass(hint, Struct):
         return structs(hint)
     if hint is bytes:
@@ -76,7 +67,7 @@ def _values(hint: object, cap: int | None = None) -> st.SearchStrategy[Any]:
 
 
 def _annotated(base: object, *caps: Any) -> st.SearchStrategy[Any]:
-    (cap,) = caps
+    cap = caps[-1]
     named: dict[object, st.SearchStrategy[Any]] = {
         check_user_name: USER_NAMES,
         check_principal: USER_NAMES | st.sampled_from(["operator", "server"]),
@@ -86,21 +77,21 @@ def _annotated(base: object, *caps: Any) -> st.SearchStrategy[Any]:
     }
     if cap in named:
         return named[cap]
-    if isinstance(cap, Between):
-        return st.integers(cap.low, cap.high)
     if isinstance(cap, OneOf):
         return st.sampled_from(cap.values)
-    if isinstance(cap, Exactly):
-        assert base is bytes
-        return st.binary(min_size=cap.size, max_size=cap.size)
-    assert isinstance(cap, AtMost)
-    return _values(base, cap.size)
+    assert isinstance(cap, Meta)
+    if cap.ge is not None and cap.le is not None:
+        return st.integers(int(cap.ge), int(cap.le))
+    assert cap.max_length is not None
+    if base is bytes and cap.min_length:
+        return st.binary(min_size=cap.min_length, max_size=cap.max_length)
+    return _values(base, cap.max_length, cap.min_length or 0)
 
 
-def _tuples(args: tuple[Any, ...], cap: int | None) -> st.SearchStrategy[Any]:
+def _tuples(args: tuple[Any, ...], cap: int | None, least: int) -> st.SearchStrategy[Any]:
     if args[1:] == (Ellipsis,):
         most = _MANY if cap is None else min(_MANY, cap)
-        return st.lists(_values(args[0]), max_size=most).map(tuple)
+        return st.lists(_values(args[0]), min_size=least, max_size=most).map(tuple)
     return st.tuples(*(_values(arg) for arg in args))
 
 
@@ -153,8 +144,8 @@ def _file_records(draw: st.DrawFn) -> FileRecord:
 
 def _own_fields() -> dict[str, Any]:
     """Return {name: type if present} of the file record fields that only some ops have."""
-    hints = get_type_hints(FileRecord, include_extras=True)
-    names = [field.name for field in dataclasses.fields(FileRecord) if field.default is None]
+    hints = {name: FileRecord.__declared__[name] for name in FileRecord.__defaults__}
     return {
-        name: next(arg for arg in get_args(hints[name]) if arg is not type(None)) for name in names
+        name: next(arg for arg in get_args(hint) if arg is not type(None))
+        for name, hint in hints.items()
     }

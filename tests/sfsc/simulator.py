@@ -17,7 +17,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from protocol.codec import merkle
+from protocol.codec.values import changed
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import EntryDraft
 from protocol.log.tags import account_tag, identity_tag
@@ -118,7 +119,7 @@ class SimulatedLog:
         """Return (bytes, signature) of server statement `n`."""
         verifier = checkpoint.Verifier(checkpoint.origin_of(self.server_id), self.key.public)
         made = ServerStatement(self.server.public, n, (spki,), verifier.vkey, 1_800_000_000)
-        body = replace(made, **changes).encode()
+        body = changed(made, **changes).encode()
         return body, self.server.sign(Label.SERVER_STATEMENT, body)
 
     def welcome(self, n: int = 1, spki: bytes = SPKI, window: int = 8 * PIECE) -> Welcome:
@@ -627,9 +628,9 @@ class Simulator:
 
     def _on_list(self, request: List) -> Reply:
         found = [self.view(name) for name in sorted(self.files) if name > request.after]
-        changed = [view for view in found if view.seq >= request.since_seq]
-        page = changed[:2]
-        more = len(changed) > len(page)
+        changes = [view for view in found if view.seq >= request.since_seq]
+        page = changes[:2]
+        more = len(changes) > len(page)
         last = FileRecord.parse(page[-1].content.record).file_id if more else ""
         return Listing(tuple(page), last)
 

@@ -9,12 +9,13 @@ import os
 import secrets
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from protocol.codec import merkle
+from protocol.codec.values import Value, changed
 from protocol.log import auditlog
 from protocol.log.auditlog import LogEntry
 from protocol.log.checkpoint import Verifier, origin_of, verify
@@ -160,19 +161,19 @@ def daemon(
             journal.close()
 
 
-def login(user: str, key: SigningKey, generation: int = 1, **changed: Any) -> Login:
+def login(user: str, key: SigningKey, generation: int = 1, **changes: Any) -> Login:
     """Return a login on the connection of `WELCOME`; without a `device_id` by an account's key."""
-    device_id = changed.get("device_id")
+    device_id = changes.get("device_id")
     body = login_body(
-        server=changed.get("server", SERVER_ID),
-        spki=changed.get("spki", SPKI),
-        welcome=changed.get("welcome", WELCOME),
+        server=changes.get("server", SERVER_ID),
+        spki=changes.get("spki", SPKI),
+        welcome=changes.get("welcome", WELCOME),
         version=PROTOCOL_VERSION,
         user=user,
         device_id=device_id,
         generation=generation,
     )
-    known_size, signature = changed.get("known_size", 0), key.sign(Label.LOGIN, body)
+    known_size, signature = changes.get("known_size", 0), key.sign(Label.LOGIN, body)
     return Login(PROTOCOL_VERSION, user, device_id, generation, known_size, signature)
 
 
@@ -212,8 +213,7 @@ def segments_root(ciphertext: bytes) -> bytes:
     return merkle.root(merkle.leaf_hash(ciphertext[at : at + PIECE]) for at in pieces)
 
 
-@dataclass
-class Version:
+class Version(Value):
     """All parts of a put; tests may replace each of them."""
 
     record: FileRecord
@@ -260,7 +260,7 @@ class Person:
         expires = int(self.served.clock.now) + lasts
         return UserAdd(self.name, hashlib.sha256(self.token).digest(), expires, quota)
 
-    def statement(self, **changed: Any) -> Statement:
+    def statement(self, **changes: Any) -> Statement:
         now = int(self.served.clock.now)
         first = Statement(
             server=SERVER_ID,
@@ -285,22 +285,22 @@ class Person:
             reason="enrol",
             tag_commit=tag_commit(self.tag_key),
         )
-        return replace(first, **changed)
+        return changed(first, **changes)
 
     def device(self) -> Device:
         return Device(self.device_id, self.device_key.public, XWING_PUBLIC, "device")
 
-    def enroll(self, statement: Statement | None = None, **changed: Any) -> Enroll:
+    def enroll(self, statement: Statement | None = None, **changes: Any) -> Enroll:
         if statement is None:
             statement = self.first = getattr(self, "first", None) or self.statement()
             self.origin = record_hash(statement.encode())
-        body = changed.get("body", statement.encode())
+        body = changes.get("body", statement.encode())
         covered = enrol_proof_body(
-            welcome=changed.get("welcome", WELCOME), statement=record_hash(body)
+            welcome=changes.get("welcome", WELCOME), statement=record_hash(body)
         )
-        token = changed.get("token", self.token)
+        token = changes.get("token", self.token)
         proof = hmac.new(hashlib.sha256(token).digest(), covered, hashlib.sha256).digest()
-        signature = changed.get("signature", self.key.sign(Label.STATEMENT, body))
+        signature = changes.get("signature", self.key.sign(Label.STATEMENT, body))
         return Enroll(
             PROTOCOL_VERSION,
             self.name,
@@ -308,8 +308,8 @@ class Person:
             self.bundle,
             signature,
             proof,
-            changed.get("tag_key", self.tag_key),
-            changed.get("possession", b""),
+            changes.get("tag_key", self.tag_key),
+            changes.get("possession", b""),
         )
 
     @property
@@ -353,19 +353,19 @@ class Person:
         signer = RecordSigner(self.key, SERVER_ID, self.origin, self.generation)
         return Rewrap(items, signer.endorse(hashes) if hashes else b"")
 
-    def login(self, **changed: Any) -> Login:
+    def login(self, **changes: Any) -> Login:
         """Return a login of this user's device."""
         fields: dict[str, Any] = {"device_id": self.device_id, "generation": self.generation}
-        return login(self.name, self.device_key, **(fields | changed))
+        return login(self.name, self.device_key, **(fields | changes))
 
-    def log_in(self, **changed: Any) -> Principal:
-        return self.served.open(self.login(**changed))[0]
+    def log_in(self, **changes: Any) -> Principal:
+        return self.served.open(self.login(**changes))[0]
 
-    def wrap(self, **changed: Any) -> Wrap:
+    def wrap(self, **changes: Any) -> Wrap:
         made = Wrap(self.name, self.first.key_id, "x25519", secrets.token_bytes(156))
-        return replace(made, **changed)
+        return changed(made, **changes)
 
-    def record(self, file_id: str, op: str, **changed: Any) -> FileRecord:
+    def record(self, file_id: str, op: str, **changes: Any) -> FileRecord:
         """Return a record that follows this user's last record of the file."""
         head = self.heads.get(file_id)
         before = None if head is None else FileRecord.parse(head)
@@ -383,7 +383,7 @@ class Person:
             "readers": () if before is None else before.readers,
             "current": 0 if before is None else before.current,
         }
-        made = fields | changed
+        made = fields | changes
         if made["current"] in (0, made.get("version")):
             made.setdefault("content", b"")
         elif before is not None and head is not None:
@@ -413,13 +413,13 @@ class Person:
         }
         record = self.record(file_id, c.pop("op", PUT), **(fields | c))
         made = self.signed(record, metadata, (self.wrap(),) if wraps is None else wraps)
-        return replace(made, ciphertext=ciphertext)
+        return changed(made, ciphertext=ciphertext)
 
-    def reencrypted(self, file_id: str, number: int, ciphertext: bytes, **changed: Any) -> Version:
+    def reencrypted(self, file_id: str, number: int, ciphertext: bytes, **changes: Any) -> Version:
         """Return a re-encryption of version `number`, which follows the file's head."""
         current = FileRecord.parse(self.heads[file_id]).current
         fields: dict[str, Any] = {"version": number, "current": current, "op": REENCRYPT}
-        return self.version(file_id, ciphertext, **(fields | changed))
+        return self.version(file_id, ciphertext, **(fields | changes))
 
     def took(self, version: Version) -> Version:
         """Note that the server accepted `version`: the next record follows it."""
@@ -432,9 +432,9 @@ class Person:
     def ask(self, message: Request) -> Reply:
         return self.served.ask(self.who, message)
 
-    def put(self, file_id: str, ciphertext: bytes = b"c" * 56, **changed: Any) -> Version:
+    def put(self, file_id: str, ciphertext: bytes = b"c" * 56, **changes: Any) -> Version:
         """Store a small version and check the receipt."""
-        version = self.version(file_id, ciphertext, **changed)
+        version = self.version(file_id, ciphertext, **changes)
         check_receipt(done(self.ask(version.small())), version.body)
         return self.took(version)
 

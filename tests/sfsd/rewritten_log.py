@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+from protocol.codec.values import changed
 from protocol.log import auditlog
 from protocol.log.auditlog import EntryDraft
 
 
 def rewritten(lines: list[bytes], seq: int, *, chain: bool) -> list[bytes]:
     """Change the actor of entry `seq` and its hash; with `chain`, the hashes of later ones too."""
-    changed = list(lines)
+    result = list(lines)
     for at in range(seq, len(lines) if chain else seq + 1):
         entry = auditlog.parse(lines[at])
         fields = [
-            field.name
-            for field in dataclasses.fields(EntryDraft)
-            if field.name not in ("accounts", "identity", "tag_keys")
+            name
+            for name in EntryDraft.__struct_fields__
+            if name not in ("accounts", "identity", "tag_keys")
         ]
         draft = EntryDraft(**{name: getattr(entry, name) for name in fields})
-        prev = auditlog.line_hash(changed[at - 1]) if at > seq else entry.prev
-        changed[at], _ = auditlog.encode(
-            dataclasses.replace(draft, actor="mallory") if at == seq else draft,
+        prev = auditlog.line_hash(result[at - 1]) if at > seq else entry.prev
+        result[at], _ = auditlog.encode(
+            changed(draft, actor="mallory") if at == seq else draft,
             seq=at,
             time=entry.time,
             salt=entry.salt,
@@ -30,4 +29,4 @@ def rewritten(lines: list[bytes], seq: int, *, chain: bool) -> list[bytes]:
             tags=entry.tags,
             prev=prev,
         )
-    return changed
+    return result

@@ -30,6 +30,7 @@ from sfsc.keys.keyring import (
     PendingStatement,
 )
 from sfsc.keys.recovery_code import RecoveryCode
+from tests.protocol.wire_form import plain
 from tests.sfsc.crypto.streams import encrypt_stream
 
 PATH = Path(__file__).with_name("crypto.json")
@@ -210,7 +211,7 @@ def generate(kept: Json) -> Json:
         "blobs": [_blob(size) for size in BLOB_SIZES],
         "wraps": {alg: _wrap(alg, kept.get("wraps", {}).get(alg, {})) for alg in WRAP_ALGORITHMS},
         "metadata": {
-            "map": METADATA.to_map(),
+            "map": plain(METADATA),
             "sealed": kept["metadata"]["sealed"]
             if "metadata" in kept
             else ContentKey(CONTENT_ID, DEK).seal_metadata(METADATA).hex(),

@@ -6,7 +6,6 @@ test generates it again and compares.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -29,8 +28,8 @@ PATH = Path(__file__).with_name("protocol.json")
 def plain(value: object) -> object:
     """Return a field's value for JSON: bytes as hex, parts as objects."""
     if isinstance(value, Struct):
-        fields = dataclasses.fields(value)
-        return {field.name.rstrip("_"): plain(getattr(value, field.name)) for field in fields}
+        names = value.__struct_fields__
+        return {name.rstrip("_"): plain(getattr(value, name)) for name in names}
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return bytes(value).hex() if isinstance(value, Buffer) else value
@@ -42,7 +41,7 @@ def _record_vector(name: str) -> dict[str, object]:
     return {
         "name": name,
         "type": type(record).__name__,
-        "fields": {key: plain(_value(record, key)) for key in record.to_map()},
+        "fields": {key: plain(_value(record, key)) for key in record.__struct_encode_fields__},
         "body": body.hex(),
         "sha256": records.record_hash(body).hex(),
         "label": label.value.decode(),

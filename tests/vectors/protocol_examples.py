@@ -6,12 +6,12 @@ are valid. A public key without a needed private key, or a ciphertext, is arbitr
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import hmac
 from typing import Any
 
 from protocol.codec import merkle
+from protocol.codec.values import changed
 from protocol.log import auditlog, checkpoint
 from protocol.log.tags import account_tag, identity_tag, tag_commit
 from protocol.records import records
@@ -113,7 +113,7 @@ FIRST = Statement(
     tag_commit=tag_commit(TAG_KEY),
 )
 FIRST_HASH = records.record_hash(FIRST.encode())
-SECOND = dataclasses.replace(
+SECOND = changed(
     FIRST,
     n=2,
     generation=2,
@@ -156,30 +156,30 @@ def _successor(of: FileRecord, **changes: Any) -> FileRecord:
     """Return the next record of the same file, without fields of other ops."""
     own = {key.rstrip("_") for key in records.OWN_KEYS[changes["op"]]}
     foreign = {
-        field.name: None
-        for field in dataclasses.fields(FileRecord)
-        if field.default is None and field.name.rstrip("_") not in own
+        name: None
+        for name, default in FileRecord.__defaults__.items()
+        if default is None and name.rstrip("_") not in own
     }
     fields = {"rev": of.rev + 1, "prev": records.record_hash(of.encode()), **foreign, **changes}
     current, version = (fields.get(key, getattr(of, key)) for key in ("current", "version"))
     fields["content"] = b"" if current in (0, version) else records.carried_content(of, of.encode())
-    return dataclasses.replace(of, **fields)
+    return changed(of, **fields)
 
 
 DELETE = _successor(PUT, op="delete", current=0, to=None)
-RESTORE = dataclasses.replace(
+RESTORE = changed(
     _successor(PUT, op="restore", from_=(FILE_ID, 1), version=2, current=2),
     rev=3,
     prev=records.record_hash(DELETE.encode()),
 )
-MOVE = dataclasses.replace(
+MOVE = changed(
     _successor(RESTORE, op="move", from_=(FILE_ID, 2), file_id=MOVED_ID, version=1, current=1),
     rev=1,
     prev=b"",
 )
 MOVED_AWAY = _successor(RESTORE, op="delete", current=0, to=MOVED_ID)
 ACCESS = _successor(MOVE, op="access", readers=())
-REENCRYPT = dataclasses.replace(
+REENCRYPT = changed(
     _successor(MOVE, op="reencrypt", content_id=fill("new content id", 16), generation=2),
     rev=3,
     prev=records.record_hash(ACCESS.encode()),
@@ -385,7 +385,7 @@ MESSAGES: list[tuple[int, Message]] = [
     (12, downloads.Read(HANDLE, 1024 * 1024, 1024 * 1024)),
     (12, downloads.Bytes(fill("ciphertext", 96))),
     (13, files.Stat("alice", FILE_ID, 0)),
-    (13, files.Stated(dataclasses.replace(VIEW, head=None))),
+    (13, files.Stated(changed(VIEW, head=None))),
     (14, files.List("", 256, 0)),
     (14, files.Listing((VIEW,), FILE_ID, (DamagedVersion("alice", FILE_ID, 2),))),
     (15, files.History("alice", FILE_ID, 1)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import runpy
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Statement
 from protocol.wire.messages.base import Wrap
 from sfsc.crypto.envelope import (
@@ -25,6 +25,7 @@ from sfsc.crypto.wrap import PrivateKey
 from sfsc.keys.bundle import open_bundle
 from sfsc.keys.keyring import KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
+from tests.protocol.wire_form import parsed
 from tests.sfsc.crypto.streams import decrypt_stream
 
 HERE = Path(__file__).parent
@@ -46,7 +47,7 @@ def test_wraps_open(alg: str) -> None:
     private = PrivateKey(alg, bytes.fromhex(case["private"]))
     wrap = Wrap("ann", private.public.key_id, alg, bytes.fromhex(case["wrapped"]))
     first = bytes.fromhex(VECTORS["owner_first"])
-    record = dataclasses.replace(_record(b"", 0), server=bytes.fromhex(VECTORS["server_id"]))
+    record = changed(_record(b"", 0), server=bytes.fromhex(VECTORS["server_id"]))
     assert open_wraps(record, first, (wrap,), {wrap.key_id: private}) == KEY
 
 
@@ -59,7 +60,7 @@ def test_blobs_open(case: dict[str, Any]) -> None:
 
 def test_metadata_opens() -> None:
     sealed = bytes.fromhex(VECTORS["metadata"]["sealed"])
-    expected = Metadata.from_map(VECTORS["metadata"]["map"])
+    expected = parsed(Metadata, VECTORS["metadata"]["map"])
     assert KEY.open_metadata(_record(sealed, expected.size), sealed) == expected
 
 
@@ -84,7 +85,7 @@ def test_keyring_files_open(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "keyring"
     path.write_bytes(bytes.fromhex(VECTORS["keyring_files"][kind]))
     passphrase = VECTORS["derivations"]["passphrase"] if kind == "passphrase" else None
-    assert KeyringFile.unlock(path, passphrase).contents.to_map() == GENERATOR["keyring"]().to_map()
+    assert KeyringFile.unlock(path, passphrase).contents == GENERATOR["keyring"]()
 
 
 @pytest.mark.parametrize("by", ["code", "own key"])
@@ -97,4 +98,4 @@ def test_the_bundle_opens(by: str) -> None:
     assert code.public_keys == statement.recovery
     sealed = bytes.fromhex(case["bundle"])
     found = open_bundle(sealed, statement, [code.wrap_key if by == "code" else own])
-    assert found.to_map() == GENERATOR["BUNDLE"].to_map()
+    assert found == GENERATOR["BUNDLE"]

@@ -7,7 +7,6 @@ Both are replaced here. Other vectors check the expansion of the seed and the co
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import hmac
 import json
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from protocol.codec.errors import MessageError
+from protocol.codec.values import changed
 from protocol.records.records import BATCH_ID_SIZE, WRAP_ITEM_SIZE, WRAP_SIZES, FileRecord
 from protocol.wire.messages.base import Wrap
 from sfsc.crypto import envelope, primitives
@@ -80,7 +80,7 @@ def record_of(case: dict[str, str], **other: Any) -> FileRecord:
         created=1,
     )
     assert record.dek_commit == raw(case, "dek_commit")
-    return dataclasses.replace(record, **other)
+    return changed(record, **other)
 
 
 def opened(
@@ -152,8 +152,8 @@ def test_what_belongs_elsewhere_does_not_open(alg: str, cached: bool) -> None:
             {},
         ),
     }
-    for what, (changed, fields) in wrong.items():
-        assert not opens(case, private, changed, **fields), what
+    for what, (changes, fields) in wrong.items():
+        assert not opens(case, private, changes, **fields), what
     assert not opens(case, recipient, wrapped)
     wrap = Wrap("ann", private.public.key_id, alg, wrapped)
     keys = {recipient.public.key_id: recipient}

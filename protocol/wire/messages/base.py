@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated, ClassVar, TypeVar
 
+import msgspec
+from msgspec import structs
+
 from protocol.codec import encoding
-from protocol.codec.encoding import Buffer
+from protocol.codec.encoding import VIEW_FROM, Buffer
 from protocol.codec.errors import LocalProtocolError, MessageError, UnknownMessage
 from protocol.codec.fields import (
     AtMost,
@@ -18,7 +22,6 @@ from protocol.codec.fields import (
     Struct,
     Text,
     UserName,
-    field_count,
 )
 from protocol.codec.merkle import HASH_SIZE, MAX_PROOF, PIECE_SIZE
 from protocol.log.auditlog import MAX_LINE
@@ -40,6 +43,8 @@ MAX_METADATA = 4096
 MAX_WRAPS = 257
 MAX_BUNDLE = 64 * 1024
 LEAVES_PER_PAGE = 16 * 1024
+MAX_REQUEST = 512 * 1024
+"""Longest body of a request in bytes, beside its bulk."""
 
 Metadata = Annotated[bytes, AtMost(MAX_METADATA)]
 RecordBytes = Annotated[bytes, AtMost(MAX_RECORD)]
@@ -98,7 +103,7 @@ def registered() -> dict[int, type[Message]]:
 
 def encode(request_id: int, item: Message) -> list[Buffer]:
     """Return the frame body of `item` in pieces; bulk bytes are a separate piece, uncopied."""
-    elements = [item.TYPE, request_id, *item.to_array()]
+    elements = [item.TYPE, request_id, *structs.astuple(item)]
     if item.BULK is None:
         return encoding.pack_message(elements)
     return encoding.pack_message(elements[:-1], bulk=elements[-1])
@@ -107,26 +112,43 @@ def encode(request_id: int, item: Message) -> list[Buffer]:
 def decode(body: memoryview) -> tuple[int, Message]:
     """Parse a frame body to (request id, message). A large bulk field is a view into `body`.
 
-    Raises `EncodingError`, `MessageError`, or `UnknownMessage` with the request id to answer.
+    A writable `body` of `VIEW_FROM` bytes or more is used up: its head is overwritten. Raises
+    `EncodingError`, `MessageError`, or `UnknownMessage` with the request id to answer.
     """
-    elements = encoding.unpack_message(body)
-    if len(elements) < 2:
-        raise MessageError("the message has no type and request id")
-    number, request_id = elements[:2]
-    if type(number) is not int or type(request_id) is not int or not 0 <= request_id < 2**32:
-        raise MessageError("the type or request id of the message is not a valid number")
-    cls = _REGISTRY.get(number)
+    head = encoding.unpack(body, _Head)
+    cls = _REGISTRY.get(head.number)
     if cls is None:
-        raise UnknownMessage(number, request_id)
-    fields = elements[2:]
-    if cls.BULK is not None:
-        # The bulk is always last: fields added by a later version come before it.
-        known = field_count(cls)
-        if len(fields) >= known:  # otherwise `from_array` refuses
-            fields = [*fields[: known - 1], fields[-1]]
-    elif fields and isinstance(fields[-1], memoryview):
-        fields[-1] = bytes(fields[-1])  # only bulk may outlive its frame as a view
-    return request_id, cls.from_array(fields)
+        raise UnknownMessage(head.number, head.request_id)
+    whole, header = _headers(cls)
+    start = whole + encoding.pack(head)[1:]
+    if body[: len(start)] != start:
+        raise MessageError(f"{cls.__name__}: another number of fields, or not the shortest head")
+    # What follows the head becomes an array of its own, which is decoded into the class.
+    if len(body) >= VIEW_FROM and not body.readonly:
+        fields = body[len(start) - len(header) :]
+        fields[: len(header)] = header
+        message = encoding.unpack(fields.toreadonly(), cls)
+    else:
+        message = encoding.unpack(header + body[len(start) :], cls)
+    if isinstance(message, Request):
+        bulk = 0 if cls.BULK is None else len(getattr(message, cls.BULK))
+        if len(body) - bulk > MAX_REQUEST:
+            raise MessageError(f"{cls.__name__} has more than {MAX_REQUEST} bytes beside its bulk")
+    return head.request_id, message
+
+
+@cache
+def _headers(cls: type[Message]) -> tuple[bytes, bytes]:
+    """Return the headers of two arrays: of a whole message, and of its fields."""
+    count = len(cls.__struct_fields__)
+    return encoding.array_header(count + 2), encoding.array_header(count)
+
+
+class _Head(msgspec.Struct, array_like=True):
+    """The first elements of any message; others may follow."""
+
+    number: int
+    request_id: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 
 
 class GenerationSignature(Struct):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 import sfsc
 from protocol.codec.base64text import from_text
+from protocol.codec.values import changed
 from protocol.log import auditlog
 from protocol.log.auditlog import LogEntry
 from protocol.records.records import RECOVERY_KEY, RecoveryKey
@@ -66,7 +66,7 @@ def test_a_device_that_was_replaced_without_a_rotation_joins_again(
     """Somebody with the account's key may do that, so it must not lock the owner out."""
     home = lying_server.enrol("ada")
     copy = KeyringFile.unlock(lying_server.copied(home, "copy") / "keyring", None)
-    copy.save(dataclasses.replace(copy.contents, device=new_device(copy.contents.device.device_id)))
+    copy.save(changed(copy.contents, device=new_device(copy.contents.device.device_id)))
     with sfsc.connect(home, auto_rotate=False) as store:
         with sfsc.connect(copy.path.parent, auto_rotate=False) as thief:
             assert thief.put(io.BytesIO(b"1"), name="plan").version == 1
@@ -81,7 +81,7 @@ def test_a_device_that_was_replaced_without_a_rotation_joins_again(
 def test_a_login_by_the_account_key_cannot_read_files(lying_server: LyingServer) -> None:
     home = lying_server.enrol("ada")
     copy = KeyringFile.unlock(lying_server.copied(home, "copy") / "keyring", None)
-    copy.save(dataclasses.replace(copy.contents, device=new_device()))
+    copy.save(changed(copy.contents, device=new_device()))
     with sfsc.connect(copy.path.parent, auto_rotate=False) as store:
         session = store._session
         assert isinstance(session.call(Usage(), UsageAnswer), UsageAnswer)  # it has joined

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec.errors import LogError
+from protocol.codec.values import changed
 from protocol.log import auditlog
 from protocol.log.auditlog import GENESIS, KEYS, MAX_LINE, EntryDraft
 
@@ -305,11 +305,11 @@ def test_non_canonical_lines_are_refused(old: bytes, new: bytes) -> None:
 
 
 def test_a_line_is_at_most_64_kib() -> None:
-    room = MAX_LINE - len(encode(replace(DRAFT, detail={"note": ""}))[0])
-    line, _ = encode(replace(DRAFT, detail={"note": "x" * room}))
+    room = MAX_LINE - len(encode(changed(DRAFT, detail={"note": ""}))[0])
+    line, _ = encode(changed(DRAFT, detail={"note": "x" * room}))
     assert len(line) == MAX_LINE
     auditlog.parse(line)
-    too_long = replace(DRAFT, detail={"note": "x" * (room + 1)})
+    too_long = changed(DRAFT, detail={"note": "x" * (room + 1)})
     with pytest.raises(LogError) as caught:
         encode(too_long, seq=9)
     assert caught.value.seq == 9
@@ -380,7 +380,7 @@ TOMBSTONES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("wrong", TOMBSTONES)
 def test_a_malformed_tombstone_is_refused(wrong: str) -> None:
-    line, _ = encode(replace(DRAFT, detail=TOMBSTONES[wrong]))
+    line, _ = encode(changed(DRAFT, detail=TOMBSTONES[wrong]))
     with pytest.raises(LogError):
         auditlog.parse(line)
 
@@ -390,7 +390,7 @@ def test_the_records_of_an_entry() -> None:
     both = {"tombstone": "YQ==", "tombstone_sigs": {"00": "Yg=="}}
     for draft, records in (
         (DRAFT, (own,)),
-        (replace(DRAFT, detail=both), (own, (b"a", {"00": b"b"}))),
+        (changed(DRAFT, detail=both), (own, (b"a", {"00": b"b"}))),
         (EntryDraft("login", "alice"), ()),
     ):
         assert auditlog.parse(encode(draft)[0]).records == records
@@ -432,7 +432,7 @@ def test_an_unknown_key_repeats_no_other(names: tuple[str, ...]) -> None:
 
 def test_a_hash_within_a_line_is_not_its_hash() -> None:
     """The hash is taken from the end: neither a nested one nor one in a text counts."""
-    nested = replace(DRAFT, detail={"hash": "ab" * 32, "x": {"hash": "cd" * 32}, "y": '"hash":"'})
+    nested = changed(DRAFT, detail={"hash": "ab" * 32, "x": {"hash": "cd" * 32}, "y": '"hash":"'})
     line, digest = encode(nested)
     assert auditlog.parse(line).hash == auditlog.line_hash(line) == digest
     assert hashlib.sha256(line[: line.rindex(b',"hash":"')]).digest() == digest

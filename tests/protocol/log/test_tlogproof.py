@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from protocol.codec import merkle
 from protocol.codec.errors import CheckpointError, LogError, ProofError
+from protocol.codec.values import changed
 from protocol.log import auditlog, checkpoint, tlogproof
 from protocol.log.auditlog import EntryDraft
 from protocol.log.checkpoint import Checkpoint, Verifier
@@ -102,10 +102,10 @@ def test_parsed_proofs_encode_to_the_same_bytes(data: bytes) -> None:
 
 def test_every_flipped_byte_is_refused() -> None:
     for at in range(len(FILE)):
-        changed = bytearray(FILE)
-        changed[at] ^= 1
+        changes = bytearray(FILE)
+        changes[at] ^= 1
         with pytest.raises((ProofError, LogError, CheckpointError)):
-            tlogproof.verify(TlogProof.parse(bytes(changed)), LOG)
+            tlogproof.verify(TlogProof.parse(bytes(changes)), LOG)
 
 
 def test_every_truncation_is_refused() -> None:
@@ -143,16 +143,16 @@ FORGED = checkpoint.sign(OTHER_KEY, ORIGIN, 21, bytes(32))
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (lambda: replace(PROOF, note=FORGED), CheckpointError),
-        (lambda: replace(PROOF, note=proof_of(5, 20).note), ProofError),
-        (lambda: replace(PROOF, index=6), LogError),
-        (lambda: replace(PROOF, line=LINES[6]), LogError),
-        (lambda: replace(PROOF, line=LINES[6], index=6), ProofError),
-        (lambda: replace(PROOF, line=PROOF.line.replace(b"alice", b"mallo")), LogError),
-        (lambda: replace(PROOF, path=PROOF.path[:-1]), ProofError),
-        (lambda: replace(PROOF, path=PROOF.path[::-1]), ProofError),
-        (lambda: replace(PROOF, path=(*PROOF.path, bytes(32))), ProofError),
-        (lambda: replace(PROOF, path=(PROOF.path[0][:31], *PROOF.path[1:])), ProofError),
+        (lambda: changed(PROOF, note=FORGED), CheckpointError),
+        (lambda: changed(PROOF, note=proof_of(5, 20).note), ProofError),
+        (lambda: changed(PROOF, index=6), LogError),
+        (lambda: changed(PROOF, line=LINES[6]), LogError),
+        (lambda: changed(PROOF, line=LINES[6], index=6), ProofError),
+        (lambda: changed(PROOF, line=PROOF.line.replace(b"alice", b"mallo")), LogError),
+        (lambda: changed(PROOF, path=PROOF.path[:-1]), ProofError),
+        (lambda: changed(PROOF, path=PROOF.path[::-1]), ProofError),
+        (lambda: changed(PROOF, path=(*PROOF.path, bytes(32))), ProofError),
+        (lambda: changed(PROOF, path=(PROOF.path[0][:31], *PROOF.path[1:])), ProofError),
     ],
 )
 def test_wrong_content_is_refused(change: Callable[[], TlogProof], error: type[Exception]) -> None:
@@ -173,7 +173,7 @@ def test_a_proof_with_a_cosigned_checkpoint_verifies() -> None:
         f"— witness{number}.example.org/w {base64.b64encode(bytes(2432)).decode()}\n".encode()
         for number in range(37)
     ]
-    data = replace(PROOF, note=PROOF.note + b"".join(cosignatures)).encode()
+    data = changed(PROOF, note=PROOF.note + b"".join(cosignatures)).encode()
     assert len(data) > 100_000
     entry, signed = tlogproof.verify(TlogProof.parse(data), LOG)
     assert (entry.seq, signed.size) == (5, 21)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from protocol.codec.errors import ChainError, RemoteProtocolError, SignatureError
+from protocol.codec.values import changed
 from protocol.records.chain import check_first, check_next, introduces_recovery_key
 from protocol.records.records import Device, RecoveryKey, Statement, Writer, record_hash
 from protocol.records.signatures import Label, SigningKey
@@ -40,7 +40,7 @@ FIRST = Statement(
     reason="enrol",
     tag_commit=bytes(32),
 )
-WITH_CODE = replace(FIRST, recovery=RECOVERY)
+WITH_CODE = changed(FIRST, recovery=RECOVERY)
 
 
 def signed(statement: Statement, *keys: SigningKey) -> tuple[bytes, tuple[bytes, ...]]:
@@ -57,10 +57,10 @@ def possession_of(statement: Statement, before: Statement | None = None) -> byte
     return keys[statement.recovery.sign_pub].sign(Label.RECOVERY_POSSESSION, statement.encode())
 
 
-def following(before: Statement, **changed: Any) -> Statement:
+def following(before: Statement, **changes: Any) -> Statement:
     fields: dict[str, Any] = {"n": before.n + 1, "prev": record_hash(before.encode())}
     fields |= {"reason": "device", "created": 1500}
-    return replace(before, **(fields | changed))
+    return changed(before, **(fields | changes))
 
 
 RENEWED: dict[str, Any] = {
@@ -77,7 +77,7 @@ def test_a_valid_first_statement() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "keys", "error"),
+    ("changes", "keys", "error"),
     [
         ({}, (OTHER_KEY,), SignatureError),
         ({}, (), ChainError),
@@ -89,10 +89,10 @@ def test_a_valid_first_statement() -> None:
     ],
 )
 def test_invalid_first_statements(
-    changed: dict[str, Any], keys: tuple[SigningKey, ...], error: type[Exception]
+    changes: dict[str, Any], keys: tuple[SigningKey, ...], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        check_first(*signed(replace(FIRST, **changed), *keys))
+        check_first(*signed(changed(FIRST, **changes), *keys))
 
 
 GOOD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
@@ -112,10 +112,10 @@ GOOD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
     "a rotation": (FIRST, {"reason": "rotate", **RENEWED}, (NEXT, KEY)),
     "a rotation by the recovery key": (WITH_CODE, {"reason": "rotate", **RENEWED}, (NEXT, CODE)),
     "a recovery": (WITH_CODE, {"reason": "recovery", **RENEWED}, (NEXT, CODE)),
-    "a backup": (FIRST, {"devices": (replace(DEVICE, kind="backup"),)}, (KEY,)),
+    "a backup": (FIRST, {"devices": (changed(DEVICE, kind="backup"),)}, (KEY,)),
     "a writer": (FIRST, {"writers": (WRITER,)}, (KEY,)),
     "a finish": (
-        replace(FIRST, generation=3, n=5, prev=bytes(32), reason="rotate"),
+        changed(FIRST, generation=3, n=5, prev=bytes(32), reason="rotate"),
         {"reason": "finish", "oldest": 3},
         (KEY,),
     ),
@@ -124,8 +124,8 @@ GOOD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
 
 @pytest.mark.parametrize("case", GOOD)
 def test_valid_next_statements(case: str) -> None:
-    before, changed, keys = GOOD[case]
-    statement = following(before, **changed)
+    before, changes, keys = GOOD[case]
+    statement = following(before, **changes)
     possession = possession_of(statement, before)
     checked, signers = check_next([before.encode()], *signed(statement, *keys), possession)
     assert checked == statement
@@ -148,7 +148,7 @@ BAD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
     "a device in a new generation": (FIRST, {"generation": 2}, (KEY,)),
     "a device with a longer term": (FIRST, {"expires": 4000}, (KEY,)),
     "a device that ends generations": (
-        replace(FIRST, generation=2),
+        changed(FIRST, generation=2),
         {"oldest": 2},
         (KEY,),
     ),
@@ -184,7 +184,7 @@ BAD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
         (KEY,),
     ),
     "a finish that replaces the recovery key": (
-        replace(WITH_CODE, generation=3, n=5, prev=bytes(32), reason="rotate"),
+        changed(WITH_CODE, generation=3, n=5, prev=bytes(32), reason="rotate"),
         {"reason": "finish", "oldest": 3, "recovery": OTHER_RECOVERY},
         (KEY, CODE),
     ),
@@ -201,42 +201,42 @@ BAD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
     ),
     "an account of another kind": (FIRST, {"kind": "space"}, (KEY,)),
     "a custodian": (FIRST, {"custodians": (bytes(32),)}, (KEY,)),
-    "an invite": (FIRST, {"devices": (replace(DEVICE, kind="invite"),)}, (KEY,)),
-    "a member": (FIRST, {"devices": (replace(DEVICE, member=bytes(32)),)}, (KEY,)),
+    "an invite": (FIRST, {"devices": (changed(DEVICE, kind="invite"),)}, (KEY,)),
+    "a member": (FIRST, {"devices": (changed(DEVICE, member=bytes(32)),)}, (KEY,)),
     "a member's signature": (
         FIRST,
-        {"devices": (replace(DEVICE, member_signature=bytes(64)),)},
+        {"devices": (changed(DEVICE, member_signature=bytes(64)),)},
         (KEY,),
     ),
-    "a device twice": (FIRST, {"devices": (DEVICE, replace(DEVICE, sign_pub=b"E" * 32))}, (KEY,)),
+    "a device twice": (FIRST, {"devices": (DEVICE, changed(DEVICE, sign_pub=b"E" * 32))}, (KEY,)),
     "a key of two devices": (
         FIRST,
-        {"devices": (DEVICE, replace(DEVICE, device_id=b"e" * 16))},
+        {"devices": (DEVICE, changed(DEVICE, device_id=b"e" * 16))},
         (KEY,),
     ),
     "a device with the account's key": (
         FIRST,
-        {"devices": (replace(DEVICE, sign_pub=KEY.public),)},
+        {"devices": (changed(DEVICE, sign_pub=KEY.public),)},
         (KEY,),
     ),
     "a device with the recovery key": (
         WITH_CODE,
-        {"devices": (replace(DEVICE, sign_pub=CODE.public),)},
+        {"devices": (changed(DEVICE, sign_pub=CODE.public),)},
         (KEY,),
     ),
     "a writer twice": (
         FIRST,
-        {"writers": (WRITER, replace(WRITER, sign_pub=b"V" * 32))},
+        {"writers": (WRITER, changed(WRITER, sign_pub=b"V" * 32))},
         (KEY,),
     ),
     "a writer with a device's key": (
         FIRST,
-        {"devices": (DEVICE,), "writers": (replace(WRITER, sign_pub=DEVICE.sign_pub),)},
+        {"devices": (DEVICE,), "writers": (changed(WRITER, sign_pub=DEVICE.sign_pub),)},
         (KEY,),
     ),
     "a writer with a key that a device had": (
-        replace(FIRST, devices=(DEVICE,)),
-        {"devices": (), "writers": (replace(WRITER, sign_pub=DEVICE.sign_pub),)},
+        changed(FIRST, devices=(DEVICE,)),
+        {"devices": (), "writers": (changed(WRITER, sign_pub=DEVICE.sign_pub),)},
         (KEY,),
     ),
     "a recovery without the code": (WITH_CODE, {"reason": "recovery", **RENEWED}, (NEXT, KEY)),
@@ -251,26 +251,26 @@ BAD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
 @pytest.mark.parametrize("case", GOOD)
 def test_the_tag_key_is_for_life(case: str) -> None:
     """Not even a recovery may change it: what is tagged with another key would be hidden."""
-    before, changed, keys = GOOD[case]
+    before, changes, keys = GOOD[case]
     chain = [before.encode()]
-    changed = {**changed, "tag_commit": b"t" * 32}
+    changes = {**changes, "tag_commit": b"t" * 32}
     with pytest.raises(ChainError):
-        check_next(chain, *signed(following(before, **changed), *keys))
+        check_next(chain, *signed(following(before, **changes), *keys))
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_invalid_next_statements(case: str) -> None:
-    before, changed, keys = BAD[case]
-    statement = following(before, **changed)
+    before, changes, keys = BAD[case]
+    statement = following(before, **changes)
     with pytest.raises((ChainError, SignatureError)):
         check_next([before.encode()], *signed(statement, *keys), possession_of(statement, before))
 
 
-SPACE = replace(FIRST, kind="space")
+SPACE = changed(FIRST, kind="space")
 
 
 @pytest.mark.parametrize(
-    "wrong", [SPACE, replace(FIRST, custodians=(bytes(32),)), replace(SPACE, recovery=RECOVERY)]
+    "wrong", [SPACE, changed(FIRST, custodians=(bytes(32),)), changed(SPACE, recovery=RECOVERY)]
 )
 def test_first_statements_of_spaces_are_refused(wrong: Statement) -> None:
     with pytest.raises(ChainError):
@@ -283,7 +283,7 @@ def test_a_new_recovery_key_signs_the_statement_that_introduces_it() -> None:
         b"",
         OTHER_CODE.sign(Label.RECOVERY_POSSESSION, WITH_CODE.encode()),
         CODE.sign(Label.STATEMENT, WITH_CODE.encode()),
-        CODE.sign(Label.RECOVERY_POSSESSION, replace(WITH_CODE, created=1001).encode()),
+        CODE.sign(Label.RECOVERY_POSSESSION, changed(WITH_CODE, created=1001).encode()),
     )
     for wrong in wrongs:
         with pytest.raises((ChainError, SignatureError)):
@@ -296,15 +296,15 @@ def test_a_new_recovery_key_signs_the_statement_that_introduces_it() -> None:
 
 def test_another_wrapping_key_is_another_recovery_key() -> None:
     """Whoever replaces only the half that opens bundles needs both signatures too."""
-    half = replace(RECOVERY, xwing_pub=b"y" * 1216)
-    changed = following(WITH_CODE, reason="recovery-key", recovery=half)
+    half = changed(RECOVERY, xwing_pub=b"y" * 1216)
+    changes = following(WITH_CODE, reason="recovery-key", recovery=half)
     before = [WITH_CODE.encode()]
-    possession = possession_of(changed, WITH_CODE)
+    possession = possession_of(changes, WITH_CODE)
     with pytest.raises(ChainError):
-        check_next(before, *signed(changed, KEY), possession)
+        check_next(before, *signed(changes, KEY), possession)
     with pytest.raises(ChainError):
-        check_next(before, *signed(changed, KEY, CODE))
-    check_next(before, *signed(changed, KEY, CODE), possession)
+        check_next(before, *signed(changes, KEY, CODE))
+    check_next(before, *signed(changes, KEY, CODE), possession)
 
 
 def test_a_statement_without_a_new_recovery_key_has_no_possession() -> None:
@@ -327,6 +327,6 @@ def test_malformed_statements() -> None:
 
 def test_prev_covers_the_exact_bytes() -> None:
     body, signatures = signed(following(FIRST), KEY)
-    other = replace(FIRST, created=1001).encode()
+    other = changed(FIRST, created=1001).encode()
     with pytest.raises(ChainError):
         check_next([other], body, signatures)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -13,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from protocol.codec.errors import PublicKeyError, SignatureError
+from protocol.codec.values import changed
 from protocol.records.public_keys import (
     check_signing_key,
     check_statement_keys,
@@ -209,17 +208,17 @@ STATEMENT = Statement(
 
 def test_every_key_of_a_statement_is_checked() -> None:
     check_statement_keys(STATEMENT)
-    check_statement_keys(replace(STATEMENT, recovery=None, devices=()))
+    check_statement_keys(changed(STATEMENT, recovery=None, devices=()))
     impossible, small = b"\xff" * 1184 + X25519, bytes.fromhex(SMALL_ORDER[0])
-    for changed in (
-        replace(STATEMENT, sign_pub=small),
-        replace(STATEMENT, wrap_pub=impossible),
-        replace(STATEMENT, wrap_alg="x25519", wrap_pub=bytes(32)),
-        replace(STATEMENT, devices=(DEVICE, replace(DEVICE, xwing_pub=impossible))),
-        replace(STATEMENT, devices=(DEVICE, replace(DEVICE, sign_pub=small))),
-        replace(STATEMENT, writers=(Writer("camera", small, 0),)),
-        replace(STATEMENT, recovery=RecoveryKey(small, XWING)),
-        replace(STATEMENT, recovery=RecoveryKey(KEY.public, impossible)),
+    for changes in (
+        changed(STATEMENT, sign_pub=small),
+        changed(STATEMENT, wrap_pub=impossible),
+        changed(STATEMENT, wrap_alg="x25519", wrap_pub=bytes(32)),
+        changed(STATEMENT, devices=(DEVICE, changed(DEVICE, xwing_pub=impossible))),
+        changed(STATEMENT, devices=(DEVICE, changed(DEVICE, sign_pub=small))),
+        changed(STATEMENT, writers=(Writer("camera", small, 0),)),
+        changed(STATEMENT, recovery=RecoveryKey(small, XWING)),
+        changed(STATEMENT, recovery=RecoveryKey(KEY.public, impossible)),
     ):
         with pytest.raises(PublicKeyError):
-            check_statement_keys(changed)
+            check_statement_keys(changes)

@@ -427,7 +427,7 @@ def test_unknown_requests_are_answered_and_the_session_continues() -> None:
     ("body", "error"),
     [
         ("c1", EncodingError),
-        ("80", EncodingError),
+        ("80", MessageError),
         ("9115", MessageError),
         ("92c301", MessageError),
         ("9215c3", MessageError),

@@ -112,7 +112,7 @@ def test_large_bodies_are_received_without_copies() -> None:
     reader.buffer_updated(len(rest))
     body = reader.next_body()
     assert body is not None
-    assert body.readonly
+    assert not body.readonly
     assert body == data[4:]
     feed(reader, framed([bytes(MAX_BODY), bytes(100)]), [])
     assert body == data[4:]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.records.records import (
     WRAP_ALGORITHMS,
     Statement,
@@ -121,7 +121,7 @@ def test_token_proof_is_bound_to_the_welcome(server: Simulator, fresh: Path) -> 
     ids=str,
 )
 def test_key_lifetimes(server: Simulator, fresh: Path, limits: Limits) -> None:
-    server.welcome = lambda welcome: replace(welcome, limits=limits)
+    server.welcome = lambda welcome: changed(welcome, limits=limits)
     statement = Statement.parse(enrol(server, fresh).statements[0])
     due = statement.due - statement.created
     expires = statement.expires - statement.created
@@ -140,7 +140,7 @@ def test_unpinned_server_gets_no_request(server: Simulator, fresh: Path) -> None
 
 
 def test_unreachable_server(server: Simulator, fresh: Path) -> None:
-    invitation = replace(read_invitation(server.invitation("ada")), port=1)
+    invitation = changed(read_invitation(server.invitation("ada")), port=1)
     with pytest.raises(Unreachable):
         enrol_account(invitation, fresh, "x25519", None, timeouts=QUICK)
     assert not (fresh / "keyring").exists()
@@ -259,8 +259,8 @@ def test_enrolment_without_a_valid_receipt(server: Simulator, fresh: Path, lie: 
         if not isinstance(reply, Session) or reply.receipt is None:
             return reply
         if lie == "none":
-            return replace(reply, receipt=None)
-        return replace(reply, receipt=replace(reply.receipt, line=server.log.lines[0][:-70]))
+            return changed(reply, receipt=None)
+        return changed(reply, receipt=changed(reply.receipt, line=server.log.lines[0][:-70]))
 
     server.tamper = unproven
     with pytest.raises(BadReceipt):

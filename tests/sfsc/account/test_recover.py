@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.records.records import Statement, record_hash
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import SealedBundle
@@ -64,7 +64,7 @@ class Account:
         digest = hashlib.sha256(sealed).digest()
         first = Statement.parse(statement(bundle_sha256=digest, created=created, n=n, prev=prev))
         generation, signing = keys[-1].generation, SigningKey.from_seed(keys[-1].sign_seed)
-        made = replace(
+        made = changed(
             first,
             reason="enrol" if n == 1 else reason,
             generation=generation,
@@ -157,7 +157,7 @@ def test_own_keys_win_over_a_forged_bundle() -> None:
     """An attacker who begins a generation can replace the earlier keys in its bundle."""
     account, machine = Account(1, 0), keyring()
     forged = GenerationKeys(2, OTHER.seed, "x25519", WRAPPING.encoded)
-    bad = (replace(KEYS[0], wrap_private=b"?" * 32), forged)
+    bad = (changed(KEYS[0], wrap_private=b"?" * 32), forged)
     account.add(2, CODE.wrap_key, NOW, "rotate", bad)
     chain = tuple(account.bodies)
     session = cast(Session, SimpleNamespace(call=lambda asked, _: reply_bundle(account, asked.n)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from protocol.codec import encoding
 from protocol.codec.errors import MessageError
 from protocol.codec.names import MAX_FILE_NAME
+from protocol.codec.values import changed
 from protocol.records.records import (
     BATCH_ID_SIZE,
     WRAP_ALGORITHMS,
@@ -48,6 +48,7 @@ from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import BadRecord, KeyringError, Tampered, UsageError
 from sfsc.keys.bundle import private_keys
 from sfsc.keys.keyring import GenerationKeys
+from tests.protocol.wire_form import plain
 from tests.sfsc.crypto.streams import decrypt_stream, encrypt_stream
 
 SERVER, FIRST = b"S" * 32, b"F" * 32
@@ -125,11 +126,11 @@ KINDS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", KINDS)
 def test_every_kind_is_parsed(changes: dict[str, Any]) -> None:
-    metadata = dataclasses.replace(METADATA, **changes)
+    metadata = changed(METADATA, **changes)
     sealed = KEY.seal_metadata(metadata)
     opened = KEY.open_metadata(_record(sealed, size=metadata.size), sealed)
     assert opened == metadata
-    assert list(opened.to_map()) == [
+    assert list(plain(opened)) == [
         *("name", "size", "mtime", "mode"),
         *("kind", "target", "sha256", "padding"),
     ]
@@ -155,12 +156,12 @@ def test_every_kind_is_parsed(changes: dict[str, Any]) -> None:
 )
 def test_malformed_metadata_is_never_built(changes: dict[str, Any]) -> None:
     with pytest.raises(MessageError):
-        dataclasses.replace(METADATA, **changes)
+        changed(METADATA, **changes)
 
 
 def test_metadata_has_one_spelling() -> None:
     """Exactly its keys, in order, in the shortest form."""
-    fields = METADATA.to_map()
+    fields = plain(METADATA)
     right = encoding.pack(fields)
     wrong = [
         encoding.pack({key: value for key, value in fields.items() if key != "padding"}),
@@ -183,7 +184,7 @@ def test_other_metadata_than_signed_is_refused() -> None:
     record = _record(KEY.seal_metadata(METADATA))
     with pytest.raises(Tampered):
         KEY.open_metadata(record, KEY.seal_metadata(METADATA))
-    deleted = dataclasses.replace(
+    deleted = changed(
         record,
         op="delete",
         content_id=None,
@@ -400,7 +401,7 @@ def test_file_round_trip() -> None:
     key, reader = ContentKey.generate(), PrivateKey.generate("xwing")
     plaintext = os.urandom(3000)
     blob = b"".join(encrypt_stream(key.encryptor(), io.BytesIO(plaintext)))
-    metadata = key.seal_metadata(dataclasses.replace(METADATA, size=3000))
+    metadata = key.seal_metadata(changed(METADATA, size=3000))
     record = FileRecord.parse(_record(metadata, key=key, size=3000).encode())
     wraps = WrapBatches(SERVER, FIRST).wrap(key, [Recipient("ann", reader.public)])
 

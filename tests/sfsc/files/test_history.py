@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.records.records import (
     ACCESS,
     REENCRYPT,
@@ -29,7 +29,7 @@ from tests.sfsc.storing import put
 def tamper_history(server: Simulator, change: object) -> None:
     def hook(_request: Request, reply: Reply) -> Reply:
         if isinstance(reply, HistoryPage):
-            return replace(reply, **change(reply))  # type: ignore[operator]
+            return changed(reply, **change(reply))  # type: ignore[operator]
         return reply
 
     server.tamper = hook
@@ -68,7 +68,7 @@ def test_unknown_file_or_version(session: Session) -> None:
         (lambda page: {"records": (), "next": 1}, BadRecord),
         (lambda page: {"next": 2}, BadRecord),
         (
-            lambda page: {"records": tuple(replace(one, signatures=()) for one in page.records)},
+            lambda page: {"records": tuple(changed(one, signatures=()) for one in page.records)},
             BadRecord,
         ),
     ],
@@ -150,7 +150,7 @@ def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.Monke
         return user, bytes(32), expires
 
     def made(version: int, *readers: ReaderEntry) -> FileRecord:
-        return replace(
+        return changed(
             first.head, version=version, current=version, readers=readers, created=version
         )
 
@@ -172,7 +172,7 @@ def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.Monke
         made(4, bob, brief, carol, eve),
         access(4, bob, brief, carol, dora, eve),
     ]
-    records[6] = replace(records[6], readers=(bob, brief, carol))
+    records[6] = changed(records[6], readers=(bob, brief, carol))
     asked = list[int]()
 
     def history(_history: FileHistory, newest: VerifiedFile) -> list[FileRecord]:
@@ -188,7 +188,7 @@ def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.Monke
         assert {user for user, _, _ in past.readers_of_version(file, version)} == users
     assert past.readers_of_version(file, 4) == last.readers
     # A version that was encrypted again changes no readers: the history is not read again.
-    again = replace(
+    again = changed(
         newest,
         rev=3,
         prev=record_hash(file.head_body),
@@ -197,6 +197,6 @@ def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.Monke
         content=record_hash(newest.encode()),
         readers=last.readers,
     )
-    file = replace(file, head=again, head_body=again.encode())
+    file = changed(file, head=again, head_body=again.encode())
     assert {user for user, _, _ in past.readers_of_version(file, 2)} == expected[1]
     assert len(asked) == 1

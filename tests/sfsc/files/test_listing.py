@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.records.records import DELETE, FileRecord, record_hash
 from protocol.wire.messages import Done, Error, FileView, Reply, Request
 from protocol.wire.messages.files import List, Listing, Record, Stat
@@ -114,7 +114,7 @@ def test_views_of_cached_files_are_not_read(
         if not isinstance(reply, Listing):
             return reply
         shown.append(len(reply.views))
-        views = [replace(view, metadata=b"rubbish") for view in reply.views]
+        views = [changed(view, metadata=b"rubbish") for view in reply.views]
         return Listing(tuple(views), reply.next)
 
     server.tamper = spoilt
@@ -165,8 +165,8 @@ def test_listing_with_a_forged_record(
             return reply
         views = list(reply.views)
         record = FileRecord.parse(views[at].content.record)
-        body = replace(record, created=1).encode()
-        views[at] = replace(views[at], content=replace(views[at].content, record=body))
+        body = changed(record, created=1).encode()
+        views[at] = changed(views[at], content=changed(views[at].content, record=body))
         return Listing(tuple(views), reply.next)
 
     server.tamper = forged
@@ -181,7 +181,7 @@ def test_listing_with_swapped_metadata(server: Simulator, session: Session, othe
         if not isinstance(reply, Listing):
             return reply
         one, two = reply.views
-        return Listing((replace(one, metadata=two.metadata), two), reply.next)
+        return Listing((changed(one, metadata=two.metadata), two), reply.next)
 
     server.tamper = swapped
     with pytest.raises(Tampered):
@@ -192,7 +192,7 @@ def test_listing_with_swapped_metadata(server: Simulator, session: Session, othe
 def test_endless_listing(server: Simulator, session: Session, after: str) -> None:
     store(session, "a", "b")
     server.tamper = lambda _request, reply: (
-        replace(reply, next=after or "0" * 31) if isinstance(reply, Listing) else reply
+        changed(reply, next=after or "0" * 31) if isinstance(reply, Listing) else reply
     )
     with pytest.raises(ProtocolFailure):
         names(session)
@@ -361,7 +361,7 @@ def test_delete_with_a_lost_reply(server: Simulator, session: Session) -> None:
 def test_delete_without_a_valid_receipt(server: Simulator, session: Session) -> None:
     store(session, "a")
     server.tamper = lambda request, reply: (
-        Done(replace(reply.receipt, line=server.log.lines[0])) if isinstance(reply, Done) else reply
+        Done(changed(reply.receipt, line=server.log.lines[0])) if isinstance(reply, Done) else reply
     )
     with pytest.raises(BadReceipt):
         Files(session).rm("a")
@@ -374,7 +374,7 @@ def test_unverified_state_is_not_signed(server: Simulator, session: Session) -> 
     known = session.state.file(entry.file_id)
     assert known is not None
     record = FileRecord.parse(known.record)
-    forged = replace(record, readers=(("eve", bytes(32), 0),)).encode()
+    forged = changed(record, readers=(("eve", bytes(32), 0),)).encode()
     sent: list[FileRecord] = []
 
     def spoil(request: Request, reply: Reply) -> Reply:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.files import Record
 from sfsc.errors import (
@@ -114,7 +114,7 @@ def test_rename_retries_after_conflicts(
 def test_conflict_with_a_malformed_record(server: Simulator, session: Session) -> None:
     put(session, "a")
     view = server.view(session.account.file_id("a"))
-    nonsense = replace(view, content=replace(view.content, record=b"nonsense"))
+    nonsense = changed(view, content=changed(view.content, record=b"nonsense"))
 
     def hook(request: Request) -> Reply | None:
         return Error("conflict", "", nonsense) if isinstance(request, Record) else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import pytest
 
 from protocol.codec import encoding
-from protocol.codec.fields import Bytes32, Struct, UserName
+from protocol.codec.fields import AtMost, Bytes32, Struct, UserName
+from protocol.codec.values import changed
 from protocol.log.tags import tag_commit
 from protocol.records.records import Device, Statement
 from protocol.records.signatures import SigningKey
@@ -62,7 +62,7 @@ def test_bundle_opens_for_every_recipient(key: PrivateKey) -> None:
 
 
 def test_bundle_with_many_pins() -> None:
-    many = dataclasses.replace(BUNDLE, pins=tuple((f"user{n:05}", bytes(32)) for n in range(1250)))
+    many = changed(BUNDLE, pins=tuple((f"user{n:05}", bytes(32)) for n in range(1250)))
     sealed = _sealed(many)
     assert open_bundle(sealed, _statement(sealed), [WRAP]) == many
 
@@ -94,19 +94,11 @@ def test_bundle_of_another_statement_or_server_is_refused() -> None:
 @pytest.mark.parametrize(
     "bundle",
     [
-        dataclasses.replace(BUNDLE, generations=()),
-        dataclasses.replace(
-            BUNDLE, generations=(GenerationKeys(2, SIGN.seed, "x25519", WRAP.encoded),)
-        ),
-        dataclasses.replace(
-            BUNDLE, generations=(GenerationKeys(1, b"t" * 32, "x25519", WRAP.encoded),)
-        ),
-        dataclasses.replace(
-            BUNDLE, generations=(GenerationKeys(1, SIGN.seed, "x25519", b"v" * 32),)
-        ),
-        dataclasses.replace(
-            BUNDLE, generations=(GenerationKeys(1, SIGN.seed, "xwing", DEVICE.encoded),)
-        ),
+        changed(BUNDLE, generations=()),
+        changed(BUNDLE, generations=(GenerationKeys(2, SIGN.seed, "x25519", WRAP.encoded),)),
+        changed(BUNDLE, generations=(GenerationKeys(1, b"t" * 32, "x25519", WRAP.encoded),)),
+        changed(BUNDLE, generations=(GenerationKeys(1, SIGN.seed, "x25519", b"v" * 32),)),
+        changed(BUNDLE, generations=(GenerationKeys(1, SIGN.seed, "xwing", DEVICE.encoded),)),
     ],
 )
 def test_bundle_without_the_statements_keys_is_refused(bundle: Bundle) -> None:
@@ -120,10 +112,10 @@ class AnyNameKeys(Struct):
 
     AS_MAP: ClassVar[bool] = True
 
-    generations: tuple[GenerationKeys, ...]
-    name_keys: tuple[Bytes32, ...]
+    generations: Annotated[tuple[GenerationKeys, ...], AtMost(9)]
+    name_keys: Annotated[tuple[Bytes32, ...], AtMost(9)]
     tag_key: Bytes32
-    pins: tuple[tuple[UserName, Bytes32], ...]
+    pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(9)]
     checkpoint: SeenCheckpoint | None
 
 
@@ -146,9 +138,7 @@ def test_malformed_bundle_is_refused(sealed: bytes) -> None:
 
 
 def _with_pins(count: int) -> Bundle:
-    return dataclasses.replace(
-        BUNDLE, pins=tuple((f"user{number}", bytes(32)) for number in range(count))
-    )
+    return changed(BUNDLE, pins=tuple((f"user{number}", bytes(32)) for number in range(count)))
 
 
 def test_a_large_bundle_fits_a_message() -> None:
@@ -163,20 +153,20 @@ def test_pins_beyond_the_limit_are_dropped(pins: int, devices: int) -> None:
     sealed = _sealed(bundle, 1, *([DEVICE.public] * devices), WRAP.public)
     found = open_bundle(sealed, _statement(sealed), [WRAP])
     assert found.pins == bundle.pins[: len(found.pins)]
-    assert dataclasses.replace(found, pins=()) == dataclasses.replace(bundle, pins=())
+    assert changed(found, pins=()) == changed(bundle, pins=())
     assert len(found.pins) == pins or MAX_BUNDLE - 50 < len(sealed) <= MAX_BUNDLE
 
 
 def test_oversized_bundle_is_a_local_error() -> None:
     large = (GenerationKeys(1, SIGN.seed, "rsa4096", bytes(4096)),) * 20
     with pytest.raises(LocalError):
-        _sealed(dataclasses.replace(BUNDLE, generations=large))
+        _sealed(changed(BUNDLE, generations=large))
 
 
 @pytest.mark.parametrize("wrong", [b"u" * 32, bytes(32)])
 def test_a_bundle_with_another_tag_key_is_refused(wrong: bytes) -> None:
     """Such a bundle would hide all own entries from the machine that joins with it."""
-    sealed = _sealed(dataclasses.replace(BUNDLE, tag_key=wrong))
+    sealed = _sealed(changed(BUNDLE, tag_key=wrong))
     with pytest.raises(BadRecord):
         open_bundle(sealed, _statement(sealed), [DEVICE])
 

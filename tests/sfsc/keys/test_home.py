@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.records.records import WRAP_ALGORITHMS, record_hash
 from sfsc.errors import KeyringMissing, LocalError, UsageError, WrongPassphrase
 from sfsc.keys.home import (
@@ -146,7 +147,7 @@ def test_locked_keyring_needs_a_passphrase(tmp_path: Path) -> None:
 def test_state_is_beside_the_keyring_and_bound_to_the_account(tmp_path: Path) -> None:
     open_client_state(tmp_path, KEYRING).close()
     assert (tmp_path / "state.sqlite3").is_file()
-    other = Keyring.from_map(KEYRING.to_map() | {"user": "eve"})
+    other = changed(KEYRING, user="eve")
     with pytest.raises(LocalError):
         open_client_state(tmp_path, other)
 

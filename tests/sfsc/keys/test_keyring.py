@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import signal
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 
 from protocol.codec import encoding
 from protocol.codec.errors import MessageError
+from protocol.codec.values import changed
 from sfsc.crypto.primitives import SEAL_OVERHEAD, argon2id, seal
 from sfsc.errors import (
     ConflictError,
@@ -38,6 +38,7 @@ from sfsc.keys.keyring import (
     KeyringFile,
     PendingStatement,
 )
+from tests.protocol.wire_form import plain
 
 KEYS = GenerationKeys(1, b"s" * 32, "xwing", b"w" * 32)
 CONTENTS = Keyring(
@@ -53,15 +54,13 @@ CONTENTS = Keyring(
     pending=None,
     pins=(("bob", b"B" * 32),),
 )
-LATER = dataclasses.replace(
+LATER = changed(
     CONTENTS,
     pending=PendingStatement(
-        b"statement two", (b"1" * 64, b"2" * 64), b"bundle", dataclasses.replace(KEYS, generation=2)
+        b"statement two", (b"1" * 64, b"2" * 64), b"bundle", changed(KEYS, generation=2)
     ),
 )
-MANY_FRIENDS = dataclasses.replace(
-    CONTENTS, pins=tuple((f"user{n:05}", bytes(32)) for n in range(MAX_PINS))
-)
+MANY_FRIENDS = changed(CONTENTS, pins=tuple((f"user{n:05}", bytes(32)) for n in range(MAX_PINS)))
 HEADER = 106
 
 
@@ -93,7 +92,7 @@ def test_default_argon2_cost(path: Path) -> None:
 def test_file_contains_no_plaintext(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, "horse")
     stored = path.read_bytes()
-    body = encoding.pack(CONTENTS.to_map())
+    body = CONTENTS.encode()
     assert len(stored) == HEADER + SEAL_OVERHEAD + len(body)
     for secret in (
         KEYS.sign_seed,
@@ -111,7 +110,7 @@ def test_file_contains_no_plaintext(path: Path) -> None:
 def test_a_keyring_has_one_name_key(path: Path, count: int) -> None:
     lock = KeyringFile.create(path, CONTENTS, None)._lock
     keys = [bytes([number]) * 32 for number in range(count)]
-    body = encoding.pack({**CONTENTS.to_map(), "name_keys": keys})
+    body = encoding.pack({**plain(CONTENTS), "name_keys": keys})
     path.write_bytes(lock.header + seal(lock.key, body, lock.header))
     with pytest.raises(KeyringDamaged):
         KeyringFile.unlock(path, None)
@@ -300,7 +299,7 @@ def test_save_detects_another_process(path: Path) -> None:
     ours, theirs = KeyringFile.unlock(path, None), KeyringFile.unlock(path, None)
     theirs.save(LATER)
     with pytest.raises(ConflictError):
-        ours.save(dataclasses.replace(CONTENTS, pins=()))
+        ours.save(changed(CONTENTS, pins=()))
     assert ours.contents == CONTENTS
     assert KeyringFile.unlock(path, None).contents == LATER
 
@@ -326,14 +325,14 @@ def test_folder_at_the_keyrings_path(path: Path) -> None:
 
 
 def test_the_last_generation_is_current() -> None:
-    second = dataclasses.replace(KEYS, generation=2)
-    assert dataclasses.replace(CONTENTS, generations=(KEYS, second)).current == second
-    assert dataclasses.replace(CONTENTS, generations=()).current is None
+    second = changed(KEYS, generation=2)
+    assert changed(CONTENTS, generations=(KEYS, second)).current == second
+    assert changed(CONTENTS, generations=()).current is None
 
 
 def test_wrong_shapes_cannot_be_built() -> None:
     with pytest.raises(MessageError):
-        dataclasses.replace(CONTENTS, server_id=b"short")
+        changed(CONTENTS, server_id=b"short")
     with pytest.raises(MessageError):
         DeviceKey(b"d" * 16, b"D" * 32, b"x" * 95)
 
@@ -349,8 +348,8 @@ def test_update_retries_on_the_contents_of_another_process(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, None)
     ours, theirs = KeyringFile.unlock(path, None), KeyringFile.unlock(path, None)
     theirs.save(LATER)
-    ours.update(lambda contents: dataclasses.replace(contents, pins=()))
-    assert ours.contents == dataclasses.replace(LATER, pins=())
+    ours.update(lambda contents: changed(contents, pins=()))
+    assert ours.contents == changed(LATER, pins=())
     assert KeyringFile.unlock(path, None).contents == ours.contents
 
 
@@ -369,9 +368,10 @@ def test_update_gives_up_if_others_keep_writing(path: Path) -> None:
 
 def test_writers_in_two_processes_lose_nothing(path: Path) -> None:
     """Each adds ten pins and retries on a conflict; all twenty must be there."""
-    KeyringFile.create(path, dataclasses.replace(CONTENTS, pins=()), None)
+    KeyringFile.create(path, changed(CONTENTS, pins=()), None)
     program = """
-import dataclasses, sys
+import sys
+from protocol.codec.values import changed
 from pathlib import Path
 from sfsc.errors import ConflictError
 from sfsc.keys.keyring import KeyringFile
@@ -381,7 +381,7 @@ for number in range(10):
         file = KeyringFile.unlock(path, None)
         pins = (*file.contents.pins, (f"{name}{number}", bytes(32)))
         try:
-            file.save(dataclasses.replace(file.contents, pins=tuple(sorted(pins))))
+            file.save(changed(file.contents, pins=tuple(sorted(pins))))
         except ConflictError:
             continue
         break

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import EntryDraft
 from protocol.log.tlogproof import TlogProof, verify
@@ -76,37 +77,37 @@ def tampered(server: Simulator, change: Callable[[LogPage], LogPage]) -> None:
 
 
 def drop(number: int) -> Callable[[LogPage], LogPage]:
-    return lambda page: replace(page, entries=(*page.entries[:number], *page.entries[number + 1 :]))
+    return lambda page: changed(page, entries=(*page.entries[:number], *page.entries[number + 1 :]))
 
 
 def doubled(page: LogPage) -> LogPage:
-    return replace(page, entries=(page.entries[0], *page.entries))
+    return changed(page, entries=(page.entries[0], *page.entries))
 
 
 def swapped(page: LogPage) -> LogPage:
-    return replace(page, entries=page.entries[::-1])
+    return changed(page, entries=page.entries[::-1])
 
 
 def renumbered(page: LogPage) -> LogPage:
-    return replace(page, entries=tuple(replace(one, seq=one.seq + 1) for one in page.entries))
+    return changed(page, entries=tuple(changed(one, seq=one.seq + 1) for one in page.entries))
 
 
 def hidden(page: LogPage) -> LogPage:
     """Hashes instead of lines."""
     hashes = tuple(LogItem(one.seq, auditlog.line_hash(one.data)) for one in page.entries)
-    return replace(page, entries=hashes)
+    return changed(page, entries=hashes)
 
 
 def nothing(page: LogPage) -> LogPage:
-    return replace(page, entries=(), next=0)
+    return changed(page, entries=(), next=0)
 
 
 def half(page: LogPage) -> LogPage:
-    return replace(page, entries=page.entries[:2], next=0)
+    return changed(page, entries=page.entries[:2], next=0)
 
 
 def circles(page: LogPage) -> LogPage:
-    return replace(page, next=1)
+    return changed(page, next=1)
 
 
 LIES: dict[str, tuple[Callable[[LogPage], LogPage], type[Exception]]] = {
@@ -154,14 +155,14 @@ def test_an_entry_that_is_not_in_the_tree(server: Simulator, session: Session) -
 
     def add(page: LogPage) -> LogPage:
         item = LogItem(server.log.size, line)
-        return page if page.next else replace(page, entries=(*page.entries, item))
+        return page if page.next else changed(page, entries=(*page.entries, item))
 
     tampered(server, add)
     with pytest.raises(BadReceipt):
         audit(server, session)
 
 
-def forged(session: Session, key: SigningKey, **changed: object) -> tuple[bytes, bytes, FileRecord]:
+def forged(session: Session, key: SigningKey, **changes: object) -> tuple[bytes, bytes, FileRecord]:
     """Return a deletion of `a` in ada's name."""
     head = session.fetch_newest(session.account.file_id("a"))
     fields: dict[str, object] = {
@@ -172,7 +173,7 @@ def forged(session: Session, key: SigningKey, **changed: object) -> tuple[bytes,
     }
     own = ("content_id", "version", "ciphertext_size", "segments_root", "dek_commit")
     cleared = dict.fromkeys((*own, "metadata_sha256"))
-    record = replace(head.head, **(cleared | fields | changed))  # type: ignore[arg-type]
+    record = changed(head.head, **(cleared | fields | changes))  # type: ignore[arg-type]
     body = record.encode()
     account = session.account
     packed = packed_signature(key, body, server=account.server_id, first=account.first)
@@ -180,17 +181,17 @@ def forged(session: Session, key: SigningKey, **changed: object) -> tuple[bytes,
 
 
 @pytest.mark.parametrize(
-    "changed", [{}, {"rev": 9}, {"prev": bytes(32)}, {"generation": 2}, {"owner": "eve"}]
+    "changes", [{}, {"rev": 9}, {"prev": bytes(32)}, {"generation": 2}, {"owner": "eve"}]
 )
 @pytest.mark.parametrize("own", [True, False])
 def test_a_forged_change(
-    server: Simulator, session: Session, changed: dict[str, object], *, own: bool
+    server: Simulator, session: Session, changes: dict[str, object], *, own: bool
 ) -> None:
     put(session, "a")
-    if own and not changed:
+    if own and not changes:
         return  # that one would be right
     key = session._signing if own else SigningKey.generate()
-    body, signature, record = forged(session, key, **changed)
+    body, signature, record = forged(session, key, **changes)
     draft = EntryDraft(
         op="delete",
         actor="ada",
@@ -218,7 +219,7 @@ def test_a_change_without_a_signature(server: Simulator, session: Session) -> No
 def test_a_concurrent_statement(server: Simulator, session: Session, *, logged: bool) -> None:
     """It is made after the log and before the chain is read: the log must have it by then."""
     put(session, "a")
-    newer = replace(Statement.parse(server.statement), n=2, prev=bytes(32)).encode()
+    newer = changed(Statement.parse(server.statement), n=2, prev=bytes(32)).encode()
 
     def chain() -> tuple[bytes, ...]:
         if logged:
@@ -241,7 +242,7 @@ def test_a_forged_statement(server: Simulator, session: Session) -> None:
 def test_a_store_older_than_the_log(server: Simulator, session: Session) -> None:
     put(session, "a")
     before = server.files[session.account.file_id("a")]
-    kept = replace(before, records=list(before.records), versions=dict(before.versions))
+    kept = dataclasses.replace(before, records=list(before.records), versions=dict(before.versions))
     put(session, "a", b"again")
     server.files[session.account.file_id("a")] = kept
     with pytest.raises(Rollback):
@@ -318,7 +319,7 @@ def test_an_endless_listing(server: Simulator, session: Session) -> None:
     put(session, "a")
 
     def hook(request: Request, reply: Reply) -> Reply:
-        return replace(reply, next="0" * 32) if isinstance(reply, Listing) else reply
+        return changed(reply, next="0" * 32) if isinstance(reply, Listing) else reply
 
     server.tamper = hook
     with pytest.raises((ProtocolFailure, IntegrityError)):
@@ -373,7 +374,7 @@ def test_a_false_consistency_proof(server: Simulator, session: Session) -> None:
 
     def hook(request: Request, reply: Reply) -> Reply:
         if isinstance(reply, LogCheckpoint):
-            return replace(reply, checkpoint=twin.checkpoint())
+            return changed(reply, checkpoint=twin.checkpoint())
         return reply
 
     server.tamper = hook

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,17 +55,17 @@ def test_a_keyring_that_was_never_enrolled(home: Path) -> None:
         open_client_state(home, keyring) as state,
         pytest.raises(errors.KeyringMissing),
     ):
-        Session(replace(keyring, generations=(), statements=()), state)
+        Session(changed(keyring, generations=(), statements=()), state)
 
 
 def test_the_next_address_is_tried(server: Simulator, home: Path) -> None:
     keyring = unlock_home(home, None).contents
     with open_client_state(home, keyring) as state:
-        dead = replace(keyring, addresses=("127.0.0.1:1", server.address))
+        dead = changed(keyring, addresses=("127.0.0.1:1", server.address))
         session = Session(dead, state, QUICK)
         session.connect()
         session.close()
-        nowhere = Session(replace(keyring, addresses=("127.0.0.1:1",)), state, QUICK)
+        nowhere = Session(changed(keyring, addresses=("127.0.0.1:1",)), state, QUICK)
         with pytest.raises(errors.Unreachable):
             nowhere.connect()
 
@@ -79,7 +78,7 @@ def test_nothing_is_sent_to_an_unverified_server(server: Simulator, home: Path) 
         with pytest.raises(errors.WrongServer):
             Session(keyring, state, QUICK).connect()
         server.log = real
-        server.welcome = lambda welcome: replace(welcome, signature=bytes(64))
+        server.welcome = lambda welcome: changed(welcome, signature=bytes(64))
         with pytest.raises(errors.BadRecord):
             Session(keyring, state, QUICK).connect()
     assert server.requests == []
@@ -134,7 +133,7 @@ def test_each_new_connection_is_verified_like_the_first(
 
 def other_statement(server: Simulator, welcome: Welcome) -> Welcome:
     body, signature = server.log.statement(1, server.spki, created=7)
-    return replace(welcome, statement=body, signature=signature)
+    return changed(welcome, statement=body, signature=signature)
 
 
 def test_a_busy_reply_does_not_reconnect(server: Simulator, session: Session) -> None:

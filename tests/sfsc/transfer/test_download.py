@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.encoding import Buffer
+from protocol.codec.values import changed
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
@@ -256,9 +257,9 @@ def test_missing_files_and_versions(session: Session, target: Path) -> None:
 
 
 def flip(data: Buffer, at: int) -> bytes:
-    changed = bytearray(data)
-    changed[at] ^= 1
-    return bytes(changed)
+    changes = bytearray(data)
+    changes[at] ^= 1
+    return bytes(changes)
 
 
 def on(kind: type[Reply], tamper: Callable[[Reply], Reply]) -> Tamper:
@@ -269,7 +270,7 @@ def opened(**changes: Callable[[Opened], object]) -> Tamper:
     def tamper(reply: Reply) -> Reply:
         assert isinstance(reply, Opened)
         made = {name: change(reply) for name, change in changes.items()}
-        return replace(reply, **made)  # type: ignore[arg-type]
+        return changed(reply, **made)  # type: ignore[arg-type]
 
     return on(Opened, tamper)
 
@@ -299,24 +300,24 @@ LIES: dict[str, tuple[Tamper, type[SfscError]]] = {
     "end short": (read(lambda data: data[:-1], 9 * PIECE), Tampered),
     "end long": (read(lambda data: data + b"\0", 9 * PIECE), Tampered),
     "metadata flipped": (
-        opened(view=lambda o: replace(o.view, metadata=flip(o.view.metadata, 20))),
+        opened(view=lambda o: changed(o.view, metadata=flip(o.view.metadata, 20))),
         Tampered,
     ),
     "wrap flipped": (
         opened(
-            view=lambda o: replace(
+            view=lambda o: changed(
                 o.view,
-                wraps=(replace(o.view.wraps[0], wrapped=flip(o.view.wraps[0].wrapped, 50)),),
+                wraps=(changed(o.view.wraps[0], wrapped=flip(o.view.wraps[0].wrapped, 50)),),
             )
         ),
         Tampered,
     ),
-    "no wrap": (opened(view=lambda o: replace(o.view, wraps=())), KeyringError),
+    "no wrap": (opened(view=lambda o: changed(o.view, wraps=())), KeyringError),
     "record flipped": (
         opened(
-            view=lambda o: replace(
+            view=lambda o: changed(
                 o.view,
-                content=replace(o.view.content, record=flip(o.view.content.record, -1)),
+                content=changed(o.view.content, record=flip(o.view.content.record, -1)),
             )
         ),
         BadRecord,
@@ -382,7 +383,7 @@ def test_another_file_than_requested_is_rejected(
 
     def other(request: Request, reply: Reply) -> Reply:
         if isinstance(request, GetOpen) and request.file_id == one:
-            return server.answer(replace(request, file_id=two))
+            return server.answer(changed(request, file_id=two))
         return reply
 
     server.tamper = other
@@ -394,7 +395,7 @@ def test_an_older_version_instead_of_the_newest(
 ) -> None:
     store(session, b"old")
     chain = server.files[session.account.file_id(NAME)]
-    old = replace(chain, records=chain.records[:1], versions=dict(chain.versions))
+    old = dataclasses.replace(chain, records=chain.records[:1], versions=dict(chain.versions))
     store(session, b"new")
     server.files[session.account.file_id(NAME)] = old
     assert isinstance(refused(session, target), Rollback)
@@ -472,8 +473,8 @@ def test_a_concurrent_reencryption_is_a_conflict(
         if isinstance(request, Read):
             raise DropConnection
         if isinstance(reply, Opened) and len(server.asked(GetOpen)) > 1:
-            content = replace(reply.view.content, record=b"another")
-            return replace(reply, view=replace(reply.view, content=content))
+            content = changed(reply.view.content, record=b"another")
+            return changed(reply, view=changed(reply.view, content=content))
         return reply
 
     server.tamper = tamper
@@ -584,7 +585,7 @@ def test_a_false_reply_about_one_of_many_files(
 
     def tamper(request: Request, reply: Reply) -> Reply:
         if isinstance(reply, Opened) and request == GetOpen(session.account.user, file_id, 1):
-            return replace(reply, data=flip(reply.data, 100))
+            return changed(reply, data=flip(reply.data, 100))
         return reply
 
     def skip(name: str, error: SfscError) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from protocol.codec.values import changed
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetOpen, LeavesPage, Opened, Read
@@ -166,14 +166,14 @@ def test_every_segment_is_verified(server: Simulator, session: Session, kind: ty
     stored(session, 3 * PIECE + 5)
 
     def flip(data: object) -> bytes:
-        changed = bytearray(bytes(data))  # type: ignore[call-overload]
-        changed[5] ^= 1
-        return bytes(changed)
+        changes = bytearray(bytes(data))  # type: ignore[call-overload]
+        changes[5] ^= 1
+        return bytes(changes)
 
     def hook(_request: Request, reply: Reply) -> Reply:
         if isinstance(reply, kind):
             name = "leaves" if kind is LeavesPage else "data"
-            return replace(reply, **{name: flip(getattr(reply, name))})
+            return changed(reply, **{name: flip(getattr(reply, name))})
         return reply
 
     server.tamper = hook

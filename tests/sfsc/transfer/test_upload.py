@@ -6,12 +6,12 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from protocol.codec.encoding import Buffer
+from protocol.codec.values import changed
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.base import MAX_SMALL, PIECE
@@ -369,7 +369,7 @@ def test_collected_files_are_not_sent_after_an_integrity_error(
 ) -> None:
     def unproven(request: Request, reply: Reply) -> Reply:
         if isinstance(request, PutSmall) and isinstance(reply, Done):
-            return Done(replace(reply.receipt, inclusion=(bytes(32),)))
+            return Done(changed(reply.receipt, inclusion=(bytes(32),)))
         return reply
 
     def sources() -> Iterator[tuple[Source, str | None]]:
@@ -526,8 +526,8 @@ def test_keys_rotated_before_the_replies_arrive(session: Session) -> None:
         yield from items(7)  # none of which waits for others
         current = session.keyring.current
         assert current is not None
-        newer = replace(current, generation=2, sign_seed=b"n" * 32)
-        session.use_keyring(replace(session.keyring, generations=(current, newer)))
+        newer = changed(current, generation=2, sign_seed=b"n" * 32)
+        session.use_keyring(changed(session.keyring, generations=(current, newer)))
 
     done = list(Uploads(session).put_many(sources()))
     # A record signed with the older key is in the log with that signature.

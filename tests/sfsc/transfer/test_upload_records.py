@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.codec.values import changed
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.files import History, Record
@@ -160,7 +160,7 @@ def test_only_a_proven_receipt_is_a_success(server: Simulator, session: Session,
     def unproven(request: Request, reply: Reply) -> Reply:
         if not isinstance(reply, Done):
             return reply
-        return Done(replace(reply.receipt, line=server.log.lines[0]))
+        return Done(changed(reply.receipt, line=server.log.lines[0]))
 
     server.tamper = unproven
     before = session.trust.newest
@@ -297,8 +297,8 @@ def test_a_change_accepted_before_a_rotation_is_not_repeated(
     def renew() -> None:
         current = session.keyring.current
         assert current is not None
-        newer = replace(current, generation=2, sign_seed=b"n" * 32)
-        session.use_keyring(replace(session.keyring, generations=(current, newer)))
+        newer = changed(current, generation=2, sign_seed=b"n" * 32)
+        session.use_keyring(changed(session.keyring, generations=(current, newer)))
 
     def stale(request: Request) -> Reply | None:
         if not isinstance(request, PutSmall | PutCommit | Record):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -13,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec import merkle
+from protocol.codec.values import Value, changed
 from protocol.log.tags import tag_commit
 from protocol.records.records import (
     ACCESS,
@@ -84,7 +83,7 @@ def statement(**changes: Any) -> bytes:
         reason="enrol",
         tag_commit=tag_commit(TAG_KEY),
     )
-    return replace(made, **changes).encode()
+    return changed(made, **changes).encode()
 
 
 def keyring(*statements: bytes) -> Keyring:
@@ -108,8 +107,7 @@ def account() -> OwnAccount:
     return OwnAccount.from_keyring(keyring())
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(Value):
     """A version as an honest client makes it: record, metadata, wraps."""
 
     record: FileRecord
@@ -121,7 +119,7 @@ class Made:
         return self.record.encode()
 
     def changed(self, **changes: Any) -> Made:
-        return replace(self, record=dataclasses.replace(self.record, **changes))
+        return changed(self, record=changed(self.record, **changes))
 
 
 def version(
@@ -172,13 +170,13 @@ def tombstone(head: FileRecord) -> FileRecord:
 def access(head: FileRecord) -> FileRecord:
     """A record that changes the readers: it makes no content, and names the current version."""
     content = carried_content(head, head.encode())
-    return dataclasses.replace(tombstone(head), op=ACCESS, current=head.current, content=content)
+    return changed(tombstone(head), op=ACCESS, current=head.current, content=content)
 
 
-def signed(record: FileRecord | bytes, key: SigningKey = SIGNING, **changed: Any) -> SignedRecord:
+def signed(record: FileRecord | bytes, key: SigningKey = SIGNING, **changes: Any) -> SignedRecord:
     body = record if isinstance(record, bytes) else record.encode()
     right: dict[str, Any] = {"server": SERVER, "first": account().first}
-    packed = packed_signature(key, body, **(right | changed))
+    packed = packed_signature(key, body, **(right | changes))
     return SignedRecord(body, (GenerationSignature(1, packed),))
 
 
@@ -254,31 +252,31 @@ def with_record(**changes: Any) -> Spoil:
 
 
 def with_signature(**how: Any) -> Spoil:
-    return lambda made: replace(view(made), content=signed(made.record, **how))
+    return lambda made: changed(view(made), content=signed(made.record, **how))
 
 
 def unsigned(made: Made) -> FileView:
-    return replace(view(made), content=SignedRecord(made.body, ()))
+    return changed(view(made), content=SignedRecord(made.body, ()))
 
 
 def other_generation(made: Made) -> FileView:
     (entry,) = signed(made.record).signatures
     moved = GenerationSignature(2, entry.signature)
-    return replace(view(made), content=SignedRecord(made.body, (moved,)))
+    return changed(view(made), content=SignedRecord(made.body, (moved,)))
 
 
 def signed_twice(made: Made) -> FileView:
     (entry,) = signed(made.record).signatures
     wrong = GenerationSignature(1, bytes(64))
-    return replace(view(made), content=SignedRecord(made.body, (wrong, entry)))
+    return changed(view(made), content=SignedRecord(made.body, (wrong, entry)))
 
 
 def flipped(made: Made) -> FileView:
     body = made.body
     (entry,) = signed(made.record).signatures
     at = body.index(b"docs") if b"docs" in body else len(body) - 1
-    changed = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
-    return replace(view(made), content=SignedRecord(changed, (entry,)))
+    changes = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+    return changed(view(made), content=SignedRecord(changes, (entry,)))
 
 
 REFUSED: dict[str, tuple[Spoil, type[IntegrityError]]] = {
@@ -298,11 +296,11 @@ REFUSED: dict[str, tuple[Spoil, type[IntegrityError]]] = {
     "a flipped bit": (flipped, BadRecord),
     "another version current": (with_record(current=0), BadRecord),
     "no record": (
-        lambda made: replace(view(made), content=signed(b"\x80")),
+        lambda made: changed(view(made), content=signed(b"\x80")),
         BadRecord,
     ),
     "a tombstone as content": (
-        lambda made: replace(view(made), content=signed(tombstone(made.record))),
+        lambda made: changed(view(made), content=signed(tombstone(made.record))),
         BadRecord,
     ),
     "a head that is not after it": (
@@ -310,15 +308,15 @@ REFUSED: dict[str, tuple[Spoil, type[IntegrityError]]] = {
         BadRecord,
     ),
     "a head that does not follow": (
-        lambda made: view(made, dataclasses.replace(tombstone(made.record), prev=bytes(32))),
+        lambda made: view(made, changed(tombstone(made.record), prev=bytes(32))),
         BadRecord,
     ),
     "a head of another file": (
-        lambda made: view(made, dataclasses.replace(tombstone(made.record), file_id="0" * 32)),
+        lambda made: view(made, changed(tombstone(made.record), file_id="0" * 32)),
         BadRecord,
     ),
     "a head that is not signed": (
-        lambda made: replace(view(made), head=signed(tombstone(made.record), OTHER)),
+        lambda made: changed(view(made), head=signed(tombstone(made.record), OTHER)),
         BadRecord,
     ),
     "an older version as the newest": (
@@ -349,7 +347,7 @@ REFUSED: dict[str, tuple[Spoil, type[IntegrityError]]] = {
         Rollback,
     ),
     "a head that names another record": (
-        lambda made: view(made, dataclasses.replace(access(made.record), content=bytes(32))),
+        lambda made: view(made, changed(access(made.record), content=bytes(32))),
         Rollback,
     ),
     "a writer's content": (with_record(writer="camera"), BadRecord),
@@ -415,26 +413,26 @@ def test_version_that_is_not_current_is_opened_once_it_is_confirmed(*, deleted: 
     for opened in (account().open_version, account().open_content_key, account().listing_entry):
         with pytest.raises(BadRecord, match="do not name"):
             opened(file)
-    confirmed = replace(file, confirmed=True)
+    confirmed = changed(file, confirmed=True)
     assert account().open_version(confirmed)[1].name == NAME
 
 
 def test_metadata_of_another_version_is_refused() -> None:
     one, other = version(), version()
-    file = account().verify_newest(view(replace(one, metadata=other.metadata)), FILE_ID, None)
+    file = account().verify_newest(view(changed(one, metadata=other.metadata)), FILE_ID, None)
     with pytest.raises(Tampered):
         account().open_version(file)
 
 
 def test_wrap_of_another_key_is_refused() -> None:
     one, other = version(), version()
-    file = account().verify_newest(view(replace(one, wraps=other.wraps)), FILE_ID, None)
+    file = account().verify_newest(view(changed(one, wraps=other.wraps)), FILE_ID, None)
     with pytest.raises(Tampered):
         account().open_version(file)
 
 
 def test_missing_wrap_is_a_keyring_error() -> None:
-    file = account().verify_newest(view(replace(version(), wraps=())), FILE_ID, None)
+    file = account().verify_newest(view(changed(version(), wraps=())), FILE_ID, None)
     with pytest.raises(KeyringError):
         account().open_version(file)
 
@@ -501,7 +499,7 @@ def rotated(*, finished: bool) -> OwnAccount:
     if finished:
         end = {**begin, "n": 3, "oldest": 2, "prev": record_hash(chain[-1]), "reason": "finish"}
         chain.append(statement(**end))
-    ring = replace(
+    ring = changed(
         keyring(*chain),
         generations=(
             GenerationKeys(1, SIGNING.seed, "x25519", WRAPPING.encoded),
@@ -570,7 +568,7 @@ def test_known_record_needs_only_a_valid_generation(case: str, *, finished: bool
     known = KnownRevision(1, record_hash(made.body), verified=True)
     endorsed = (2, OTHER, ENDORSE) in signatures
     # A generation that was never valid is refused, even for a known record.
-    never = replace(rotated(finished=finished), signers={2: OTHER.public}, former={})
+    never = changed(rotated(finished=finished), signers={2: OTHER.public}, former={})
     if case != "signed twice by one" and (endorsed or not finished):
         assert (
             rotated(finished=finished).verify_newest(shown, FILE_ID, known).content == made.record
@@ -628,9 +626,9 @@ def recovered(*, finished: bool = False, attacker_wrap: PrivateKey = ATTACKER_WR
     """Ada's account: generation 1 is hers, 2 an attacker's and finished, 3 hers again."""
     chain = [statement()]
 
-    def add(**changed: Any) -> None:
+    def add(**changes: Any) -> None:
         fields = {"n": len(chain) + 1, "prev": record_hash(chain[-1])}
-        chain.append(statement(**(fields | changed)))
+        chain.append(statement(**(fields | changes)))
 
     stolen: dict[str, Any] = {
         "generation": 2,
@@ -648,7 +646,7 @@ def recovered(*, finished: bool = False, attacker_wrap: PrivateKey = ATTACKER_WR
     add(**back, voids=(first,), reason="recovery")
     if finished:
         add(**back, oldest=3, reason="finish")
-    ring = replace(
+    ring = changed(
         keyring(*chain),
         generations=(
             GenerationKeys(1, SIGNING.seed, "x25519", WRAPPING.encoded),
@@ -662,8 +660,8 @@ ATTACKER_SIGNED = (2, ATTACKER, RECORD)
 OWNER_SIGNED = (3, OWNER, RECORD)
 
 
-def attacker_version(**changed: Any) -> Made:
-    return version().changed(generation=2, **changed)
+def attacker_version(**changes: Any) -> Made:
+    return version().changed(generation=2, **changes)
 
 
 def test_recovery_makes_the_owners_keys_valid_again() -> None:
@@ -712,7 +710,7 @@ def test_endorsements_by_a_voided_generation_are_ignored() -> None:
 
 def test_voided_content_below_the_owners_record_is_shown_but_not_opened() -> None:
     who, made = recovered(), attacker_version()
-    end = replace(tombstone(made.record), generation=3)
+    end = changed(tombstone(made.record), generation=3)
     head = signed_by(end.encode(), OWNER_SIGNED)
     view = FileView(5, signed_by(made.body, ATTACKER_SIGNED), head, made.metadata, made.wraps)
     file = who.verify_newest(view, FILE_ID, None)
@@ -720,17 +718,17 @@ def test_voided_content_below_the_owners_record_is_shown_but_not_opened() -> Non
     with pytest.raises(BadRecord):
         who.open_version(file)
     # Signed with a key other than the attacker's, it is refused.
-    forged = replace(view, content=signed_by(made.body, (2, OWNER, RECORD)))
+    forged = changed(view, content=signed_by(made.body, (2, OWNER, RECORD)))
     with pytest.raises(BadRecord):
         who.verify_newest(forged, FILE_ID, None)
     # The attacker's tombstone does not delete the file.
-    end = replace(end, generation=2)
+    end = changed(end, generation=2)
     with pytest.raises(BadRecord):
         who.verify_newest(
-            replace(view, head=signed_by(end.encode(), ATTACKER_SIGNED)), FILE_ID, None
+            changed(view, head=signed_by(end.encode(), ATTACKER_SIGNED)), FILE_ID, None
         )
     assert who.verify_voidable(
-        replace(view, head=signed_by(end.encode(), ATTACKER_SIGNED)), FILE_ID
+        changed(view, head=signed_by(end.encode(), ATTACKER_SIGNED)), FILE_ID
     ).deleted
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from protocol.codec import merkle
+from protocol.codec.values import changed
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import Statement, key_id, record_hash
 from protocol.records.signatures import Label, SigningKey
@@ -48,11 +48,11 @@ class Server:
         for _ in range(count):
             self.add()
 
-    def add(self, signer: SigningKey = KEY, **changed: Any) -> None:
-        body = self.next(**changed).encode()
+    def add(self, signer: SigningKey = KEY, **changes: Any) -> None:
+        body = self.next(**changes).encode()
         self.append(body, (signer.sign(Label.STATEMENT, body),))
 
-    def next(self, **changed: Any) -> Statement:
+    def next(self, **changes: Any) -> Statement:
         if self.bodies:
             last = Statement.parse(self.bodies[-1])
             fields: dict[str, Any] = {
@@ -61,7 +61,7 @@ class Server:
                 "reason": "device",
                 "created": last.created + 1,
             }
-            return replace(last, **(fields | changed))
+            return changed(last, **(fields | changes))
         first = Statement(
             server=self.log.server_id,
             user="ada",
@@ -85,7 +85,7 @@ class Server:
             reason="enrol",
             tag_commit=bytes(32),
         )
-        return replace(first, **changed)
+        return changed(first, **changes)
 
     def append(self, body: bytes, signatures: tuple[bytes, ...], owner: str = "ada") -> None:
         sigs = {key_id("ed25519", KEY.public).hex(): signatures[0]}
@@ -100,7 +100,7 @@ class Server:
         size = self.log.size
         end = start + len(shown)
         proven = tuple(
-            replace(one, inclusion=merkle.inclusion_proof(one.index, size, self.log.node))
+            changed(one, inclusion=merkle.inclusion_proof(one.index, size, self.log.node))
             for one in shown
         )
         answer = Identity(
@@ -185,59 +185,59 @@ def test_other_first_statement_than_pinned_is_refused() -> None:
 
 LIES: dict[str, tuple[Callable[[Identity], Identity], type[IntegrityError] | type[Exception]]] = {
     "the first left out": (
-        lambda page: replace(page, statements=page.statements[1:]),
+        lambda page: changed(page, statements=page.statements[1:]),
         BrokenChain,
     ),
-    "one twice": (lambda page: replace(page, statements=page.statements[:1] * 2), BrokenChain),
-    "swapped": (lambda page: replace(page, statements=page.statements[::-1]), BrokenChain),
+    "one twice": (lambda page: changed(page, statements=page.statements[:1] * 2), BrokenChain),
+    "swapped": (lambda page: changed(page, statements=page.statements[::-1]), BrokenChain),
     "no signatures": (
-        lambda page: replace(
-            page, statements=tuple(replace(one, signatures=()) for one in page.statements)
+        lambda page: changed(
+            page, statements=tuple(changed(one, signatures=()) for one in page.statements)
         ),
         BrokenChain,
     ),
     "other signatures": (
-        lambda page: replace(
+        lambda page: changed(
             page,
             statements=tuple(
-                replace(one, signatures=(STRANGER.sign(Label.STATEMENT, one.statement),))
+                changed(one, signatures=(STRANGER.sign(Label.STATEMENT, one.statement),))
                 for one in page.statements
             ),
         ),
         BrokenChain,
     ),
     "a line that says something else": (
-        lambda page: replace(
+        lambda page: changed(
             page,
             statements=tuple(
-                replace(one, statement=one.statement + b"\0") for one in page.statements
+                changed(one, statement=one.statement + b"\0") for one in page.statements
             ),
         ),
         BadReceipt,
     ),
     "a line that is none": (
-        lambda page: replace(
-            page, statements=tuple(replace(one, line=b"{}") for one in page.statements)
+        lambda page: changed(
+            page, statements=tuple(changed(one, line=b"{}") for one in page.statements)
         ),
         BadReceipt,
     ),
     "no inclusion proof": (
-        lambda page: replace(
-            page, statements=tuple(replace(one, inclusion=()) for one in page.statements)
+        lambda page: changed(
+            page, statements=tuple(changed(one, inclusion=()) for one in page.statements)
         ),
         BadReceipt,
     ),
     "another place": (
-        lambda page: replace(
-            page, statements=tuple(replace(one, index=one.index + 1) for one in page.statements)
+        lambda page: changed(
+            page, statements=tuple(changed(one, index=one.index + 1) for one in page.statements)
         ),
         BadReceipt,
     ),
-    "no consistency proof": (lambda page: replace(page, consistency=()), Fork),
-    "round in circles": (lambda page: replace(page, next=1), ProtocolFailure),
-    "a gap": (lambda page: replace(page, next=page.next + 1), ProtocolFailure),
-    "nothing, and more": (lambda page: replace(page, statements=(), next=1), ProtocolFailure),
-    "nothing": (lambda page: replace(page, statements=(), next=0), Rollback),
+    "no consistency proof": (lambda page: changed(page, consistency=()), Fork),
+    "round in circles": (lambda page: changed(page, next=1), ProtocolFailure),
+    "a gap": (lambda page: changed(page, next=page.next + 1), ProtocolFailure),
+    "nothing, and more": (lambda page: changed(page, statements=(), next=1), ProtocolFailure),
+    "nothing": (lambda page: changed(page, statements=(), next=0), Rollback),
 }
 
 
@@ -294,10 +294,10 @@ def test_fork_between_pages_is_detected() -> None:
     def spoil(page: Identity) -> Identity:
         log = next(answers)
         at_end = tuple(
-            replace(one, inclusion=merkle.inclusion_proof(one.index, log.size, log.node))
+            changed(one, inclusion=merkle.inclusion_proof(one.index, log.size, log.node))
             for one in page.statements
         )
-        return replace(
+        return changed(
             page,
             statements=at_end,
             checkpoint=log.checkpoint(),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from protocol.codec.values import changed
@@ -63,7 +61,7 @@ def test_records_that_do_not_lead_to_the_head_are_refused() -> None:
         signed(version().record, SECOND.record),
         signed(SECOND.record, FIRST.record),
         signed(FIRST.record, SECOND.record, RECORDS[2]),
-        signed(FIRST.record, dataclasses.replace(SECOND.record, rev=1, prev=b"")),
+        signed(FIRST.record, changed(SECOND.record, rev=1, prev=b"")),
         [SignedRecord(b"\x80", ())],
     ):
         with pytest.raises(BadRecord):
@@ -82,8 +80,8 @@ def test_a_chain_follows_its_file() -> None:
     with pytest.raises(Rollback):
         chain.confirm(shown(SECOND, deleted), newest=True)
     # Another file, another head of the same revision, or a gap: another chain is needed.
-    elsewhere = dataclasses.replace(deleted, file_id="0" * 32)
-    fork = dataclasses.replace(deleted, created=1)
+    elsewhere = changed(deleted, file_id="0" * 32)
+    fork = changed(deleted, created=1)
     gap = access(access(deleted))
     for head in (elsewhere, fork, gap, RECORDS[2]):
         assert not chain.extend(shown(third, head))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec import merkle
+from protocol.codec.values import changed
 from protocol.log import checkpoint
 from protocol.log.auditlog import EntryDraft
 from protocol.records.signatures import Label, SigningKey
@@ -77,10 +77,10 @@ def test_cosignatures_of_witnesses_are_not_kept() -> None:
     trust.accept_welcome(log.welcome(), SPKI)
     own = log.checkpoint()
     cosigned = own + "— witness.example.org/w {}\n".format("AAAA" * 32).encode()
-    trust.accept_session(replace(log.session(0), checkpoint=cosigned))
+    trust.accept_session(changed(log.session(0), checkpoint=cosigned))
     assert trust.newest.size == 5
     assert trust.newest.note == own
-    trust.accept_session(replace(log.session(5), checkpoint=cosigned))
+    trust.accept_session(changed(log.session(5), checkpoint=cosigned))
     assert trust.newest.note == own
 
 
@@ -101,7 +101,7 @@ def test_other_tls_key_is_refused() -> None:
 def test_each_tls_key_of_the_statement_is_accepted() -> None:
     log, keys = SimulatedLog(), (bytes(32), SPKI, b"\xff" * 32)
     body, signature = log.statement(1, SPKI, tls_spki_sha256=tuple(sorted(keys)))
-    welcome = replace(log.welcome(), statement=body, signature=signature)
+    welcome = changed(log.welcome(), statement=body, signature=signature)
     for key in keys:
         assert ServerTrust(log.server_id).accept_welcome(welcome, key).n == 1
     with pytest.raises(WrongServer):
@@ -110,18 +110,18 @@ def test_each_tls_key_of_the_statement_is_accepted() -> None:
 
 def resigned(log: SimulatedLog, signer: SigningKey) -> Welcome:
     welcome = log.welcome()
-    return replace(welcome, signature=signer.sign(Label.SERVER_STATEMENT, welcome.statement))
+    return changed(welcome, signature=signer.sign(Label.SERVER_STATEMENT, welcome.statement))
 
 
 def other_label(log: SimulatedLog) -> Welcome:
     welcome = log.welcome()
-    return replace(welcome, signature=log.server.sign(Label.STATEMENT, welcome.statement))
+    return changed(welcome, signature=log.server.sign(Label.STATEMENT, welcome.statement))
 
 
 def stated(**changes: Any) -> Callable[[SimulatedLog], Welcome]:
     def make(log: SimulatedLog) -> Welcome:
         body, signature = log.statement(1, SPKI, **changes)
-        return replace(log.welcome(), statement=body, signature=signature)
+        return changed(log.welcome(), statement=body, signature=signature)
 
     return make
 
@@ -136,12 +136,12 @@ def foreign_vkey(log: SimulatedLog) -> Welcome:
     [
         (lambda log: resigned(log, log.key), BadRecord),
         (other_label, BadRecord),
-        (lambda log: replace(log.welcome(), statement=b"\x80"), BadRecord),
-        (lambda log: replace(log.welcome(), statement=log.welcome().statement + b"\0"), BadRecord),
-        (lambda log: replace(log.welcome(), statement=log.statement(n=2)[0]), BadRecord),
+        (lambda log: changed(log.welcome(), statement=b"\x80"), BadRecord),
+        (lambda log: changed(log.welcome(), statement=log.welcome().statement + b"\0"), BadRecord),
+        (lambda log: changed(log.welcome(), statement=log.statement(n=2)[0]), BadRecord),
         (stated(log_vkey="not a key"), BadRecord),
         (foreign_vkey, BadRecord),
-        (lambda log: replace(log.welcome(), versions=(1,)), ProtocolFailure),
+        (lambda log: changed(log.welcome(), versions=(1,)), ProtocolFailure),
     ],
     ids=[
         "other signer",
@@ -174,7 +174,7 @@ def test_older_or_duplicate_server_statement_is_refused() -> None:
         known.accept_welcome(log.welcome(n=1), SPKI)
     body, signature = log.statement(n=2, created=1)
     with pytest.raises(Fork):
-        known.accept_welcome(replace(second, statement=body, signature=signature), SPKI)
+        known.accept_welcome(changed(second, statement=body, signature=signature), SPKI)
     known.accept_welcome(second, SPKI)
     known.accept_welcome(log.welcome(n=3), SPKI)
     with pytest.raises(Rollback):
@@ -231,9 +231,9 @@ def test_missing_consistency_proof_is_refused() -> None:
     trust = remembering(log)
     log.fill(4)
     with pytest.raises(Fork):
-        trust.accept_session(replace(log.session(4), consistency=()))
+        trust.accept_session(changed(log.session(4), consistency=()))
     with pytest.raises(Fork):
-        trust.accept_session(replace(log.session(4), consistency=log.consistency(3)))
+        trust.accept_session(changed(log.session(4), consistency=log.consistency(3)))
     trust.accept_session(log.session(4))
 
 
@@ -241,7 +241,7 @@ def test_superfluous_consistency_proof_is_refused() -> None:
     log = SimulatedLog()
     log.fill(4)
     with pytest.raises(Fork):
-        remembering(log).accept_session(replace(log.session(4), consistency=(bytes(32),)))
+        remembering(log).accept_session(changed(log.session(4), consistency=(bytes(32),)))
 
 
 def test_a_checkpoint_of_another_key_or_log() -> None:
@@ -254,10 +254,10 @@ def test_a_checkpoint_of_another_key_or_log() -> None:
     forged = log.checkpoint()
     log.key = key
     with pytest.raises(BadRecord):
-        greeted(log).accept_session(replace(log.session(0), checkpoint=forged))
+        greeted(log).accept_session(changed(log.session(0), checkpoint=forged))
     note = log.checkpoint().replace(b"\n3\n", b"\n4\n")
     with pytest.raises(BadRecord):
-        greeted(log).accept_session(replace(log.session(0), checkpoint=note))
+        greeted(log).accept_session(changed(log.session(0), checkpoint=note))
 
 
 # --- receipts
@@ -307,13 +307,13 @@ def test_entry_that_differs_from_the_change_is_refused(changes: dict[str, object
 
 
 def spoiled(**changes: object) -> Callable[[Receipt], Receipt]:
-    return lambda receipt: replace(receipt, **changes)  # type: ignore[arg-type]
+    return lambda receipt: changed(receipt, **changes)  # type: ignore[arg-type]
 
 
 def flipped(receipt: Receipt) -> Receipt:
     line = bytearray(receipt.line)
     line[20] ^= 1
-    return replace(receipt, line=bytes(line))
+    return changed(receipt, line=bytes(line))
 
 
 @pytest.mark.parametrize(
@@ -322,12 +322,12 @@ def flipped(receipt: Receipt) -> Receipt:
         (spoiled(line=b"{}"), BadReceipt),
         (flipped, BadReceipt),
         (spoiled(inclusion=()), BadReceipt),
-        (lambda receipt: replace(receipt, inclusion=receipt.inclusion[:-1]), BadReceipt),
-        (lambda receipt: replace(receipt, inclusion=receipt.inclusion[::-1]), BadReceipt),
+        (lambda receipt: changed(receipt, inclusion=receipt.inclusion[:-1]), BadReceipt),
+        (lambda receipt: changed(receipt, inclusion=receipt.inclusion[::-1]), BadReceipt),
         (spoiled(consistency=()), Fork),
-        (lambda receipt: replace(receipt, consistency=receipt.consistency[:-1]), Fork),
+        (lambda receipt: changed(receipt, consistency=receipt.consistency[:-1]), Fork),
         (spoiled(checkpoint=b""), BadRecord),
-        (lambda receipt: replace(receipt, checkpoint=receipt.checkpoint[:-8]), BadRecord),
+        (lambda receipt: changed(receipt, checkpoint=receipt.checkpoint[:-8]), BadRecord),
     ],
     ids=[
         "no line",
@@ -411,7 +411,7 @@ def test_two_checkpoints_of_one_size_in_one_session() -> None:
     other = log.fork(5)
     trust.verify_receipt(log.receipt(upload(log), 5), SENT)
     with pytest.raises(Fork):
-        trust.verify_receipt(other.receipt(upload(other, version=4), 5), replace(SENT, version=4))
+        trust.verify_receipt(other.receipt(upload(other, version=4), 5), changed(SENT, version=4))
 
 
 def joined(trust: ServerTrust, log: SimulatedLog) -> list[tuple[int, int]]:
@@ -439,7 +439,7 @@ def test_fork_between_two_receipts_is_detected(
     second = upload(other, version=4)
 
     def forked() -> None:
-        trust.verify_receipt(other.receipt(second, 5), replace(SENT, version=4))
+        trust.verify_receipt(other.receipt(second, 5), changed(SENT, version=4))
         gaps = trust.consistency_gaps()
         assert gaps == [tuple(sorted((log.size, other.size)))]
         longer = max(log, other, key=lambda one: one.size)
@@ -455,7 +455,7 @@ def test_first_receipts_of_a_session_need_no_proof() -> None:
     trust = opened(log)
     first, second = upload(log), upload(log, version=4)
     trust.verify_receipt(log.receipt(first, 5), SENT)
-    trust.verify_receipt(log.receipt(second, 5), replace(SENT, version=4))
+    trust.verify_receipt(log.receipt(second, 5), changed(SENT, version=4))
     assert joined(trust, log) == []
     assert trust.newest.size == 7
     trust.verify_receipt(log.receipt(first, 5), SENT)
@@ -466,7 +466,7 @@ def test_receipts_are_linked_by_size() -> None:
     log = SimulatedLog()
     trust = opened(log)
     first, second, third = upload(log), upload(log, version=4), upload(log)
-    trust.verify_receipt(log.receipt(second, 5, size=7), replace(SENT, version=4))
+    trust.verify_receipt(log.receipt(second, 5, size=7), changed(SENT, version=4))
     trust.verify_receipt(log.receipt(third, 5, size=8), SENT)
     trust.verify_receipt(log.receipt(first, 5, size=6), SENT)
     assert trust.newest.size == 5
@@ -483,7 +483,7 @@ def test_older_receipt_does_not_change_newest() -> None:
     trust = opened(log)
     first, second = upload(log), upload(log, version=4)
     early = log.receipt(first, 5, size=6)
-    trust.verify_receipt(log.receipt(second, 5), replace(SENT, version=4))
+    trust.verify_receipt(log.receipt(second, 5), changed(SENT, version=4))
     assert joined(trust, log) == []
     trust.verify_receipt(early, SENT)
     assert joined(trust, log) == [(6, 7)]
@@ -513,7 +513,7 @@ def test_fork_while_disconnected_is_detected(again: int) -> None:
     def forked() -> None:
         trust.accept_session(other.session(5))
         trust.verify_receipt(
-            other.receipt(upload(other, version=4), again), replace(SENT, version=4)
+            other.receipt(upload(other, version=4), again), changed(SENT, version=4)
         )
         joined(trust, other)
 

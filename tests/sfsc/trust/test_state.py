@@ -10,13 +10,13 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from protocol.codec.values import changed
 from sfsc.errors import LocalError
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring
@@ -95,7 +95,7 @@ def test_remember_files_is_atomic(path: Path) -> None:
         state.remember_files([(first, b"older"), (second, None)])
         assert state.files(["a" * 32, "b" * 32]) == {"a" * 32: known(3), "b" * 32: second}
         assert list(state.entries()) == [("a" * 32, b"newer")]
-        wrong = replace(second, file_id="c" * 32, record=cast(bytes, None))
+        wrong = changed(second, file_id="c" * 32, record=cast(bytes, None))
         with pytest.raises(LocalError):
             state.remember_files([(known(1, "d" * 32), None), (wrong, None)])
         assert state.file("d" * 32) is None

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import tempfile
 import threading
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from protocol.codec import merkle
+from protocol.codec.values import changed
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import MAX_LINE, EntryDraft
 from sfsd.errors import (
@@ -84,7 +84,7 @@ def test_entries_match_their_drafts(logs: Path) -> None:
         detail={"paths": {"bob/files/x.json": "ab" * 32, "bob/inbox/y": None}},
         tag_keys={"bob": tag_key("bob"), "alice": tag_key("alice")},
     )
-    first, second = journal.append([full, replace(full, tag_keys={"bob": tag_key("bob")})])
+    first, second = journal.append([full, changed(full, tag_keys={"bob": tag_key("bob")})])
     entries = check(journal)
     assert [entry.hash for entry in entries] == [first.hash, second.hash]
     for entry in entries:

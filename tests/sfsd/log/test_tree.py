@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import errno
 import hashlib
 from itertools import accumulate
@@ -10,6 +9,7 @@ import pytest
 
 from protocol.codec import merkle
 from protocol.codec.merkle import Frontier
+from protocol.codec.values import changed
 from sfsd.errors import JournalUnreadableError
 from sfsd.fs.files import Files
 from sfsd.log.tree import MAX_ACCOUNTS, LogTree, ProofCache, TreeLine, TreeMark
@@ -64,7 +64,7 @@ def assert_whole(tree: LogTree, size: int) -> None:
             {"completed": completed[:-1] + b"?"},
             {"leaf": bytes([line.leaf[0] ^ 1]) + line.leaf[1:]},
         ):
-            assert not tree.agrees(dataclasses.replace(line, **wrong))
+            assert not tree.agrees(changed(line, **wrong))
 
 
 def saved(folder: Path, size: int = 40) -> TreeMark:
@@ -102,7 +102,7 @@ def test_a_mark_holds_the_maximum_of_accounts(tmp_path: Path) -> None:
     tree = LogTree(tmp_path, Files())
     fill(tree, 0, 3)
     counts = tuple((f"user{n:05}", 1) for n in range(MAX_ACCOUNTS))
-    mark = dataclasses.replace(mark_of(tree), accounts=counts)
+    mark = changed(mark_of(tree), accounts=counts)
     tree.save_mark(mark)
     assert LogTree(tmp_path, Files()).load_mark() == mark
 
@@ -216,9 +216,9 @@ def test_damage_is_repaired(tmp_path: Path) -> None:
     tree.truncate(40, STARTS[40])
     right = line_of(tree, 15)
     for wrong in (
-        dataclasses.replace(right, offset=7),
-        dataclasses.replace(right, completed=bytes(len(right.completed))),
-        dataclasses.replace(right, leaf=right.leaf[::-1]),
+        changed(right, offset=7),
+        changed(right, completed=bytes(len(right.completed))),
+        changed(right, leaf=right.leaf[::-1]),
     ):
         tree.repair(wrong)
         assert not tree.agrees(right)

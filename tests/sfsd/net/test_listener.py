@@ -7,11 +7,11 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.wire.messages.accounts import Status, StatusAnswer, UserAccess
 from protocol.wire.messages.session import Ping, Pong, Session
 from sfsd import server_keys
@@ -29,7 +29,7 @@ FEW = ConnectionLimits(
     connections=6,
     connections_per_address=4,
 )
-HASTY = replace(FEW, login_seconds=2)
+HASTY = changed(FEW, login_seconds=2)
 HERE = "127.0.0.1:0"
 
 

@@ -23,6 +23,7 @@ from protocol.wire.messages.session import Ping
 from protocol.wire.messages.sharing import Inbox, Lookup, SetReaders, VersionWrap
 from protocol.wire.messages.uploads import Data, PutCommit, PutSmall
 from sfsd.net.memory_budget import weight_of
+from tests.protocol.wire_form import plain
 from tests.sfsd.builders import file_id
 
 F, U, S = file_id(1), bytes(16), bytes(64)
@@ -63,7 +64,7 @@ def test_who_is_answered_with_a_page_weighs_one(message: Message) -> None:
     ],
 )
 def test_who_brings_much_weighs_as_much(message: Message) -> None:
-    brought = sum(map(len, map(repr, message.to_array()))) // 4  # a byte is written as four signs
+    brought = sum(map(len, map(repr, plain(message)))) // 4  # a byte is written as four signs
     assert weight_of(message) >= brought * 9 // 10
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from protocol.codec import merkle
 from protocol.codec.base64text import to_text
+from protocol.codec.values import changed
 from protocol.log.checkpoint import verify
 from protocol.records.records import RecoveryKey, Statement, login_body, record_hash
 from protocol.records.signatures import Label, SigningKey
@@ -40,9 +40,9 @@ from tests.sfsd.builders import (
 from tests.sfsd.operations.test_rotation import begun, onto, renewed
 
 
-def invited(served: Daemon, name: str = "bob", **changed: Any) -> Person:
+def invited(served: Daemon, name: str = "bob", **changes: Any) -> Person:
     person = Person(name, served)
-    assert isinstance(served.ask(served.operator(), person.invitation(**changed)), Done)
+    assert isinstance(served.ask(served.operator(), person.invitation(**changes)), Done)
     return person
 
 
@@ -114,9 +114,9 @@ def test_a_refused_login_does_not_say_why(served: Daemon, ada: Person) -> None:
             ada.login(server=bytes(32)),
             ada.login(spki=bytes(32)),
             ada.login(welcome=bytes(32)),
-            replace(ada.login(), generation=2),
-            replace(ada.login(), device_id=None),
-            replace(ada.login(), user="bob"),
+            changed(ada.login(), generation=2),
+            changed(ada.login(), device_id=None),
+            changed(ada.login(), user="bob"),
             login("bob", bob.key),
             bob.login(),
             login("operator", ada.key),
@@ -129,7 +129,7 @@ def test_a_refused_login_does_not_say_why(served: Daemon, ada: Person) -> None:
 
 
 def test_another_protocol_version_is_refused(served: Daemon, ada: Person) -> None:
-    assert refusal(served, replace(ada.login(), version=1)).code == "bad-request"
+    assert refusal(served, changed(ada.login(), version=1)).code == "bad-request"
 
 
 def test_the_recovery_key_opens_a_recovery_session(served: Daemon) -> None:
@@ -256,7 +256,7 @@ def test_the_account_key_opens_a_session_that_is_good_only_to_join(
     recovery = RecoveryKey(code.public, XWING_PUBLIC)
     made = onto(ada.first, ada.key, reason="recovery-key", recovery=recovery, code=code)
     refused(served.ask(who, made), "bad-request")
-    new = replace(ada.device(), device_id=b"n" * 16, sign_pub=code.public)
+    new = changed(ada.device(), device_id=b"n" * 16, sign_pub=code.public)
     done(served.ask(who, onto(ada.first, ada.key, devices=(*ada.first.devices, new))))
     joined = served.open(login("ada", code, device_id=new.device_id))[0]
     assert joined.access is Access.FULL

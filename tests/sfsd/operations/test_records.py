@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.log import auditlog
 from protocol.log.auditlog import GENESIS, MAX_LINE, EntryDraft
 from protocol.records.records import (
@@ -58,14 +58,14 @@ def usage(person: Person) -> tuple[int, int]:
     return reply.used, reply.files
 
 
-def restored(person: Person, version: int, **changed: Any) -> Version:
+def restored(person: Person, version: int, **changes: Any) -> Version:
     """Return a restore of `version`."""
     source = person.made[F, version].record
     kept = {
         key: getattr(source, key)
         for key in ("content_id", "ciphertext_size", "segments_root", "dek_commit")
     }
-    return person.version(F, b"", op=RESTORE, from_=(F, version), **(kept | changed))
+    return person.version(F, b"", op=RESTORE, from_=(F, version), **(kept | changes))
 
 
 def move(
@@ -74,7 +74,7 @@ def move(
     new: str = G,
     *,
     left: dict[str, Any] | None = None,
-    **changed: Any,
+    **changes: Any,
 ) -> tuple[Version, Version]:
     """Return the two records of a move of `old`, valid except for what `changed` changes."""
     number = max(v for f, v in person.made if f == old)
@@ -84,8 +84,8 @@ def move(
         for key in ("content_id", "ciphertext_size", "segments_root", "dek_commit", "readers")
     }
     fields: dict[str, Any] = {"op": MOVE, "from_": (old, number), "metadata": b"renamed"}
-    made = person.version(new, b"", **(fields | kept | changed))
-    gone = replace(person.record(old, DELETE, current=0, to=new), **(left or {}))
+    made = person.version(new, b"", **(fields | kept | changes))
+    gone = changed(person.record(old, DELETE, current=0, to=new), **(left or {}))
     return made, person.signed(gone)
 
 
@@ -110,9 +110,9 @@ WRONG_DELETES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("wrong", WRONG_DELETES)
 def test_a_delete_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
-    code, changed = WRONG_DELETES[wrong]
+    code, changes = WRONG_DELETES[wrong]
     ada.put(F)
-    record = ada.record(F, DELETE, **({"current": 0} | changed))
+    record = ada.record(F, DELETE, **({"current": 0} | changes))
     refused(ada.ask(ada.signed(record).change()), code)
     assert isinstance(ada.ask(GetOpen("ada", F, 0)), Opened)
 
@@ -133,7 +133,7 @@ def test_a_missing_or_deleted_file_cannot_be_deleted(served: Daemon, ada: Person
 def test_a_delete_with_metadata_or_wraps_is_refused(ada: Person) -> None:
     ada.put(F)
     made = ada.signed(ada.record(F, DELETE, current=0))
-    for wrong in (replace(made, metadata=b"m"), replace(made, wraps=(ada.wrap(),))):
+    for wrong in (changed(made, metadata=b"m"), changed(made, wraps=(ada.wrap(),))):
         refused(ada.ask(wrong.change()), "bad-request")
 
 
@@ -180,12 +180,12 @@ WRONG_RESTORES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("wrong", WRONG_RESTORES)
 def test_a_restore_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
-    code, changed = WRONG_RESTORES[wrong]
+    code, changes = WRONG_RESTORES[wrong]
     ada.put(F, b"precious")
-    fields = dict(changed)
+    fields = dict(changes)
     if "from_" in fields:
         made = restored(ada, 1)
-        made = ada.signed(replace(made.record, **fields), made.metadata, made.wraps)
+        made = ada.signed(changed(made.record, **fields), made.metadata, made.wraps)
     else:
         made = restored(ada, 1, **fields)
     refused(ada.ask(made.change()), code)
@@ -275,10 +275,10 @@ WRONG_PURGES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("wrong", WRONG_PURGES)
 def test_a_purge_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
-    code, changed = WRONG_PURGES[wrong]
+    code, changes = WRONG_PURGES[wrong]
     ada.put(F, b"1")
     ada.put(F, b"2")
-    refused(ada.ask(ada.signed(ada.record(F, PURGE, **changed)).change()), code)
+    refused(ada.ask(ada.signed(ada.record(F, PURGE, **changes)).change()), code)
 
 
 def test_a_move_is_one_log_entry_with_both_records(served: Daemon, ada: Person) -> None:
@@ -366,10 +366,10 @@ WRONG_MOVES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("wrong", WRONG_MOVES)
 def test_a_move_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
-    code, changed, left = WRONG_MOVES[wrong]
+    code, changes, left = WRONG_MOVES[wrong]
     ada.put(F, b"1")
     ada.put(F, b"2")
-    refused(ada.ask(ada.together(*move(ada, left=left, **changed))), code)
+    refused(ada.ask(ada.together(*move(ada, left=left, **changes))), code)
     assert len(revisions(ada)) == 2
     refused(ada.ask(Stat("ada", G, 0)), "not-found")
 

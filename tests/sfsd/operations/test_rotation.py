@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from protocol.codec import merkle
 from protocol.codec.base64text import from_text
+from protocol.codec.values import changed
 from protocol.records.record_signatures import (
     RecordSigner,
     RecordTree,
@@ -76,7 +76,7 @@ def onto(
     *keys: SigningKey,
     bundle: bytes = b"bundle 2",
     code: SigningKey | None = None,
-    **changed: Any,
+    **changes: Any,
 ) -> NewStatement:
     """Return the next statement, signed by `keys`. `code` is a recovery key that it introduces."""
     fields: dict[str, Any] = {
@@ -86,7 +86,7 @@ def onto(
         "voids": (),
         "bundle_sha256": hashlib.sha256(bundle).digest(),
     }
-    body = replace(before, **(fields | changed)).encode()
+    body = changed(before, **(fields | changes)).encode()
     signatures = tuple(key.sign(Label.STATEMENT, body) for key in keys)
     possession = b"" if code is None else code.sign(Label.RECOVERY_POSSESSION, body)
     return NewStatement(body, signatures, bundle, possession)
@@ -168,8 +168,8 @@ def test_a_new_recovery_key_must_sign(ada: Person) -> None:
     stranger = onto(ada.first, ada.key, code=SigningKey.generate(), **fields)
     refused(ada.ask(stranger), "refused")
     of_another = onto(ada.first, ada.key, created=ada.first.created + 1, code=code, **fields)
-    refused(ada.ask(replace(unproven, possession=of_another.possession)), "refused")
-    useless = replace(onto(ada.first, ada.key), possession=of_another.possession)
+    refused(ada.ask(changed(unproven, possession=of_another.possession)), "refused")
+    useless = changed(onto(ada.first, ada.key), possession=of_another.possession)
     refused(ada.ask(useless), "bad-request")
     done(ada.ask(of_another))
 
@@ -183,11 +183,11 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "a clock that is wrong": ("bad-request", {"created": 5}),
     "a device with an impossible key": (
         "bad-request",
-        {"devices": (replace(DEVICE, sign_pub=bytes(32)),)},
+        {"devices": (changed(DEVICE, sign_pub=bytes(32)),)},
     ),
     "a key of two devices": (
         "bad-request",
-        {"devices": (DEVICE, replace(DEVICE, device_id=bytes(16)))},
+        {"devices": (DEVICE, changed(DEVICE, device_id=bytes(16)))},
     ),
     "a device twice": ("bad-request", {"devices": (DEVICE, DEVICE)}),
     "another user": ("bad-request", {"user": "bob"}),
@@ -196,8 +196,8 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_statement_that_breaks_a_rule_is_refused(ada: Person, case: str) -> None:
-    code, changed = WRONG[case]
-    refused(ada.ask(onto(ada.first, ada.key, **changed)), code)
+    code, changes = WRONG[case]
+    refused(ada.ask(onto(ada.first, ada.key, **changes)), code)
     assert chain(ada.ask(Lookup("ada", 1))) == [ada.first.encode()]
 
 
@@ -217,7 +217,7 @@ def test_a_bundle_that_does_not_match_its_statement(served: Daemon, ada: Person)
 def test_a_long_chain(served: Daemon, ada: Person) -> None:
     before = ada.first
     for number in range(40):
-        device = replace(DEVICE, device_id=bytes([number]) * 16)
+        device = changed(DEVICE, device_id=bytes([number]) * 16)
         made = onto(before, ada.key, devices=(device,))
         done(ada.ask(made))
         before = Statement.parse(made.statement)
@@ -265,7 +265,7 @@ def test_a_malformed_cursor_means_the_start(ada: Person, after: str) -> None:
 
 def test_the_number_of_rotations_is_limited(served: Daemon, ada: Person) -> None:
     """A thief could otherwise push out the owner's endorsements and bundles."""
-    served.context.config = replace(served.context.config, limits=ConnectionLimits(rotations=3))
+    served.context.config = changed(served.context.config, limits=ConnectionLimits(rotations=3))
     for _ in range(3):
         served.clock.now += DAY
         begun(ada)
@@ -276,11 +276,11 @@ def test_the_number_of_rotations_is_limited(served: Daemon, ada: Person) -> None
 
 def test_the_number_of_statements_is_limited(served: Daemon, ada: Person) -> None:
     """Each statement rewrites the whole chain, and every user's changes wait meanwhile."""
-    served.context.config = replace(served.context.config, limits=ConnectionLimits(rotations=2))
+    served.context.config = changed(served.context.config, limits=ConnectionLimits(rotations=2))
 
     def joined(number: int) -> NewStatement:
         now = int(served.clock.now)
-        device = replace(DEVICE, device_id=bytes([number]) * 16)
+        device = changed(DEVICE, device_id=bytes([number]) * 16)
         return onto(ada.first, ada.key, devices=(*ada.first.devices[:1], device), created=now)
 
     for number in range(4):
@@ -298,7 +298,7 @@ def test_the_number_of_statements_is_limited(served: Daemon, ada: Person) -> Non
     done(ada.ask(joined(9)))
 
 
-def renewed(person: Person, reason: str = "rotate", **changed: Any) -> RotateBegin:
+def renewed(person: Person, reason: str = "rotate", **changes: Any) -> RotateBegin:
     """Return a statement of the person's next generation, whose keys `begun` adopts."""
     person.next_key, person.next_wrap = SigningKey.generate(), secrets.token_bytes(32)
     before = person.first
@@ -316,15 +316,15 @@ def renewed(person: Person, reason: str = "rotate", **changed: Any) -> RotateBeg
         "voids": (),
         "bundle_sha256": hashlib.sha256(b"bundle 2").digest(),
     }
-    person.renewed = replace(before, **(fields | changed))
+    person.renewed = changed(before, **(fields | changes))
     body = person.renewed.encode()
     keys = (person.next_key, person.key)
     return RotateBegin(body, tuple(key.sign(Label.STATEMENT, body) for key in keys), b"bundle 2")
 
 
-def begun(person: Person, **changed: Any) -> None:
+def begun(person: Person, **changes: Any) -> None:
     """Begin a rotation and log in with the new key."""
-    message = renewed(person, **changed)
+    message = renewed(person, **changes)
     check_receipt(done(person.ask(message)), message.statement)
     person.key, person.wrap_pub = person.next_key, person.next_wrap
     person.first, person.generation = person.renewed, person.renewed.generation
@@ -343,17 +343,17 @@ def wraps(person: Person, *, everything: bool = False, limit: int = 256) -> list
         after = page.next
 
 
-def rewrapped(person: Person, item: WrapItem, **changed: Any) -> RewrapItem:
+def rewrapped(person: Person, item: WrapItem, **changes: Any) -> RewrapItem:
     records = [item.content] + ([] if item.head is None else [item.head])
     endorsed = tuple(record_hash(signed.record) for signed in records)
     wrap = None if item.wrap is None else person.wrap()
     made = RewrapItem(item.owner, item.file_id, item.version, wrap, endorsed)
-    return replace(made, **changed)
+    return changed(made, **changes)
 
 
-def finished(person: Person, **changed: Any) -> RotateFinish:
+def finished(person: Person, **changes: Any) -> RotateFinish:
     before = person.first
-    body = replace(
+    body = changed(
         before,
         n=before.n + 1,
         oldest=before.generation,
@@ -380,7 +380,7 @@ def finished(person: Person, **changed: Any) -> RotateFinish:
         0,
         empty,
     )
-    record = replace(finish, **changed).encode()
+    record = changed(finish, **changes).encode()
     signature = person.key.sign(Label.ROTATION_FINISH, record)
     return RotateFinish(
         body, (person.key.sign(Label.STATEMENT, body),), b"bundle 3", record, signature
@@ -572,24 +572,24 @@ def test_invalid_rewraps_are_refused(served: Daemon, ada: Person) -> None:
     right = rewrapped(ada, item)
     assert right.wrap is not None
     for code, wrong in (
-        ("stale-recipient", replace(right, wrap=ada.wrap(key_id=b"k" * 32))),
-        ("bad-request", replace(right, wrap=ada.wrap(wrapped=b"short"))),
-        ("bad-request", replace(right, wrap=replace(right.wrap, user="bob"))),
-        ("bad-request", replace(right, owner="bob")),
+        ("stale-recipient", changed(right, wrap=ada.wrap(key_id=b"k" * 32))),
+        ("bad-request", changed(right, wrap=ada.wrap(wrapped=b"short"))),
+        ("bad-request", changed(right, wrap=changed(right.wrap, user="bob"))),
+        ("bad-request", changed(right, owner="bob")),
     ):
         refused(ada.ask(ada.rewrap(wrong)), code)
     refused(ada.ask(ada.rewrap(right, right)), "bad-request")
     for code, wrong, endorsement in forged_endorsements(ada, right):
         refused(ada.ask(Rewrap((wrong,), endorsement)), code)
-    assert ada.ask(ada.rewrap(replace(right, endorsed=(bytes(32),)))) == Rewrapped(None, (0,))
-    assert ada.ask(ada.rewrap(replace(right, version=1, wrap=None, endorsed=()))) == Rewrapped(
+    assert ada.ask(ada.rewrap(changed(right, endorsed=(bytes(32),)))) == Rewrapped(None, (0,))
+    assert ada.ask(ada.rewrap(changed(right, version=1, wrap=None, endorsed=()))) == Rewrapped(
         None, ()
     )
     # A missing file and one that is not shared with ada give the same reply.
     for elsewhere in (
-        replace(right, file_id=file_id(9)),
-        replace(right, version=7),
-        replace(right, owner="bob", endorsed=()),
+        changed(right, file_id=file_id(9)),
+        changed(right, version=7),
+        changed(right, owner="bob", endorsed=()),
     ):
         assert ada.ask(ada.rewrap(elsewhere)) == Rewrapped(None, (0,))
     assert len(wraps(ada)) == 1
@@ -609,12 +609,12 @@ def forged_endorsements(ada: Person, right: RewrapItem) -> Iterator[tuple[str, R
     yield "refused", right, SigningKey.generate().sign(Label.ENDORSEMENTS, body)
     yield "refused", right, ada.key.sign(Label.RECORDS, body)
     for field in ({"server": bytes(32)}, {"owner_first": bytes(32)}, {"generation": 1}):
-        yield "refused", right, replace(signer, **field).endorse(right.endorsed)
+        yield "refused", right, changed(signer, **field).endorse(right.endorsed)
     # After a rotation on another device the error says so, not that signatures are wrong.
-    yield "stale-recipient", replace(right, wrap=ada.wrap(key_id=b"k" * 32)), bytes(64)
+    yield "stale-recipient", changed(right, wrap=ada.wrap(key_id=b"k" * 32)), bytes(64)
     # Items are also checked if their version does not exist.
-    yield "refused", replace(right, version=7), bytes(64)
-    yield "bad-request", replace(right, endorsed=()), valid
+    yield "refused", changed(right, version=7), bytes(64)
+    yield "bad-request", changed(right, endorsed=()), valid
 
 
 def test_one_signature_endorses_at_most_256_records(ada: Person) -> None:
@@ -624,7 +624,7 @@ def test_one_signature_endorses_at_most_256_records(ada: Person) -> None:
     right = rewrapped(ada, item)
     hashes = [number.to_bytes(32) for number in range(257)]
     pairs = [tuple(hashes[at : at + 2]) for at in range(0, 257, 2)]
-    items = tuple(replace(right, version=at, endorsed=one) for at, one in enumerate(pairs, 1))
+    items = tuple(changed(right, version=at, endorsed=one) for at, one in enumerate(pairs, 1))
     # The tree of 257 hashes cannot be signed by our code; no signature is looked at.
     refused(ada.ask(Rewrap(items, bytes(64))), "bad-request")
 
@@ -685,7 +685,7 @@ def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: 
 
 
 @pytest.mark.parametrize(
-    ("code", "changed"),
+    ("code", "changes"),
     [
         ("conflict", {"files": 2}),
         ("conflict", {"root": bytes(32)}),
@@ -694,12 +694,12 @@ def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: 
         ("bad-request", {"generation": 1}),
     ],
 )
-def test_a_wrong_finish_is_refused(ada: Person, code: str, changed: dict[str, Any]) -> None:
+def test_a_wrong_finish_is_refused(ada: Person, code: str, changes: dict[str, Any]) -> None:
     ada.put(file_id(1), b"content")
     begun(ada)
     for item in wraps(ada):
         ada.ask(ada.rewrap(rewrapped(ada, item)))
-    refused(ada.ask(finished(ada, **changed)), code)
+    refused(ada.ask(finished(ada, **changes)), code)
 
 
 def test_purged_versions_and_tombstones_are_endorsed(ada: Person) -> None:

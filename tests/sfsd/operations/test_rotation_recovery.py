@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.records.records import Device, RecoveryKey, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages.accounts import Usage, UsageAnswer
@@ -43,9 +43,9 @@ def ada(served: Daemon) -> Person:
     return ada
 
 
-def recovered(person: Person, first: bytes, **changed: Any) -> RotateBegin:
+def recovered(person: Person, first: bytes, **changes: Any) -> RotateBegin:
     """Return a recovery statement that voids all statements from the one with hash `first` on."""
-    fields = {"voids": (first,), "oldest": 1, **changed}
+    fields = {"voids": (first,), "oldest": 1, **changes}
     renewed(person, "recovery", **fields)
     body = person.renewed.encode()
     keys = (person.next_key, CODE)
@@ -97,7 +97,7 @@ def test_the_recovery_key_voids_the_thiefs_generation(
     assert asked == [(F, 1), (G, 1)]
     refused(ada.ask(finished(ada)), "conflict")
     for item in wraps(ada):
-        lost = replace(item, wrap=None) if finish else item
+        lost = changed(item, wrap=None) if finish else item
         reply = ada.ask(ada.rewrap(rewrapped(ada, lost)))
         assert isinstance(reply, Rewrapped)
         assert reply.left == ()
@@ -112,10 +112,10 @@ def test_only_the_recovery_key_can_void_statements(served: Daemon, ada: Person) 
     for second in (thief, SigningKey.generate()):
         message = recovered(ada, first)
         forged = second.sign(Label.STATEMENT, message.statement)
-        wrong = replace(message, signatures=(message.signatures[0], forged))
+        wrong = changed(message, signatures=(message.signatures[0], forged))
         refused(ada.ask(wrong), "bad-request")
-    for changed in ({"oldest": 2}, {"voids": (bytes(32),)}, {"generation": 2}):
-        refused(served.ask(by_code(served), recovered(ada, first, **changed)), "bad-request")
+    for changes in ({"oldest": 2}, {"voids": (bytes(32),)}, {"generation": 2}):
+        refused(served.ask(by_code(served), recovered(ada, first, **changes)), "bad-request")
     with pytest.raises(Refused):
         served.open(login("ada", thief, generation=0))
 
@@ -205,7 +205,7 @@ def test_a_full_chain_accepts_the_recovery_key(
 
 
 def test_the_number_of_recoveries_is_limited(served: Daemon, ada: Person) -> None:
-    served.context.config = replace(served.context.config, limits=ConnectionLimits(rotations=10))
+    served.context.config = changed(served.context.config, limits=ConnectionLimits(rotations=10))
     for _ in range(2):
         served.clock.now += DAY
         begun(ada)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.records.records import DELETE
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Error
@@ -91,9 +91,9 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_record_that_breaks_a_rule_is_refused(served: Daemon, ada: Person, wrong: str) -> None:
-    code, changed = WRONG[wrong]
+    code, changes = WRONG[wrong]
     size = served.context.journal.size
-    refused(ada.ask(ada.version(F, b"c" * 56, **changed).small()), code)
+    refused(ada.ask(ada.version(F, b"c" * 56, **changes).small()), code)
     assert served.context.journal.size == size
     ada.put(F)  # and the valid one is accepted
 
@@ -108,14 +108,14 @@ def test_a_put_to_another_owner_gives_not_found(served: Daemon, ada: Person) -> 
 
 def test_a_malformed_record_is_refused(ada: Person) -> None:
     put = ada.version(F, b"c" * 56).small()
-    refused(ada.ask(replace(put, record=b"\x80")), "bad-request")
+    refused(ada.ask(changed(put, record=b"\x80")), "bad-request")
 
 
 def test_only_put_records_store_content(ada: Person) -> None:
     ada.put(F)
     put = ada.version(F, b"c" * 56).small()
     delete = ada.signed(ada.record(F, DELETE, current=0))
-    wrong = replace(put, record=delete.body, signature=delete.signature)
+    wrong = changed(put, record=delete.body, signature=delete.signature)
     refused(ada.ask(wrong), "bad-request")
 
 

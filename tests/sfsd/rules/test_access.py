@@ -186,7 +186,7 @@ def test_hidden_files_look_like_missing_files(scenario: Scenario) -> None:
     places = [("nobody", SHARED), ("nobody", UNKNOWN), *(("ada", file) for file in HIDDEN)]
     for what, (build, for_readers) in ABOUT.items():
         nothing = bob.ask(build(bob, "ada", UNKNOWN))
-        if not isinstance(nothing, Rewrapped):  # its answer lists the items that were not changed
+        if not isinstance(nothing, Rewrapped):  # its answer lists the items that were not changes
             refused(nothing, "not-found")
         for owner, file in places:
             assert bob.ask(build(bob, owner, file)) == nothing, (what, owner, file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from protocol.wire.messages.rotation import (
 )
 from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsd.config import DAY
+from tests.protocol.wire_form import unpacked
 from tests.record_signing import packed_signature
 from tests.sfsd.builders import (
     SERVER_ID,
@@ -266,20 +267,20 @@ def instead(setup: Setup, made: FileRecord, field: str, value: Any) -> Any:  # n
     return value
 
 
-def unpacked(body: bytes) -> dict[str, Any]:
-    found = encoding.unpack(body, limit=1 << 16, elements=1 << 12)
+def decoded(body: bytes) -> dict[str, Any]:
+    found = unpacked(body)
     assert isinstance(found, dict)
     return found
 
 
 def forged(setup: Setup, made: Version, field: str, value: Any) -> Version | None:  # noqa: ANN401
     """Return a re-signed version with `field` replaced; None if the value is unchanged."""
-    body = unpacked(made.body)
+    body = decoded(made.body)
     wrong = instead(setup, made.record, field, value)
     if field in body and body[field] == wrong and type(body[field]) is type(wrong):
         return None
     raw = encoding.pack(body | {field: wrong})
-    return replace(made, body=raw, signature=setup.ada.sign(raw))
+    return changed(made, body=raw, signature=setup.ada.sign(raw))
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -316,10 +317,10 @@ RIGHT: list[tuple[str, str, Any]] = [
 def test_a_record_with_a_missing_field_is_refused(setup: Setup, name: str) -> None:
     made, ask = BUILDS[name](setup)
     before = setup.state()
-    body = unpacked(made.body)
+    body = decoded(made.body)
     for field in body:
         raw = encoding.pack({key: value for key, value in body.items() if key != field})
-        wrong = replace(made, body=raw, signature=setup.ada.sign(raw))
+        wrong = changed(made, body=raw, signature=setup.ada.sign(raw))
         reply = setup.ada.ask(ask(wrong))
         assert isinstance(reply, Error)
         assert reply.code == "bad-request", (field, reply)
@@ -346,29 +347,29 @@ def beside(setup: Setup, made: Version) -> dict[str, Version]:
     other_key, ada = SigningKey.generate(), setup.ada
     right: dict[str, Any] = {"server": SERVER_ID, "first": ada.origin, "key": ada.key}
 
-    def packed(**changed: Any) -> bytes:
-        return packed_signature(body=made.body, **(right | changed))
+    def packed(**changes: Any) -> bytes:
+        return packed_signature(body=made.body, **(right | changes))
 
     signer = RecordSigner(ada.key, SERVER_ID, ada.origin, ada.generation)
     wrongs = {
-        "another key's signature": replace(made, signature=packed(key=other_key)),
-        "an endorsement": replace(made, signature=packed(label=Label.ENDORSEMENTS)),
-        "a signature for another server": replace(made, signature=packed(server=bytes(32))),
-        "a signature for another owner": replace(made, signature=packed(first=bytes(32))),
-        "another generation's signature": replace(made, signature=packed(generation=9)),
-        "another record's signature": replace(made, signature=setup.ada.sign(b"another")),
-        "a bare signature": replace(made, signature=made.signature[:64]),
-        "no signature": replace(made, signature=b""),
-        "a path too long": replace(made, signature=made.signature + bytes(32)),
-        "one of two records": replace(made, signature=signer.sign([made.body, b"another"])[0]),
-        "a wrap for nobody": replace(made, wraps=(*made.wraps, setup.ada.wrap(user="nobody"))),
-        "a wrap for no reader": replace(made, wraps=(*made.wraps, setup.joe.wrap())),
-        "other metadata": replace(made, metadata=made.metadata + b"?"),
+        "another key's signature": changed(made, signature=packed(key=other_key)),
+        "an endorsement": changed(made, signature=packed(label=Label.ENDORSEMENTS)),
+        "a signature for another server": changed(made, signature=packed(server=bytes(32))),
+        "a signature for another owner": changed(made, signature=packed(first=bytes(32))),
+        "another generation's signature": changed(made, signature=packed(generation=9)),
+        "another record's signature": changed(made, signature=setup.ada.sign(b"another")),
+        "a bare signature": changed(made, signature=made.signature[:64]),
+        "no signature": changed(made, signature=b""),
+        "a path too long": changed(made, signature=made.signature + bytes(32)),
+        "one of two records": changed(made, signature=signer.sign([made.body, b"another"])[0]),
+        "a wrap for nobody": changed(made, wraps=(*made.wraps, setup.ada.wrap(user="nobody"))),
+        "a wrap for no reader": changed(made, wraps=(*made.wraps, setup.joe.wrap())),
+        "other metadata": changed(made, metadata=made.metadata + b"?"),
     }
     if made.record.op == ACCESS:
         del wrongs["other metadata"]  # this op has no metadata
     if made.ciphertext and made.record.op in ("put", REENCRYPT):
-        wrongs["no metadata"] = replace(made, metadata=b"")
+        wrongs["no metadata"] = changed(made, metadata=b"")
     if made.wraps:
         wrongs |= wrong_wraps(made)
     return wrongs
@@ -378,17 +379,17 @@ def wrong_wraps(made: Version) -> dict[str, Version]:
     first, *others = made.wraps
 
     def having(*wraps: Wrap) -> Version:
-        return replace(made, wraps=(*wraps, *others))
+        return changed(made, wraps=(*wraps, *others))
 
     return {
-        "none": replace(made, wraps=()),
-        "one is missing": replace(made, wraps=made.wraps[1:]),
-        "for another key": having(replace(first, key_id=bytes(32))),
-        "of another algorithm": having(replace(first, algorithm="xwing", wrapped=bytes(1244))),
-        "too short": having(replace(first, wrapped=first.wrapped[:-1])),
-        "too long": having(replace(first, wrapped=first.wrapped + b"?")),
+        "none": changed(made, wraps=()),
+        "one is missing": changed(made, wraps=made.wraps[1:]),
+        "for another key": having(changed(first, key_id=bytes(32))),
+        "of another algorithm": having(changed(first, algorithm="xwing", wrapped=bytes(1244))),
+        "too short": having(changed(first, wrapped=first.wrapped[:-1])),
+        "too long": having(changed(first, wrapped=first.wrapped + b"?")),
         "two": having(first, first),
-        "two that differ": having(first, replace(first, wrapped=bytes(156))),
+        "two that differ": having(first, changed(first, wrapped=bytes(156))),
     }
 
 
@@ -396,7 +397,7 @@ D, E, V, W = (SigningKey.from_seed(one * 32).public for one in (b"d", b"e", b"v"
 OTHER_DEVICE = Device(b"e" * 16, E, XWING_PUBLIC, "device")
 
 
-def device(**changed: Any) -> list[Any]:
+def device(**changes: Any) -> list[Any]:
     """Return a device as it is written in a statement, with fields replaced."""
     fields: dict[str, Any] = {
         "device_id": b"d" * 16,
@@ -406,7 +407,7 @@ def device(**changed: Any) -> list[Any]:
         "member": b"",
         "member_signature": b"",
     }
-    return list((fields | changed).values())
+    return list((fields | changes).values())
 
 
 STATEMENT: dict[str, Any] = {
@@ -480,7 +481,7 @@ def test_a_statement_with_one_wrong_field_is_refused(setup: Setup, name: str) ->
         rotated(setup)
     made = STEPS[name](ada)
     keys = (ada.next_key, ada.key) if name == "rotate" else (ada.key,)
-    before, body, tried = setup.state(), unpacked(made.statement), 0
+    before, body, tried = setup.state(), decoded(made.statement), 0
     for field, values in STATEMENT.items():
         for value in values:
             if body.get(field) == value:
@@ -503,7 +504,7 @@ def test_a_statement_with_one_wrong_field_is_refused(setup: Setup, name: str) ->
 def test_a_finish_with_one_wrong_field_is_refused(setup: Setup) -> None:
     rotated(setup)
     made = finished(setup.ada)
-    before, body = setup.state(), unpacked(made.finish)
+    before, body = setup.state(), decoded(made.finish)
     wrongs: dict[str, list[Any]] = {
         "server": [bytes(32), bytes(31)],
         "user": ["eve", ""],

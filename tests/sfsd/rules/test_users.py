@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from protocol.codec.values import changed
 from protocol.records.records import Device, RecoveryKey, Statement, Writer, record_hash
 from protocol.records.signatures import Label, SigningKey
 from sfsd.config import DAY, RotationPolicy
@@ -78,10 +78,10 @@ RSA2048 = rsa_public(2048)
 
 
 @pytest.mark.parametrize(
-    "changed",
+    "changes",
     [
         {},
-        {"devices": (DEVICE, replace(DEVICE, device_id=b"e" * 16, sign_pub=E.public))},
+        {"devices": (DEVICE, changed(DEVICE, device_id=b"e" * 16, sign_pub=E.public))},
         {"wrap_alg": "xwing", "wrap_pub": XWING},
         {"wrap_alg": "rsa2048", "wrap_pub": RSA2048},
         {"created": NOW - DAY, "due": NOW, "expires": NOW},
@@ -89,13 +89,13 @@ RSA2048 = rsa_public(2048)
         {"due": NOW + DAY, "expires": NOW + DAY},
     ],
 )
-def test_a_valid_statement_is_accepted(changed: dict[str, Any]) -> None:
-    statement = replace(FIRST, **changed)
+def test_a_valid_statement_is_accepted(changes: dict[str, Any]) -> None:
+    statement = changed(FIRST, **changes)
     assert judge(statement) == statement
 
 
 @pytest.mark.parametrize(
-    "changed",
+    "changes",
     [
         {"server": bytes(32)},
         {"user": "bob"},
@@ -110,10 +110,10 @@ def test_a_valid_statement_is_accepted(changed: dict[str, Any]) -> None:
         {"wrap_alg": "xwing", "wrap_pub": XWING[1:]},
         {"wrap_alg": "rsa3072", "wrap_pub": RSA2048},
         {"wrap_alg": "rsa2048", "wrap_pub": b"junk"},
-        {"devices": (DEVICE, replace(DEVICE, sign_pub=E.public))},
-        {"devices": (replace(DEVICE, xwing_pub=bytes(1216)),)},
-        {"devices": (replace(DEVICE, xwing_pub=IMPOSSIBLE),)},
-        {"devices": (replace(DEVICE, sign_pub=bytes(32)),)},
+        {"devices": (DEVICE, changed(DEVICE, sign_pub=E.public))},
+        {"devices": (changed(DEVICE, xwing_pub=bytes(1216)),)},
+        {"devices": (changed(DEVICE, xwing_pub=IMPOSSIBLE),)},
+        {"devices": (changed(DEVICE, sign_pub=bytes(32)),)},
         {"writers": (Writer("w", bytes(32), 0),)},
         {"wrap_alg": "xwing", "wrap_pub": IMPOSSIBLE},
         {"recovery": RecoveryKey(CODE.public, b"short")},
@@ -127,14 +127,14 @@ def test_a_valid_statement_is_accepted(changed: dict[str, Any]) -> None:
         {"expires": NOW + 120 * DAY + 1},
     ],
 )
-def test_a_statement_that_breaks_a_rule_is_refused(changed: dict[str, Any]) -> None:
+def test_a_statement_that_breaks_a_rule_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(Refused) as caught:
-        judge(replace(FIRST, **changed))
+        judge(changed(FIRST, **changes))
     assert caught.value.code == "bad-request"
 
 
 def test_a_first_statement_may_introduce_a_recovery_key_that_signs_it() -> None:
-    statement = replace(FIRST, recovery=RecoveryKey(CODE.public, XWING))
+    statement = changed(FIRST, recovery=RecoveryKey(CODE.public, XWING))
     assert judge(statement, code=CODE) == statement
     for wrong, expected in ((None, "bad-request"), (KEY, "refused")):
         with pytest.raises(Refused) as caught:
@@ -147,15 +147,15 @@ def test_a_first_statement_may_introduce_a_recovery_key_that_signs_it() -> None:
 def test_no_policy_allows_more_than_two_years() -> None:
     policy = RotationPolicy(max_age=730 * DAY, grace=730 * DAY, jitter=50)
     end = NOW + 730 * DAY
-    judge(replace(FIRST, due=end, expires=end), policy)
+    judge(changed(FIRST, due=end, expires=end), policy)
     with pytest.raises(Refused):
-        judge(replace(FIRST, due=end, expires=end + 1), policy)
+        judge(changed(FIRST, due=end, expires=end + 1), policy)
     with pytest.raises(Refused):
-        judge(replace(FIRST, due=end + 1, expires=end + 1), policy)
+        judge(changed(FIRST, due=end + 1, expires=end + 1), policy)
 
 
 def test_a_statement_must_be_signed_by_its_own_key() -> None:
-    body = replace(FIRST, sign_pub=SigningKey.generate().public).encode()
+    body = changed(FIRST, sign_pub=SigningKey.generate().public).encode()
     with pytest.raises(Refused) as caught:
         validate_first_statement(
             body,
@@ -178,9 +178,9 @@ def test_a_malformed_statement_is_refused() -> None:
 
 
 def test_signing_keys_omit_voided_generations() -> None:
-    second = replace(FIRST, n=2, generation=2, sign_pub=b"2" * 32, prev=record_hash(FIRST.encode()))
+    second = changed(FIRST, n=2, generation=2, sign_pub=b"2" * 32, prev=record_hash(FIRST.encode()))
     undone = record_hash(second.encode())
-    voiding = replace(second, n=3, generation=3, sign_pub=b"3" * 32, voids=(undone,), prev=undone)
+    voiding = changed(second, n=3, generation=3, sign_pub=b"3" * 32, voids=(undone,), prev=undone)
     links = tuple(
         StoredStatement(one.encode(), (), seq, one) for seq, one in enumerate((FIRST, second))
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.codec.values import changed
 from protocol.records.records import DELETE, PURGE, PUT, FileRecord, Statement, record_hash
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from sfsd.errors import DamagedError
@@ -29,7 +29,7 @@ F = file_id(0xAB << 120)
 HASH = bytes(range(32))
 
 
-def record(op: str, **changed: object) -> FileRecord:
+def record(op: str, **changes: object) -> FileRecord:
     fields: dict[str, object] = {
         "server": SERVER_ID,
         "owner": "ada",
@@ -45,7 +45,7 @@ def record(op: str, **changed: object) -> FileRecord:
         "current": 1,
         "content": b"" if op in (PUT, DELETE) else HASH,
     }
-    return FileRecord(**(fields | changed))  # type: ignore[arg-type]
+    return FileRecord(**(fields | changes))  # type: ignore[arg-type]
 
 
 CONTENT = record(
@@ -82,8 +82,8 @@ wraps = st.builds(
     st.binary(max_size=64),
 )
 sidecars = st.builds(
-    replace,
-    st.sampled_from([SIDECAR, replace(SIDECAR, head=signed(TOMBSTONE, 1, 2))]),
+    changed,
+    st.sampled_from([SIDECAR, changed(SIDECAR, head=signed(TOMBSTONE, 1, 2))]),
     seq=st.integers(0, 2**53),
     metadata=st.none() | st.binary(max_size=64),
     wraps=st.lists(wraps, max_size=4, unique_by=lambda wrap: wrap.key_id).map(tuple),
@@ -108,7 +108,7 @@ def test_the_lenient_parser_agrees_on_valid_sidecars(sidecar: Sidecar) -> None:
 @pytest.mark.parametrize("body", [b"", b"no record", TOMBSTONE.encode() + b"x"])
 def test_a_sidecar_with_malformed_records_is_damaged(body: bytes) -> None:
     bad = SignedRecord(body, SIDECAR.content.signatures)
-    for sidecar in (replace(SIDECAR, content=bad), replace(SIDECAR, head=bad)):
+    for sidecar in (changed(SIDECAR, content=bad), changed(SIDECAR, head=bad)):
         with pytest.raises(DamagedError):
             parse_sidecar("p", sidecar.encode(7))
 
@@ -123,9 +123,9 @@ def test_a_sidecar_equals_the_json_encoders_output(sidecar: Sidecar) -> None:
 def test_only_the_canonical_bytes_are_accepted(sidecar: Sidecar, data: st.DataObject) -> None:
     raw = sidecar.encode(sidecar.seq)
     position = data.draw(st.integers(0, len(raw) - 1))
-    changed = data.draw(st.integers(0, 255).filter(lambda byte: byte != raw[position]))
+    changes = data.draw(st.integers(0, 255).filter(lambda byte: byte != raw[position]))
     try:
-        found = parse_sidecar("p", raw[:position] + bytes([changed]) + raw[position + 1 :])
+        found = parse_sidecar("p", raw[:position] + bytes([changes]) + raw[position + 1 :])
     except DamagedError:
         return
     assert found != sidecar
@@ -171,8 +171,8 @@ LINK = StoredStatement(STATEMENT.encode(), (bytes(64),), 5, STATEMENT)
     "account",
     [
         ACCOUNT,
-        replace(ACCOUNT, used_by=HASH, tag_key=bytes(32), disabled=True, quota=2**40),
-        replace(ACCOUNT, token_sha256=None, forced="key stolen"),
+        changed(ACCOUNT, used_by=HASH, tag_key=bytes(32), disabled=True, quota=2**40),
+        changed(ACCOUNT, token_sha256=None, forced="key stolen"),
     ],
 )
 def test_an_account_round_trips(account: StoredAccount) -> None:
@@ -184,18 +184,18 @@ def test_an_account_has_a_tag_key_from_its_enrolment_on(
     used_by: bytes | None, tag_key: bytes | None
 ) -> None:
     with pytest.raises(DamagedError):
-        parse_account("p", replace(ACCOUNT, used_by=used_by, tag_key=tag_key).encode(3))
+        parse_account("p", changed(ACCOUNT, used_by=used_by, tag_key=tag_key).encode(3))
 
 
 def test_a_tag_key_is_not_shown() -> None:
     key = bytes(reversed(HASH))
-    shown = repr(replace(ACCOUNT, tag_key=key))
+    shown = repr(changed(ACCOUNT, tag_key=key))
     assert key.hex() not in shown
     assert repr(key) not in shown
 
 
 def test_a_chain_round_trips() -> None:
-    second = replace(STATEMENT, n=2, prev=record_hash(LINK.body), reason="device")
+    second = changed(STATEMENT, n=2, prev=record_hash(LINK.body), reason="device")
     links = (LINK, StoredStatement(second.encode(), (bytes(64), bytes(64)), 9, second))
     assert parse_statements("p", encode_statements(links)) == links
 
@@ -225,7 +225,7 @@ def test_a_malformed_account_is_damaged(raw: bytes) -> None:
 
 
 def test_a_chain_counts_from_one_without_a_gap() -> None:
-    third = replace(STATEMENT, n=3, prev=HASH)
+    third = changed(STATEMENT, n=3, prev=HASH)
     for links in ((), (StoredStatement(third.encode(), (), 1, third),), (LINK, LINK)):
         with pytest.raises(DamagedError):
             parse_statements("p", encode_statements(links))
@@ -237,7 +237,7 @@ def test_a_view_has_only_the_requesters_wraps() -> None:
     assert SIDECAR.view("eve", SIDECAR.last).wraps == ()
     head = signed(TOMBSTONE)
     assert SIDECAR.view("ada", head).head == head
-    purged = replace(SIDECAR, metadata=None, wraps=())
+    purged = changed(SIDECAR, metadata=None, wraps=())
     assert purged.view("ada", head).metadata == b""
 
 

@@ -91,12 +91,12 @@ def ada(tmp_path: Path) -> Person:
 @pytest.mark.parametrize(
     "gone", [(PATHS.ciphertext,), (PATHS.sidecar,), (PATHS.ciphertext, PATHS.sidecar)]
 )
-@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("changes", [False, True])
 def test_one_version_is_lost_and_everything_else_is_served(
-    ada: Person, tmp_path: Path, gone: tuple[str, ...], changed: bool
+    ada: Person, tmp_path: Path, gone: tuple[str, ...], changes: bool
 ) -> None:
     for path in gone:
-        if changed:
+        if changes:
             (users(tmp_path) / path).write_bytes(b"damaged")
         else:
             (users(tmp_path) / path).unlink()
@@ -114,7 +114,7 @@ def test_one_version_is_lost_and_everything_else_is_served(
         ada.put(BAD, b"again" * 20)
         assert content(ada, BAD) == b"again" * 20
     assert damage(tmp_path) == set()
-    for path in gone if changed else ():
+    for path in gone if changes else ():
         if path == PATHS.ciphertext:
             assert (tmp_path / "stray" / path).read_bytes() == b"damaged"
     unsettle(tmp_path)

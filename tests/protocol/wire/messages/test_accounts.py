@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
+from protocol.codec.values import changed
 from protocol.wire.messages import Done, encode
 from protocol.wire.messages.accounts import (
     AccountsPage,
@@ -35,7 +35,7 @@ def test_replies() -> None:
 
 
 def test_a_full_page_fits_a_frame() -> None:
-    page = AccountsPage((dataclasses.replace(ACCOUNT, user="u" * 32),) * 256, "u" * 32)
+    page = AccountsPage((changed(ACCOUNT, user="u" * 32),) * 256, "u" * 32)
     assert sum(map(len, encode(2**32 - 1, page))) <= MAX_BODY
 
 
@@ -61,4 +61,4 @@ def test_a_full_page_fits_a_frame() -> None:
 )
 def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message
     with pytest.raises(MessageError):
-        dataclasses.replace(good, **changes)
+        changed(good, **changes)

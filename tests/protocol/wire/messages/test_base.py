@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import get_type_hints
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Meta
 
 from protocol.codec import encoding
-from protocol.codec.encoding import MAX_BODY, VIEW_FROM
+from protocol.codec.encoding import MAX_BODY, VIEW_FROM, Buffer
 from protocol.codec.errors import (
     EncodingError,
     LocalProtocolError,
@@ -18,8 +19,8 @@ from protocol.codec.errors import (
     RemoteProtocolError,
     UnknownMessage,
 )
-from protocol.codec.fields import Struct, field_count, hints
-from protocol.records.records import FileRecord, Statement
+from protocol.codec.fields import Struct
+from protocol.records.records import MAX_RECORD
 from protocol.wire.messages import (
     Error,
     Message,
@@ -30,12 +31,14 @@ from protocol.wire.messages import (
     encode,
     registered,
 )
-from protocol.wire.messages.base import LEAVES_PER_PAGE
+from protocol.wire.messages.base import LEAVES_PER_PAGE, Wrap
 from protocol.wire.messages.downloads import Bytes, LeavesPage
+from protocol.wire.messages.files import Record, RecordChange
 from protocol.wire.messages.session import Ping, Pong
-from protocol.wire.messages.uploads import Data
+from protocol.wire.messages.uploads import Data, PutSmall
 from tests.protocol.codec.test_encoding import VALUES
 from tests.protocol.strategies import structs
+from tests.protocol.wire_form import plain, unpacked
 from tests.vectors.protocol_examples import MESSAGES
 
 # Wire numbers of version 1, which are never reused.
@@ -136,30 +139,41 @@ def test_round_trip(cls: type[Message], data: st.DataObject) -> None:
     body = body_of(request_id, message)
     if len(body) <= MAX_BODY:
         assert decode(memoryview(body)) == (request_id, message)
-        assert encoding.unpack(body) == [cls.TYPE, request_id, *message.to_array()]
+        assert unpacked(body) == [cls.TYPE, request_id, *plain(message)]
 
 
 @pytest.mark.parametrize("message", [m for _, m in MESSAGES], ids=lambda m: type(m).__name__)
-def test_a_later_version_may_add_fields(message: Message) -> None:
-    """New fields come at the end of a message, before its bulk, and at the end of every part."""
-    fields = [getattr(message, field.name) for field in dataclasses.fields(message)]
-    elements = [message.TYPE, 7, *map(_grown, fields)]
-    bulk = [elements.pop()] if message.BULK else []
-    body = encoding.pack([*elements, "new", {"new": 1}, *bulk])
-    assert decode(memoryview(body)) == (7, message)
+def test_unknown_elements_are_refused(message: Message) -> None:
+    """At the end of a message, before its bulk, and at the end of every part."""
+    elements = [message.TYPE, 7, *plain(message)]
+    assert decode(memoryview(encoding.pack(elements))) == (7, message)
+    longer = [[*elements, 1], [*elements, None], [*elements[:-1], b"", elements[-1]]]
+    names = type(message).__struct_fields__
+    for at, value in enumerate([getattr(message, name) for name in names], 2):
+        longer += [[*elements[:at], more, *elements[at + 1 :]] for more in _grown(value)]
+    for wrong in longer:
+        with pytest.raises(MessageError):
+            decode(memoryview(encoding.pack(wrong)))
 
 
-def _grown(value: object) -> object:
-    """Return the wire form of a field with one additional element in each part."""
+def _grown(value: object) -> Iterator[object]:
+    """Yield the wire form of a field with one more element in one part of it, for each part."""
     if isinstance(value, Struct):
-        names = [field.name for field in dataclasses.fields(value)]
-        return [*(_grown(getattr(value, name)) for name in names), None]
-    return list(map(_grown, value)) if isinstance(value, tuple) else value
+        form = plain(value)
+        yield [*form, None] if isinstance(form, list) else form | {"more": None}
+        if isinstance(form, list):
+            for at, name in enumerate(value.__struct_fields__):
+                for more in _grown(getattr(value, name)):
+                    yield [*form[:at], more, *form[at + 1 :]]
+    elif isinstance(value, tuple):
+        for at, item in enumerate(value):
+            for more in _grown(item):
+                yield [*value[:at], more, *value[at + 1 :]]
 
 
 @pytest.mark.parametrize("message", [m for _, m in MESSAGES], ids=lambda m: type(m).__name__)
 def test_too_few_fields(message: Message) -> None:
-    elements = [message.TYPE, 7, *message.to_array()]
+    elements = [message.TYPE, 7, *plain(message)]
     for count in range(2, len(elements)):
         with pytest.raises(MessageError):
             decode(memoryview(encoding.pack(elements[:count])))
@@ -167,8 +181,8 @@ def test_too_few_fields(message: Message) -> None:
 
 @pytest.mark.parametrize("message", [m for _, m in MESSAGES], ids=lambda m: type(m).__name__)
 def test_a_field_of_another_type(message: Message) -> None:
-    good = [message.TYPE, 7, *message.to_array()]
-    assert field_count(type(message)) == len(good) - 2
+    good = [message.TYPE, 7, *plain(message)]
+    assert len(type(message).__struct_fields__) == len(good) - 2
     for at, value in enumerate(good[2:], 2):
         wrong: list[object] = [1.5, [[]], {"key": 1}, "text" if type(value) is not str else 1]
         if type(value) is not bool:
@@ -221,7 +235,7 @@ def test_encoding_does_not_copy_bulk(size: int) -> None:
     for bulk in (bytes(size), bytearray(size), memoryview(bytes(size))):
         for message in (Data(bytes(16), 0, bulk), Bytes(bulk)):
             pieces = encode(1, message)
-            assert pieces[-1] is bulk
+            assert memoryview(pieces[-1]).obj is memoryview(bulk).obj
             assert decode(memoryview(b"".join(pieces))) == (1, message)
 
 
@@ -260,18 +274,89 @@ def test_errors() -> None:
             Error(code, text)
 
 
-def test_field_types_match_get_type_hints() -> None:
-    known: list[type[Struct]] = [FileRecord, Statement, *CLASSES]
-    for cls in known:
-        expected = get_type_hints(cls, include_extras=True)
-        assert hints(cls) == {f.name: expected[f.name] for f in dataclasses.fields(cls)}
+def test_a_long_body_is_used_up_and_a_short_one_is_not() -> None:
+    for size, is_view in ((VIEW_FROM - 100, False), (VIEW_FROM, True), (base.PIECE, True)):
+        body = bytearray(body_of(3, Data(bytes(16), 5, bytes(size))))
+        before = bytes(body)
+        assert decode(memoryview(body)) == decode(memoryview(before))
+        _, message = decode(memoryview(bytearray(before)))
+        assert isinstance(message, Data)
+        assert (message.upload, message.offset, len(message.data)) == (bytes(16), 5, size)
+        assert memoryview(message.data).readonly
+        assert (body == before) is not is_view
+
+
+def test_the_head_has_its_shortest_form() -> None:
+    assert decode(memoryview(b"\x93\x14\x07\x05")) == (7, Pong(5))
+    for long in (b"\xdc\x00\x03\x14\x07\x05", b"\x93\xcc\x14\x07\x05", b"\x93\x14\xcc\x07\x05"):
+        assert unpacked(long) == [20, 7, 5]
+        with pytest.raises(MessageError):
+            decode(memoryview(long))
+
+
+REQUEST_ELEMENTS = 16 * 1024
+REQUEST_DEPTH = 8
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_the_fields_of_a_request_bound_its_elements_and_depth(cls: type[Message]) -> None:
+    elements, depth = _most(cls)
+    assert depth <= REQUEST_DEPTH
+    if issubclass(cls, Request):
+        assert elements + 2 <= REQUEST_ELEMENTS
+
+
+def _most(hint: Any, cap: int = 0) -> tuple[int, int]:  # noqa: ANN401 - a type hint
+    """Return the most elements and levels that a value of this type has."""
+    args = get_args(hint)
+    if get_origin(hint) is Annotated:
+        caps = [extra.max_length or 0 for extra in args[1:] if isinstance(extra, Meta)]
+        return _most(args[0], max(caps, default=0))
+    if hint == Buffer:
+        return 1, 0
+    if get_origin(hint) is tuple and args[1:] == (Ellipsis,):
+        elements, depth = _most(args[0])
+        return 1 + cap * elements, 1 + depth
+    if get_origin(hint) is tuple:
+        parts = [_most(arg) for arg in args]
+    elif args:
+        return max(_most(arg) for arg in args)
+    elif isinstance(hint, type) and issubclass(hint, Struct):
+        parts = [_most(inner) for inner in hint.__declared__.values()]
+    else:
+        return 1, 0
+    return 1 + sum(count for count, _ in parts), 1 + max((depth for _, depth in parts), default=0)
+
+
+def test_a_request_is_short_beside_its_bulk() -> None:
+    bulk = bytes(base.PIECE)
+    assert decode(memoryview(body_of(1, Data(bytes(16), 0, bulk))))[0] == 1
+    wrap = Wrap("alice", bytes(32), "xwing", bytes(1168))
+    content = (bytes(MAX_RECORD), bytes(64), bytes(4096), (wrap,) * 257)
+    change = RecordChange(*content)
+    one = body_of(1, Record((change,)))
+    assert len(one) < base.MAX_REQUEST
+    assert decode(memoryview(one))[0] == 1
+    two = body_of(1, Record((change,) * 2))
+    assert base.MAX_REQUEST < len(two) < MAX_BODY
+    with pytest.raises(MessageError):
+        decode(memoryview(two))
+    small = PutSmall(*content, bytes(base.MAX_SMALL))
+    assert len(body_of(1, small)) > base.MAX_REQUEST
+    assert decode(memoryview(body_of(1, small))) == (1, small)
+
+
+def test_a_reply_may_fill_a_frame() -> None:
+    page = LeavesPage(bytes(LEAVES_PER_PAGE * 32))
+    assert len(body_of(1, page)) > base.MAX_REQUEST
+    assert decode(memoryview(body_of(1, page))) == (1, page)
 
 
 def test_every_class_is_a_request_or_a_reply_and_frozen() -> None:
     for cls in CLASSES:
         assert issubclass(cls, Request) is not issubclass(cls, Reply)
         assert issubclass(cls, Struct)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         Pong(1).time = 2  # type: ignore[misc]
     assert not hasattr(Ping(), "__dict__")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
+from protocol.codec.values import changed
 from protocol.wire.messages import encode
 from protocol.wire.messages.base import LEAVES_PER_PAGE, MAX_SMALL, PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
@@ -52,4 +52,4 @@ def test_the_largest_fits_a_frame(message: Any) -> None:  # noqa: ANN401 - any m
 )
 def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message
     with pytest.raises(MessageError):
-        dataclasses.replace(good, **changes)
+        changed(good, **changes)

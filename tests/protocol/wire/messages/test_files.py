@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
+from protocol.codec.values import changed
 from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY
 from protocol.wire.messages import Done, encode
 from protocol.wire.messages.base import MAX_METADATA, MAX_WRAPS, GenerationSignature, Wrap
@@ -64,4 +64,4 @@ def test_the_largest_move_fits_a_frame() -> None:
 )
 def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message
     with pytest.raises(MessageError):
-        dataclasses.replace(good, **changes)
+        changed(good, **changes)

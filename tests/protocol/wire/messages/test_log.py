@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
 from protocol.codec.merkle import MAX_PROOF
+from protocol.codec.values import changed
 from protocol.log.auditlog import MAX_LINE
 from protocol.log.checkpoint import MAX_CHECKPOINT
 from protocol.wire.messages import encode
@@ -57,4 +57,4 @@ def test_a_page_of_hashes_fits_a_frame() -> None:
 )
 def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message
     with pytest.raises(MessageError):
-        dataclasses.replace(good, **changes)
+        changed(good, **changes)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 
 from protocol.codec.errors import MessageError
+from protocol.codec.values import changed
 from protocol.wire.frames import MAX_OPENING_BODY
 from protocol.wire.messages import encode
 from protocol.wire.messages.base import MAX_BUNDLE
@@ -72,9 +72,9 @@ def test_typical_opening_messages_fit_an_opening_frame() -> None:
 )
 def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message
     with pytest.raises(MessageError):
-        dataclasses.replace(good, **changes)
+        changed(good, **changes)
 
 
 def test_the_operator_and_the_recovery_key_may_log_in() -> None:
-    assert dataclasses.replace(LOGIN, user="operator", device_id=None).user == "operator"
-    assert dataclasses.replace(LOGIN, generation=0).generation == 0
+    assert changed(LOGIN, user="operator", device_id=None).user == "operator"
+    assert changed(LOGIN, generation=0).generation == 0

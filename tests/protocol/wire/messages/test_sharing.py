@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
 from protocol.codec.merkle import MAX_PROOF
+from protocol.codec.values import changed
 from protocol.log.auditlog import MAX_LINE
 from protocol.log.checkpoint import MAX_CHECKPOINT
 from protocol.records.records import MAX_RECORD
@@ -45,4 +45,4 @@ def test_the_largest_page_fits_a_frame() -> None:
 )
 def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message
     with pytest.raises(MessageError):
-        dataclasses.replace(good, **changes)
+        changed(good, **changes)
