@@ -324,8 +324,8 @@ def test_dropped_device_is_locked_out(alice: Client, tmp_path: Path) -> None:
     assert its not in left
     assert len(left) == 4
     for arguments in (("cat", NAMES[5]), ("ls",), ("put", "-", "--name", "x"), ("rotate",)):
-        refused = stolen.run(*arguments, code=8)
-        assert "not sealed for this machine" in refused.stderr
+        refused = stolen.run(*arguments, code=4)
+        assert "if this device was dropped" in refused.stderr
     assert kept.run("cat", NAMES[5]).stdout == NAMES[5].encode() * 50
     check_all(alice)
     alice.run("audit", "verify")
@@ -362,7 +362,7 @@ def test_recovery_code_readmits_an_owner_dropped_by_a_thief(alice: Client, tmp_p
     for device in objects(thief.run("--json", "device", "list")):
         if not device["here"]:
             thief.run("device", "drop", str(device["device"]))
-    alice.run("cat", NAMES[5], code=8)
+    alice.run("cat", NAMES[5], code=4)
     thief.run("key", "recovery", stdin=b"\n", code=2)  # the thief does not have the code
     owner = Client(tmp_path / "owner")
     typed = f"{code['account']}\n{code['code']}\n".encode()
@@ -370,8 +370,8 @@ def test_recovery_code_readmits_an_owner_dropped_by_a_thief(alice: Client, tmp_p
     for device in objects(owner.run("--json", "device", "list")):
         if not device["here"]:
             owner.run("device", "drop", str(device["device"]))
-    thief.run("cat", NAMES[5], code=8)
-    thief.run("rotate", code=8)
+    thief.run("cat", NAMES[5], code=4)
+    thief.run("rotate", code=4)
     check_all(owner)
     owner.run("audit", "verify")
 
