@@ -119,13 +119,10 @@ def _set_aside(
 def repair_settings(context: ServerContext) -> None:
     """Make the settings of every account whose account.json is damaged or missing again."""
     damaged = []
-    for user in context.store.children(""):
+    for user in context.journal.latest.users():
         try:
-            fine = context.documents.account(user) is not None
-            fine = fine or context.documents.statements(user) is None
+            context.documents.account(user)
         except DamagedError:
-            fine = False
-        if not fine:
             damaged.append(ExpectedFile(context.journal.size - 1, account_path(user), None, None))
     _set_aside(context.store, context.journal, context.committer, damaged)
 

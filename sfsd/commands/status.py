@@ -36,5 +36,7 @@ def command(root: Path, as_json: bool) -> None:
     answer(f"disk         {counted(status.disk_free, 'byte')} free")
     for warning in warnings:
         answer(f"WARNING      {warning}")
+    for user in status.damaged:
+        answer(f"DAMAGED      the account of {user}: `sfsd fsck` shows more")
     if status.failed:
         answer(f"FAILED       {status.failed}")

@@ -49,7 +49,7 @@ class JobScheduler:
         if self._context.failed is not None:
             return 0
         made = 0
-        for owner in await asyncio.to_thread(self._context.store.children, ""):
+        for owner in await asyncio.to_thread(self._context.journal.latest.users):
             changes = self._changes(owner, policy)
             while (change := await asyncio.to_thread(next, changes, None)) is not None:
                 try:

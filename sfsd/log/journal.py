@@ -40,6 +40,7 @@ from sfsd.fs.files import Files
 from sfsd.log import replay
 from sfsd.log.cut import past_cuts
 from sfsd.log.file import RESERVE_SIZE, DiskReserve, LogFile
+from sfsd.log.path_table import PathTable
 from sfsd.log.replay import LogState
 from sfsd.log.tree import MAX_ACCOUNTS, LogTree, ProofCache, TreeMark, stored_mark
 
@@ -122,6 +123,13 @@ class Journal:
         self._proofs = ProofCache(self._tree)
         self._state, self._counts = found.state, found.counts
         self._marked = self._unverified = found.unverified
+        try:
+            latest = PathTable(folder / "tree", self._files, key.seed, self)
+        except (JournalError, OSError):
+            self._close_files()
+            raise
+        self.latest: Final = latest
+        """The newest entry of each path, but for the group that is being published."""
         self.reserve.refill()
 
     def _signed_before(self) -> checkpoint.Checkpoint:
@@ -232,6 +240,8 @@ class Journal:
     def save_mark(self, *, force: bool = False) -> None:
         """Save a mark if many lines came since the last, so that the next start is short."""
         state = self._state
+        if self.failed is None:
+            self.latest.save(force=force)
         if self.failed or state.size - self._marked.size < (1 if force else _MARK_EVERY):
             return
         if len(self._counts) > MAX_ACCOUNTS:
@@ -252,6 +262,7 @@ class Journal:
     def close(self) -> None:
         """Save a mark and close the files."""
         self.save_mark(force=True)
+        self.latest.close()
         self._close_files()
 
     def _close_files(self) -> None:
@@ -285,7 +296,7 @@ class Journal:
             leaf = merkle.leaf_hash(auditlog.leaf_data(line, seq=seq))
         except LogError as exc:
             raise JournalDamagedError.from_log_error(exc) from exc
-        if self._proofs.node(0, seq) != leaf:
+        if not self.has(seq, leaf):
             return self.entry(seq).paths  # perhaps only the tree is wrong: `verify` repairs it
         return auditlog.paths_of(line)
 
@@ -328,6 +339,15 @@ class Journal:
         """Return the Merkle root of the first `size` lines. Raises `JournalRangeError`."""
         self._check_size(size)
         return self._proofs.root_at(size)
+
+    def has(self, seq: int, leaf: bytes) -> bool:
+        """Return whether the tree has the hash `leaf` for line `seq`."""
+        return self._proofs.node(0, seq) == leaf
+
+    def frontier_at(self, size: int) -> merkle.Frontier:
+        """Return the frontier of the first `size` lines. Raises `JournalRangeError`."""
+        self._check_size(size)
+        return merkle.Frontier.load(size, self._proofs.node)
 
     def prove_inclusion(self, seq: int, size: int) -> tuple[bytes, ...]:
         """Prove that entry `seq` is in the log of `size` entries: O(log n) hashes of 32 bytes.

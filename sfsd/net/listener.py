@@ -22,7 +22,14 @@ from protocol.records.invitation import format_address, parse_address
 from sfsd import server_keys
 from sfsd.config import ConnectionLimits
 from sfsd.datadir import lock_root, open_server_context
-from sfsd.errors import ConfigError, JournalDamagedError, JournalError, SfsdError
+from sfsd.errors import (
+    ConfigError,
+    DamagedError,
+    JournalDamagedError,
+    JournalError,
+    SfsdError,
+    StoreRefusedError,
+)
 from sfsd.fs.descriptors import descriptor_limit, descriptor_quarter, raise_descriptor_limit
 from sfsd.fs.files import FULL_DISK, Files
 from sfsd.fs.spare_files import SpareFiles
@@ -389,10 +396,21 @@ def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Ca
 
 
 def _verify(context: ServerContext, stop: threading.Event) -> None:
-    """Verify in the background what the start did not; a difference stops all changes."""
+    """Verify in the background what the start did not: the accounts, whose damage is reported, and
+    the log, where a difference stops all changes."""
     try:
+        _check_accounts(context, stop)
         context.journal.verify_before_mark(stop=stop)
     except JournalDamagedError as exc:
         _log.critical("the log is damaged: serving read-only metadata until restart: %s", exc)
     except JournalError as exc:
         _log.error("the log could not be verified: %s", exc)
+
+
+def _check_accounts(context: ServerContext, stop: threading.Event) -> None:
+    """Read every account, so that the operator is told of damaged ones. Raises `JournalError`."""
+    for user in context.journal.latest.users():
+        if stop.is_set():
+            return
+        with contextlib.suppress(DamagedError, StoreRefusedError):
+            context.users.find(user)

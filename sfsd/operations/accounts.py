@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import shutil
 from collections.abc import Mapping
 from typing import Final
@@ -108,7 +109,9 @@ def force_rotation(server: ServerContext, who: Principal, message: ForceRotation
 @operation(UserList, access=OPERATOR, slow=True)
 def user_list(server: ServerContext, who: Principal, message: UserList) -> AccountsPage:  # noqa: ARG001
     """Return one page of accounts, in order of their names."""
-    names = server.store.children("", message.after, PER_PAGE)
+    every = server.journal.latest.users()
+    start = bisect.bisect_right(every, message.after)
+    names = every[start : start + PER_PAGE]
     shown, damaged = list[Account](), list[str]()
     for name in names:
         try:
@@ -139,10 +142,11 @@ def status(server: ServerContext, who: Principal, message: Status) -> StatusAnsw
         log_size=server.journal.size,
         connections=metrics.connections,
         sessions=metrics.sessions,
-        users=len(server.store.children("")),
+        users=len(server.journal.latest.users()),
         # The store may be on a disk of its own; the one that is full first counts.
         disk_free=min(shutil.disk_usage(one).free for one in (server.root, server.store.users)),
         failed=shortened(server.failed or ""),
+        damaged=tuple(server.documents.damaged_accounts()[:PER_PAGE]),
     )
 
 

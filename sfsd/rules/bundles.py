@@ -35,11 +35,11 @@ def read_bundle(server: ServerContext, chain: Chain, n: int) -> bytes:
     if not 0 < n <= chain.head.n:
         raise Refused("not-found", f"the chain has no statement {n}")
     path = bundle_path(chain.user) if newest else kept_bundle_path(chain.user, n)
+    if not newest and server.documents.latest(path) is None:
+        raise Refused("not-found", f"the bundle of statement {n} is no longer kept")
     try:
         bundle = server.store.read(path)
     except Absent as exc:
-        if not newest:
-            raise Refused("not-found", f"the bundle of statement {n} is no longer kept") from exc
         raise DamagedError("missing bundle", path=path) from exc
     if hashlib.sha256(bundle).digest() != chain.links[n - 1].statement.bundle_sha256:
         raise DamagedError("the bundle does not match its statement", path=path)
@@ -93,7 +93,9 @@ def remove_expired_bundles(server: ServerContext, owner: str) -> Change | None:
 
 def _kept(server: ServerContext, user: str) -> list[int]:
     """Return the numbers of the statements whose bundles are kept, in order."""
-    names = server.store.children(user)
+    names = (
+        path.rpartition("/")[2] for path, _ in server.documents.latest_below(f"{user}/bundle.")
+    )
     return sorted(n for name in names if (n := parse_kept_bundle(name)) is not None)
 
 

@@ -119,7 +119,7 @@ class ServerContext:
         self.clock = clock
         self.documents = Documents(store, journal)
         self.index = FileIndex(store, self.documents)
-        self.inboxes = InboxIndex(store)
+        self.inboxes = InboxIndex(self.documents)
         self.users = UserRegistry(self.documents, self.index)
         share = DescriptorBudget()
         self.uploads = UploadRegistry(store.create_upload_file, share, clock)

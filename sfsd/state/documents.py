@@ -1,13 +1,15 @@
 """Verified cache of the store's JSON files.
 
-Each file states the `seq` of the entry that last wrote it, and that entry's `detail.paths` has the
-digest of its bytes. Parsed files are cached under their digest, so verified bytes are not parsed
-again. The cache cannot be out of date, because it is asked for the digest of the bytes on the disk.
+A file is what the newest entry of its path left: `PathTable` has the digest of its bytes. An older
+file that somebody put back is damaged, although an older entry did write it; so is a file that is
+missing. Parsed files are cached under their digest, so verified bytes are not parsed again. The
+cache cannot be out of date, because it is asked for the digest of the bytes on the disk.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from protocol.codec.values import Value, changed
 from sfsd.errors import Absent, DamagedError, JournalDamagedError, JournalRangeError
 from sfsd.log.journal import Journal
+from sfsd.log.path_table import LatestEntry
 from sfsd.storage.change import Write
 from sfsd.storage.json_files import (
     Sidecar,
@@ -36,6 +39,7 @@ about twice that."""
 _CACHED_ENTRIES = 32
 """Log entries whose paths are kept; one may list 256 sidecars, written together."""
 
+_log = logging.getLogger(__name__)
 Parsed = TypeVar("Parsed")
 _Any = TypeVar("_Any")
 
@@ -91,6 +95,7 @@ class Documents:
         self._cache: OrderedDict[str, _CachedFile] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
+        self._damaged: set[str] = set()
         # Log lines do not change, and files are often requested in the order in which one entry
         # wrote many.
         self._paths = lru_cache(_CACHED_ENTRIES)(journal.paths)
@@ -111,7 +116,7 @@ class Documents:
         compares with the digest that the store knows, which is the digest of this document."""
         digest = self._store.cached_digest(path)
         found = None if digest is None else self._find(path, digest)
-        if digest is None or found is None:
+        if digest is None or found is None or not self._is_newest(path, found):
             return self.sidecar(path)
         return Document(path, digest, found.value)
 
@@ -125,8 +130,31 @@ class Documents:
         return LoggedFile.read(self._journal, owner, file_id)
 
     def has(self, path: str, digest: bytes | None) -> bool:
-        """Return whether the file `path` has this digest; None stands for no file."""
-        return self._store.stored_digest(path) == digest
+        """Return whether the file `path` has this digest, as the log says; None stands for no
+        file."""
+        if self._store.stored_digest(path) != digest:
+            return False
+        entry = self._journal.latest.get(path)
+        return digest == (None if entry is None else entry.digest)
+
+    def latest(self, path: str) -> LatestEntry | None:
+        """Return the newest entry of a path, after a change of it that is being published. None if
+        there must be no such file. Raises `JournalError`."""
+        found = self._journal.latest.get(path)
+        if found is None:
+            with self._store.publishing_paused():
+                found = self._journal.latest.get(path)
+        return found
+
+    def latest_below(self, folder: str) -> list[tuple[str, int]]:
+        """Return (path, seq of its newest entry) of each file that the log says is in `folder`, a
+        user's folder or one below it with its last slash. Raises `JournalError`."""
+        return self._journal.latest.below(folder)
+
+    def damaged_accounts(self) -> list[str]:
+        """Return the users whose account.json or statements.json was found to be damaged."""
+        with self._lock:
+            return sorted({path.partition("/")[0] for path in self._damaged})
 
     def account(self, user: str) -> Document[StoredAccount] | None:
         """Return the account of `user`, None if the user was never invited. Raises as `sidecar`."""
@@ -139,37 +167,95 @@ class Documents:
     def _load_or_none(
         self, path: str, parse: Callable[[str, bytes], _Any]
     ) -> Document[_Any] | None:
+        try:
+            found = self._find_or_load(path, parse)
+        except DamagedError as exc:
+            with self._lock:
+                told = path in self._damaged
+                self._damaged.add(path)
+            if not told:
+                _log.error("damaged account, which cannot be used: %s", exc.cause)
+            raise
+        if path in self._damaged:
+            with self._lock:
+                self._damaged.discard(path)
+        return found
+
+    def _find_or_load(
+        self, path: str, parse: Callable[[str, bytes], _Any]
+    ) -> Document[_Any] | None:
         # The store knows the digest of what it wrote: users are looked up at every request, and
         # their files are read once.
         digest = self._store.stored_digest(path)
-        if digest is None:
-            return None
-        found = self._find(path, digest)
-        if found is not None:
+        found = None if digest is None else self._find(path, digest)
+        if digest is not None and found is not None and self._is_newest(path, found):
             return Document(path, digest, found.value)
         try:
             (document,) = self._load_all([path], parse)
         except Absent:
+            pass
+        else:
+            return document
+        if self._journal.latest.get(path) is None:
             return None
+        with self._store.publishing_paused():
+            # Its change may have been published meanwhile.
+            try:
+                (document,) = self._load_all([path], parse)
+            except Absent as exc:
+                entry = self._journal.latest.get(path)
+                if entry is None:
+                    return None
+                raise DamagedError(
+                    f"entry {entry.seq} wrote it, but it is missing", path=path
+                ) from exc
         return document
 
     def _load_all(
         self, paths: Sequence[str], parse: Callable[[str, bytes], _Any]
     ) -> list[Document[_Any]]:
-        loaded: list[tuple[str, _CachedFile]] = []
-        fresh: list[tuple[str, _CachedFile]] = []
+        loaded: list[tuple[str, _CachedFile, bool]] = []
         for path, (raw, digest) in [(path, self._store.read_with_digest(path)) for path in paths]:
             found = self._find(path, digest)
+            fresh = found is None
             if found is None:
                 found = _CachedFile(digest, parse(path, raw), len(raw))
-                fresh.append((path, found))
-            loaded.append((path, found))
-        for path, found in fresh:
-            value = found.value  # the last statement of a chain, or an account or sidecar
-            seq = value[-1].seq if isinstance(value, tuple) else value.seq
-            self._verify(path, found.digest, seq)
-            self._keep(path, found)
-        return [Document(path, found.digest, found.value) for path, found in loaded]
+            loaded.append((path, found, fresh))
+        documents: list[Document[_Any]] = []
+        for path, found, fresh in loaded:
+            if not self._is_newest(path, found):
+                found, fresh = self._read_again(path, parse), True
+            if fresh:
+                self._keep(path, found)
+            documents.append(Document(path, found.digest, found.value))
+        return documents
+
+    def _read_again(self, path: str, parse: Callable[[str, bytes], _Any]) -> _CachedFile:
+        """Read a file that did not match the log, because a change of it was being published, or
+        because it is damaged. Raises `DamagedError`, `Absent`."""
+        with self._store.publishing_paused():
+            raw, digest = self._store.read_with_digest(path)
+            found = _CachedFile(digest, parse(path, raw), len(raw))
+            if self._is_newest(path, found):
+                return found
+            entry = self._journal.latest.get(path)
+        if entry is None:
+            raise DamagedError("the log has no such file any more", path=path)
+        raise DamagedError(f"it differs from what entry {entry.seq} wrote", path=path)
+
+    def _is_newest(self, path: str, found: _CachedFile) -> bool:
+        """Return whether a file is what the newest entry of its path left."""
+        entry = self._journal.latest.get(path)
+        if entry is not None and entry.digest == found.digest:
+            return True
+        value = found.value  # the last statement of a chain, or an account or sidecar
+        seq = value[-1].seq if isinstance(value, tuple) else value.seq
+        if seq < self._journal.latest.size:
+            return False
+        try:  # its group is being published, or that failed and waits for a restart
+            return self._paths(seq).get(path) == found.digest
+        except (JournalRangeError, JournalDamagedError):
+            return False
 
     def _find(self, path: str, digest: bytes) -> _CachedFile | None:
         with self._lock:
@@ -188,11 +274,3 @@ class Documents:
             while self._held > CACHED_BYTES:
                 _, dropped = self._cache.popitem(last=False)
                 self._held -= dropped.size
-
-    def _verify(self, path: str, digest: bytes, seq: int) -> None:
-        try:
-            written = self._paths(seq).get(path)
-        except (JournalRangeError, JournalDamagedError) as exc:
-            raise DamagedError(f"it names entry {seq}, which is missing", path=path) from exc
-        if written != digest:
-            raise DamagedError(f"it differs from what entry {seq} wrote", path=path)

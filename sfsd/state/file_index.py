@@ -1,10 +1,10 @@
 """Index of each owner's files: the newest version of each, in memory for recently active users.
 
-Built by one scan of the names at a user's first use; then every change updates it. Versions only
-grow and no sidecar is removed, so updates are idempotent and may be late. An operation that read a
-stale answer expects a sidecar to be absent that exists, and is refused as Stale.
+Built from the log's table of paths at a user's first use; then every change updates it. Versions
+only grow and no sidecar is removed, so updates are idempotent and may be late. An operation that
+read a stale answer expects a sidecar to be absent that exists, and is refused as Stale.
 
-A version whose ciphertext is there exists too, so a sidecar that the disk has lost is noticed.
+What the disk has is not asked: a version whose files somebody took away is damaged, not absent.
 """
 
 from __future__ import annotations
@@ -166,29 +166,30 @@ class OwnerFiles(LoadOnce):
         self.ledger.load(self._weigh)
         return self.ledger
 
-    def _scan(self) -> list[tuple[str, int]]:
-        found: dict[str, int] = {}
-        for file_id, version, _ in self._versions():
-            found[file_id] = max(version, found.get(file_id, 0))
-        return sorted(found.items())
+    def _scan(self) -> dict[str, tuple[int, int]]:
+        """Return (newest version, seq of its sidecar) by file_id."""
+        found: dict[str, tuple[int, int]] = {}
+        for file_id, version, seq in self._versions():
+            if version > found.get(file_id, (0, 0))[0]:
+                found[file_id] = version, seq
+        return found
 
-    def _enter(self, found: list[tuple[str, int]]) -> None:
-        self._newest = dict(found)
-        self._sorted = [file_id for file_id, _ in found]
+    def _enter(self, found: dict[str, tuple[int, int]]) -> None:
+        self._newest = {file_id: version for file_id, (version, _) in found.items()}
+        self._seqs = {file_id: seq for file_id, (_, seq) in found.items()}
+        self._sorted = sorted(found)
 
-    def _versions(self) -> Iterator[tuple[str, int, str]]:
-        folder = files_folder(self.owner)
-        for part in self._store.children(folder):
-            for name in self._store.children(f"{folder}/{part}"):
-                if (parsed := parse_version_name(name)) is not None:
-                    yield parsed
+    def _versions(self) -> Iterator[tuple[str, int, int]]:
+        """Yield (file_id, version, seq) of each sidecar that the log says is there."""
+        for path, seq in self._documents.latest_below(f"{files_folder(self.owner)}/"):
+            parsed = parse_version_name(path.rpartition("/")[2])
+            if parsed is not None:
+                yield parsed[0], parsed[1], seq
 
     def _weigh(self) -> tuple[list[Holding], list[str]]:
         holdings: list[Holding] = []
         newest: dict[str, tuple[int, bool]] = {}
-        for file_id, version, kind in self._versions():
-            if kind != "json":
-                continue
+        for file_id, version, _ in self._versions():
             try:
                 sidecar = self.sidecar(file_id, version).value
             except DamagedError:

@@ -1,4 +1,4 @@
-"""Index of the files shared with each user, from the notes in the user's inbox.
+"""Index of the files shared with each user, from the notes that the log put into the user's inbox.
 
 A note only says that an owner once made the user a reader of a file. Whether the user still may
 read it is decided by the file's last record (`sfsd.rules.access`).
@@ -10,10 +10,10 @@ import bisect
 from typing import Final
 
 from sfsd.errors import Refused
+from sfsd.state.documents import Documents
 from sfsd.state.load_once import LoadOnce
 from sfsd.state.user_cache import UserCache
 from sfsd.storage.paths import inbox_folder, parse_inbox_name
-from sfsd.storage.store import DirectoryStore
 
 USERS: Final = 256
 """Users whose notes are kept in memory; 200 bytes a note."""
@@ -27,10 +27,10 @@ Note = tuple[str, str]
 class UserInbox(LoadOnce):
     """One user's notes. Safe on several threads."""
 
-    def __init__(self, user: str, store: DirectoryStore) -> None:
+    def __init__(self, user: str, documents: Documents) -> None:
         super().__init__()
         self._user = user
-        self._store = store
+        self._documents = documents
         self._notes: list[Note] = []
 
     def after(self, note: Note, limit: int) -> list[Note]:
@@ -70,7 +70,8 @@ class UserInbox(LoadOnce):
         self._note(change)
 
     def _scan(self) -> list[Note]:
-        names = self._store.children(inbox_folder(self._user))
+        paths = self._documents.latest_below(f"{inbox_folder(self._user)}/")
+        names = (path.rpartition("/")[2] for path, _ in paths)
         return sorted(note for name in names if (note := parse_inbox_name(name)) is not None)
 
     def _enter(self, found: list[Note]) -> None:
@@ -80,5 +81,5 @@ class UserInbox(LoadOnce):
 class InboxIndex(UserCache[UserInbox]):
     """LRU cache of each user's `UserInbox`."""
 
-    def __init__(self, store: DirectoryStore) -> None:
-        super().__init__(lambda user: UserInbox(user, store), USERS)
+    def __init__(self, documents: Documents) -> None:
+        super().__init__(lambda user: UserInbox(user, documents), USERS)

@@ -201,7 +201,7 @@ class GroupCommitter:
         released = False
         while True:
             try:
-                return self._store.publish(prepared)
+                return self._store.publish(prepared, lambda: self._note_latest(prepared))
             except OSError as exc:
                 if exc.errno not in FULL_DISK | NO_DESCRIPTORS or time.monotonic() >= until:
                     self._store.syncs.fail("installing a group", exc)
@@ -212,6 +212,10 @@ class GroupCommitter:
                     self.settle()
                 else:
                     time.sleep(_PUBLISH_PAUSE)
+
+    def _note_latest(self, prepared: PreparedGroup) -> None:
+        changes = [draft.detail.get("paths", {}) for draft in prepared.drafts]
+        self._journal.latest.apply(prepared.first_seq, changes)
 
 
 class Committer:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from protocol.codec import merkle
 from protocol.codec.values import Value
-from protocol.log.auditlog import LOST
+from protocol.log.auditlog import LOST, LogEntry
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
 from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import Files
+from sfsd.log.path_table import FILES, NAME, is_kept, stored_rows
 from sfsd.log.verify import verify_log
 from sfsd.storage.change import is_ciphertext
 from sfsd.storage.crash_recovery import StagedFiles
@@ -51,17 +52,19 @@ class Fsck:
         self._stage = StagedFiles(self._files, root / "staging", self._users)
         self._sizes: dict[str, int] = {}
         self._lost: list[str] = []
+        self._removed: dict[str, int] = {}
         self.checked = 0
 
     def run(self) -> Iterator[Finding]:
         """Yield every difference. A waiting file is no damage: a start installs it."""
         try:
-            verified = verify_log(self._root, self._logged.apply)
+            verified = verify_log(self._root, self._apply)
         except JournalDamagedError as exc:
             yield Finding("log", "logs/audit.jsonl", exc.seq, False, str(exc))
             return
         if verified.cache_differs is not None:
             yield self._drop_cache(verified.cache_differs)
+        yield from self._check_table()
         present = set(self._walk())
         wanted = self._logged.waiting.values()
         waiting = {one.path: one.seq for one in wanted if self._waits(one, present)}
@@ -77,6 +80,39 @@ class Fsck:
         for path in self._lost:
             text = "this version was marked as lost: its bytes are on no disk"
             yield Finding(LOST, f"store/users/{path}", self._logged.paths[path][1], True, text)
+
+    def _apply(self, entry: LogEntry) -> None:
+        self._logged.apply(entry)
+        for path, digest in entry.paths.items():
+            if digest is None:
+                self._removed[path] = entry.seq
+            else:
+                self._removed.pop(path, None)
+
+    def _check_table(self) -> Iterator[Finding]:
+        """Compare the table of the newest entries with the log, up to the mark of the table."""
+        folder = self._root / "logs" / "tree"
+        if (stored := stored_rows(folder)) is None:
+            return  # a start makes it
+        size, rows = stored
+        wanted = {
+            path: (seq, digest)
+            for path, (digest, seq) in self._logged.paths.items()
+            if seq < size and is_kept(path)
+        }
+        seqs = [seq for _, (seq, _) in wanted.items() - rows.items()]
+        seqs += [
+            seq
+            for path, (seq, _) in rows.items()
+            if path not in self._logged.paths and self._removed.get(path, -1) < size
+        ]
+        if not seqs:
+            return
+        if self._repair:
+            for name in FILES:
+                self._files.remove(folder / name)
+        text = "the table of newest files differs from the log; a start makes a missing one"
+        yield Finding("cache", NAME, min(seqs), self._repair, text)
 
     def _waits(self, want: ExpectedFile, present: set[str]) -> bool:
         """Return whether a start will restore the path, which does not match the log yet."""

@@ -13,7 +13,7 @@ import heapq
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -86,7 +86,7 @@ class DirectoryStore:
         self._installing: frozenset[str] = frozenset()  # paths of the group being published
         self._lock = threading.Lock()
         self._settling = threading.Lock()
-        self._publishing = threading.Lock()
+        self._publishing = threading.RLock()  # a reader that pauses it reads
         self._unsettled: list[PreparedGroup] = []
         self._last_seq = -1
         try:
@@ -286,9 +286,12 @@ class DirectoryStore:
         self.pack_spares.refill()
         self.installer.spares.refill()
 
-    def publish(self, prepared: PreparedGroup) -> None:
-        """Make a logged group visible, in order. May be repeated after an OSError. The OSError is
-        passed on: the caller knows whether space can be freed."""
+    def publish(
+        self, prepared: PreparedGroup, installed: Callable[[], None] = lambda: None
+    ) -> None:
+        """Make a logged group visible, in order, and call `installed` before a paused reader goes
+        on. May be repeated after an OSError. The OSError is passed on: the caller knows whether
+        space can be freed."""
         with self._publishing:
             with self._lock:
                 self._installing = frozenset(step.path for step in prepared.steps)
@@ -301,6 +304,7 @@ class DirectoryStore:
                     self._remember(step.path, step.digest)
                 self._unsettled.append(prepared)
                 self._last_seq = prepared.last_seq
+            installed()
         for staged in prepared.adopted:
             staged.close()
         prepared.release_drafts()

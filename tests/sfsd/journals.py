@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from protocol.log.checkpoint import Checkpoint, Verifier
 from protocol.log.tags import account_tag
 from protocol.records.signatures import SigningKey
 from sfsd.fs.files import Files
-from sfsd.log.journal import Journal
+from sfsd.log.journal import AppendedEntry, Journal
 
 KEY = SigningKey.from_seed(bytes(32))
 ORIGIN = checkpoint.origin_of(bytes(32))
@@ -35,8 +36,19 @@ def drafts(count: int, *accounts: str) -> list[EntryDraft]:
     return [draft(str(number), *accounts) for number in range(count)]
 
 
-def open_journal(folder: Path, files: Files | None = None) -> Journal:
-    return Journal(
+class SmallJournal(Journal):
+    """A journal without a store: an entry is in place once it is in the log."""
+
+    def append(self, drafts: Sequence[EntryDraft]) -> list[AppendedEntry]:
+        first = self.next_seq
+        appended = super().append(drafts)
+        if appended:
+            self.latest.apply(first, [draft.detail.get("paths", {}) for draft in drafts])
+        return appended
+
+
+def open_journal(folder: Path, files: Files | None = None) -> SmallJournal:
+    return SmallJournal(
         folder,
         KEY,
         ORIGIN,

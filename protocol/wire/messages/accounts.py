@@ -93,7 +93,8 @@ class UserAccess(Request):
 
 @message(104)
 class StatusAnswer(Reply):
-    """Status of the daemon. `failed` is empty, or why changes are refused since a failed sync."""
+    """Status of the daemon. `failed` is empty, or why changes are refused since a failed sync.
+    `damaged` has users whose stored account differs from the log, as far as it was read."""
 
     version: Annotated[str, AtMost(64)]
     address: Text
@@ -104,6 +105,7 @@ class StatusAnswer(Reply):
     users: Count
     disk_free: Count
     failed: Text
+    damaged: Annotated[tuple[UserName, ...], AtMost(256)] = ()
 
 
 @message(142, replies=(Done,))

@@ -343,6 +343,7 @@ def test_a_start_reads_only_lines_past_the_mark(logs: Path) -> None:
     for _ in range(9):
         journal.append(drafts(1000))
         journal.save_mark()
+    journal.latest.close()
     journal._tree.close()
     journal._file.close()
 

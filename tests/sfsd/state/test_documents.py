@@ -161,23 +161,3 @@ def test_the_cache_is_bounded(served: Daemon, ada: Person, monkeypatch: pytest.M
     ada.put(file_id(2))
     found.sidecar(paths[2])
     assert list(found._cache) == [paths[3], paths[2]]
-
-
-def test_a_log_entry_is_parsed_once_for_all_its_files(
-    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ada.put(F)
-    ada.put(F)
-    asked: list[int] = []
-    paths_of = served.context.journal.paths
-
-    def counted(seq: int) -> dict[str, bytes | None]:
-        asked.append(seq)
-        return paths_of(seq)
-
-    monkeypatch.setattr(served.context.journal, "paths", counted)
-    found = fresh(served)
-    monkeypatch.setattr(documents, "CACHED_BYTES", 0)
-    for path in (FIRST, SECOND, SECOND, FIRST):
-        found.sidecar(path)
-    assert len(asked) == 2

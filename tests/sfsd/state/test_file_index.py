@@ -1,4 +1,4 @@
-"""The file index: built from names, then updated by changes."""
+"""The file index: built from the log's table of paths, then updated by changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from protocol.records.records import FileRecord
-from sfsd.errors import DamagedError
+from sfsd.errors import Absent, DamagedError
 from sfsd.state import file_index
 from sfsd.state.file_index import FileIndex
 from tests.sfsd.builders import Daemon, Person, file_id
@@ -29,26 +29,29 @@ def test_a_scan_agrees_with_the_changes(served: Daemon, ada: Person) -> None:
         assert files.newest(file_id(255 << 120)) == 2
         assert files.newest(file_id(2)) == 0
     assert [seq > 0 for _, _, seq in kept.after("", 99)] == [True] * 4
-    assert [seq for _, _, seq in scanned.after("", 99)] == [0] * 4
+    assert scanned.after("", 99) == kept.after("", 99)
     assert [one for one, _, _ in kept.after(file_id(1), 1)] == [file_id(7)]
 
 
-def test_a_folder_is_listed_once(
-    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+def test_a_version_whose_files_were_taken_away_is_damaged_and_not_absent(
+    served: Daemon, ada: Person
 ) -> None:
-    for number in (1, 2):  # in one folder: each a ciphertext and a sidecar
-        ada.put(file_id(number))
-    listed: list[str] = []
-    children = served.context.store.children
-
-    def counted(folder: str, after: str = "", limit: int | None = None) -> list[str]:
-        listed.append(folder)
-        return children(folder, after, limit)
-
-    monkeypatch.setattr(served.context.store, "children", counted)
+    ada.put(F)
+    ada.put(F)
+    ada.put(file_id(2))
+    users = served.context.store.users
+    for path in users.glob(f"ada/files/*/{F}.2.*"):
+        path.unlink()
+    for path in users.glob(f"ada/files/*/{file_id(2)}.*"):
+        path.unlink()
     files = fresh(served).for_user("ada")
-    assert [one for one, _, _ in files.after("", 9)] == [file_id(1), file_id(2)]
-    assert listed == ["ada/files", "ada/files/00"]
+    assert [(one, version) for one, version, _ in files.after("", 9)] == [(F, 2), (file_id(2), 1)]
+    for place in ((F, 2), (file_id(2), 1)):
+        with pytest.raises(DamagedError):
+            files.sidecar(*place)
+    assert files.sidecar(F, 1).value.content_record.version == 1
+    with pytest.raises(Absent):
+        files.sidecar(F, 3)
 
 
 def test_a_rewritten_sidecar_counts_as_changed(served: Daemon, ada: Person) -> None:
