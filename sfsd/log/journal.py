@@ -241,7 +241,7 @@ class Journal:
         """Save a mark if many lines came since the last, so that the next start is short."""
         state = self._state
         if self.failed is None:
-            self.latest.save(force=force)
+            self._save_latest(force=force)
         if self.failed or state.size - self._marked.size < (1 if force else _MARK_EVERY):
             return
         if len(self._counts) > MAX_ACCOUNTS:
@@ -258,6 +258,14 @@ class Journal:
         except OSError as exc:
             _log.warning("logs/tree not saved, the next start takes longer: %s", exc.strerror)
         self._marked = state  # saved or not, the next attempt is that many lines away
+
+    def _save_latest(self, *, force: bool) -> None:
+        try:
+            self.latest.save(force=force)
+        except JournalDamagedError as exc:
+            self.failed = str(exc)
+        except JournalError as exc:
+            _log.warning("logs/tree/paths not saved, the next start takes longer: %s", exc)
 
     def close(self) -> None:
         """Save a mark and close the files."""
