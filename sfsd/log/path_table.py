@@ -3,15 +3,15 @@
 The log has the digest of every file that was ever written. Finding the entry that decided a path
 last would mean reading all of it, and an older genuine file names an older genuine entry. So this
 table holds, for each path, the seq of its newest entry and the digest that the entry left. It is a
-cache of the log: a start reads the entries past the table's mark, and makes a table anew that is
-missing or wrong. Ciphertext and leaf hashes are left out: the signed record in the sidecar beside
-them has their root.
+cache of the log: a start reads the entries past the table's mark, and makes a table that is missing
+or wrong from the whole log. Ciphertext and leaf hashes are left out: the signed record in the
+sidecar beside them has their root.
 
 The table is an SQLite file, whose rows are in `_BUCKETS` buckets. The sum of a bucket is the sum,
 modulo 2^128, of HMAC-SHA256(key, row)[:16] of its rows: it changes with a row at the cost of that
 row, and reading a row verifies its bucket only. The mark is AES-256-GCM of all sums, with the size
 and the Merkle root of the log that they belong to as additional data. Both keys are HKDF-SHA256 of
-keys/log.key. The sums are secret, because whoever knew the HMAC of many rows could look for other
+keys/log.key. The sums are secret: an attacker who knew the HMAC of many rows could look for other
 rows of the same sum. So rows of another day, alone or together with the files that they describe,
 do not match; a whole table of another day is brought up to date from the log.
 """

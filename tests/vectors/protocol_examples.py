@@ -440,6 +440,7 @@ MESSAGES: list[tuple[int, Message]] = [
             users=2,
             disk_free=10**12,
             failed="",
+            damaged=("bob",),
         ),
     ),
     (24, log.LogHead(0)),
