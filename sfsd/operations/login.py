@@ -1,8 +1,7 @@
 """Log in, enrol, and ping.
 
 A refusal reveals nothing: an unknown user, a disabled user, a wrong key and a wrong token give the
-same reply after the same work. So does an account whose files are not what the log says: they may
-be older ones, with keys that the log has ended.
+same reply after the same work.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from protocol.wire.messages.session import (
     Pong,
     Session,
 )
-from sfsd.errors import DamagedError, Refused
+from sfsd.errors import Refused
 from sfsd.rules.context import EVERYONE, Access, Commit, Principal, ServerContext, draft, operation
 from sfsd.rules.users import (
     User,
@@ -96,15 +95,6 @@ def log_in(
 
     expect = {} if user is None else user.expect
     return Commit(Change(entry, expect=expect), answer)
-
-
-def _find_undamaged(server: ServerContext, name: str) -> User | None:
-    """Return an enrolled user, None if there is none or its files are damaged. The operator is told
-    of damage in the daemon's output and by `sfsd status`."""
-    try:
-        return server.users.find(name)
-    except DamagedError:
-        return None
 
 
 def enrol(
@@ -227,7 +217,7 @@ def _find_login_key(server: ServerContext, message: Login) -> _LoginKey | None:
     if message.user == OPERATOR:
         known = device_id is None and generation == 1
         return _LoginKey(server.identity.operator_public, Access.OPERATOR, None) if known else None
-    user = _find_undamaged(server, message.user)
+    user = server.users.find(message.user)
     if user is None or user.account.value.disabled:
         return None
     head = user.chain.head
