@@ -137,5 +137,5 @@ def test_a_name_that_was_used_is_never_used_again(tmp_path: Path) -> None:
         bob = served.person("bob")
     shutil.rmtree(tmp_path / "store/users/bob")
     with daemon(tmp_path) as served:
-        refused(served.ask(served.operator(), bob.invitation()), "conflict")
+        refused(served.ask(served.operator(), bob.invitation()), "damaged")
         served.person("carol")
