@@ -166,30 +166,29 @@ class OwnerFiles(LoadOnce):
         self.ledger.load(self._weigh)
         return self.ledger
 
-    def _scan(self) -> dict[str, tuple[int, int]]:
-        """Return (newest version, seq of its sidecar) by file_id."""
-        found: dict[str, tuple[int, int]] = {}
-        for file_id, version, seq in self._versions():
-            if version > found.get(file_id, (0, 0))[0]:
-                found[file_id] = version, seq
+    def _scan(self) -> dict[str, int]:
+        # The seq stays unknown until the sidecar is read, so that a first listing names a damaged
+        # one, whatever the client has seen.
+        found: dict[str, int] = {}
+        for file_id, version in self._versions():
+            found[file_id] = max(version, found.get(file_id, 0))
         return found
 
-    def _enter(self, found: dict[str, tuple[int, int]]) -> None:
-        self._newest = {file_id: version for file_id, (version, _) in found.items()}
-        self._seqs = {file_id: seq for file_id, (_, seq) in found.items()}
+    def _enter(self, found: dict[str, int]) -> None:
+        self._newest = found
         self._sorted = sorted(found)
 
-    def _versions(self) -> Iterator[tuple[str, int, int]]:
-        """Yield (file_id, version, seq) of each sidecar that the log says is there."""
-        for path, seq in self._documents.latest_below(f"{files_folder(self.owner)}/"):
+    def _versions(self) -> Iterator[tuple[str, int]]:
+        """Yield (file_id, version) of each sidecar that the log says is there."""
+        for path, _ in self._documents.latest_below(f"{files_folder(self.owner)}/"):
             parsed = parse_version_name(path.rpartition("/")[2])
             if parsed is not None:
-                yield parsed[0], parsed[1], seq
+                yield parsed[0], parsed[1]
 
     def _weigh(self) -> tuple[list[Holding], list[str]]:
         holdings: list[Holding] = []
         newest: dict[str, tuple[int, bool]] = {}
-        for file_id, version, _ in self._versions():
+        for file_id, version in self._versions():
             try:
                 sidecar = self.sidecar(file_id, version).value
             except DamagedError:

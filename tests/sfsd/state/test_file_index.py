@@ -29,7 +29,7 @@ def test_a_scan_agrees_with_the_changes(served: Daemon, ada: Person) -> None:
         assert files.newest(file_id(255 << 120)) == 2
         assert files.newest(file_id(2)) == 0
     assert [seq > 0 for _, _, seq in kept.after("", 99)] == [True] * 4
-    assert scanned.after("", 99) == kept.after("", 99)
+    assert [seq for _, _, seq in scanned.after("", 99)] == [0] * 4
     assert [one for one, _, _ in kept.after(file_id(1), 1)] == [file_id(7)]
 
 
