@@ -131,8 +131,8 @@ def accept(
         session = Session(file.contents, state, anew=True)
         try:
             connect_accepting(session)
+            session.accept_log()
             newest = session.trust.newest
-            state.reset_log(newest.size, newest.root, newest.note)
             restored = continue_restored(session, file, skip)
         finally:
             session.close()

@@ -119,6 +119,8 @@ class Store(Closing):
             self._session.readers = lambda: self._contacts
             self._session.new_readers = self._readers_of_new_file
             self._session.share_deleted = self._share_deleted
+            if self._session.is_behind:
+                self._adopt_newer_keys()
             self._renew_keys(auto_rotate)
         except BaseException:
             self.close()

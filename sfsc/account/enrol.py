@@ -31,16 +31,18 @@ from protocol.wire.messages import session as opening
 from sfsc.account.key_status import new_device, public_device
 from sfsc.crypto.primitives import new_key
 from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
-from sfsc.errors import LocalError, UsageError
+from sfsc.errors import BadReceipt, LocalError, UsageError
 from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.home import keyring_path
 from sfsc.keys.keyring import GenerationKeys, Keyring, KeyringFile, PendingStatement
+from sfsc.session.follow import follow_log
 from sfsc.session.handshake import dial, key_lifetime
 from sfsc.session.limits import Timeouts
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.transport import Transport
-from sfsc.trust.server_log import SentChange, ServerTrust
-from sfsc.trust.state import open_client_state, state_path
+from sfsc.trust.followed_log import FollowedLog
+from sfsc.trust.server_log import SentChange, ServerTrust, TreeHead
+from sfsc.trust.state import ClientState, open_client_state, state_path
 
 if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys
@@ -97,9 +99,11 @@ def enrol_account(
                 useless = isinstance(reply, Error) and _is_final(
                     reply, again=unfinished is not None
                 )
-                _accept(expect_reply(reply, opening.Session), trust, file, pending)
-                newest = trust.newest
-                state.remember_checkpoint(newest.size, newest.root, newest.note)
+                session = expect_reply(reply, opening.Session)
+                head = _verify(session, trust, file.contents, pending)
+                if session.notice is None or session.notice.state != "rotated":
+                    _follow(transport, head, file.contents, pending, state)
+                _accept(file, pending)
         finally:
             if useless:
                 _remove_attempt(home, with_state=removable_state)
@@ -222,12 +226,14 @@ def _send(
     return transport.call(message, transport.timeouts.opening)
 
 
-def _accept(
-    session: opening.Session, trust: ServerTrust, file: KeyringFile, pending: PendingStatement
-) -> None:
-    """Verify the proof that the pending statement is logged, and make its keys current."""
-    user = file.contents.user
-    public = Statement.parse(pending.statement).sign_pub
+def _verify(
+    session: opening.Session, trust: ServerTrust, keyring: Keyring, pending: PendingStatement
+) -> TreeHead:
+    """Return the signed checkpoint of the log that has the pending statement. Raises `BadReceipt`
+    if the server does not show its entry."""
+    if session.receipt is None:
+        raise BadReceipt("the server does not show the entry of the enrolment")
+    user, public = keyring.user, Statement.parse(pending.statement).sign_pub
     sent = SentChange(
         op="enrol",
         actor=user,
@@ -237,7 +243,28 @@ def _accept(
         record=pending.statement,
         signatures={key_id("ed25519", public).hex(): pending.signatures[0]},
     )
-    trust.accept_enrolment(session, sent)
+    return trust.verify_receipt(session.receipt, sent)[1]
+
+
+def _follow(
+    transport: Transport,
+    head: TreeHead,
+    keyring: Keyring,
+    pending: PendingStatement,
+    state: ClientState,
+) -> None:
+    """Follow the log to the enrolment, which must be in it. Raises as `follow_log`."""
+    log = FollowedLog(
+        keyring.server_id, keyring.user, record_hash(pending.statement), keyring.tag_key
+    )
+    follow_log(transport, log, head)
+    if log.statements.get(1) != pending.statement:
+        raise BadReceipt("the log does not have the enrolment, which the server has confirmed")
+    state.save_followed(log.position(head.note), log.take_changes(), log.contacts())
+
+
+def _accept(file: KeyringFile, pending: PendingStatement) -> None:
+    """Make the keys of the pending statement current."""
     generations = () if pending.keys is None else (pending.keys,)
     file.save(
         changed(

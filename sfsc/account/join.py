@@ -16,7 +16,7 @@ from protocol.codec.values import Value
 from protocol.records.invitation import AccountLink
 from protocol.records.records import ServerStatement, Statement
 from protocol.wire.messages import session as opening
-from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
+from protocol.wire.messages.log import LogCheckpoint, LogHead
 from protocol.wire.messages.rotation import GetBundle, SealedBundle
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.account.devices import Devices
@@ -41,11 +41,11 @@ from sfsc.session import fork_evidence
 from sfsc.session.handshake import LoginKey, build_login, dial
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
-from sfsc.session.server_errors import expect_proof, expect_reply
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.session.transport import Transport
 from sfsc.trust.identity_chain import fetch_newest_bundle, follow_chain
-from sfsc.trust.server_log import REPORT, ServerTrust
+from sfsc.trust.server_log import REPORT, ServerTrust, TreeHead
 from sfsc.trust.state import open_client_state
 from sfsc.warning_log import log_warning
 
@@ -116,7 +116,7 @@ def join_account(
     """
     check_no_keyring(home)
     try:
-        welcome, trust, chain, bundle = _open_account(link, credentials, timeouts, options)
+        welcome, chain, bundle, seen = _open_account(link, credentials, timeouts, options)
     except (Rollback, Fork) as exc:
         _keep_evidence(exc, home, link)
         raise
@@ -137,8 +137,11 @@ def join_account(
     with open_client_state(home, file.contents) as state:
         number = ServerStatement.parse(welcome.statement).n
         state.remember_server_statement(number, welcome.statement, welcome.signature)
-        newest = trust.newest
-        state.remember_checkpoint(newest.size, newest.root, newest.note)
+        if seen is not None:
+            # The first session that follows the log must pass it.
+            number = ServerStatement.parse(seen.statement).n
+            state.remember_server_statement(number, seen.statement, seen.signature)
+            state.remember_must_pass(seen.note)
         if options is not None and credentials.code is not None:
             on_destroyed, first = options.on_destroyed, options.first
             take_back_account(
@@ -188,9 +191,9 @@ def _open_account(
     credentials: AccountCredentials,
     timeouts: Timeouts | None,
     options: TakeBackOptions | None,
-) -> tuple[opening.Welcome, ServerTrust, tuple[bytes, ...], Bundle]:
-    """Log in on a new connection. Return the server's greeting, the trust in its log, the account's
-    chain as exact bytes, and its opened bundle."""
+) -> tuple[opening.Welcome, tuple[bytes, ...], Bundle, SeenCheckpoint | None]:
+    """Log in on a new connection. Return the server's greeting, the account's chain as exact bytes,
+    its opened bundle, and the checkpoint in it."""
     transport = dial((link.address,), timeouts)
     try:
         trust = ServerTrust(link.pin)
@@ -198,27 +201,28 @@ def _open_account(
         trust.accept_welcome(welcome, transport.peer_spki_sha256)
         sent = build_login(transport, link.pin, link.user, credentials.login, 0)
         reply = transport.call(sent.message, transport.timeouts.opening)
-        trust.accept_session(expect_reply(reply, opening.Session))
-        chain, bundle = _read_account(transport, trust, link, credentials, options)
+        head = trust.verify_note(expect_reply(reply, opening.Session).checkpoint)
+        chain, bundle = _read_account(transport, link, credentials, options)
+        seen = _verify_seen(transport, trust, bundle.checkpoint, head)
     finally:
         transport.close()
-    return welcome, trust, chain, bundle
+    return welcome, chain, bundle, seen
 
 
 def _read_account(
     transport: Transport,
-    trust: ServerTrust,
     link: AccountLink,
     credentials: AccountCredentials,
     options: TakeBackOptions | None,
 ) -> tuple[tuple[bytes, ...], Bundle]:
-    """Return the account's chain, as exact bytes, and its opened bundle."""
+    """Return the account's chain, as exact bytes, and its opened bundle. That the log has exactly
+    this chain is checked by the first session that follows it."""
 
     def follow_on(known: tuple[bytes, ...]) -> tuple[bytes, ...]:
         def ask(message: Lookup) -> Identity:
             return expect_reply(transport.call(message), Identity)
 
-        return follow_chain(ask, trust, link.user, link.first, known)
+        return follow_chain(ask, link.pin, link.user, link.first, known).chain
 
     def fetch(n: int = 0) -> bytes:
         return expect_reply(transport.call(GetBundle(n)), SealedBundle).bundle
@@ -236,30 +240,38 @@ def _read_account(
             raise _taken_over(
                 chain, find_last_bundle(chain, fetch, credentials.code).n + 1
             ) from exc
-    trust.close_gaps([_proof(transport, gap) for gap in trust.consistency_gaps()])
-    if bundle.checkpoint is not None:
-        _check_seen(transport, trust, bundle.checkpoint)
     return chain, bundle
 
 
-def _check_seen(transport: Transport, trust: ServerTrust, seen: SeenCheckpoint) -> None:
-    """Check that the log continues what another device of the account has proven, by its bundle.
+def _verify_seen(
+    transport: Transport, trust: ServerTrust, seen: SeenCheckpoint | None, head: TreeHead
+) -> SeenCheckpoint | None:
+    """Return the checkpoint that another device of the account has proven, by its bundle, if log
+    and server have signed it. `head` is the log at login.
 
     Somebody with a copy of the account's keys can seal a bundle of any content. So what the log has
-    not signed proves nothing against the server: it is left out, with a warning. Raises `Rollback`,
-    `Fork`."""
+    not signed proves nothing against the server: it is left out, with a warning. Raises `Rollback`
+    and `Fork` if the server shows an older statement of its own, or a shorter log."""
+    if seen is None:
+        return None
     try:
         known = trust.verify_seen(seen)
     except BadRecord as exc:
         what = "the account's bundle has a false checkpoint, which is left out"
         hint = "somebody with the account's keys made it: see `sfsc device list`"
         log_warning(what, exc.cause, hint)
-        return
-    if known.size > trust.newest.size:  # another device was busy since this one's login
-        head = expect_reply(transport.call(LogHead(0)), LogCheckpoint)
-        trust.accept_checkpoint(head.checkpoint, head.consistency)
-        trust.close_gaps([_proof(transport, gap) for gap in trust.consistency_gaps()])
-    trust.check_seen(seen, known, lambda gap: _proof(transport, gap))
+        return None
+    trust.check_seen_statement(seen)
+    if known.size > head.size:  # another device was busy since this one's login
+        reply = expect_reply(transport.call(LogHead(0)), LogCheckpoint)
+        head = trust.verify_note(reply.checkpoint)
+    if known.size > head.size:
+        raise Rollback(
+            f"the server's log has {head.size} entries, fewer than {known.size} seen",
+            REPORT,
+            notes=(known.note, head.note),
+        )
+    return seen
 
 
 def _is_named(sealed: bytes, chain: tuple[bytes, ...]) -> bool:
@@ -275,7 +287,3 @@ def _taken_over(chain: tuple[bytes, ...], first: int) -> TakenOver:
         f"({signed.reason}, {when}): somebody else has used them",
         first=first,
     )
-
-
-def _proof(transport: Transport, gap: tuple[int, int]) -> tuple[bytes, ...]:
-    return expect_proof(transport.call(LogProof(CONSISTENCY, *gap)))

@@ -307,8 +307,7 @@ class Rewrapper:
             sent = SentChange(
                 "rewrap", self._session.author.actor, batch[0].owner, None, None, b"", {}
             )
-            with self._session.keeping_fork_evidence():
-                self._session.trust.verify_receipt(answer.receipt, sent)
+            self._session.accept_receipt(answer.receipt, sent)
         left = frozenset(answer.left)
         self._result.done += sum(
             [one.wrap is not None for place, one in enumerate(batch) if place not in left]

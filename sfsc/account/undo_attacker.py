@@ -183,8 +183,11 @@ class FileRepair:
 
     def _fetch(self, file_id: str, version: int = 0) -> VerifiedFile:
         session = self._session
+        since = session.followed_size
         stated = session.call(Stat(session.account.user, file_id, version), Stated)
-        return session.account.verify_voidable(stated.view, file_id)
+        file = session.account.verify_voidable(stated.view, file_id)
+        session.check_head(file.head, file.head_body, stated.view.at, since)
+        return file
 
     def _fetch_version(
         self, file_id: str, version: int, records: Sequence[_Record]

@@ -18,7 +18,6 @@ from protocol.codec.names import check_user_name
 from protocol.codec.values import Value, changed
 from protocol.records.records import (
     WRAP_ALGORITHMS,
-    FileRecord,
     ReaderEntry,
     Statement,
     record_hash,
@@ -28,10 +27,12 @@ from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.crypto.envelope import Recipient
 from sfsc.crypto.wrap import PublicKey
 from sfsc.errors import (
+    BadReceipt,
     BrokenChain,
     Damaged,
     NotFound,
     Rollback,
+    StaleGeneration,
     UnsupportedKey,
     Untrusted,
     UsageError,
@@ -43,7 +44,8 @@ from sfsc.log.account_log import AccountLog
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.file_records import FileOwner, owner_from_chain
-from sfsc.trust.identity_chain import follow_chain
+from sfsc.trust.follower import FoundLeaf
+from sfsc.trust.identity_chain import ShownChain, follow_chain
 from sfsc.trust.peer_state import PeerState
 from sfsc.trust.server_log import REPORT
 from sfsc.warning_log import log_warning
@@ -130,6 +132,10 @@ class Contacts:
     def find_by_first(self, user: str, first: bytes) -> Person:
         """Return the user with this first statement, as named in a record that we signed."""
         found = self._cache.get((user, first))
+        log = self._session.log
+        if found is not None and log.watches(first):
+            # Another statement may have been found while the log was followed.
+            found = found if found.newest.n >= log.statement_count(first) else None
         if found is None:
             remembered = self._remembered.chain(user)
             if remembered and record_hash(remembered[0]) != first:
@@ -200,16 +206,12 @@ class Contacts:
         """Return the algorithm, or the configured minimum if that is stronger."""
         return max(algorithm, self._weakest, key=WRAP_ALGORITHMS.index)
 
-    def recipients(
-        self, head: FileRecord | None, readers: tuple[ReaderEntry, ...]
-    ) -> list[Recipient]:
+    def recipients(self, readers: tuple[ReaderEntry, ...]) -> list[Recipient]:
         """Return the `readers` of a file whose grant and keys have not expired. A reader with a key
         that nobody can encrypt for, or with an account that is damaged on the server, is left out,
         with a warning. `head` must be at
         least as new as the log at login; otherwise a reader that another device removed would come
         back. Raises `WeakRecipient`, `Rollback` or `BrokenChain`."""
-        if head is not None:
-            self.check_newest(head)
         now = self._clock()
         found: list[Recipient] = []
         for user, first, expires in readers:
@@ -232,21 +234,6 @@ class Contacts:
                 hint = f"{error.hint}; {user} can read again after your next change of the file"
             log_warning(f"{user} is left out of what you store", error.cause, hint)
 
-    def follow(self) -> None:
-        """Read what the log had of our files at login. Call it before fetching what `check_newest`
-        verifies, because a file may change in between. Later calls cost nothing."""
-        self._own_log.follow_to_login()
-
-    def check_newest(self, head: FileRecord) -> None:
-        """Raise `Rollback` if the log has a newer record of our file than `head`."""
-        self._own_log.follow_to_login()
-        logged = self._session.state.logged_revision(head.file_id)
-        if head.rev < logged:
-            raise Rollback(
-                f"the server shows revision {head.rev} of a file; the log has revision {logged}",
-                REPORT,
-            )
-
     def forget(self) -> None:
         """Drop cached users, because somebody's keys have changed."""
         self._cache.clear()
@@ -262,14 +249,56 @@ def _damaged_account(user: str) -> Damaged:
 def follow_user_chain(
     session: Session, user: str, first: bytes, known: tuple[bytes, ...]
 ) -> tuple[bytes, ...]:
-    """Return all statements of `user` as exact bytes, proven to be in the log. `first` is the hash
-    of the first one, `known` was verified before. Raises like `follow_chain`."""
-    with session.keeping_fork_evidence():
-        chain = follow_chain(
-            lambda asked: session.call(asked, Identity), session.trust, user, first, known
+    """Return all statements of `user` as exact bytes: those that the followed log has, no more and
+    no fewer. `first` is the hash of the first one, `known` was verified before.
+
+    A session that may only adopt newer keys does not follow the log: it is checked when the session
+    with those keys follows it. Raises as `follow_chain`, `Rollback` if the log has a statement that
+    the server does not show, and `BadReceipt` for one that the log does not have.
+    """
+
+    def ask(asked: Lookup) -> Identity:
+        return session.call(asked, Identity)
+
+    server = session.trust.pin
+    if session.is_restricted:
+        return follow_chain(ask, server, user, first, known).chain
+    session.watch_contact(first)
+    before = session.log.statement_count(first)
+    shown = follow_chain(ask, server, user, first, known)
+    if len(shown.chain) > session.log.statement_count(first):
+        try:
+            session.refresh_log()
+        except StaleGeneration:
+            # Another device has replaced the keys of this session, which may read no more of the
+            # log. It adopts the newer keys as a restricted one does, and logs in with them.
+            if first != session.keyring.first:
+                raise
+            return shown.chain
+    if len(shown.chain) < before:
+        raise Rollback(
+            f"the server shows {len(shown.chain)} statements of {user}; its log has {before}",
+            REPORT,
         )
-    session.link_receipts()
-    return chain
+    if len(shown.chain) > session.log.statement_count(first):
+        raise BadReceipt(
+            f"the server shows a statement of {user} that its log does not have", REPORT
+        )
+    _check_logged(session, user, first, shown)
+    return shown.chain
+
+
+def _check_logged(session: Session, user: str, first: bytes, shown: ShownChain) -> None:
+    """Raise `BadReceipt` unless the statements shown are those that the followed log has."""
+    for n, entry in shown.entries:
+        leaf = session.log.statement_leaves(first).get(n)
+        logged = session.state.statement_leaf(first, n) if leaf is None else leaf.pack()
+        if logged != FoundLeaf(n, entry.seq, entry.leaf_data).pack():
+            raise BadReceipt(f"the log has another statement {n} of {user} than shown", REPORT)
+    if first == session.keyring.first:
+        for n, body in session.log.statements.items():
+            if n <= len(shown.chain) and shown.chain[n - 1] != body:
+                raise BadReceipt(f"the log has another statement {n} of {user} than shown", REPORT)
 
 
 def parse_fingerprint(text: str) -> bytes:

@@ -144,7 +144,7 @@ class FileHistory:
                 op=RESTORE,
                 origin=(onto.file_id, source.version),
             )
-            wraps = self._session.wrap(key, onto.head, readers)
+            wraps = self._session.wrap(key, readers)
             return record, change_request(sealed, wraps)
 
         return build, metadata

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.values import Value
@@ -28,13 +27,10 @@ from sfsc.session.commit import build_tombstone, delete_file, find_current_file
 from sfsc.session.pipeline import Skip, changed_since, pipelined
 from sfsc.session.server_errors import damaged_version, expect_reply
 from sfsc.session.session import Session, known_file
-from sfsc.trust.file_records import Entry, KnownRevision, VerifiedFile, parse_record
+from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
 from sfsc.trust.server_log import REPORT
 from sfsc.trust.signature_cache import verify_in_background
 from sfsc.trust.state import KnownFile
-
-if TYPE_CHECKING:
-    from sfsc.log.account_log import AccountLog
 
 
 class _Deletion(Value):
@@ -52,7 +48,6 @@ class Files:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._log: AccountLog | None = None
 
     def ls(self, prefix: str = "", skip: Skip | None = None) -> Iterator[Entry]:
         """Return the current version of every file whose name begins with `prefix`, by name.
@@ -143,13 +138,8 @@ class Files:
         session, state = self._session, self._session.state
         session.refresh_state_key()
         unreadable: dict[str, SfscError] = {}
-        try:
-            # Before the listing, which then has to show everything that was logged until now.
-            self._follow_log()
-        except Rollback as exc:  # a server that cannot write its log still shows the files
-            unreadable["the account's log"] = exc
         # Anything appended from here on is fetched next time, whether this listing has it or not.
-        complete = session.trust.newest.size
+        complete = session.followed_size
         since, known = state.listed_size(), state.all_revisions()
         ids: dict[bytes, str] = {}
         damaged: dict[str, SfscError] = {}
@@ -159,7 +149,7 @@ class Files:
                 ids = {revision.hash: file_id for file_id, revision in known.items()}
             views = self._uncached_views(page.views, ids)
             with verify_in_background(session.account.signature_checks(views)), state.transaction():
-                invalid |= self._remember_views(views, known)
+                invalid |= self._remember_views(views, complete)
             damaged |= {one.file_id: damaged_version(one) for one in page.damaged}
         if state.is_current:
             # The server names damaged files each time, and invalid ones are fetched again.
@@ -168,17 +158,10 @@ class Files:
         else:
             return self._refresh()  # another process replaced the state's key: nothing was cached
         unreadable |= damaged | invalid
-        for file_id in state.unlisted_files():
+        for file_id in state.unlisted_files(state.logged_heads()):
             if file_id not in unreadable and (error := self._examine(file_id)) is not None:
                 unreadable[file_id] = error
         return unreadable
-
-    def _follow_log(self) -> None:
-        from sfsc.log.account_log import AccountLog  # a put does not need it
-
-        if self._log is None:
-            self._log = AccountLog(self._session)
-        self._log.follow_to_login()
 
     def _examine(self, file_id: str) -> SfscError | None:
         """Ask for a file that the listing should have shown. Return what is wrong with it, or None
@@ -186,11 +169,6 @@ class Files:
         session = self._session
         try:
             file = session.fetch_newest(file_id)
-            if file.head.rev < (logged := session.state.logged_revision(file_id)):
-                cause = (
-                    f"the server shows revision {file.head.rev} of a file whose log has {logged}"
-                )
-                return Rollback(cause, REPORT)
             entry = None if file.deleted else session.account.listing_entry(file).pack()
         except NotFound:
             return Rollback("the log has the file, but the server does not", REPORT)
@@ -227,9 +205,16 @@ class Files:
             view for view, one in pairs if one is None or cached[one] is None or not view.metadata
         ]
 
-    def _remember_views(
-        self, views: Sequence[FileView], known: dict[str, KnownRevision]
-    ) -> dict[str, SfscError]:
+    def _remember_name(self, file: VerifiedFile) -> None:
+        """Remember the name of a file whose older revision was shown, to name it in errors."""
+        state = self._session.state
+        if state.file(file.file_id) is None and not file.deleted:
+            with contextlib.suppress(IntegrityError, KeyringError):
+                entry = self._session.account.listing_entry(file).pack()
+                state.remember_file(known_file(file), entry)
+                state.drop_entry(file.file_id)
+
+    def _remember_views(self, views: Sequence[FileView], since: int) -> dict[str, SfscError]:
         """Verify views, and save them in the cache. Return the errors of those that are not valid
         or do not open, by file_id."""
         session, files = self._session, list[VerifiedFile]()
@@ -237,9 +222,14 @@ class Files:
         for view in views:
             try:
                 file = session.account.verify_newest(view, None, None)
-                file.check_not_older(known.get(file.file_id))
             except IntegrityError as exc:
                 invalid[parse_record(view.content).file_id] = exc
+                continue
+            try:
+                session.check_head(file.head, file.head_body, view.at, since)
+            except IntegrityError as exc:
+                invalid[file.file_id] = exc
+                self._remember_name(file)
             else:
                 files.append(file)
         cached = session.state.cached_revisions([file.file_id for file in files])

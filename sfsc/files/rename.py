@@ -16,7 +16,7 @@ from sfsc.crypto.envelope import Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
 from sfsc.session.commit import MAX_CONFLICTS, build_tombstone, find_current_file, was_accepted
 from sfsc.session.server_errors import expect_reply
-from sfsc.session.session import Session, known_file
+from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
 from sfsc.trust.state import KnownFile
 
@@ -44,7 +44,7 @@ class Renames:
                     f"there is a file {to} already", "delete it first, or choose another name"
                 )
             move = _Move.build(session, file, target, file_id, to)
-            connection = session.connections
+            connection, since = session.connections, session.followed_size
             reply = session.ask(move.request)
             if not isinstance(reply, Error):
                 receipt = expect_reply(reply, Done).receipt
@@ -61,10 +61,9 @@ class Renames:
                 continue
             shown = parse_record(reply.head.head or reply.head.content).file_id
             if shown == file.file_id:
-                file = session.verify_newest(reply.head, shown, known_file(file))
+                file = session.verify_newest(reply.head, shown, since)
             else:
-                known = None if target is None else known_file(target)
-                target = session.verify_newest(reply.head, move.record.file_id, known)
+                target = session.verify_newest(reply.head, move.record.file_id, since)
         raise ConflictError("others keep changing the files", "run the command again")
 
     def _moved(self, move: _Move, file: VerifiedFile) -> Entry:
@@ -125,7 +124,7 @@ class _Move(Value):
         left = build_tombstone(session, file.head, file.head_body, record.file_id)
         tombstone = left.encode()
         signature, signed = session.sign(body, tombstone)
-        wraps = session.wrap(key, file.head, record.readers)
+        wraps = session.wrap(key, record.readers)
         request = Record(
             (RecordChange(body, signature, sealed, wraps), RecordChange(tombstone, signed, b"", ()))
         )

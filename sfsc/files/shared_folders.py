@@ -133,9 +133,6 @@ class SharedFolders:
         file = session.find_newest(session.account.settings_id)
         if file is None or file.head_body == self._head:
             return
-        # Outdated settings would bring back users whom another device has removed.
-        if session.readers is not None:
-            session.readers().check_newest(file.head)
         self._folders = () if file.deleted else self._read(file)
         self._head, self._version = file.head_body, file.head.current
 

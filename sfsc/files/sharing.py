@@ -31,7 +31,7 @@ from sfsc.session.commit import (
 )
 from sfsc.session.pipeline import pipelined
 from sfsc.session.server_errors import expect_reply
-from sfsc.session.session import Session, known_file
+from sfsc.session.session import Session
 from sfsc.transfer.reencrypt import Reencryption
 from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.state import KnownFile
@@ -81,7 +81,6 @@ class Sharing:
         `reencrypt` the present version gets a new key too, so that a key which the user kept opens
         nothing that is stored. Raises `NotFound` if the user is not a reader, and `Rollback` if a
         server says so by hiding a logged record."""
-        self._contacts.follow()
         file = find_file(self._session, name)
         if not self._reads(file, user):
             raise NotFound(f"{name} is not shared with {user}", "`sfsc stat` shows its readers")
@@ -118,7 +117,6 @@ class Sharing:
     def unshare_tree(self, folder: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
         """Stop sharing `folder` and every file in it. Raises like `share_tree`."""
         prefix = _parse_folder(folder)
-        self._contacts.follow()
         self._folders.unshare(prefix, user)
         unreadable: list[SfscError] = []
         found = self._fetch_folder(prefix, unreadable)
@@ -146,9 +144,7 @@ class Sharing:
         return _kept_expiry(((one.user, one.expires) for one in present), user, 0)
 
     def _reads(self, file: VerifiedFile, user: str) -> bool:
-        """Return whether the last record names the user. Raises `Rollback` if the log has a later
-        record."""
-        self._contacts.check_newest(file.head)
+        """Return whether the last record names the user."""
         return any(reader[0] == user for reader in file.head.readers)
 
     def readers(self, name: str) -> list[Grant]:
@@ -165,7 +161,7 @@ class Sharing:
         )
         requests = (
             (
-                (entry.file_id, session.state.file(entry.file_id)),
+                (entry.file_id, session.followed_size),
                 Stat(session.account.user, entry.file_id, 0),
             )
             for entry in list(found)
@@ -186,7 +182,7 @@ class Sharing:
             if not added or present.deleted:
                 return []
             key, _ = session.account.open_version(present)
-            recipients = self._contacts.recipients(present.head, added)
+            recipients = self._contacts.recipients(added)
             made = session.account.wrap_batches().wrap(key, recipients)
             return [VersionWrap(present.version, wrap) for wrap in made]
 
@@ -281,7 +277,6 @@ class Sharing:
 
     def _attempt(self, file: VerifiedFile, change: _ReaderChange) -> _PendingChange:
         session, head = self._session, file.head
-        self._contacts.check_newest(head)
         made = change.readers(head)
         record = build_record(
             session, head, file.head_body, op=ACCESS, current=head.current, readers=made
@@ -289,7 +284,9 @@ class Sharing:
         body = record.encode()
         (signature,) = session.sign(body)
         request = SetReaders(body, signature, tuple(change.wraps(file)))
-        return _PendingChange(file, change, record, body, request, session.connections)
+        return _PendingChange(
+            file, change, record, body, request, session.connections, session.followed_size
+        )
 
     def _accept_reply(self, attempt: _PendingChange, reply: Reply) -> VerifiedFile | None:
         """Return the file with its new record; None if the record was not accepted."""
@@ -311,8 +308,7 @@ class Sharing:
         if error.code != "conflict" or error.head is None:
             self._session.renew_keys(error)
             return attempt.file
-        known = known_file(attempt.file)
-        return self._session.verify_newest(error.head, attempt.record.file_id, known)
+        return self._session.verify_newest(error.head, attempt.record.file_id, attempt.since)
 
 
 class _ReaderChange(Value):
@@ -331,6 +327,7 @@ class _PendingChange(Value):
     body: bytes
     request: SetReaders
     connection: int
+    since: int
 
 
 def _kept_expiry(grants: Iterable[tuple[str, int]], user: str, default: int) -> int:

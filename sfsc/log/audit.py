@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
-from protocol.log.auditlog import IDENTITY_OPS, LogEntry, parse
+from protocol.log.auditlog import IDENTITY_OPS, LogEntry
 from protocol.log.checkpoint import Verifier
 from protocol.log.tlogproof import TlogProof
 from protocol.records.record_signatures import verify_record_signature
@@ -17,11 +17,11 @@ from protocol.wire.messages.base import DamagedVersion, Receipt
 from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc.errors import BadRecord, BrokenChain, Damaged, LocalError, NotFound, Rollback
 from sfsc.log.account_log import RECORDS, AccountLog
-from sfsc.log.receipts import parse_verifiers
 from sfsc.session.pipeline import changed_since
 from sfsc.session.server_errors import expect_proof
 from sfsc.session.session import Session
-from sfsc.trust.server_log import REPORT
+from sfsc.trust.followed_log import parse_line
+from sfsc.trust.server_log import REPORT, log_keys
 
 
 class LogEvent(Value):
@@ -56,11 +56,18 @@ class Audit:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._log = AccountLog(session)
+        self._later: list[LogEntry] = []
+
+    def _later_entries(self) -> list[LogEntry]:
+        """Return all entries of the account after those that `entries` returned last."""
+        self._later += self._log.later_entries()
+        return self._later
 
     # --- reading ------------------------------------------------------------------------------
 
     def entries(self) -> list[LogEntry]:
         """Return all entries of the account; see `AccountLog.entries`."""
+        self._later.clear()
         return self._log.entries()
 
     def log(self, file_id: str | None, names: dict[str, str]) -> Iterator[LogEvent]:
@@ -105,7 +112,7 @@ class Audit:
         if known < len(statements):  # another machine has made some since: read them, too
             logged += [
                 entry.rec or b""
-                for entry in self._log.entries_after(entries)
+                for entry in self._later_entries()
                 if entry.owner == user and entry.op in IDENTITY_OPS
             ]
         if known > len(statements) or tuple(logged[: len(statements)]) != statements:
@@ -114,7 +121,7 @@ class Audit:
                 REPORT,
                 pinned=self._session.account.first.hex(),
             )
-        files = self._compare(heads, entries)
+        files = self._compare(heads)
         size = self._session.trust.newest.size
         return VerifiedHistory(len(entries), size, records, len(statements), files)
 
@@ -152,9 +159,9 @@ class Audit:
             raise BadRecord(f"entry {seq} of the log is not the next change of its file", REPORT)
         heads[record.file_id] = record, body
 
-    def _compare(self, heads: dict[str, tuple[FileRecord, bytes]], entries: list[LogEntry]) -> int:
+    def _compare(self, heads: dict[str, tuple[FileRecord, bytes]]) -> int:
         """Check that every file of the store is in the log with its last record, and vice versa.
-        For files changed since `entries` were read, the log must have that record by now. Raises
+        For files changed since the entries were read, the log must have that record by now. Raises
         `Rollback`, `Damaged`."""
         missing, others = dict(heads), set[bytes]()
         damaged: list[DamagedVersion] = []
@@ -169,7 +176,7 @@ class Audit:
                     others.add(file.head_body)
         if others:
             others.difference_update(
-                body for entry in self._log.entries_after(entries) for body, _ in entry.records
+                body for entry in self._later_entries() for body, _ in entry.records
             )
         if others:
             raise Rollback("store and log have different last records of a file", REPORT)
@@ -190,8 +197,8 @@ class Audit:
         """
         session = self._session
         session.refresh_log()
+        theirs = session.trust.verify_checkpoint(note, self._log_keys())
         with session.keeping_fork_evidence():
-            theirs = session.trust.verify_checkpoint(note, self._log_keys())
             ours = session.trust.newest
             if theirs.size > ours.size:
                 raise Rollback(
@@ -205,25 +212,22 @@ class Audit:
     def _log_keys(self) -> list[Verifier]:
         state = self._session.state
         try:
-            return parse_verifiers(self._session.trust.pin, state.server_statements())
+            return log_keys(self._session.trust.pin, state.server_statements())
         except RemoteProtocolError as exc:
             raise LocalError(f"the remembered server statements are damaged: {exc}") from exc
 
     def proof_of(self, receipt: Receipt | None, record: bytes) -> bytes:
-        """Return a C2SP tlog-proof that the log holds `record`; without a receipt see `proof`."""
-        if receipt is None:
-            return self.proof(record, FileRecord.parse(record).seen[0])
-        seq = parse(receipt.line).seq
-        return TlogProof(seq, receipt.line, receipt.inclusion, receipt.checkpoint).encode()
-
-    def proof(self, body: bytes, since: int) -> bytes:
-        """Return a C2SP tlog-proof of the entry with the record `body`, which was made when the log
-        had `since` entries. Raises `NotFound` if the log has none, and `BadReceipt`."""
-        for entry, line in self._log.read_entries(since):
-            if any(record == body for record, _ in entry.records):
-                point, inclusion = self._log.prove_entry(entry)
-                return TlogProof(entry.seq, line, inclusion, point.note).encode()
-        raise NotFound("the log has no such change")
+        """Return a C2SP tlog-proof that the log holds `record`, whose `receipt` shows the line if
+        there is one. Raises `NotFound` if the log has no such entry, and `BadReceipt`."""
+        if receipt is not None:
+            entry, line = parse_line(receipt.line), receipt.line
+        else:
+            found = self._log.find_line(record, FileRecord.parse(record).seen[0])
+            if found is None:
+                raise NotFound("the log has no such change")
+            entry, line = found
+        point, inclusion = self._log.prove_entry(entry)
+        return TlogProof(entry.seq, line, inclusion, point.note).encode()
 
     # --- asking -------------------------------------------------------------------------------
 

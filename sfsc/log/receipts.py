@@ -3,16 +3,15 @@ the log's public key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from protocol.codec.errors import CheckpointError, LogError, ProofError, RemoteProtocolError
 from protocol.codec.values import Value
 from protocol.log import tlogproof
-from protocol.log.checkpoint import Verifier, origin_of
+from protocol.log.checkpoint import Verifier
 from protocol.log.tlogproof import TlogProof
-from protocol.records.records import ServerStatement, server_id
 from sfsc.errors import BadReceipt, LocalError, UsageError
+from sfsc.trust.server_log import log_keys
 from sfsc.trust.state import read_server_statements
 
 
@@ -69,21 +68,9 @@ def load_verifiers(state: Path) -> list[Verifier]:
     Raises `LocalError`."""
     pin, bodies = read_server_statements(state)
     try:
-        return parse_verifiers(pin, bodies)
+        return log_keys(pin, bodies)
     except RemoteProtocolError as exc:
         raise LocalError(f"{state} is damaged: {exc}") from exc
-
-
-def parse_verifiers(pin: bytes, bodies: Iterable[bytes]) -> list[Verifier]:
-    """Return the log keys in these server statements, in their order.
-
-    The statements were stored by this user; those of another server than the pinned one are
-    ignored. Raises RemoteProtocolError.
-    """
-    statements = [ServerStatement.parse(body) for body in bodies]
-    ours = [one for one in statements if server_id(one.server_pub) == pin]
-    found = [Verifier.parse(one.log_vkey) for one in ours]
-    return [one for one in found if one.name == origin_of(pin)]
 
 
 def parse_vkey(vkey: str) -> Verifier:

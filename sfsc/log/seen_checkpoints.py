@@ -8,17 +8,15 @@ split view.
 
 from __future__ import annotations
 
-import base64
 from typing import Final
 
-from protocol.records.records import FileRecord
 from protocol.wire.messages import Reply
 from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc.session.pipeline import pipelined
 from sfsc.session.server_errors import expect_proof
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
-from sfsc.trust.server_log import TreeHead
+from sfsc.trust.server_log import TreeHead, quoted_note
 
 _MANY: Final = 4096
 """Checkpoints, of about 2 KB each, from which on they are verified without waiting for more."""
@@ -39,7 +37,7 @@ class SeenCheckpoints:
         for record, body in ((file.head, file.head_body), (file.content, file.content_body)):
             seen = record.seen
             if seen[0] and not self._is_known(seen):
-                self._open[seen] = TreeHead(*seen, _quoted(record, body))
+                self._open[seen] = TreeHead(*seen, quoted_note(record, body))
 
     def _is_known(self, seen: tuple[int, bytes]) -> bool:
         return seen in self._open or seen in self._proven or self._session.trust.has_proven(seen)
@@ -80,10 +78,3 @@ class SeenCheckpoints:
     def _check(self, point: TreeHead, newest: TreeHead, proof: tuple[bytes, ...]) -> None:
         with self._session.keeping_fork_evidence():
             self._session.trust.check_continues(point, newest, proof)
-
-
-def _quoted(record: FileRecord, body: bytes) -> bytes:
-    """Return a signed record as evidence of the checkpoint that its signer saw."""
-    size, root = record.seen
-    text = f"{record.actor} signed that the log had {size} entries under {root.hex()}:\n"
-    return text.encode() + base64.b64encode(body) + b"\n"

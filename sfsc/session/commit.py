@@ -17,12 +17,12 @@ from protocol.records.records import (
 )
 from protocol.wire.messages import Done, Error, Request
 from protocol.wire.messages.base import Wrap
-from protocol.wire.messages.files import History, HistoryPage, Record, RecordChange, Stat, Stated
+from protocol.wire.messages.files import Record, RecordChange, Stat, Stated
 from protocol.wire.messages.uploads import PutCommit
 from sfsc.crypto.envelope import check_name
 from sfsc.errors import ConflictError, NotFound
 from sfsc.session.server_errors import expect_reply
-from sfsc.session.session import Session, known_file
+from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.state import KnownFile
 
@@ -67,9 +67,10 @@ def fetch_version(session: Session, file: VerifiedFile, version: int) -> Verifie
     """Return one version of `file`, whose newest version is given, confirmed to be the one that the
     file's records name. Raises `NotFound`, and as `Session.confirm_version`."""
     if version != file.version:
+        since = session.followed_size
         stated = session.call(Stat(session.account.user, file.file_id, version), Stated)
-        known = known_file(file).revision
-        file = session.account.verify_version(stated.view, file.file_id, version, known)
+        file = session.account.verify_version(stated.view, file.file_id, version, None)
+        session.check_head(file.head, file.head_body, stated.view.at, since)
     return session.confirm_version(file)
 
 
@@ -126,18 +127,17 @@ def build_record(
 def was_accepted(
     session: Session, connection: int, refused: Error, record: FileRecord, body: bytes
 ) -> bool:
-    """Whether the file's history has this very record although it is `refused` now. It was sent
-    when `Session.connections` was `connection`.
+    """Whether the log has this very record although it is `refused` now. It was sent when
+    `Session.connections` was `connection`.
 
     A record may be accepted, the reply lost with its connection, and another record added before
-    the request is repeated. The history is not read for a record that was sent once.
+    the request is repeated. Only the followed log counts: a server could show a record as accepted
+    that nobody else will ever see.
     """
     if session.connections == connection or refused.code not in _MAY_HAVE_LANDED:
         return False
-    reply = session.ask(History(record.owner, record.file_id, record.rev))
-    if isinstance(reply, Error) and reply.code == "not-found":
-        return False
-    return any(item.record == body for item in expect_reply(reply, HistoryPage).records)
+    session.refresh_log()
+    return session.log.has_record(record.file_id, record.rev, record_hash(body))
 
 
 @overload
@@ -165,6 +165,7 @@ def change_file(
         record, build_request = built
         body = record.encode()
         (signature,), connection = session.sign(body), session.connections
+        since = session.followed_size
         request = build_request(body, signature)
         reply = session.ask(request)
         if not isinstance(reply, Error):
@@ -178,7 +179,7 @@ def change_file(
         if reply.code != "conflict" or reply.head is None:
             session.renew_keys(reply)
             continue
-        file = session.verify_newest(reply.head, record.file_id, known_file(file))
+        file = session.verify_newest(reply.head, record.file_id, since)
     raise ConflictError("others keep changing the file", "run the command again")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from protocol.log.auditlog import LogEntry
@@ -25,6 +25,7 @@ from protocol.records.records import (
     RESTORE,
     FileRecord,
     ReaderEntry,
+    record_hash,
 )
 from protocol.records.records import key_id as hash_of_key
 from protocol.records.signatures import SigningKey
@@ -37,10 +38,12 @@ from protocol.wire.messages.uploads import ALL_UPLOADS, PutAbort
 from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor, WrapBatches
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
+    BadReceipt,
     BadRecord,
     Denied,
     Distrusted,
     Fork,
+    IntegrityError,
     KeyringMissing,
     LocalError,
     NetworkError,
@@ -50,6 +53,7 @@ from sfsc.errors import (
 )
 from sfsc.keys.keyring import Keyring
 from sfsc.session import fork_evidence
+from sfsc.session.follow import follow_log, search_statements
 from sfsc.session.handshake import (
     LoginKey,
     SentLogin,
@@ -63,13 +67,24 @@ from sfsc.session.retry import connect_again, retry
 from sfsc.session.server_errors import expect_proof, expect_reply, to_exception
 from sfsc.threadguard import ThreadGuard
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount, VerifiedFile
+from sfsc.trust.followed_log import LOG_START, FollowedLog, LoggedHead, parse_line
 from sfsc.trust.record_chain import RecordChain
-from sfsc.trust.server_log import REPORT, SentChange, ServerTrust, TreeHead
+from sfsc.trust.server_log import (
+    REPORT,
+    SentChange,
+    ServerTrust,
+    TreeHead,
+    log_keys,
+    quoted_note,
+)
 from sfsc.trust.state import ClientState, KnownFile
+from sfsc.warning_log import log_warning
 
 if TYPE_CHECKING:
     from sfsc.session.transport import Transport
 
+_OWN_ENTRIES: Final = 65_536
+"""Own entries whose hashes are kept, for receipts that arrive late."""
 _ABORT_SECONDS: Final = 5.0
 """Wait for the end of uploads that were interrupted: what was queued is sent before."""
 LOGGED_AS: Final = {
@@ -104,14 +119,8 @@ class Progress(Protocol):
 class Readers(Protocol):
     """Looks up the keys of other users who read our files."""
 
-    def recipients(
-        self, head: FileRecord | None, readers: tuple[ReaderEntry, ...]
-    ) -> list[Recipient]:
-        """Return those of a file's `readers` who get a wrap, with their present keys. `head` is the
-        file's last record as the server shows it, None for a new file."""
-
-    def check_newest(self, head: FileRecord) -> None:
-        """Raise `Rollback` if the log has a newer record of this file of ours than `head`."""
+    def recipients(self, readers: tuple[ReaderEntry, ...]) -> list[Recipient]:
+        """Return those of a file's `readers` who get a wrap, with their present keys."""
 
     def forget(self) -> None:
         """Discard the known keys, because a reader has newer ones."""
@@ -141,9 +150,9 @@ class Session:
         anew: bool = False,
         recovery: SigningKey | None = None,
     ) -> None:
-        """With `anew`, ignore what is remembered of the log. With `recovery`, log in with the
-        account's recovery key until `use_keyring` is called. Raises `KeyringMissing` if the server
-        never accepted the keyring's first statement."""
+        """With `anew`, ignore what is remembered of the log until `accept_log`. With `recovery`,
+        log in with the account's recovery key until `use_keyring` is called. Raises
+        `KeyringMissing` if the server never accepted the keyring's first statement."""
         if keyring.current is None or not keyring.statements:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self.state = state
@@ -151,15 +160,13 @@ class Session:
         self._signing_ids: dict[int, str] = {}  # of each generation that signed here
         self.use_keyring(keyring)
         self._recovery = recovery
-        newest = None if anew else state.checkpoint()
         statement, signature = state.server_statement() or (None, b"")
-        self.trust = ServerTrust(
-            keyring.server_id,
-            statement=statement,
-            signature=signature,
-            newest=None if newest is None else TreeHead(*newest),
-        )
-        self._remembered = self.trust.newest
+        self.trust = ServerTrust(keyring.server_id, statement=statement, signature=signature)
+        self._anew = anew
+        self._log: FollowedLog | None = None
+        self._log_failure: IntegrityError | None = None
+        self._own_entries: dict[int, bytes] = {}  # hashes of the newest own entries, by seq
+        self._receipts: list[tuple[int, bytes, TreeHead]] = []
         self.notice: opening.Notice | None = None
         """The server's notice about our keys at the last login."""
         self.limits = opening.Limits(0, 0, 0, 0)
@@ -184,6 +191,9 @@ class Session:
         self.connections = 0
         self.login: SentLogin | None = None
         """The login of the present connection, whose log entry must show it as it was sent."""
+        self._login_seq: int | None = None
+        self.reads_only = False
+        """Whether the server can log nothing, so that nothing may be signed."""
         self._record_chain: RecordChain | None = None  # of the file that was last asked for
 
     @property
@@ -196,8 +206,10 @@ class Session:
     @property
     def is_restricted(self) -> bool:
         """Whether the session was opened with keys of another generation than the account's newest,
-        or by a device that has not joined yet. The server then gives it no file."""
-        return self.is_joining or (self.notice is not None and self.notice.state == "rotated")
+        with its recovery key, or by a device that has not joined yet. It may read statements and
+        the bundle, join or recover, and does not follow the log: so it can show no file."""
+        rotated = self.notice is not None and self.notice.state == "rotated"
+        return rotated or (self.login is not None and self.login.message.device_id is None)
 
     @property
     def is_joining(self) -> bool:
@@ -255,18 +267,16 @@ class Session:
     def wrap(
         self,
         key: ContentKey,
-        head: FileRecord | None,
         readers: tuple[ReaderEntry, ...],
         batches: WrapBatches | None = None,
     ) -> tuple[Wrap, ...]:
         """Wrap the DEK of a version of ours for ourselves and for `readers`, all or some of the
-        readers in the file's record `head` (None for a new file), in `batches` or else in fresh
-        ones. Raises what `Readers` does."""
+        file's readers, in `batches` or else in fresh ones. Raises what `Readers` does."""
         if not readers:
             return self.account.wrap_for_readers(key, (), batches)
         if self.readers is None:
             raise LocalError("no lookup of other users' keys")
-        recipients = self.readers().recipients(head, readers)
+        recipients = self.readers().recipients(readers)
         return self.account.wrap_for_readers(key, recipients, batches)
 
     # --- opening ------------------------------------------------------------------------------
@@ -295,13 +305,17 @@ class Session:
         try:
             with self.keeping_fork_evidence():
                 self.limits = verify_welcome(transport, self.trust, self.state).limits
-            sent = build_login(transport, server, user, login, self.trust.newest.size)
+            if self._log is None:
+                self._log, self._log_failure = self._saved_log(), None
+            sent = build_login(transport, server, user, login, self._log.size)
             reply = transport.call(sent.message, transport.timeouts.opening)
             opened = expect_reply(reply, opening.Session)
-            self.login, self.notice = sent, opened.notice
-            with self.keeping_fork_evidence():
-                self.trust.accept_session(opened)
-            self._remember()
+            self.login, self.notice, self._login_seq = sent, opened.notice, None
+            head = self.trust.verify_note(opened.checkpoint)
+            # The server says whether the keys are older. If that is a lie, nothing is shown all the
+            # same: `followed_size` stays behind what the answers state.
+            if not self.is_restricted:
+                self._follow_login(transport, head, opened.receipt)
         except BaseException:
             transport.close()
             raise
@@ -342,7 +356,7 @@ class Session:
             if not self.adopt_saved_device():
                 raise
             connect_again(self.connect, self._pause)
-        if self.is_joining:
+        if self.is_joining or self.is_behind:
             self._renew()
 
     def ask(self, message: Request) -> Reply:
@@ -368,13 +382,13 @@ class Session:
 
         Raises `NotFound` if there never was one.
         """
-        known = self.state.file(file_id)
+        since = self.followed_size
         reply = self.ask(Stat(self.account.user, file_id, 0))
         missing = isinstance(reply, Error) and reply.code == "not-found"
-        if missing and (known is not None or self.state.logged_revision(file_id)):
+        if missing and self.head_at(file_id, since) is not None:
             # Records are never removed: not by rm, not by purge.
-            raise Rollback("the server no longer knows a file that it had")
-        return self.verify_newest(expect_reply(reply, Stated).view, file_id, known)
+            raise Rollback("the server no longer knows a file that its log has", REPORT)
+        return self.verify_newest(expect_reply(reply, Stated).view, file_id, since)
 
     def find_newest(self, file_id: str) -> VerifiedFile | None:
         """Like `fetch_newest`, but return None if there never was such a file."""
@@ -383,16 +397,68 @@ class Session:
         except NotFound:
             return None
 
-    def verify_newest(self, view: FileView, file_id: str, known: KnownFile | None) -> VerifiedFile:
+    def verify_newest(self, view: FileView, file_id: str, since: int) -> VerifiedFile:
         """Verify and remember what the server shows as the newest version of a file of ours.
 
-        `known` was read before the server was asked. Raises as `FileOwner.verify_newest`.
+        `since` is the size to which the log was followed when the server was asked. Raises as
+        `FileOwner.verify_newest` and `check_head`.
         """
-        file = self.account.verify_newest(view, file_id, None if known is None else known.revision)
+        known = self.state.file(file_id)
+        file = self.account.verify_newest(view, file_id, _same_revision(known, view))
+        self.check_head(file.head, file.head_body, view.at, since)
         if known is None or file.head.rev > known.rev:
             # No entry needed: the next listing asks for all changes since the last, with this one.
             self.state.remember_file(known_file(file), None)
         return file
+
+    def check_head(self, head: FileRecord, body: bytes, at: int, since: int) -> None:
+        """Check that `head`, whose exact bytes are `body`, is the newest record of a file of ours
+        in the first `at` entries of the log, which is followed to there if needed. Raises
+        `Rollback` for an older one and `BadReceipt` for one that the log does not have."""
+        self.follow_to(at, since)
+        known = self.head_at(head.file_id, at)
+        if known == (head.rev, record_hash(body)):
+            return
+        if known is not None and head.rev < known[0]:
+            raise Rollback(
+                f"the server shows revision {head.rev} of a file; its log has revision {known[0]}",
+                REPORT,
+            )
+        # Its signer had seen a log: perhaps another one than this.
+        self.check_seen([TreeHead(*head.seen, quoted_note(head, body))])
+        raise BadReceipt(
+            f"the server shows a revision {head.rev} of a file that its log does not have", REPORT
+        )
+
+    def check_seen(self, points: Iterable[TreeHead]) -> None:
+        """Check that our log continues each of these checkpoints, which signers of records had
+        seen. Raises `Fork` and `Rollback`."""
+        for point in points:
+            if not point.size:
+                continue
+            newest, proof = self.trust.newest, tuple[bytes, ...]()
+            if point.size < newest.size:
+                proof = expect_proof(self.ask(LogProof(CONSISTENCY, point.size, newest.size)))
+            with self.keeping_fork_evidence():
+                self.trust.check_continues(point, newest, proof)
+
+    def follow_to(self, at: int, since: int) -> None:
+        """Follow the log to at least `at` entries, as of which the server has answered. `since` is
+        the size to which it was followed when the server was asked: an answer is never older."""
+        if at < since:
+            raise Rollback(f"the server answers as of {at} entries, after {since} entries", REPORT)
+        if at > self.followed_size:
+            self.refresh_log()
+        if at > self.followed_size:
+            raise BadReceipt("the server answers as of entries that its log does not have", REPORT)
+
+    def head_at(self, file_id: str, at: int) -> tuple[int, bytes] | None:
+        """Return (rev, hash) of a file's newest record in the first `at` entries of the log, None
+        if it has none."""
+        saved = self.log.known_head(file_id)
+        if saved is not None and saved.seq >= self.followed_size:
+            self.refresh_log()  # another process of this machine has followed farther
+        return self.log.head_at(file_id, at)
 
     def confirm_version(
         self, file: VerifiedFile, owner: FileOwner | None = None, *, newest: bool = False
@@ -480,26 +546,51 @@ class Session:
             signatures={signer: signature},
             tombstone=left,
         )
-        with self.keeping_fork_evidence():
-            return self.trust.verify_receipt(receipt, sent)
+        return self.accept_receipt(receipt, sent)
+
+    def accept_receipt(self, receipt: Receipt, sent: SentChange) -> LogEntry:
+        """Verify that the entry in `receipt` is the change that was sent; `link_receipts` then
+        verifies that the log has it. Raises as `ServerTrust.verify_receipt`."""
+        entry, head = self.trust.verify_receipt(receipt, sent)
+        with self.keeping_fork_evidence(head):
+            self._read_receipt(receipt, entry, head)
+        self._receipts.append((entry.seq, entry.hash, head))
+        return entry
+
+    def _read_receipt(self, receipt: Receipt, entry: LogEntry, head: TreeHead) -> None:
+        """Take what the receipt shows of the log. If it shows all up to its checkpoint, nothing has
+        to be asked for."""
+        log = self.log
+        log.add_entry(entry)
+        if receipt.leaves and receipt.first <= log.size:
+            log.add_leaves(receipt.first, receipt.leaves)
+        if head.size <= log.size and not log.wanted_lines(1):
+            self._confirm(head)
 
     @contextlib.contextmanager
-    def keeping_fork_evidence(self) -> Iterator[None]:
+    def keeping_fork_evidence(self, head: TreeHead | None = None) -> Iterator[None]:
         """Save the evidence of a split view if the block finds one, and sign nothing more for this
-        server (`Distrusted`) until the user has looked at it."""
+        server (`Distrusted`) until the user has looked at it. `head` is the checkpoint that was
+        shown. The followed log is not used any further after an error."""
         try:
             yield
-        except (Rollback, Fork) as exc:
-            if exc.notes is not None and exc.evidence is None:
-                try:
-                    exc.evidence = self.state.distrust_evidence() or self._keep(
-                        exc.cause, exc.notes
-                    )
-                    exc.hint = f"both are in {exc.evidence}; show them to others"
-                except LocalError as fault:
-                    # Report the fork all the same: a full disk must not hide it.
-                    exc.hint = f"{exc.hint} ({fault.cause})"
+        except IntegrityError as exc:
+            log, self._log, self._log_failure = self._log, None, exc
+            if isinstance(exc, (Rollback, Fork)):
+                if exc.notes is None and head is not None and log is not None and log.start.note:
+                    exc.notes = (log.start.note, head.note)
+                self._keep_evidence(exc)
             raise
+
+    def _keep_evidence(self, exc: Rollback | Fork) -> None:
+        if exc.notes is None or exc.evidence is not None:
+            return
+        try:
+            exc.evidence = self.state.distrust_evidence() or self._keep(exc.cause, exc.notes)
+            exc.hint = f"both are in {exc.evidence}; show them to others"
+        except LocalError as fault:
+            # Report the fork all the same: a full disk must not hide it.
+            exc.hint = f"{exc.hint} ({fault.cause})"
 
     def _keep(self, what: str, notes: tuple[bytes, bytes]) -> str:
         about = f"server {self.keyring.server_id.hex()}, user {self.keyring.user}"
@@ -510,51 +601,208 @@ class Session:
             self.state.distrust(str(path))
         return str(path)
 
+    @property
+    def followed_size(self) -> int:
+        """The size to which the log was followed: no later answer may be older."""
+        return self.trust.newest.size
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the log has statements of this account that this machine has not adopted."""
+        return self._log is not None and self._statements_in_log > len(self.keyring.statements)
+
+    @property
+    def _statements_in_log(self) -> int:
+        return self.log.statement_count(self.keyring.first)
+
     def check_trusted(self) -> None:
-        """Raise `Distrusted` if the server has shown a split view."""
+        """Raise an error if nothing may be signed: `Distrusted` if the server has shown a split
+        view, `Rollback` if it has not shown a statement of this account that its log has, and
+        `Unreachable` if it can log nothing."""
+        if self.is_behind:
+            raise Rollback("the log has a newer statement of this account than was shown", REPORT)
+        if self.reads_only:
+            raise Unreachable("the server can write nothing to its log", "try again later")
         if (kept := self.state.distrust_evidence()) is not None:
             raise Distrusted(
                 f"this server has shown two different logs: see {kept}",
                 "if there is an explanation, run `sfsc audit accept`",
             )
 
-    def link_receipts(self) -> None:
-        """Prove that the checkpoints of all receipts since the last call are of one log, and
-        remember the newest.
+    # --- following the log --------------------------------------------------------------------
 
-        This costs nothing for the first receipts of a session if they have one checkpoint. Raises
-        `Fork`, and `BadReceipt` if the server declines the proof.
-        """
-        proofs = self.with_reconnect(self._fetch_consistency_proofs)
+    @property
+    def log(self) -> FollowedLog:
+        """The followed log. Raises what was wrong with it, until it was followed from another
+        login, and `Unreachable` before the first one."""
+        if self._log is None:
+            raise self._log_failure or Unreachable("not connected")
+        return self._log
+
+    def link_receipts(self) -> None:
+        """Follow the log to the checkpoints of all receipts since the last call, and check that it
+        has their entries. Raises `Fork` and `BadReceipt`."""
+        if self._receipts:
+            self.with_reconnect(self._follow_receipts)
+
+    def _follow_receipts(self) -> None:
+        newest = max((head for _, _, head in self._receipts), key=lambda head: head.size)
+        self._follow(self.transport, newest)
         with self.keeping_fork_evidence():
-            self.trust.close_gaps(proofs)
-        self._remember()
+            for seq, digest, _ in self._receipts:
+                if self._own_entries.get(seq) != digest:
+                    cause = f"the log does not have entry {seq}, which the server has confirmed"
+                    raise BadReceipt(cause, REPORT)
+        self._receipts.clear()
 
     def refresh_log(self) -> TreeHead:
-        """Fetch the log's present checkpoint, and verify that it continues what is known."""
-        head = self.call(LogHead(0), LogCheckpoint)
-        with self.keeping_fork_evidence():
-            self.trust.accept_checkpoint(head.checkpoint, head.consistency)
-        self.link_receipts()
+        """Follow the log to its present end."""
+
+        def follow() -> None:
+            reply = expect_reply(self.transport.call(LogHead(0)), LogCheckpoint)
+            self._follow(self.transport, self.trust.verify_note(reply.checkpoint))
+
+        self.with_reconnect(follow)
         return self.trust.newest
 
-    def _fetch_consistency_proofs(self) -> list[tuple[bytes, ...]]:
-        asked = [
-            self.transport.submit(LogProof(CONSISTENCY, old, new))
-            for old, new in self.trust.consistency_gaps()
-        ]
-        replies = [self.transport.result(ticket) for ticket in asked]
-        return [expect_proof(reply) for reply in replies]
+    def accept_log(self) -> None:
+        """Forget what was known of the log before this session, which was opened with `anew`."""
+        self.state.reset_log()
+        self._anew = False
+        if self._log is not None:
+            self._save()
 
-    def _remember(self) -> None:
-        newest = self.trust.newest
-        if newest != self._remembered:  # receipts of one commit share a checkpoint
-            self.state.remember_checkpoint(newest.size, newest.root, newest.note)
-            self._remembered = newest
+    def watch_contact(self, first: bytes) -> None:
+        """Find all statements of another user in the log, from its beginning; `first` is the hash
+        of the first one. From then on, following the log finds the later ones."""
+        if self.log.watches(first):
+            return
+
+        def search() -> None:
+            # At exactly the checkpoint to which the log was followed.
+            head = self.refresh_log()
+            sequence = self.log.identity_sequence(first)
+            with self.keeping_fork_evidence(head):
+                search_statements(self.transport, sequence, head)
+            self.log.watch_found(first, sequence)
+
+        self.with_reconnect(search)
+        self._save()
+
+    def _follow_login(self, transport: Transport, head: TreeHead, receipt: Receipt | None) -> None:
+        """Follow the log to the checkpoint of this login, whose entry must be in it. Without a
+        `receipt`, the server can log nothing at present: the session only reads."""
+        with self.keeping_fork_evidence(head):
+            if head.size < self.log.size:
+                raise Rollback(
+                    f"the server's log has {head.size} entries, fewer than {self.log.size} seen",
+                    REPORT,
+                )
+            if receipt is not None:
+                self._read_receipt(receipt, parse_line(receipt.line), head)
+        self._follow(transport, head)
+        self.reads_only = receipt is None
+        if receipt is not None and self._login_seq is None:
+            raise Rollback("the log does not show this session's own login", REPORT)
+        if not self._anew and self._statements_in_log < len(self.keyring.statements):
+            raise Rollback("the log lacks statements of this account that were accepted", REPORT)
+        if self.reads_only:
+            log_warning(
+                "the server can write nothing to its log",
+                "its disk may be full",
+                "files can be read; tell its operator",
+            )
+
+    def _saved_log(self) -> FollowedLog:
+        """Return the log as far as it was followed before, by any process of this machine."""
+        keyring, start = self.keyring, LOG_START if self._anew else self.state.followed()
+
+        def known_head(file_id: str) -> LoggedHead | None:
+            head = None if self._anew else self.state.logged_head(file_id)
+            if head is None and not self._anew and self.state.followed().size < start.size:
+                # The rows that decide were removed since, because they were not ours.
+                cause = f"{self.state.path} was changed by something else than sfsc"
+                raise LocalError(cause, "run the command again: it follows the log from the start")
+            return head
+
+        log = FollowedLog(
+            keyring.server_id, keyring.user, keyring.first, keyring.tag_key, start, known_head
+        )
+        if not self._anew:
+            for first, n in self.state.contacts().items():
+                log.watch_contact(first, n)
+        return log
+
+    def _follow(self, transport: Transport, head: TreeHead) -> None:
+        """Follow the log to `head`, past the checkpoints of receipts and of other devices, and save
+        how far."""
+        points = {one.size: one for _, _, one in self._receipts}
+        with self.keeping_fork_evidence(head):
+            if (others := self._others_checkpoint(head)) is not None:
+                points[others.size] = others
+            for size in sorted(points):
+                if self.log.size < size or self.log.can_confirm(size):
+                    self._pass(transport, points[size], head)
+            follow_log(transport, self.log, head)
+            self._confirm(head)
+        self._save()
+        if others is not None:
+            self.state.remember_must_pass(b"")
+
+    def _pass(self, transport: Transport, point: TreeHead, head: TreeHead) -> None:
+        """Follow the log to an earlier checkpoint than `head`, which it must pass."""
+        try:
+            follow_log(transport, self.log, point)
+        except Fork as exc:
+            exc.notes = exc.notes or (point.note, head.note)
+            raise
+
+    def _others_checkpoint(self, head: TreeHead) -> TreeHead | None:
+        """Return the checkpoint of another device that the log was not yet found to pass. Raises
+        `Rollback` if the log is shorter at `head`."""
+        if self._anew or (note := self.state.must_pass()) is None:
+            return None
+        statements = self.state.server_statements()
+        point = self.trust.verify_checkpoint(note, log_keys(self.trust.pin, statements))
+        if point.size > head.size:
+            raise Rollback(
+                f"the server's log has {head.size} entries, fewer than {point.size} that another"
+                " device of this account has seen",
+                REPORT,
+                notes=(point.note, head.note),
+            )
+        return point
+
+    def _confirm(self, head: TreeHead) -> None:
+        """Check what was read of the log against the signed `head`, and take it for true."""
+        self.log.confirm(head.size, head.root)
+        for seq, entry in self.log.take_entries().items():
+            self._own_entries[seq] = entry.hash
+            if self.login is not None and self.login.is_logged_by(entry):
+                self._login_seq = seq
+        while len(self._own_entries) > _OWN_ENTRIES:
+            del self._own_entries[next(iter(self._own_entries))]
+        if head.size == self.log.size:
+            self.trust.newest = head
+
+    def _save(self) -> None:
+        """Remember how far the log was followed."""
+        log, newest = self.log, self.trust.newest
+        if not self._anew and newest.size == log.size:
+            self.state.save_followed(log.position(newest.note), log.take_changes(), log.contacts())
 
 
 def _is_stale(reply: Reply) -> bool:
     return isinstance(reply, Error) and reply.code == "stale-generation"
+
+
+def _same_revision(known: KnownFile | None, view: FileView) -> KnownRevision | None:
+    """Return what is known of the very record that is shown as the last: its signature may have
+    been verified. Whether it is the newest one, the log tells."""
+    last = view.content if view.head is None else view.head
+    if known is None or record_hash(last.record) != known.hash:
+        return None
+    return known.revision
 
 
 def known_file(file: VerifiedFile) -> KnownFile:

@@ -108,7 +108,7 @@ class Reencryption:
                 created=int(time.time()),
                 op=REENCRYPT,
             )
-            wraps = session.wrap(key, onto.head, self._readers_of(onto, version))
+            wraps = session.wrap(key, self._readers_of(onto, version))
             return record, lambda body, signature: build_request(body, signature, wraps)
 
         record, body = change_file(session, file, build)

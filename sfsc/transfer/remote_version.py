@@ -38,13 +38,15 @@ _NOTHING: Final[KnownRevisions] = MappingProxyType({})
 class VersionRequest(Value):
     """A version to open: `version` 0 is the current one. `name` is a checked name, None if only the
     id is known. `known` is what was known of the file before the request. `owner` is the user who
-    shares it with us, None for a file of our own."""
+    shares it with us, None for a file of our own. `since` is the size to which the log was
+    followed before the request."""
 
     name: str | None
     file_id: str
     version: int
     known: KnownRevision | None
     owner: FileOwner | None
+    since: int
     message: GetOpen
 
     @classmethod
@@ -62,7 +64,7 @@ class VersionRequest(Value):
         if file_id not in known:
             known = known_revisions(session, owner, (file_id,))
         message = GetOpen((owner or session.account).user, file_id, version)
-        return cls(name, file_id, version, known[file_id], owner, message)
+        return cls(name, file_id, version, known[file_id], owner, session.followed_size, message)
 
 
 def known_revisions(
@@ -106,6 +108,9 @@ class RemoteVersion:
         opened = expect_reply(self._reply, Opened)
         owner = wanted.owner or self._session.account
         self.file = owner.verify_version(opened.view, wanted.file_id, wanted.version, wanted.known)
+        if wanted.owner is None:
+            head, body = self.file.head, self.file.head_body
+            self._session.check_head(head, body, opened.view.at, wanted.since)
         self.size = self.file.content.ciphertext_size or 0
         self.first, self._leaves, self._handle = opened.data, opened.leaves, opened.handle
 

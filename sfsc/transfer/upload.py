@@ -130,7 +130,7 @@ class Attempt:
 
     __slots__ = (
         *("base", "body", "build", "connection", "content", "head"),
-        *("readers", "record", "request", "signature", "wraps"),
+        *("readers", "record", "request", "signature", "since", "wraps"),
     )
 
     def __init__(
@@ -147,6 +147,7 @@ class Attempt:
         self.signature: bytes
         self.request: Request
         self.connection: int
+        self.since: int
 
 
 def run_stepwise(items: list[_Item], steps: Sequence[Callable[[_Item], None]]) -> SfscError | None:
@@ -220,7 +221,9 @@ class RecordCommitter:
                 raise to_exception(reply)
             base = attempt.base
             if reply.code == "conflict" and reply.head is not None:
-                base = known_file(self._session.verify_newest(reply.head, content.file_id, base))
+                base = known_file(
+                    self._session.verify_newest(reply.head, content.file_id, attempt.since)
+                )
             else:
                 self._session.renew_keys(reply)
             attempt = Attempt(content, attempt.build, base)
@@ -255,6 +258,7 @@ class RecordCommitter:
             (attempt.signature,) = signer.sign((attempt.body,))
             attempt.request = attempt.build(attempt.body, attempt.signature, attempt.wraps)
             attempt.connection = self._session.connections
+            attempt.since = self._session.followed_size
         return failure
 
     def _new_steps(self) -> tuple[Callable[[Attempt], None], ...]:
@@ -306,7 +310,7 @@ class RecordCommitter:
 
     def _wrap(self, attempt: Attempt, batches: WrapBatches) -> None:
         key = attempt.content.key
-        attempt.wraps = self._session.wrap(key, attempt.head, attempt.readers, batches)
+        attempt.wraps = self._session.wrap(key, attempt.readers, batches)
 
     def _build_record(self, attempt: Attempt) -> None:
         content, base = attempt.content, attempt.base

@@ -22,15 +22,10 @@ from sfsc.errors import BadReceipt, Fork
 
 ENTRY_HASH_SIZE: Final = 32
 TAG_SIZE: Final = 16
-_NEAR: Final = 64
-"""Numbers before and after the next one of a sequence that are recognised. A repeated or skipped
-number farther away would need an entry whose author did not check its own number."""
 _WINDOW: Final = 4096
 """Newest leaves for which every root can be computed again: answers to requests that were sent
 together come with checkpoints in any order."""
-_REPORT: Final = (
-    "keep what you have; compare with other users of this server, then ask its operator"
-)
+REPORT: Final = "keep what you have; compare with other users of this server, then ask its operator"
 
 
 class FoundLeaf(Value):
@@ -41,23 +36,31 @@ class FoundLeaf(Value):
     seq: int
     data: bytes
 
+    def pack(self) -> bytes:
+        """Return 40 bytes that name this leaf: u64be(seq), SHA-256 of the leaf data."""
+        return self.seq.to_bytes(8) + hashlib.sha256(self.data).digest()
+
 
 class TagSequence:
     """Numbered tags of one account or identity, of which each stands in the log exactly once, in
     order. `following` is the number that the next one must have; `found` collects the leaves, and
     is emptied by the reader."""
 
-    def __init__(self, what: str, make: Callable[[int], bytes], following: int) -> None:
+    def __init__(
+        self, what: str, make: Callable[[int], bytes], following: int, near: int = 64
+    ) -> None:
         """`what` names the sequence in errors; `make` returns the 16-byte tag of a number, which is
-        not negative."""
+        not negative. That many numbers `near` the next one, before and after it, are recognised. An
+        entry whose number is wrong by more would have an author who did not check it."""
         self.what = what
         self.following = following
         self.found: list[FoundLeaf] = []
         self._make = make
+        self._near = near
 
     def near(self) -> dict[bytes, tuple[TagSequence, int]]:
         """Return the tags that are recognised at first."""
-        numbers = range(max(0, self.following - _NEAR), self.following + _NEAR)
+        numbers = range(max(0, self.following - self._near), self.following + self._near)
         return {self._make(number): (self, number) for number in numbers}
 
     def accept(self, number: int, seq: int, data: bytes) -> tuple[bytes, int]:
@@ -67,17 +70,17 @@ class TagSequence:
         if number < self.following:
             raise Fork(
                 f"entry {seq} of the log has number {number} of {self.what}, which another has",
-                _REPORT,
+                REPORT,
             )
         if number > self.following:
             raise BadReceipt(
                 f"entry {seq} of the log has number {number} of {self.what}, but number "
                 f"{self.following} is not in the log",
-                _REPORT,
+                REPORT,
             )
         self.found.append(FoundLeaf(number, seq, data))
         self.following += 1
-        return self._make(number + _NEAR), number + _NEAR
+        return self._make(number + self._near), number + self._near
 
 
 class LogFollower:
@@ -142,6 +145,10 @@ class LogFollower:
             self._base.extend(merkle.subtrees(self._base.size, old))
             del self._recent[: len(old)]
 
+    def can_check(self, size: int) -> bool:
+        """Return whether `check_root` can compute the root at `size`."""
+        return self._base.size <= size <= self.size
+
     def check_root(self, size: int, root: bytes) -> None:
         """Check a signed checkpoint of `size`, which must not be above `self.size`, against the
         leaves. Raises `Fork`. A checkpoint of a log much shorter than `size` cannot be checked any
@@ -155,10 +162,10 @@ class LogFollower:
             known = part.root()
         else:
             raise BadReceipt(
-                f"the server shows a checkpoint of {size} entries out of order", _REPORT
+                f"the server shows a checkpoint of {size} entries out of order", REPORT
             )
         if known != root:
-            raise Fork(f"the first {size} entries are not those that the server signed", _REPORT)
+            raise Fork(f"the first {size} entries are not those that the server signed", REPORT)
 
     def _take(self, tag: bytes, seq: int, data: bytes) -> None:
         sequence, number = self._tags[tag]
@@ -167,4 +174,4 @@ class LogFollower:
 
 
 def _malformed(cause: str) -> BadReceipt:
-    return BadReceipt(f"the server returned a malformed part of its log: {cause}", _REPORT)
+    return BadReceipt(f"the server returned a malformed part of its log: {cause}", REPORT)

@@ -1,5 +1,6 @@
-"""Verification of users' identity chains: every statement is proven to be in the log, and to follow
-from the one before it, starting at the first, which is pinned."""
+"""Verification of users' identity chains: every statement follows from the one before it, starting
+at the first, which is pinned. That the log has exactly these statements is checked against the
+followed log (`sfsc.files.contacts`)."""
 
 from __future__ import annotations
 
@@ -9,11 +10,14 @@ from collections.abc import Callable
 from typing import Final
 
 from protocol.codec.errors import RemoteProtocolError
+from protocol.codec.values import Value
+from protocol.log.auditlog import LogEntry
 from protocol.records.chain import check_first, check_next
 from protocol.records.records import Statement, record_hash
-from protocol.wire.messages.sharing import Identity, Lookup
-from sfsc.errors import BrokenChain, ProtocolFailure, Rollback
-from sfsc.trust.server_log import REPORT, ServerTrust
+from protocol.wire.messages.sharing import Identity, Lookup, SignedStatement
+from sfsc.errors import BadReceipt, BrokenChain, ProtocolFailure, Rollback
+from sfsc.trust.followed_log import parse_line
+from sfsc.trust.server_log import REPORT
 
 MAX_STATEMENTS: Final = 8192
 """Statements of one user. Ten years of weekly rotations make 1,600; a server accepts 2,048, and as
@@ -23,36 +27,56 @@ MAX_MOVES: Final = 16
 SendLookup = Callable[[Lookup], Identity]
 
 
-def follow_chain(
-    ask: SendLookup, trust: ServerTrust, user: str, first: bytes, known: tuple[bytes, ...] = ()
-) -> tuple[bytes, ...]:
-    """Return all statements of `user`, exact bytes, in order.
+class ShownChain(Value):
+    """A user's statements, exact bytes in order, and the log entries of those that were not known:
+    (number, entry)."""
 
-    `first` is the pinned hash of the first one, `known` the statements verified before. The
-    checkpoints that prove them stay unlinked until `trust.close_gaps`. Raises `BrokenChain` for a
-    chain that does not follow from the pin or from `known`, `Rollback` for a chain that has become
-    shorter, `BadReceipt`, and the errors of an inconsistent log.
+    chain: tuple[bytes, ...]
+    entries: tuple[tuple[int, LogEntry], ...]
+
+
+def follow_chain(
+    ask: SendLookup, server_id: bytes, user: str, first: bytes, known: tuple[bytes, ...] = ()
+) -> ShownChain:
+    """Return all statements of `user` that the server shows.
+
+    `first` is the pinned hash of the first one, `known` the statements verified before. The caller
+    must check that the followed log has exactly these statements, in these entries. Raises
+    `BrokenChain` for a chain that does not follow from the pin or from `known`, `Rollback` for a
+    chain that has become shorter, and `BadReceipt` for an entry that does not hold its statement.
     """
     chain, number = list(known), max(1, len(known))
-    shown: list[tuple[bytes, tuple[bytes, ...], bytes]] = []
+    entries: list[tuple[int, LogEntry]] = []
+    shown: tuple[SignedStatement, ...] = ()
     while number:
         page = ask(Lookup(user, number))
-        shown = trust.verify_statements(page, user)
-        for body, signatures, possession in shown:
+        shown = page.statements
+        for one in shown:
             if number <= len(chain):
-                if body != chain[number - 1]:
-                    raise _broken("the server shows another statement than before", body, first)
+                if one.statement != chain[number - 1]:
+                    raise _broken(
+                        "the server shows another statement than before", one.statement, first
+                    )
             else:
-                checked = (body, signatures, possession)
-                _check_follows(chain, checked, user, trust.pin, first)
-                chain.append(body)
+                checked = (one.statement, one.signatures, one.possession)
+                _check_follows(chain, checked, user, server_id, first)
+                chain.append(one.statement)
+            if number > len(known):
+                entries.append((number, _statement_entry(one, user)))
             number += 1
         if page.next not in (0, number) or (page.next and not shown) or number > MAX_STATEMENTS:
             raise ProtocolFailure("the server's list of statements has gaps or no end")
         number = page.next
     if not chain or len(shown) == 0:
         raise Rollback(f"the server shows fewer statements of {user} than before", REPORT)
-    return tuple(chain)
+    return ShownChain(tuple(chain), tuple(entries))
+
+
+def _statement_entry(shown: SignedStatement, user: str) -> LogEntry:
+    entry = parse_line(shown.line, shown.index)
+    if (entry.owner, entry.rec) != (user, shown.statement):
+        raise BadReceipt("the log has another statement than the server shows", REPORT)
+    return entry
 
 
 def fetch_newest_bundle(

@@ -9,8 +9,8 @@ has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
+import base64
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from protocol.codec import merkle
@@ -18,33 +18,31 @@ from protocol.codec.base64text import to_text
 from protocol.codec.errors import (
     CheckpointError,
     EncodingError,
-    LogError,
     MessageError,
     ProofError,
     SignatureError,
 )
 from protocol.codec.values import Value
-from protocol.log import auditlog
 from protocol.log import checkpoint as notes
 from protocol.log.auditlog import LogEntry
 from protocol.log.checkpoint import Verifier, origin_of
-from protocol.records.records import ServerStatement, server_id
+from protocol.records.records import FileRecord, ServerStatement, server_id
 from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import Receipt
-from protocol.wire.messages.session import PROTOCOL_VERSION, Session, Welcome
-from protocol.wire.messages.sharing import Identity
+from protocol.wire.messages.session import PROTOCOL_VERSION, Welcome
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
     Fork,
-    IntegrityError,
     ProtocolFailure,
     Rollback,
     WrongServer,
 )
 from sfsc.keys.bundle import SeenCheckpoint
+from sfsc.trust import follower
+from sfsc.trust.followed_log import parse_line
 
-REPORT: Final = "keep what you have; compare with other users of this server, then ask its operator"
+REPORT: Final = follower.REPORT
 
 
 class TreeHead(Value):
@@ -74,31 +72,23 @@ class SentChange(Value):
 
 
 class ServerTrust:
-    """Trust state of one server and its log. `newest` is the newest proven tree head: what a client
-    stores, and the `seen` of its records. Call `accept_welcome`, then `accept_session`, then
-    `verify_receipt`; a new connection of the same client starts again with `accept_welcome`."""
+    """Trust state of one server and its log. `newest` is the newest tree head to which the log was
+    followed: the `seen` of this client's records. Call `accept_welcome` for each connection, then
+    `verify_note` for each checkpoint; the caller follows the log to it and sets `newest`."""
 
     def __init__(
-        self,
-        pin: bytes,
-        *,
-        statement: bytes | None = None,
-        signature: bytes = b"",
-        newest: TreeHead | None = None,
+        self, pin: bytes, *, statement: bytes | None = None, signature: bytes = b""
     ) -> None:
-        """`pin` is the server_id; the rest comes from an earlier session, if there was one: the
-        server's statement with its signature, and the newest proven tree head."""
+        """`pin` is the server_id. The server's statement with its signature comes from an earlier
+        session, if there was one."""
         self.pin = pin
         self._proven: set[tuple[int, bytes]] = set()
-        self.newest = newest or _EMPTY_LOG
+        self.newest = _EMPTY_LOG
         self._statement = statement
         self._signature = signature
         self._verifier: Verifier | None = None
-        self.at_login = self.newest
-        """Tree head when this session began, including this login."""
-        self._unlinked: dict[int, TreeHead] = {}  # by size: from receipts, until `close_gaps`
         self._last_verified = self.newest
-        self._last_note = self.newest.note
+        self._last_note: bytes | None = None
         self._last_extension: tuple[TreeHead, TreeHead, tuple[bytes, ...]] | None = None
 
     @property
@@ -111,7 +101,7 @@ class ServerTrust:
         self._proven.add((point.size, point.root))
 
     def has_proven(self, seen: tuple[int, bytes]) -> bool:
-        """Return whether (size, root) was once the newest proven tree head here."""
+        """Return whether (size, root) was once the newest tree head here."""
         return seen in self._proven
 
     def accept_welcome(self, welcome: Welcome, peer_spki_sha256: bytes) -> ServerStatement:
@@ -159,64 +149,14 @@ class ServerTrust:
             raise BadRecord("the server's statement names the key of another log", REPORT)
         return statement, verifier
 
-    def accept_session(self, session: Session) -> None:
-        """Check that the log at login continues the newest known tree head, and make it the newest.
-        Raises `Rollback` for a log that has become shorter, `Fork` for one that does not continue
-        ours, `BadRecord` for a checkpoint that is not validly signed."""
-        point = self._verify_note(session.checkpoint)
-        self.check_continues(self.newest, point, session.consistency)
-        self._check_same_size(point)
-        self.at_login = self.newest = point
-        if self._unlinked:
-            # Unlinked heads of the previous session were proven from another login than this.
-            self._unlinked[point.size] = point
-
-    def accept_enrolment(self, session: Session, sent: SentChange) -> LogEntry:
-        """Accept the first session of a new account, whose receipt must show its statement in the
-        log. Raises as `accept_session` and `verify_receipt`, and `BadReceipt` without a receipt."""
-        if session.receipt is None:
-            raise BadReceipt("the server does not prove the enrolment")
-        before = self.newest, self.at_login
-        self.accept_session(session)
-        try:
-            entry = self.verify_receipt(session.receipt, sent)
-        except IntegrityError:
-            self._proven.discard((self.newest.size, self.newest.root))
-            self.newest, self.at_login = before
-            raise
-        self.close_gaps([])  # the first receipt of a session leaves no gap
-        return entry
-
-    def verify_receipt(self, receipt: Receipt, sent: SentChange) -> LogEntry:
-        """Return the log entry of a change, proven to match what was sent and to be in the log.
-
-        The log is proven to continue its state at login; `close_gaps` must follow. Raises
-        `BadReceipt` for an entry that does not match or is not in the checkpoint, `Rollback` and
-        `Fork` for a log that does not continue its state at login.
-        """
-        point = self._verify_note(receipt.checkpoint)
-        entry = self._logged_entry(receipt.line, point, receipt.inclusion)
+    def verify_receipt(self, receipt: Receipt, sent: SentChange) -> tuple[LogEntry, TreeHead]:
+        """Return the log entry of a change, which matches what was sent, and the signed checkpoint
+        with it. The caller must follow the log to that checkpoint, and find the entry there. Raises
+        `BadReceipt` and `BadRecord`."""
+        point = self.verify_note(receipt.checkpoint)
+        entry = parse_line(receipt.line)
         _check_matches(entry, sent)
-        self._add_unlinked(point, receipt.consistency)
-        return entry
-
-    def verify_statements(
-        self, shown: Identity, user: str
-    ) -> list[tuple[bytes, tuple[bytes, ...], bytes]]:
-        """Return (exact bytes, signatures, signature by a new recovery key or empty) of statements
-        of `user`, each proven to be in the log.
-
-        The log is proven to continue its state at login; `close_gaps` must follow. The caller must
-        still verify the signatures, and that the statements follow from each other. Raises as
-        `verify_receipt`.
-        """
-        point = self._verify_note(shown.checkpoint)
-        for one in shown.statements:
-            entry = self._logged_entry(one.line, point, one.inclusion, seq=one.index)
-            if (entry.owner, entry.rec) != (user, one.statement):
-                raise BadReceipt("the log has another statement than the server shows", REPORT)
-        self._add_unlinked(point, shown.consistency)
-        return [(one.statement, one.signatures, one.possession) for one in shown.statements]
+        return entry, point
 
     def seen_checkpoint(self) -> SeenCheckpoint | None:
         """Return the newest proven tree head for the account's other devices, None for an empty
@@ -238,37 +178,17 @@ class ServerTrust:
             raise BadRecord(f"the bundle's checkpoint is not valid: {exc}") from exc
         return TreeHead(signed.size, signed.root, seen.note)
 
-    def check_seen(
-        self,
-        seen: SeenCheckpoint,
-        known: TreeHead,
-        prove: Callable[[tuple[int, int]], tuple[bytes, ...]],
-    ) -> None:
-        """Check that server and log continue what another device has proven: `known` is the result
-        of `verify_seen`. `prove` requests the consistency proof of two sizes. Raises `Rollback`,
-        `Fork`."""
+    def check_seen_statement(self, seen: SeenCheckpoint) -> None:
+        """Check that the server's statement continues the one that another device has seen. Raises
+        `Rollback` and `Fork`."""
         if self._statement is not None:
             shown = (self._statement, self._signature)
             _check_successor((seen.statement, seen.signature), shown)
-        if known.size > self.newest.size:
-            raise Rollback(
-                f"the server's log has {self.newest.size} entries, fewer than {known.size} seen",
-                REPORT,
-                notes=(known.note, self.newest.note),
-            )
-        if known.size:
-            self.check_continues(known, self.newest, prove((known.size, self.newest.size)))
 
     @property
     def log_vkey(self) -> str:
         """The log's verification key in force; "" before the Welcome."""
         return "" if self._verifier is None else self._verifier.vkey
-
-    def accept_checkpoint(self, note: bytes, consistency: tuple[bytes, ...]) -> None:
-        """Verify the log's current checkpoint, proven from login; `close_gaps` must follow. Raises
-        as `verify_receipt`."""
-        point = self._verify_note(note)
-        self._add_unlinked(point, consistency)
 
     @staticmethod
     def verify_checkpoint(note: bytes, keys: Iterable[Verifier]) -> TreeHead:
@@ -293,61 +213,10 @@ class ServerTrust:
         except ProofError as exc:
             raise BadReceipt(f"the log does not prove entry {entry.seq}: {exc}", REPORT) from exc
 
-    def consistency_gaps(self) -> list[tuple[int, int]]:
-        """Return pairs of log sizes, smaller and larger, for which `close_gaps` needs proofs.
-        Receipts that each continue the log at login may still belong to logs that fork after it.
-        They belong to one log if each checkpoint is proven from the one before it."""
-        return [(old.size, new.size) for old, new in pairwise(self._unlinked_chain())]
-
-    def close_gaps(self, proofs: Sequence[tuple[bytes, ...]]) -> None:
-        """Accept all checkpoints of receipts as proven; the largest becomes `newest`. `proofs`
-        belong to `consistency_gaps`, in its order. Raises `Fork` if they are invalid."""
-        chain = self._unlinked_chain()
-        for (old, new), proof in zip(pairwise(chain), proofs, strict=True):
-            self.check_continues(old, new, proof)
-        self._unlinked.clear()
-        if chain:
-            self.newest = chain[-1]
-
-    def _unlinked_chain(self) -> list[TreeHead]:
-        """Return the checkpoints that must be proven to be of one log, by size."""
-        points = dict(self._unlinked)
-        # The head at login is left out: receipts of this session were proven from it already.
-        if points and self.newest is not self.at_login:
-            points[self.newest.size] = self.newest
-        return [points[size] for size in sorted(points)]
-
-    def _logged_entry(
-        self, line: bytes, point: TreeHead, proof: tuple[bytes, ...], seq: int | None = None
-    ) -> LogEntry:
-        """Return the entry of a log line, proven to be in the log. Raises `BadReceipt`."""
-        try:
-            entry = auditlog.parse(line, seq=seq)
-        except LogError as exc:
-            raise BadReceipt(f"the log entry is malformed: {exc}", REPORT) from exc
-        self.check_included(entry, point, proof)
-        return entry
-
-    def _add_unlinked(self, point: TreeHead, proof: tuple[bytes, ...]) -> None:
-        """Add a tree head, proven to continue login; it stays unlinked until `close_gaps`."""
-        self.check_continues(self.at_login, point, proof)
-        self._check_same_size(point)
-        if point.size != self.newest.size:
-            self._unlinked[point.size] = point
-
-    def _check_same_size(self, point: TreeHead) -> None:
-        """Raise `Fork` if another root is known for the same size."""
-        for known in (self.newest, self._unlinked.get(point.size, point)):
-            if known.size == point.size and known.root != point.root:
-                raise Fork(
-                    f"the server has signed two logs of {point.size} entries",
-                    REPORT,
-                    notes=(known.note, point.note),
-                )
-
-    def _verify_note(self, note: bytes) -> TreeHead:
-        """Return the tree head of a signed note, which keeps the log's own signature alone. Notes
-        of one commit are equal, and verified once."""
+    def verify_note(self, note: bytes) -> TreeHead:
+        """Return the tree head of a note that the log's key in force has signed; only that
+        signature is kept in it. Notes of one commit are equal, and verified once. Raises
+        `BadRecord`."""
         if note == self._last_note:
             return self._last_verified
         if self._verifier is None:
@@ -380,6 +249,18 @@ class ServerTrust:
                 notes=(known.note, point.note),
             ) from exc
         self._last_extension = (known, point, proof)
+
+
+def log_keys(pin: bytes, bodies: Iterable[bytes]) -> list[Verifier]:
+    """Return the log keys in these server statements, in their order.
+
+    The statements were stored by this user; those of another server than the pinned one are
+    ignored. Raises RemoteProtocolError.
+    """
+    statements = [ServerStatement.parse(body) for body in bodies]
+    ours = [one for one in statements if server_id(one.server_pub) == pin]
+    found = [Verifier.parse(one.log_vkey) for one in ours]
+    return [one for one in found if one.name == origin_of(pin)]
 
 
 def _server_statement(body: bytes) -> ServerStatement:
@@ -421,3 +302,10 @@ def _check_matches(entry: LogEntry, sent: SentChange) -> None:
     )
     if said != sent:
         raise BadReceipt("the log entry of the change differs from what was sent", REPORT)
+
+
+def quoted_note(record: FileRecord, body: bytes) -> bytes:
+    """Return a signed record as evidence of the checkpoint that its signer saw."""
+    size, root = record.seen
+    text = f"{record.actor} signed that the log had {size} entries under {root.hex()}:\n"
+    return text.encode() + base64.b64encode(body) + b"\n"

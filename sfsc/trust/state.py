@@ -1,32 +1,40 @@
 """State of this client in ``HOME/state.sqlite3`` (0600), which detects a server that rolls back.
 
-It holds the newest proven checkpoint of the log, every server statement, and the newest verified
-record of every file. As a cache, it also holds the listing entry of each file, and a MAC showing
-that its record's signature was found valid. Names are encrypted and authenticated under a key from
-the keyring, because the keyring may be locked and this file is not.
+It holds how far the log was followed, the newest record of every file in it, and every server
+statement. As a cache, it also holds the newest verified record and the listing entry of each file,
+and a MAC showing that the record's signature was found valid. What decides is authenticated as a
+whole (`sfsc.trust.vouched`). Names are encrypted under a key from the keyring, because the keyring
+may be locked and this file is not.
 
 Several processes may use one file: writes are short transactions that wait for each other, and each
-only moves forward, so a late process cannot undo what another has learned. Losing the file loses
-the rollback detection, not data: what the server then shows is accepted as new.
+only moves forward, so a late process cannot undo what another has learned. If the file is lost, the
+log is followed from its beginning.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
 from protocol.codec.terminal_text import printable
 from protocol.codec.values import Value
-from protocol.log.auditlog import GENESIS
 from protocol.records.records import FileRecord, record_hash
 from sfsc.crypto.primitives import state_key, vouched_rows_key
 from sfsc.errors import LocalError
 from sfsc.keys.keyring import Keyring
 from sfsc.trust.database import StateDatabase, check_room, is_unwritable, translate_errors
 from sfsc.trust.file_records import KnownRevision
+from sfsc.trust.followed_log import (
+    LOG_START,
+    LogChanges,
+    LoggedHead,
+    LogPosition,
+    pack_contacts,
+    unpack_contacts,
+)
+from sfsc.trust.vouched import Row
 
 
 class KnownFile(Value):
@@ -50,26 +58,16 @@ class KnownFile(Value):
         return KnownRevision(self.rev, self.hash)
 
 
-class LogPosition(Value):
-    """Position in an account's own log: entries below `next_seq` are verified, `count` of them are
-    the account's, and the last of those has the hash `last` (32 bytes)."""
-
-    next_seq: int
-    count: int
-    last: bytes
-
-    def pack(self) -> bytes:
-        return _FOLLOWED.pack(self.next_seq, self.count, self.last)
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> Self:
-        return cls(*_FOLLOWED.unpack(packed))
-
-
-_FOLLOWED: Final = struct.Struct(">QQ32s")
 _SERVER_STATEMENTS: Final = "SELECT statement FROM server_statement ORDER BY n DESC"
-LOG_START: Final = LogPosition(0, 0, GENESIS)
-"""Position before the first entry."""
+_LOG: Final = "log"
+_POSITION: Final = "position"
+_CONTACTS: Final = "contacts"
+_OTHERS_NOTE: Final = "others-note"
+_HEAD: Final = "head"
+_STATEMENT: Final = "statement"
+_CHOICE: Final = "choice"
+_EVIDENCE: Final = "evidence"
+"""Kinds and keys of vouched rows."""
 
 
 class ClientState(StateDatabase):
@@ -95,20 +93,63 @@ class ClientState(StateDatabase):
 
     # --- the log ------------------------------------------------------------------------------
 
-    def checkpoint(self) -> tuple[int, bytes, bytes] | None:
-        """Return size, root (32 bytes) and signed note of the newest proven checkpoint. One query,
-        because other processes store newer ones."""
-        row = self.fetch_row("SELECT size, root, note FROM checkpoint")
-        return None if row is None else (row[0], row[1], row[2])
+    def followed(self) -> LogPosition:
+        """Return how far the log was followed."""
+        value = self.vouched.get(_LOG, _POSITION)
+        return LOG_START if value is None else LogPosition.unpack(value)
 
-    def remember_checkpoint(self, size: int, root: bytes, note: bytes) -> None:
-        """Store a checkpoint proven from an earlier one; ignored if a newer one is known."""
-        self.execute(
-            "INSERT INTO checkpoint VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-            " size = excluded.size, root = excluded.root, note = excluded.note"
-            " WHERE excluded.size > size",
-            (size, root, note),
-        )
+    def contacts(self) -> dict[bytes, int]:
+        """Return the contacts whose statements were found up to `followed`: {hash of the first
+        statement: number of the last one in the log}."""
+        value = self.vouched.get(_LOG, _CONTACTS)
+        return {} if value is None else unpack_contacts(value)
+
+    def save_followed(
+        self, position: LogPosition, changes: LogChanges, contacts: dict[bytes, int]
+    ) -> None:
+        """Store how far the log was followed and what was learnt; ignored if another process has
+        followed farther: it has learnt the same."""
+        with self.transaction():
+            if position.size < self.followed().size:
+                return
+            known = self.logged_heads(list(changes.heads))
+            rows: list[Row] = [
+                (_LOG, _POSITION, position.pack()),
+                (_LOG, _CONTACTS, pack_contacts(contacts)),
+            ]
+            for file_id, head in changes.heads.items():
+                if file_id not in known or known[file_id].rev < head.rev:
+                    rows.append((_HEAD, file_id, head.pack()))
+            rows += [
+                (_STATEMENT, f"{one.first.hex()}:{one.n}", one.leaf.pack())
+                for one in changes.statements
+            ]
+            self.vouched.put_many(rows)
+
+    def statement_leaf(self, first: bytes, n: int) -> bytes | None:
+        """Return `FoundLeaf.pack` of statement `n` of a user, from the followed log."""
+        return self.vouched.get(_STATEMENT, f"{first.hex()}:{n}")
+
+    def logged_head(self, file_id: str) -> LoggedHead | None:
+        """Return the newest record of our file in the followed log."""
+        return self.logged_heads([file_id]).get(file_id)
+
+    def logged_heads(self, file_ids: Sequence[str] | None = None) -> dict[str, LoggedHead]:
+        """Return the newest records of these files, or of all, in the followed log."""
+        if file_ids is None:
+            found = dict(self.vouched.items(_HEAD))
+        else:
+            found = self.vouched.get_many(_HEAD, file_ids)
+        return {file_id: LoggedHead.unpack(value) for file_id, value in found.items()}
+
+    def must_pass(self) -> bytes | None:
+        """Return the checkpoint that another device of this account has seen and that the log was
+        not yet found to pass."""
+        return self.vouched.get(_LOG, _OTHERS_NOTE) or None
+
+    def remember_must_pass(self, note: bytes) -> None:
+        """Store a verified checkpoint that the log must pass; b"" once it has."""
+        self.vouched.put(_LOG, _OTHERS_NOTE, note)
 
     def server_statement(self) -> tuple[bytes, bytes] | None:
         """Return the newest server statement and its signature."""
@@ -137,12 +178,12 @@ class ClientState(StateDatabase):
 
     def distrust(self, evidence: str) -> None:
         """Record that the server has shown two histories; `evidence` is the path of the proof."""
-        self.set_meta("evidence", evidence.encode())
+        self.vouched.put(_LOG, _EVIDENCE, evidence.encode())
 
     def distrust_evidence(self) -> str | None:
         """Return the path given to `distrust`, or None."""
-        value = self.meta_value("evidence")
-        return None if value is None else value.decode()
+        value = self.vouched.get(_LOG, _EVIDENCE)
+        return value.decode() if value else None
 
     def last_server_rotation(self) -> int:
         """Return when keys were last rotated here at the server's request, in unix seconds; 0 for
@@ -163,7 +204,7 @@ class ClientState(StateDatabase):
 
     def reencrypt_choice(self, generation: int) -> frozenset[str] | None:
         """Return the files whose contents the rotation to `generation` reencrypts; None for all."""
-        value = self.meta_value("chosen") or b""
+        value = self.vouched.get(_LOG, _CHOICE) or b""
         if int.from_bytes(value[:8]) != generation or len(value) == 8:
             return None
         text = value[8:].decode()
@@ -171,25 +212,24 @@ class ClientState(StateDatabase):
 
     def has_reencrypt_choice(self, generation: int) -> bool:
         """Return whether this machine reencrypted contents in the rotation to `generation`."""
-        return int.from_bytes((self.meta_value("chosen") or b"")[:8]) == generation
+        return int.from_bytes((self.vouched.get(_LOG, _CHOICE) or b"")[:8]) == generation
 
     def remember_reencrypt_choice(self, generation: int, chosen: frozenset[str] | None) -> None:
         """Store the ids of these files, None for all, for the command that resumes after an
         interruption."""
         value = generation.to_bytes(8) + "".join(sorted(chosen or ())).encode()
-        self.set_meta("chosen", value)
+        self.vouched.put(_LOG, _CHOICE, value)
 
-    def reset_log(self, size: int, root: bytes, note: bytes) -> None:
-        """Accept the log as it is now, and forget all known files and other users' statements: the
-        server's view is taken as new. Raises as `check_saved`."""
+    def reset_log(self) -> None:
+        """Forget the followed log, all known files and other users' statements: the server's log is
+        followed from its beginning. Raises as `check_saved`."""
         self.check_saved()
         with self.transaction():
-            self.execute(
-                "DELETE FROM meta WHERE key IN ('evidence', 'listed', 'followed', 'received')"
-            )
-            for table in ("file", "logged", "shared", "statement", "checkpoint"):
+            self.execute("DELETE FROM meta WHERE key IN ('listed', 'received')")
+            for table in ("file", "shared", "statement"):
                 self.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
-            self.execute("INSERT INTO checkpoint VALUES (1, ?, ?, ?)", (size, root, note))
+            for kind in (_LOG, _HEAD, _STATEMENT):
+                self.vouched.remove(kind)
 
     # --- files --------------------------------------------------------------------------------
 
@@ -311,15 +351,15 @@ class ClientState(StateDatabase):
         row = self.fetch_row(query, (file_id,))
         return None if row is None or row[0] is None else self.unseal(row[0], file_id)
 
-    def unlisted_files(self) -> list[str]:
+    def unlisted_files(self, heads: Mapping[str, LoggedHead]) -> list[str]:
         """Return the ids of files that a complete listing should have shown: those without an
-        entry that are not deleted, and those of which the log has a newer record."""
-        rows = self.fetch_rows(
-            "SELECT file_id FROM file WHERE entry IS NULL AND NOT deleted"
-            " UNION SELECT logged.file_id FROM logged LEFT JOIN file USING (file_id)"
-            " WHERE file.rev IS NULL OR file.rev < logged.rev"
-        )
-        return [file_id for (file_id,) in rows]
+        entry that are not deleted, and those of which the log has a newer record. `heads` are all
+        `logged_heads`."""
+        rows = self.fetch_rows("SELECT file_id, rev, entry IS NULL AND NOT deleted FROM file")
+        known = {file_id: rev for file_id, rev, _ in rows}
+        found = {file_id for file_id, _, missing in rows if missing}
+        found |= {file_id for file_id, head in heads.items() if known.get(file_id, 0) < head.rev}
+        return sorted(found)
 
     def listed_size(self) -> int:
         """Return the log size up to which the cached entries are complete; 0 at first."""
@@ -328,34 +368,6 @@ class ClientState(StateDatabase):
     def remember_listed_size(self, size: int) -> None:
         """Record that all changes in the first `size` log entries are cached."""
         self.raise_meta_number("listed", size)
-
-    # --- the account's own log ----------------------------------------------------------------
-
-    def followed_log(self) -> LogPosition:
-        """Return how far this account's log was verified."""
-        value = self.meta_value("followed")
-        return LOG_START if value is None else LogPosition.unpack(value)
-
-    def remember_followed_log(
-        self, before: LogPosition, now: LogPosition, newest: dict[str, int]
-    ) -> bool:
-        """Store that the log was verified from `before` to `now`, and each file's last `rev` in
-        between. Return False, and store nothing, if another process was faster."""
-        with self.transaction():
-            if self.followed_log() != before:
-                return False
-            self.execute_many(
-                "INSERT INTO logged VALUES (?, ?) ON CONFLICT DO UPDATE SET rev = excluded.rev"
-                " WHERE excluded.rev > rev",
-                list(newest.items()),
-            )
-            self.set_meta("followed", now.pack())
-            return True
-
-    def logged_revision(self, file_id: str) -> int:
-        """Return the last `rev` of a file in the verified part of the log; 0 for none."""
-        row = self.fetch_row("SELECT rev FROM logged WHERE file_id = ?", (file_id,))
-        return 0 if row is None else int(row[0])
 
 
 def state_path(home: Path) -> Path:

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from protocol.codec.terminal_text import printable
+from sfsc.warning_log import log_warning
 
 _BUCKETS: Final = 256
 _SUM_SIZE: Final = 16
@@ -206,10 +205,10 @@ class VouchedRows:
         self._save([0] * _BUCKETS)
         self._checked = set(range(_BUCKETS))
         if stored or not empty:
-            logging.getLogger("sfsc").warning(
-                "warning: %s was changed by something else than sfsc: what it says is not used, and"
-                " the server's log is followed from its beginning",
-                printable(str(self._database.path)),
+            log_warning(
+                f"{self._database.path} is not used",
+                "it was changed by something else than sfsc",
+                "the server's log is followed from its beginning",
             )
         return False
 

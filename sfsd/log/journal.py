@@ -25,7 +25,7 @@ from protocol.codec.values import Value
 from protocol.log import auditlog, checkpoint, tags
 from protocol.log.auditlog import EntryDraft, LogEntry
 from protocol.records.signatures import SigningKey
-from protocol.wire.messages.base import Receipt
+from protocol.wire.messages.base import MAX_RECEIPT_LEAVES, Receipt
 from sfsd.errors import (
     CheckpointDamagedError,
     EntryTooLongError,
@@ -45,6 +45,8 @@ from sfsd.log.replay import LogState
 from sfsd.log.tree import MAX_ACCOUNTS, LogTree, ProofCache, TreeMark, stored_mark
 
 _log = logging.getLogger(__name__)
+RECEIPT_LEAVES = 1024
+"""Most entries whose leaf data a receipt shows."""
 SET_ASIDE: Final = "checkpoint.damaged"
 """Name that a malformed checkpoint gets in the folder of the log."""
 _MARK_EVERY = 4096
@@ -109,6 +111,8 @@ class Journal:
         self._signed: tuple[int, bytes] | None = None
         self._checkpoint_stale = False
         self._recent: dict[int, bytes] = {}
+        self.published_size = 0
+        """How many entries have their effects where readers find them; the committer's to set."""
         self._files.make_folder(folder)
         self.reserve = DiskReserve(folder / "reserve", reserve, self._files)
         self._file = LogFile(folder / "audit.jsonl", self._files, reserve)
@@ -373,16 +377,18 @@ class Journal:
             raise JournalRangeError(f"a log of {new} does not extend one of {old}")
         return self._proofs.prove_consistency(old, new)
 
-    def receipt(self, seq: int, since: int) -> Receipt:
-        """Return the proof that entry `seq` is logged, from a checkpoint of size `since` on. Raises
-        `JournalRangeError` for a `seq` or `since` past the log."""
+    def receipt(self, seq: int, since: int) -> tuple[Receipt, int]:
+        """Return entry `seq` with the newest checkpoint and the leaf data from entry `since` on,
+        unless it is too much; and the size of that checkpoint. Raises `JournalRangeError`."""
         size, note = self._sign()
-        return Receipt(
+        shown = 0 <= size - since <= RECEIPT_LEAVES
+        receipt = Receipt(
             line=self._recent.get(seq) or self.line(seq),
-            inclusion=self.prove_inclusion(seq, size),
             checkpoint=note,
-            consistency=self.prove_consistency(since, size),
+            first=since if shown else size,
+            leaves=self.leaves(since, size - since, MAX_RECEIPT_LEAVES) if shown else b"",
         )
+        return receipt, size
 
     def verify_before_mark(self, *, stop: threading.Event | None = None) -> None:
         """Verify the lines that the start took from its mark unchecked; for the background."""

@@ -18,6 +18,7 @@ from protocol.records.records import COMPROMISED, RECOVERY, Statement
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.base import DamagedVersion
+from protocol.wire.messages.log import LogLeaves, LogLines
 from protocol.wire.messages.rotation import NewStatement, RotateBegin
 from protocol.wire.messages.session import (
     PROTOCOL_VERSION,
@@ -141,8 +142,10 @@ class Dispatcher:
             if Access.FULL in operation.access and self._is_superseded(who):
                 raise Refused("stale-generation", _SUPERSEDED)
             raise Refused("not-allowed", "this session may not ask for that")
-        # A session whose key was replaced may do no more than a new session with that key.
-        if Access.RESTRICTED not in operation.access and self._is_superseded(who):
+        # A session whose key was replaced may do no more than a new session with that key. But the
+        # one that replaced it must find its statement in the log.
+        follows = who.published and isinstance(message, LogLeaves | LogLines)
+        if Access.RESTRICTED not in operation.access and not follows and self._is_superseded(who):
             raise Refused("stale-generation", _SUPERSEDED)
         return operation.function(self.context, who, message)
 
@@ -165,6 +168,7 @@ class Dispatcher:
         if isinstance(message, UserAccess) and message.disabled:
             self.on_revoke(message.user, None)
         elif isinstance(message, (NewStatement, RotateBegin)):
+            who.published = True
             found = self.context.users.chain(who.user)
             statement = Statement.parse(message.statement)
             closes_older = statement.reason in (COMPROMISED, RECOVERY)

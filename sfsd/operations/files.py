@@ -44,6 +44,7 @@ def list_files(server: ServerContext, who: Principal, message: List) -> Listing:
     damaged: list[DamagedVersion] = []
     size = scanned = 0
     last = message.after
+    published = files.published_size()  # before reading: what is read may be newer, never older
     for file_id, sidecar in _scan(files, message.after, message.since_seq):
         scanned += 1
         listed = len(views) + len(damaged)
@@ -52,7 +53,7 @@ def list_files(server: ServerContext, who: Principal, message: List) -> Listing:
                 return Listing(tuple(views), last, tuple(damaged))
             damaged.append(sidecar)
         elif sidecar is not None and sidecar.seq >= message.since_seq:
-            view = sidecar.view(who.user, sidecar.last)
+            view = sidecar.view(who.user, sidecar.last, max(published, sidecar.seq + 1))
             size += view_size(view)
             if listed == message.limit or (views and size > PAGE_BYTES):
                 return Listing(tuple(views), last, tuple(damaged))

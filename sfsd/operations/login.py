@@ -73,10 +73,12 @@ def log_in(
     if key is None:
         raise _refused()
     user, access = key.user, key.access
-    who = Principal(message.user, message.generation, access, -1, 0, address, signer=public)
+    who = Principal(
+        message.user, message.generation, access, -1, message.known_size, address, signer=public
+    )
     if server.failed is not None:
         # The login cannot be logged. The session may list files; changes and downloads are refused.
-        return who, _session(server, who, user, message.known_size)
+        return who, _session(server, who, user)
     detail = {"address": address, "generation": message.generation, "access": access.name.lower()}
     if message.device_id is not None:
         detail["device"] = message.device_id.hex()
@@ -91,7 +93,8 @@ def log_in(
 
     def answer(seq: int) -> OpenedSession:
         who.session = seq
-        return who, _session(server, who, user, message.known_size)
+        receipt = server.receipt(seq, who) if access is Access.FULL else None
+        return who, _session(server, who, user, receipt)
 
     expect = {} if user is None else user.expect
     return Commit(Change(entry, expect=expect), answer)
@@ -174,7 +177,7 @@ def enrol(
     def answer(seq: int) -> OpenedSession:
         who.session = seq
         receipt = server.receipt(seq, who)
-        return who, _session(server, who, server.users.find(name), 0, receipt)
+        return who, _session(server, who, server.users.find(name), receipt)
 
     return Commit(change, answer)
 
@@ -193,7 +196,7 @@ def _enrol_again(
     def answer(seq: int) -> OpenedSession:
         who.session = seq
         receipt = server.receipt(user.chain.links[0].seq, who)
-        return who, _session(server, who, user, 0, receipt)
+        return who, _session(server, who, user, receipt)
 
     return Commit(Change(entry, expect=user.expect), answer)
 
@@ -239,19 +242,14 @@ def _session(
     server: ServerContext,
     who: Principal,
     user: User | None,
-    known_size: int,
     receipt: Receipt | None = None,
 ) -> Session:
-    """Return the reply, and set the size from which the session's receipts prove consistency.
-
-    A client that has seen a longer log gets no proof, and so detects that the log was truncated.
-    """
+    """Return the reply. Without a receipt, the session is shown leaves from the checkpoint on."""
     note = server.journal.checkpoint() if receipt is None else receipt.checkpoint
-    size = checkpoint.read(note).size
-    who.known_size = size
-    consistency = server.journal.prove_consistency(known_size, size) if known_size <= size else ()
+    if receipt is None:
+        who.known_size = checkpoint.read(note).size
     notice = None if user is None else rotation_notice(user, server.now, who.generation)
-    return Session(note, consistency, receipt, notice, server.now)
+    return Session(note, receipt, notice, server.now)
 
 
 def _check_version(version: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Final
 
 from protocol.codec.values import changed
-from protocol.log import checkpoint
 from protocol.records.records import ACCESS
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import PIECE, DamagedVersion, Wrap
@@ -61,22 +60,18 @@ def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
         raise Refused("not-found", "no such user")
     links = chain[0].links
     first = max(message.first, 1) - 1
-    note = server.journal.checkpoint()
-    size = checkpoint.read(note).size
     statements = tuple(
         SignedStatement(
             statement=link.body,
             signatures=link.signatures,
             index=link.seq,
             line=server.journal.line(link.seq),
-            inclusion=server.journal.prove_inclusion(link.seq, size),
             possession=link.possession,
         )
         for link in links[first : first + PER_PAGE]
     )
-    consistency = server.journal.prove_consistency(who.known_size, size)
     end = first + len(statements)
-    return Identity(statements, note, consistency, end + 1 if end < len(links) else 0)
+    return Identity(statements, end + 1 if end < len(links) else 0)
 
 
 @operation(

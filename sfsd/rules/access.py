@@ -39,7 +39,7 @@ class VisibleVersion(Value):
     def view(self) -> FileView:
         """Return what the user is shown of this version."""
         newest = self.head.document or self.document
-        return self.sidecar.view(self.user, newest.value.last)
+        return self.sidecar.view(self.user, newest.value.last, self.head.at)
 
 
 class Visibility:

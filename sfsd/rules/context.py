@@ -49,9 +49,10 @@ class Principal(Mutable):
 
     `generation` is that of the keys that the session was opened with (0: the recovery key).
     `session` is the sequence number of its login entry, -1 if a failed log could not take one.
-    `known_size` is the size of the checkpoint that the session began with. `address` is the peer's
-    IP address as text. `ended` is set when the connection is closed. `signer` is the Ed25519 public
-    key (32 bytes) that signed the login.
+    `known_size` is the size up to which the session was shown the log's leaves. `address` is the
+    peer's IP address as text. `ended` is set when the connection is closed. `signer` is the Ed25519
+    public key (32 bytes) that signed the login. `published` is set when the session has extended
+    the identity chain: it may still read the log up to what it has done.
     """
 
     user: str
@@ -62,6 +63,7 @@ class Principal(Mutable):
     address: str
     ended: bool = False
     signer: bytes = b""
+    published: bool = False
 
 
 class ServerIdentity(Value):
@@ -146,8 +148,9 @@ class ServerContext:
             raise Refused("unavailable", why)
 
     def receipt(self, seq: int, who: Principal) -> Receipt:
-        """Return the proof for session `who` that entry `seq` is in the log."""
-        return self.journal.receipt(seq, who.known_size)
+        """Return entry `seq` for session `who`, with what it has not seen of the log."""
+        receipt, who.known_size = self.journal.receipt(seq, who.known_size)
+        return receipt
 
     def done(self, seq: int, who: Principal) -> Done:
         """Return the reply to a change that entry `seq` logs."""

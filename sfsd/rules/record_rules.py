@@ -51,19 +51,26 @@ _CACHED_SIGNATURES: Final = 1024
 
 
 class FileHead(Value):
-    """A file's newest version number (0: no file) and that version's sidecar (None: no file)."""
+    """A file's newest version number (0: no file) and that version's sidecar (None: no file).
+
+    In the first `at` entries of the log, this is the file's newest state.
+    """
 
     files: OwnerFiles
     file_id: str
     version: int
     document: Document[Sidecar] | None
+    at: int
 
     @classmethod
     def load(cls, files: OwnerFiles, file_id: str) -> FileHead:
         """Read the head of `file_id`. Raises `DamagedError` if the newest sidecar is damaged."""
+        at = files.published_size()  # before reading: what is read may be newer, never older
         version = files.newest(file_id)
         document = files.sidecar(file_id, version) if version else None
-        return cls(files, file_id, version, document)
+        if document is not None:
+            at = max(at, document.value.seq + 1)
+        return cls(files, file_id, version, document, at)
 
     @property
     def newest(self) -> Document[Sidecar]:
@@ -95,7 +102,7 @@ class FileHead(Value):
         """Return what `user` is shown of the newest version, None if there is no file."""
         if self.document is None:
             return None
-        return self.document.value.view(user, self.document.value.last)
+        return self.document.value.view(user, self.document.value.last, self.at)
 
     def without_wraps(
         self, users: set[str], most: int

@@ -100,6 +100,10 @@ class Documents:
         # wrote many.
         self._paths = lru_cache(_CACHED_ENTRIES)(journal.paths)
 
+    def published_size(self) -> int:
+        """Return how many log entries have their effects in the documents."""
+        return self._journal.published_size
+
     def sidecar(self, path: str) -> Document[Sidecar]:
         """Return a sidecar. Raises `Absent`, or `DamagedError` if it differs from the log."""
         (found,) = self.sidecars([path])

@@ -40,6 +40,11 @@ class OwnerFiles(LoadOnce):
         self._sorted: list[str] = []
         self._contents: dict[str, dict[int, bytes]] = {}
 
+    def published_size(self) -> int:
+        """Return a log size whose entries have all their effects on these files. Read it first:
+        what is read after it is as of this size or newer."""
+        return self._documents.published_size()
+
     def newest(self, file_id: str) -> int:
         """Return the highest version of a file, 0 if there is no such file."""
         self._load(self._scan, self._enter)

@@ -191,6 +191,7 @@ class GroupCommitter:
         for seq, submitted in enumerate(accepted, prepared.first_seq):
             if submitted.change.on_published is not None:
                 submitted.change.on_published(seq)
+        self._journal.published_size = prepared.first_seq + len(accepted)
         self._journal.checkpoint()
         for seq, submitted in enumerate(accepted, prepared.first_seq):
             submitted.future.set_result(seq)
@@ -236,6 +237,7 @@ class Committer:
         self._point.keep_spares = keep_spares
         if keep_spares:
             store.refill_spares()
+        journal.published_size = journal.size  # the store was recovered
         self._settle_after = settle_after
         self._changed = threading.Condition()
         self._waiting: deque[PendingChange] = deque()

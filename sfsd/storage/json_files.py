@@ -84,11 +84,12 @@ class Sidecar(Value):
             f'"segments":{_optional_json(self.leaves)}{_LOST if self.lost else ""}}}'
         ).encode()
 
-    def view(self, user: str, last: SignedRecord) -> FileView:
-        """Return the view of `user`: only their own wrap, and the file's `last` record."""
+    def view(self, user: str, last: SignedRecord, at: int) -> FileView:
+        """Return the view of `user`: only their own wrap, and the file's `last` record, which is
+        the newest in the first `at` entries of the log."""
         own = tuple(wrap for wrap in self.wraps if wrap.user == user)
         head = None if last.record == self.content.record else last
-        return FileView(self.seq, self.content, head, self.metadata or b"", own)
+        return FileView(self.seq, at, self.content, head, self.metadata or b"", own)
 
 
 def cached_record(body: bytes) -> FileRecord:

@@ -122,7 +122,7 @@ def rotate(steps: Steps, home: str, compromised: bool) -> None:
         steps.around(Transport, "submit", "send", "sent", but=(LogProof,))
         steps.around(Transport, "result", None, "received", but=(LogProven,))
         steps.around(KeyringFile, "save", "save", "saved")
-        steps.around(ClientState, "remember_checkpoint", "remember", "remembered")
+        steps.around(ClientState, "save_followed", "remember", "remembered")
         store.rotate(compromised=compromised)
     sys.stdout.write("done\n")
 

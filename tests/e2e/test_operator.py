@@ -219,7 +219,9 @@ def test_a_changed_log_stops_changes_and_downloads(
     blames(daemon.run("audit", "verify", code=5), "entry 3:")
     daemon.start()
     until(lambda: "damaged" in daemon.log_path.read_text())
-    assert alice.run("ls", code=5).lines == ["f"]
+    listed = alice.run("ls")
+    assert listed.lines == ["f"]
+    assert "can write nothing to its log" in listed.stderr
     for words in (("put", "f"), ("get", "f", "-o", "out")):
         refused = alice.run(*words, cwd=tmp_path, code=7)
         assert "Traceback" not in refused.stderr

@@ -290,7 +290,7 @@ def test_restore_and_move_keep_readers(daemon: Daemon, tmp_path: Path) -> None:
 
 
 def test_a_large_upload_is_rewrapped_for_a_changed_key(daemon: Daemon, tmp_path: Path) -> None:
-    """After `stale-recipient` the uploaded ciphertext is kept, and only the wrap is renewed."""
+    """The reader's new key is found while the log is followed, before the upload is committed."""
     jon, kim = people(daemon, tmp_path, "jon", "kim")
     content = bytes(3_000_000)
     with connect(jon) as store, connect(kim) as reader:
@@ -304,7 +304,7 @@ def test_a_large_upload_is_rewrapped_for_a_changed_key(daemon: Daemon, tmp_path:
             put(store, "big", content)
             put(store, "small", b"2")
         assert sent.count("PutOpen") == 1
-        assert sent.count("PutCommit") == 2
+        assert sent.count("PutCommit") == 1
         assert fetched(reader, "jon", "big") == content
         assert fetched(reader, "jon", "small") == b"2"
         # In the other direction: the owner decides which keys are strong enough.
@@ -582,7 +582,7 @@ def test_another_key_for_a_user_is_refused(trio: Trio) -> None:
     with (
         lying(lambda reply: cyd if isinstance(reply, Identity) else reply),
         connect(trio.ada) as store,
-        pytest.raises(BadReceipt),
+        pytest.raises((BadReceipt, BrokenChain)),
     ):
         store.share("mine", "ben")
     with connect(trio.ada) as store:

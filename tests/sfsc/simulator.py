@@ -67,6 +67,10 @@ from protocol.wire.messages.log import (
     LogEntries,
     LogHead,
     LogItem,
+    LogLeaves,
+    LogLeavesPage,
+    LogLines,
+    LogLinesPage,
     LogPage,
     LogProof,
     LogProven,
@@ -184,18 +188,19 @@ class SimulatedLog:
         new = self.size if new is None else new
         return merkle.consistency_proof(old, new, self.node) if old <= new else ()
 
-    def receipt(self, seq: int, since: int, size: int | None = None) -> Receipt:
-        """Return the proof of entry `seq` in the checkpoint of `size`, for a session opened at
-        `since`."""
-        size = self.size if size is None else size
-        inclusion = merkle.inclusion_proof(seq, size, self.node)
-        return Receipt(
-            self.lines[seq], inclusion, self.checkpoint(size), self.consistency(since, size)
-        )
+    def leaf_page(self, first: int, end: int) -> bytes:
+        """Return the leaf data of entries [first, end), as the server sends it."""
+        found = [auditlog.leaf_data(line) for line in self.lines[first:end]]
+        return b"".join(len(one).to_bytes(2) + one for one in found)
 
-    def session(self, known: int, receipt: Receipt | None = None) -> Session:
-        """Return the reply to a login of a client that knows `known` entries."""
-        return Session(self.checkpoint(), self.consistency(known), receipt, None, 1_800_000_000)
+    def receipt(self, seq: int, since: int, size: int | None = None) -> Receipt:
+        """Return entry `seq` in the checkpoint of `size`, with the leaves from `since` on."""
+        size = self.size if size is None else size
+        return Receipt(self.lines[seq], self.checkpoint(size), since, self.leaf_page(since, size))
+
+    def session(self, receipt: Receipt | None = None) -> Session:
+        """Return the reply to a login, at the present size."""
+        return Session(self.checkpoint(), receipt, None, 1_800_000_000)
 
 
 def make_certificate(path: Path) -> bytes:
@@ -262,6 +267,8 @@ class Simulator:
         self.intercept: Callable[[Request], Reply | None] = lambda _request: None
         self.welcome: Callable[[Welcome], Welcome] = lambda welcome: welcome
         self.log_moves: Callable[[dict[str, Any]], dict[str, Any]] = lambda detail: detail
+        self.all_leaves = True
+        """Whether receipts show all leaves since the last one, or none."""
         self.failure: BaseException | None = None
         self._receipts: dict[bytes, int] = {}
         self._here = threading.local()
@@ -367,9 +374,9 @@ class Simulator:
             self.log.tag_keys[statement.user] = request.tag_key
             self._append("enrol", statement.user, request.statement, request.signature)
         self.statement = request.statement
-        receipt = self.log.receipt(self._receipts[request.statement], self.log.size)
+        receipt = self.log.receipt(self._receipts[request.statement], 0)
         self._here.opened = self.log.size
-        return self.log.session(0, receipt)
+        return self.log.session(receipt)
 
     def _on_login(self, request: Login) -> Reply:
         body = login_body(
@@ -384,7 +391,7 @@ class Simulator:
         device = Statement.parse(self.statement).devices[0]
         if request.device_id != device.device_id:
             return Error("refused", "no such device")
-        self.log.append(
+        seq = self.log.append(
             EntryDraft(
                 op="login",
                 actor=request.user,
@@ -394,7 +401,7 @@ class Simulator:
             )
         )
         self._here.opened = self.log.size
-        return self.log.session(request.known_size)
+        return self.log.session(self.log.receipt(seq, min(request.known_size, self.log.size)))
 
     def _append(
         self,
@@ -424,7 +431,13 @@ class Simulator:
         return seq
 
     def _on_loghead(self, request: LogHead) -> Reply:
-        return LogCheckpoint(self.log.checkpoint(), self.log.consistency(self._here.opened))
+        return LogCheckpoint(self.log.checkpoint(request.size or None))
+
+    def _on_logleaves(self, request: LogLeaves) -> Reply:
+        return LogLeavesPage(self.log.leaf_page(request.first, request.first + request.limit))
+
+    def _on_loglines(self, request: LogLines) -> Reply:
+        return LogLinesPage(tuple(LogItem(seq, self.log.lines[seq]) for seq in request.seqs[:7]))
 
     def _on_logentries(self, request: LogEntries) -> Reply:
         own = [
@@ -444,10 +457,8 @@ class Simulator:
             (auditlog.parse(line).sigs[key_id("ed25519", public).hex()],),
             seq,
             line,
-            merkle.inclusion_proof(seq, self.log.size, self.log.node),
         )
-        consistency = self.log.consistency(self._here.opened)
-        return Identity((shown,), self.log.checkpoint(), consistency, 0)
+        return Identity((shown,), 0)
 
     def _on_logproof(self, request: LogProof) -> Reply:
         if not request.start <= request.size <= self.log.size:
@@ -474,7 +485,7 @@ class Simulator:
         chain = self.files.get(record.file_id, StoredFile())
         head = chain.records[-1].record if chain.records else b""
         if body == head:
-            return Done(self.log.receipt(self._receipts[body], self._here.opened))
+            return Done(self._receipt(self._receipts[body]))
         if record.prev != (record_hash(head) if head else b""):
             view = self.view(record.file_id) if head else None
             return Error("conflict", "another device was faster", view)
@@ -488,7 +499,13 @@ class Simulator:
             assert len(blob) == record.ciphertext_size
             chain.versions[record.version] = StoredVersion(signed, metadata, wraps, blob, seq)
         self.files[record.file_id] = chain
-        return Done(self.log.receipt(seq, self._here.opened))
+        return Done(self._receipt(seq))
+
+    def _receipt(self, seq: int) -> Receipt:
+        """Return a receipt with the leaves since this connection's last one."""
+        receipt = self.log.receipt(seq, self._here.opened)
+        self._here.opened = self.log.size
+        return receipt if self.all_leaves else changed(receipt, leaves=b"")
 
     @staticmethod
     def leaves(blob: bytes) -> list[bytes]:
@@ -500,7 +517,7 @@ class Simulator:
         head = chain.records[-1]
         seq = max(stored.seq, self._receipts[head.record])
         shown = None if head.record == stored.signed.record else head
-        return FileView(seq, stored.signed, shown, stored.metadata, stored.wraps)
+        return FileView(seq, self.log.size, stored.signed, shown, stored.metadata, stored.wraps)
 
     def _on_putsmall(self, request: PutSmall) -> Reply:
         return self.store(

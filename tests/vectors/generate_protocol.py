@@ -128,8 +128,8 @@ def vectors() -> dict[str, object]:
             "leaf_data": [auditlog.leaf_data(line).hex() for line in examples.LOG],
             "root": examples.ROOT.hex(),
             "checkpoint": examples.CHECKPOINT.decode(),
-            "consistency_from_3": plain(examples.RECEIPT.consistency),
-            "inclusion_of_3": plain(examples.RECEIPT.inclusion),
+            "consistency_from_3": plain(examples.CONSISTENCY),
+            "inclusion_of_3": plain(examples.INCLUSION),
         },
         "frames": [_frame_vector(request_id, message) for request_id, message in examples.MESSAGES],
     }

@@ -281,18 +281,22 @@ LEAF_DATA = [auditlog.leaf_data(line) for line in LOG]
 LEAVES = [merkle.leaf_hash(data) for data in LEAF_DATA]
 
 
-def _node(level: int, index: int) -> bytes:
+def node(level: int, index: int) -> bytes:
     return merkle.root(LEAVES[index << level : (index + 1) << level])
 
 
 ROOT = merkle.root(LEAVES)
 CHECKPOINT = checkpoint.sign(SIGNERS["log"], LOG_KEY.name, len(LOG), ROOT)
-RECEIPT = Receipt(
-    line=LOG[3],
-    inclusion=merkle.inclusion_proof(3, len(LOG), _node),
-    checkpoint=CHECKPOINT,
-    consistency=merkle.consistency_proof(3, len(LOG), _node),
-)
+INCLUSION = merkle.inclusion_proof(3, len(LOG), node)
+CONSISTENCY = merkle.consistency_proof(3, len(LOG), node)
+
+
+def leaf_page(first: int) -> bytes:
+    """Return the leaf data of the log's entries from `first` on, as the server sends it."""
+    return b"".join(len(one).to_bytes(2) + one for one in LEAF_DATA[first:])
+
+
+RECEIPT = Receipt(line=LOG[3], checkpoint=CHECKPOINT, first=3, leaves=leaf_page(3))
 
 
 WELCOME = session.Welcome(
@@ -330,7 +334,7 @@ ENDORSED = SignedRecord(
     ),
 )
 DELETED = SignedRecord(signed("delete")[0], (GenerationSignature(1, signed("delete")[1]),))
-VIEW = FileView(seq=7, content=ENDORSED, head=DELETED, metadata=METADATA, wraps=(WRAP,))
+VIEW = FileView(seq=7, at=8, content=ENDORSED, head=DELETED, metadata=METADATA, wraps=(WRAP,))
 ACCOUNT = accounts.Account(
     user="alice",
     fingerprint=FIRST_HASH,
@@ -353,7 +357,7 @@ MESSAGES: list[tuple[int, Message]] = [
     (1, session.Login(2, "alice", fill("laptop", 16), 1, 3, LOGIN_SIGNATURE)),
     (
         1,
-        session.Session(CHECKPOINT, RECEIPT.consistency, None, session.Notice(NOW, "due", ""), NOW),
+        session.Session(CHECKPOINT, RECEIPT, session.Notice(NOW, "due", ""), NOW),
     ),
     (
         1,
@@ -412,11 +416,8 @@ MESSAGES: list[tuple[int, Message]] = [
                     ),
                     3,
                     RECEIPT.line,
-                    RECEIPT.inclusion,
                 ),
             ),
-            CHECKPOINT,
-            (),
             0,
         ),
     ),
@@ -443,19 +444,19 @@ MESSAGES: list[tuple[int, Message]] = [
             damaged=("bob",),
         ),
     ),
-    (24, log.LogHead(0)),
-    (24, log.LogCheckpoint(CHECKPOINT, ())),
+    (24, log.LogHead(8)),
+    (24, log.LogCheckpoint(CHECKPOINT)),
     (25, log.LogEntries(6, 2, False)),
     (
         25,
         log.LogPage((log.LogItem(6, fill("entry hash", 32)), log.LogItem(7, RECEIPT.line)), 8),
     ),
     (25, log.LogLeaves(6, 256)),
-    (25, log.LogLeavesPage(b"".join(len(one).to_bytes(2) + one for one in LEAF_DATA[6:]))),
+    (25, log.LogLeavesPage(leaf_page(6))),
     (25, log.LogLines((3, 7))),
     (25, log.LogLinesPage(tuple(log.LogItem(seq, LOG[seq]) for seq in (3, 7)))),
     (26, log.LogProof(log.INCLUSION, 7, 8)),
-    (26, log.LogProven(RECEIPT.inclusion)),
+    (26, log.LogProven(INCLUSION)),
     (
         27,
         rotation.NewStatement(

@@ -20,6 +20,7 @@ from protocol.records.record_signatures import unpack_signature
 from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.frames import FrameReader
 from protocol.wire.messages import decode, registered
+from sfsc.trust.follower import LogFollower
 from tests.protocol.wire_form import plain
 from tests.vectors import protocol_examples
 
@@ -152,8 +153,10 @@ def test_the_log_chains_and_its_receipt_verifies() -> None:
     assert (known.size, known.root.hex()) == (len(lines), log["root"])
     leaves = [merkle.leaf_hash(entry.leaf_data) for entry in entries]
     assert merkle.root(leaves) == known.root
+    inclusion, consistency = protocol_examples.INCLUSION, protocol_examples.CONSISTENCY
+    merkle.verify_inclusion(leaves[3], 3, known.size, inclusion, known.root)
+    merkle.verify_consistency(3, merkle.root(leaves[:3]), known.size, known.root, consistency)
     receipt = protocol_examples.RECEIPT
-    merkle.verify_inclusion(leaves[3], 3, known.size, receipt.inclusion, known.root)
-    merkle.verify_consistency(
-        3, merkle.root(leaves[:3]), known.size, known.root, receipt.consistency
-    )
+    shown = LogFollower(3, merkle.Frontier.load(3, protocol_examples.node).peaks)
+    shown.feed(receipt.first, receipt.leaves)
+    shown.check_root(known.size, known.root)

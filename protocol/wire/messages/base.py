@@ -178,15 +178,21 @@ class Wrap(Struct):
 Wraps = Annotated[tuple[Wrap, ...], AtMost(MAX_WRAPS)]
 
 
+MAX_RECEIPT_LEAVES = 512 * 1024
+"""Most bytes of leaf data in a receipt."""
+
+
 class FileView(Struct):
     """One version of a file: the part of its sidecar that the requesting user may see.
 
     `content` is the record that created the version, `head` the file's last record, or None if it
     is the same. `wraps` has only the user's own. `seq` is the log entry that last changed the
-    sidecar. `metadata` is encrypted, and empty for a purged version.
+    sidecar. `at` is a log size: in the first `at` entries, `head` is the file's newest record.
+    `metadata` is encrypted, and empty for a purged version.
     """
 
     seq: Count
+    at: Count
     content: SignedRecord
     head: SignedRecord | None
     metadata: Metadata
@@ -194,16 +200,17 @@ class FileView(Struct):
 
 
 class Receipt(Struct):
-    """Proof that a change is logged.
+    """A log entry and what the session has not seen of the log up to it.
 
-    `line` is the entry's exact line without newline. `inclusion` proves it in `checkpoint` (a C2SP
-    signed note). `consistency` proves that from the checkpoint that opened the session.
+    `line` is the entry's exact line without newline, and `checkpoint` a C2SP signed note of a log
+    that has it. `leaves` is the leaf data from entry `first` up to that checkpoint, as in
+    `LogLeavesPage`, or empty if that is too much: the client asks for it.
     """
 
     line: Annotated[bytes, AtMost(MAX_LINE)]
-    inclusion: Proof
     checkpoint: CheckpointNote
-    consistency: Proof
+    first: Count
+    leaves: Annotated[bytes, AtMost(MAX_RECEIPT_LEAVES)]
 
 
 ERROR_CODES = (

@@ -21,18 +21,14 @@ CONSISTENCY = "consistency"
 
 @message(113)
 class LogCheckpoint(Reply):
-    """The log's current checkpoint, proven from the one that opened the session."""
+    """A checkpoint of the log, as a C2SP signed note."""
 
     checkpoint: CheckpointNote
-    consistency: Proof
 
 
 @message(112, replies=(LogCheckpoint,))
 class LogHead(Request):
-    """Get the checkpoint of the log's first `size` entries, 0: the current one.
-
-    `consistency` is empty for a size below that of the checkpoint that opened the session.
-    """
+    """Get the checkpoint of the log's first `size` entries, 0: the current one."""
 
     size: Count
 

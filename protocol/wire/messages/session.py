@@ -23,7 +23,6 @@ from protocol.wire.messages.base import (
     MAX_BUNDLE,
     CheckpointNote,
     Message,
-    Proof,
     Receipt,
     RecordBytes,
     Reply,
@@ -75,12 +74,12 @@ class Notice(Struct):
 class Session(Reply):
     """The session is open.
 
-    `consistency` proves `checkpoint` from the client's `known_size`. `receipt` answers an Enroll
-    (else None). `time` is the server's clock in unix seconds.
+    `receipt` shows the entry of this login or enrolment, and the log from the client's `known_size`
+    on; None if the server can write nothing to its log at present, and for operators. `time` is the
+    server's clock in unix seconds.
     """
 
     checkpoint: CheckpointNote
-    consistency: Proof
     receipt: Receipt | None
     notice: Notice | None
     time: Count

@@ -17,11 +17,9 @@ from protocol.codec.fields import (
 from protocol.log.auditlog import MAX_LINE
 from protocol.records.records import Version
 from protocol.wire.messages.base import (
-    CheckpointNote,
     DamagedVersion,
     Done,
     FileView,
-    Proof,
     RecordBytes,
     RecordSignature,
     Reply,
@@ -37,7 +35,7 @@ MAX_ACCESS_WRAPS = 256
 
 
 class SignedStatement(Struct):
-    """A statement's exact bytes, its signatures (own key first), and the proof of its log entry.
+    """A statement's exact bytes, its signatures (own key first), and its log entry.
 
     `possession` is the signature by the recovery key that the statement introduces, if any.
     """
@@ -46,17 +44,14 @@ class SignedStatement(Struct):
     signatures: Annotated[tuple[Signature, ...], AtMost(2)]
     index: Count
     line: Annotated[bytes, AtMost(MAX_LINE)]
-    inclusion: Proof
     possession: Possession = b""
 
 
 @message(81)
 class Identity(Reply):
-    """A user's statements from `first` on, each proven in `checkpoint`; `next` is 0 at the end."""
+    """A user's statements from `first` on; `next` is 0 at the end."""
 
     statements: Annotated[tuple[SignedStatement, ...], AtMost(8)]
-    checkpoint: CheckpointNote
-    consistency: Proof
     next: Count
 
 

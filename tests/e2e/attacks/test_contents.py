@@ -146,6 +146,7 @@ def test_a_content_that_was_once_refused_is_refused_for_ever(lying_server: Lying
     lost = kept[-1]
     view = FileView(
         true.view.seq,
+        true.view.at,
         SignedRecord(lost.record, (GenerationSignature(1, lost.signature),)),
         None,
         lost.metadata,

@@ -43,7 +43,9 @@ class Kept:
             return None
         files = self.server.context.index.for_user(self.owner)
         newest = files.sidecar(self.file_id, files.newest(self.file_id)).value
-        view = changed(self.sidecar, head=newest.last).view(who.user, newest.last)
+        view = changed(self.sidecar, head=newest.last).view(
+            who.user, newest.last, self.server.context.journal.size
+        )
         if isinstance(request, Stat):
             return Stated(view)
         leaves = self.sidecar.leaves or b""
@@ -112,7 +114,9 @@ def test_a_refused_content_is_refused_again(lying_server: LyingServer, home: Pat
         newest = files.sidecar(file_id, files.newest(file_id)).value
         signed = SignedRecord(lost.record, (GenerationSignature(1, lost.signature),))
         wraps = tuple(one for one in lost.wraps if one.user == who.user)
-        view = FileView(newest.seq, signed, newest.last, lost.metadata, wraps)
+        view = FileView(
+            newest.seq, lying_server.context.journal.size, signed, newest.last, lost.metadata, wraps
+        )
         return Opened(bytes(16), view, leaf_hash(data), data)
 
     lying_server.intercept = lie

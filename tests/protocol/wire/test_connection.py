@@ -50,7 +50,7 @@ from tests.vectors import protocol_examples
 WELCOME = Welcome((2,), b"statement", bytes(64), bytes(32), Limits(2**24, 90, 30, 10))
 LOGIN = Login(1, "alice", bytes(16), 1, 0, bytes(64))
 ENROLL = Enroll(1, "alice", b"statement", b"bundle", bytes(64), bytes(32), bytes(32))
-SESSION = Session(b"checkpoint", (), None, None, 1_700_000_000)
+SESSION = Session(b"checkpoint", None, None, 1_700_000_000)
 DATA = Data(bytes(16), 0, b"x" * 1024 * 1024)
 REFUSED = Error("refused", "no")
 
@@ -403,8 +403,8 @@ def test_a_length_past_the_limit_of_the_state(
 
 def test_the_session_reply_may_be_longer_than_a_login() -> None:
     client, server = opening()
-    receipt = Receipt(bytes(60_000), (), b"checkpoint", ())
-    session = Session(b"checkpoint", (), receipt, None, 1)
+    receipt = Receipt(bytes(60_000), b"checkpoint", 0, b"")
+    session = Session(b"checkpoint", receipt, None, 1)
     request_id = ask(client, server, ENROLL)
     assert feed(client, server.respond(request_id, session)) == [
         ReceivedMessage(request_id, session)

@@ -37,6 +37,7 @@ from sfsc.keys.bundle import open_bundle
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring
 from sfsc.session.handshake import DAY
+from sfsc.trust.followed_log import LOG_START
 from sfsc.trust.state import open_client_state
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.simulator import DropConnection, SimulatedLog, Simulator
@@ -71,7 +72,9 @@ def test_new_user(server: Simulator, fresh: Path, key_type: str) -> None:
     private = PrivateKey(key_type, keyring.current.wrap_private)
     assert statement.key_id == key_id(key_type, private.public.encoded)
     with open_client_state(fresh, keyring) as state:
-        assert state.checkpoint() == (1, server.log.root(1), server.log.checkpoint(1))
+        followed = state.followed()
+        assert (followed.size, followed.statements) == (1, 1)
+        assert followed.note == server.log.checkpoint(1)
 
 
 def test_message_contains_no_secret(server: Simulator, fresh: Path) -> None:
@@ -267,7 +270,7 @@ def test_enrolment_without_a_valid_receipt(server: Simulator, fresh: Path, lie: 
         enrol(server, fresh)
     assert unlock_home(fresh, None).contents.current is None
     with open_client_state(fresh, unlock_home(fresh, None).contents) as state:
-        assert state.checkpoint() is None
+        assert state.followed() == LOG_START
 
 
 def test_passphrase_locks_the_keys(server: Simulator, fresh: Path) -> None:

@@ -35,7 +35,7 @@ LISTS: dict[str, tuple[type[Request], Reply, Reply, Callable[[Session], Iterable
         LogEntries,
         LogPage((), 1),
         LogPage((), 2),
-        lambda session: AccountLog(session).read_entries(0),
+        lambda session: [AccountLog(session).find_line(b"", 0)],
     ),
     "wraps": (GetWraps, WrapsPage((), "a.1.1"), WrapsPage((), "b.1.1"), wrap_items),
 }

@@ -18,9 +18,10 @@ from sfsc.keys.home import unlock_home
 from sfsc.session.retry import MAX_LOSSES
 from sfsc.session.server_errors import to_exception
 from sfsc.session.session import Session
-from sfsc.trust.state import KnownFile, open_client_state
+from sfsc.trust.state import open_client_state
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.simulator import DropConnection, SimulatedLog, Simulator, Tamper
+from tests.sfsc.storing import put
 
 
 def dropping(kind: type[Request], times: int) -> tuple[list[Request], Tamper]:
@@ -39,8 +40,8 @@ def dropping(kind: type[Request], times: int) -> tuple[list[Request], Tamper]:
 
 def test_a_session_opens_and_is_remembered(server: Simulator, session: Session, home: Path) -> None:
     assert session.trust.newest.size == server.log.size
-    log = server.log
-    assert session.state.checkpoint() == (log.size, log.root(log.size), log.checkpoint())
+    followed = session.state.followed()
+    assert (followed.size, followed.note) == (server.log.size, server.log.checkpoint())
     assert session.call(Usage(), UsageAnswer) == UsageAnswer(0, 0, 0)
     with open_client_state(home, session.keyring) as state:
         again = Session(session.keyring, state, QUICK)
@@ -86,7 +87,7 @@ def test_nothing_is_sent_to_an_unverified_server(server: Simulator, home: Path) 
 
 def test_a_rolled_back_log_is_rejected(server: Simulator, session: Session) -> None:
     session.close()
-    before = session.state.checkpoint()
+    before = session.state.followed()
     server.log = server.log.fork(1)
     server.log.fill(5)
     with pytest.raises(errors.Fork):
@@ -94,7 +95,7 @@ def test_a_rolled_back_log_is_rejected(server: Simulator, session: Session) -> N
     server.log = server.log.fork(0)
     with pytest.raises(errors.Rollback):
         session.connect()
-    assert session.state.checkpoint() == before
+    assert session.state.followed() == before
 
 
 def test_a_rejected_login(server: Simulator, session: Session) -> None:
@@ -148,9 +149,10 @@ def test_a_known_file_that_the_server_denies_is_a_rollback(
 ) -> None:
     with pytest.raises(errors.NotFound):
         session.fetch_newest("a" * 32)
-    session.state.remember_file(KnownFile("a" * 32, 1, bytes(32), b"", 1), None)
+    put(session, b"content", "a")
+    server.files.clear()
     with pytest.raises(errors.Rollback):
-        session.fetch_newest("a" * 32)
+        session.fetch_newest(session.account.file_id("a"))
     assert len(server.asked(Stat)) == 2
 
 

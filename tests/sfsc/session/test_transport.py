@@ -41,7 +41,7 @@ WELCOME = Welcome(
     challenge=bytes(32),
     limits=Limits(window=4 * PIECE, max_age=1, grace=1, jitter=0),
 )
-SESSION = Session(checkpoint=b"", consistency=(), receipt=None, notice=None, time=1)
+SESSION = Session(checkpoint=b"", receipt=None, notice=None, time=1)
 LOGIN = Login(
     version=2, user="ada", device_id=bytes(16), generation=1, known_size=0, signature=bytes(64)
 )

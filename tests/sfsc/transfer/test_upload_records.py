@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec.values import changed
+from protocol.log.auditlog import EntryDraft
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Done, Error, Reply, Request
-from protocol.wire.messages.files import History, Record
-from protocol.wire.messages.log import LogProof
+from protocol.wire.messages.files import Record
+from protocol.wire.messages.log import LogHead, LogLeaves, LogLines
 from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall
 from sfsc.errors import (
     BadReceipt,
@@ -36,11 +37,11 @@ from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put
 
 
 def test_versions_count_up_in_one_round_trip_each(server: Simulator, session: Session) -> None:
-    """One more request links each receipt to the one before."""
+    """Each receipt shows all that is new in the log."""
+    server.all_leaves = True
     before = len(server.requests)
     assert [put(session, b"%d" % i) for i in range(4)] == [1, 2, 3, 4]
-    assert (len(server.asked(PutSmall)), len(server.asked(LogProof))) == (4, 3)
-    assert len(server.requests) == before + 7
+    assert len(server.requests) == before + 4
     assert fetched(session, "file") == b"3"
     assert fetched(session, "file", 2) == b"1"
 
@@ -189,18 +190,14 @@ def test_a_log_that_forks_between_two_receipts(server: Simulator, session: Sessi
     assert session.trust.newest == before
 
 
-def test_a_server_that_declines_the_proof_of_one_log(server: Simulator, session: Session) -> None:
-    put(session, b"one", "a")
-    server.tamper = once(LogProof, lambda *_: Error("bad-request", "no"))
-    with pytest.raises(BadReceipt):
-        put(session, b"two", "b")
-
-
-def test_a_connection_lost_between_a_receipt_and_its_proof(
-    server: Simulator, session: Session
+@pytest.mark.parametrize("kind", [LogLeaves, LogLines])
+def test_a_connection_lost_between_a_receipt_and_the_log(
+    server: Simulator, session: Session, kind: type[Request]
 ) -> None:
     put(session, b"one", "a")
-    server.tamper = once(LogProof, drop)
+    server.log.append(EntryDraft(op="download", actor="ada", accounts=("ada",)))
+    server.all_leaves = False
+    server.tamper = once(kind, drop)
     done = list(Uploads(session).put_many(items(30)))
     assert [put.version for put in done] == [1] * 30
     assert session.connections == 2
@@ -233,7 +230,7 @@ def test_a_lost_reply_before_a_newer_version(
     content = os.urandom(size)
     done = Uploads(session).put(io.BytesIO(content), "file")
     assert (done.version, done.receipt) == (1, None)
-    assert len(server.asked(History)) == 1
+    assert server.asked(LogHead)
     assert fetched(session, "file", 1) == content
     assert fetched(session, "file") == b"theirs"
     assert put(session, b"again") == 3
@@ -244,11 +241,15 @@ def test_a_conflict_after_a_lost_request(
 ) -> None:
     """The put was lost before it reached the server, which has another version by now."""
 
-    def lose(request: Request, reply: Reply) -> Reply:
-        server.files.clear()
-        raise DropConnection
+    lost: list[Request] = []
 
-    server.tamper = once(PutSmall, lose)
+    def lose(request: Request) -> Reply | None:
+        if isinstance(request, PutSmall) and not lost:
+            lost.append(request)
+            raise DropConnection
+        return None
+
+    server.intercept = lose
     session._pause = meanwhile(other)
     assert put(session, b"ours") == 2
     assert fetched(session, "file", 1) == b"theirs"

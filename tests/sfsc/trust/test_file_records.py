@@ -182,7 +182,7 @@ def signed(record: FileRecord | bytes, key: SigningKey = SIGNING, **changes: Any
 
 def view(made: Made, head: FileRecord | None = None) -> FileView:
     shown = None if head is None else signed(head)
-    return FileView(5, signed(made.record), shown, made.metadata, made.wraps)
+    return FileView(5, 9, signed(made.record), shown, made.metadata, made.wraps)
 
 
 # --- what is believed
@@ -564,7 +564,7 @@ def test_known_record_needs_only_a_valid_generation(case: str, *, finished: bool
     """Its own signature was valid before, so it is not verified again; everything else is."""
     signatures, _, _ = COUNTS[case]
     made = version()
-    shown = FileView(9, signed_by(made.body, *signatures), None, made.metadata, made.wraps)
+    shown = FileView(9, 9, signed_by(made.body, *signatures), None, made.metadata, made.wraps)
     known = KnownRevision(1, record_hash(made.body), verified=True)
     endorsed = (2, OTHER, ENDORSE) in signatures
     # A generation that was never valid is refused, even for a known record.
@@ -583,7 +583,7 @@ def test_known_record_needs_only_a_valid_generation(case: str, *, finished: bool
 @pytest.mark.parametrize("known", [None, (1, "same", False), (1, "another", True)])
 def test_unknown_record_is_verified(known: tuple[int, str, bool] | None) -> None:
     made, rest = version(), version().body
-    shown = FileView(9, signed(made.record, OTHER), None, made.metadata, made.wraps)
+    shown = FileView(9, 9, signed(made.record, OTHER), None, made.metadata, made.wraps)
     if known is None:
         revision = None
     else:
@@ -607,7 +607,9 @@ def test_record_signed_with_a_finished_key_is_refused() -> None:
     who = rotated(finished=True)
     forged = version().changed(created=10**10)
     for signatures in ((OLD,), (OLD, (2, SIGNING, ENDORSE))):
-        view = FileView(9, signed_by(forged.body, *signatures), None, forged.metadata, forged.wraps)
+        view = FileView(
+            9, 9, signed_by(forged.body, *signatures), None, forged.metadata, forged.wraps
+        )
         with pytest.raises(BadRecord):
             who.verify_newest(view, FILE_ID, None)
         with pytest.raises(BadRecord):
@@ -690,7 +692,7 @@ def test_records_of_a_voided_generation_are_refused(
     signed = signed_by(made.body, *signatures)
     with pytest.raises(BadRecord):
         who.verify_record(signed, FILE_ID)
-    view = FileView(5, signed, None, made.metadata, made.wraps)
+    view = FileView(5, 9, signed, None, made.metadata, made.wraps)
     with pytest.raises(BadRecord):
         who.verify_newest(view, FILE_ID, None)
     with pytest.raises(BadRecord):
@@ -712,7 +714,7 @@ def test_voided_content_below_the_owners_record_is_shown_but_not_opened() -> Non
     who, made = recovered(), attacker_version()
     end = changed(tombstone(made.record), generation=3)
     head = signed_by(end.encode(), OWNER_SIGNED)
-    view = FileView(5, signed_by(made.body, ATTACKER_SIGNED), head, made.metadata, made.wraps)
+    view = FileView(5, 9, signed_by(made.body, ATTACKER_SIGNED), head, made.metadata, made.wraps)
     file = who.verify_newest(view, FILE_ID, None)
     assert (file.deleted, file.version) == (True, 1)
     with pytest.raises(BadRecord):

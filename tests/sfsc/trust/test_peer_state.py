@@ -131,5 +131,5 @@ def test_received_size_only_grows(tmp_path: Path) -> None:
         remembered.remember_received_size(5)
         assert remembered.received_size() == 9
         remembered.remember_file(known(1))
-        state.reset_log(3, bytes(32), b"note")
+        state.reset_log()
         assert (remembered.received_size(), list(remembered.shared_files())) == (0, [])

@@ -21,6 +21,7 @@ from sfsc.errors import LocalError
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring
 from sfsc.trust.file_records import KnownRevision
+from sfsc.trust.followed_log import LOG_START, LogChanges, LoggedHead, LogPosition
 from sfsc.trust.state import ClientState, KnownFile, open_client_state, state_path
 
 ACCOUNT = bytes(32) + b"ada"
@@ -41,13 +42,24 @@ def known(rev: int, file_id: str = "a" * 32, mark: str = "") -> KnownFile:
     return KnownFile(file_id, rev, record.ljust(32, b"."), record, version=rev)
 
 
+def position(size: int) -> LogPosition:
+    peaks = tuple(bytes([size]) * 32 for _ in range(size.bit_count()))
+    return LogPosition(size, size, 1, peaks, b"note %d" % size)
+
+
+def follow(state: ClientState, size: int) -> None:
+    """Remember that the log was followed to `size`, and a file that has changed there."""
+    head = LoggedHead(size, bytes([size]) * 32, size - 1)
+    state.save_followed(position(size), LogChanges({"b" * 32: head}, []), {b"c" * 32: size})
+
+
 def vouched(rev: int, file_id: str = "a" * 32) -> KnownRevision:
     return KnownRevision(rev, known(rev, file_id).hash, verified=True)
 
 
 def test_new_state_is_empty(path: Path) -> None:
     with opened(path) as state:
-        assert state.checkpoint() is None
+        assert state.followed() == LOG_START
         assert state.server_statement() is None
         assert state.file("a" * 32) is None
         assert state.listed_size() == 0
@@ -56,12 +68,14 @@ def test_new_state_is_empty(path: Path) -> None:
 
 def test_state_is_persistent(path: Path) -> None:
     with opened(path) as state:
-        state.remember_checkpoint(7, b"r" * 32, b"note")
+        follow(state, 7)
         state.remember_server_statement(2, b"statement", b"signature")
         state.remember_file(known(3), b"entry")
         state.remember_listed_size(5)
     with opened(path) as state:
-        assert state.checkpoint() == (7, b"r" * 32, b"note")
+        assert state.followed() == position(7)
+        assert state.contacts() == {b"c" * 32: 7}
+        assert state.logged_heads() == {"b" * 32: LoggedHead(7, b"\x07" * 32, 6)}
         assert state.server_statement() == (b"statement", b"signature")
         assert state.file("a" * 32) == known(3)
         assert state.all_revisions() == {"a" * 32: known(3).revision}
@@ -75,12 +89,12 @@ def test_state_is_persistent(path: Path) -> None:
 def test_state_only_moves_forward(path: Path) -> None:
     with opened(path) as early, opened(path) as late:
         for state, step in ((late, 9), (early, 4)):
-            state.remember_checkpoint(step, bytes([step]) * 32, b"note %d" % step)
+            follow(state, step)
             state.remember_server_statement(step, b"statement %d" % step, b"")
             state.remember_file(known(step), b"entry %d" % step)
             state.remember_listed_size(step)
         for state in (late, early):
-            assert state.checkpoint() == (9, b"\x09" * 32, b"note 9")
+            assert state.followed() == position(9)
             assert state.server_statement() == (b"statement 9", b"")
             assert state.file("a" * 32) == known(9)
             assert list(state.entries()) == [("a" * 32, b"entry 9")]
@@ -369,13 +383,15 @@ WRITER = """
 import sys
 from pathlib import Path
 from typing import cast
+from sfsc.trust.followed_log import LogChanges, LogPosition
 from sfsc.trust.state import ClientState, KnownFile
 path, number = Path(sys.argv[1]), int(sys.argv[2])
 with ClientState.open_database(path, bytes(32) + b"ada", b"k" * 32) as state:
     for step in range(60):
         size = step * 4 + number
         with state.transaction():
-            state.remember_checkpoint(size, bytes(32), b"note %d" % size)
+            peaks = (bytes(32),) * size.bit_count()
+            state.save_followed(LogPosition(size, 0, 0, peaks, b""), LogChanges({}, []), {})
             known = KnownFile("a" * 32, size, bytes(32), b"r", size)
             state.remember_file(known, b"entry %d" % size)
 """
@@ -388,7 +404,7 @@ def test_many_processes_write_at_once(path: Path) -> None:
     ]
     assert [process.wait(60) for process in running] == [0] * 4
     with opened(path) as state:
-        assert state.checkpoint() == (239, bytes(32), b"note 239")
+        assert state.followed().size == 239
         assert list(state.entries()) == [("a" * 32, b"entry 239")]
 
 
@@ -416,16 +432,16 @@ def test_a_copy_knows_what_the_file_knows(
 ) -> None:
     """Also what is only in the write-ahead log, of a process that is running or was killed."""
     with open_client_state(fresh, keyring) as state:
-        state.remember_checkpoint(7, bytes(32), b"note")
+        follow(state, 7)
         monkeypatch.setattr(shutil, "disk_usage", full)
         with open_client_state(fresh, keyring, must_be_saved=False) as copy:
             assert not copy.saved
-            assert copy.checkpoint() == (7, bytes(32), b"note")
-            copy.remember_checkpoint(9, bytes(32), b"newer")
-            assert copy.checkpoint() == (9, bytes(32), b"newer")
+            assert copy.followed() == position(7)
+            follow(copy, 9)
+            assert copy.followed() == position(9)
             with pytest.raises(LocalError):
-                copy.reset_log(1, bytes(32), b"other")
-        assert state.checkpoint() == (7, bytes(32), b"note")
+                copy.reset_log()
+        assert state.followed() == position(7)
     assert "rollback protection is reduced" in caplog.text
     assert str(fresh) in caplog.text
 
@@ -451,7 +467,7 @@ def test_a_file_that_cannot_be_read_is_never_left_out(
     """Otherwise a server could roll back without being noticed."""
     monkeypatch.setattr(shutil, "disk_usage", full)
     with open_client_state(fresh, keyring, must_be_saved=False) as state:
-        assert state.checkpoint() is None  # there is no file
+        assert state.followed() == LOG_START  # there is no file
     state_path(fresh).write_bytes(b"damaged" * 1000)
     with pytest.raises(LocalError):
         open_client_state(fresh, keyring, must_be_saved=False)

@@ -26,6 +26,7 @@ from sfsd.errors import (
     JournalRefusedError,
     JournalUnreadableError,
 )
+from sfsd.log import journal as journal_module
 from sfsd.log.journal import Journal
 from tests.sfsd.faults import FaultyFiles
 from tests.sfsd.journals import RESERVE, VERIFIER, check, draft, drafts, open_journal, tag_key
@@ -238,22 +239,25 @@ def test_a_checkpoint_is_signed_and_stored_once(journal: Journal, files: FaultyF
     assert calls_on(files, "checkpoint") == ["replace"]
 
 
-def test_a_receipt_proves_a_line_from_a_known_size(logs: Path) -> None:
+def test_a_receipt_shows_a_line_and_the_leaves_from_a_known_size(
+    logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal = open_journal(logs)
-    roots = [merkle.EMPTY_ROOT]
     for number in range(20):
         journal.append([draft(str(number))])
-        roots.append(journal.root_at(number + 1))
+    leaves = [auditlog.leaf_data(line) for line in journal.lines()]
     for since in range(21):
         for seq in (0, 7, 19):
-            receipt = journal.receipt(seq, since)
+            receipt, size = journal.receipt(seq, since)
             note = checkpoint.verify(receipt.checkpoint, VERIFIER)
-            assert note.size == 20
-            entry = auditlog.parse(receipt.line, seq=seq)
-            leaf = merkle.leaf_hash(entry.leaf_data)
-            merkle.verify_inclusion(leaf, seq, 20, receipt.inclusion, note.root)
-            merkle.verify_consistency(since, roots[since], 20, note.root, receipt.consistency)
-            assert (receipt.consistency == ()) == (since in (0, 20))
+            assert size == note.size == 20
+            assert auditlog.parse(receipt.line, seq=seq).leaf_data == leaves[seq]
+            shown = b"".join(len(one).to_bytes(2) + one for one in leaves[since:])
+            assert (receipt.first, receipt.leaves) == (since, shown)
+    monkeypatch.setattr(journal_module, "RECEIPT_LEAVES", 5)
+    assert journal.receipt(19, 14)[0].leaves == b""
+    assert journal.receipt(19, 15)[0].leaves != b""
+    assert journal.receipt(19, 21)[0].leaves == b""  # the client has seen a longer log
     journal.close()
 
 
@@ -278,8 +282,6 @@ def test_entries_past_the_log_are_out_of_range(journal: Journal) -> None:
     for size in (-1, 4):
         with pytest.raises(JournalRangeError):
             journal.root_at(size)
-    with pytest.raises(JournalRangeError):
-        journal.receipt(0, 4)
 
 
 def test_lines_by_range(journal: Journal) -> None:
@@ -401,13 +403,13 @@ def test_readers_beside_the_appender_see_only_whole_logs(logs: Path) -> None:
             known = checkpoint.verify(journal.checkpoint(), VERIFIER)
             while not stop.is_set():
                 seq = known.size - 1
-                receipt = journal.receipt(seq, known.size)
+                receipt, _ = journal.receipt(seq, known.size)
                 note = checkpoint.verify(receipt.checkpoint, VERIFIER)
                 leaf = merkle.leaf_hash(auditlog.leaf_data(receipt.line, seq=seq))
-                merkle.verify_inclusion(leaf, seq, note.size, receipt.inclusion, note.root)
-                merkle.verify_consistency(
-                    known.size, known.root, note.size, note.root, receipt.consistency
-                )
+                inclusion = journal.prove_inclusion(seq, note.size)
+                merkle.verify_inclusion(leaf, seq, note.size, inclusion, note.root)
+                consistency = journal.prove_consistency(known.size, note.size)
+                merkle.verify_consistency(known.size, known.root, note.size, note.root, consistency)
                 first = max(0, note.size - 20)
                 assert len(list(journal.lines(first, note.size))) == note.size - first
                 known = note

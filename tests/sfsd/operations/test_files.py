@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from protocol.codec.encoding import MAX_BODY
+from protocol.codec.values import changed
 from protocol.records.record_signatures import MAX_PACKED
 from protocol.records.records import PURGE, FileRecord
 from protocol.wire.frames import encode_frame
@@ -128,6 +129,11 @@ def test_a_page_examines_a_bounded_number_of_files(
     ]
 
 
+def without_size(page: Listing) -> Listing:
+    """Return the page without the log sizes as of which it was made."""
+    return changed(page, views=tuple(changed(view, at=0) for view in page.views))
+
+
 def test_a_listing_after_a_restart_is_the_same(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         ada = served.person("ada")
@@ -140,7 +146,7 @@ def test_a_listing_after_a_restart_is_the_same(tmp_path: Path) -> None:
         ada.served, ada.who = served, served.person("eve").who
         assert listed(ada).views == ()
         ada.who = ada.log_in()
-        assert listed(ada) == before
+        assert without_size(listed(ada)) == without_size(before)
         assert ids(listed(ada, since=mark)) == [file_id(2)]
 
 

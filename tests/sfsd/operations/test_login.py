@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from protocol.codec import merkle
 from protocol.codec.base64text import to_text
 from protocol.codec.values import changed
 from protocol.log.checkpoint import verify
@@ -18,6 +17,7 @@ from protocol.wire.messages.rotation import GetBundle, SealedBundle
 from protocol.wire.messages.session import Enroll, Login, Ping, Pong
 from protocol.wire.messages.sharing import Identity, Lookup
 from protocol.wire.messages.uploads import PutOpen
+from sfsc.trust.follower import LogFollower
 from sfsd.config import DAY
 from sfsd.errors import Refused
 from sfsd.rules.context import Access
@@ -34,6 +34,7 @@ from tests.sfsd.builders import (
     Person,
     check_receipt,
     done,
+    leaf_page,
     login,
     refused,
 )
@@ -70,25 +71,34 @@ def test_a_login_is_logged_with_what_was_signed(served: Daemon, ada: Person) -> 
     assert (entry.detail["address"], entry.detail["device"]) == (ADDRESS, ada.device_id.hex())
     assert who.access is Access.FULL
     assert verify(session.checkpoint, VERIFIER).size == who.known_size > who.session
-    assert (session.receipt, session.notice, session.time) == (None, None, served.clock.now)
+    assert session.receipt is not None
+    assert check_receipt(session.receipt, body).seq == who.session
+    assert (session.notice, session.time) == (None, served.clock.now)
 
 
-def test_a_login_proves_that_the_log_continues(served: Daemon, ada: Person) -> None:
+def test_a_login_shows_how_the_log_continues(served: Daemon, ada: Person) -> None:
     _, before = served.open(ada.login())
     old = verify(before.checkpoint, VERIFIER)
     for _ in range(5):
         ada.log_in()
     _, after = served.open(ada.login(known_size=old.size))
+    assert after.receipt is not None
+    assert after.receipt.first == old.size
+    lines = list(served.context.journal.lines())
+    follower = LogFollower()
+    follower.feed(0, leaf_page(lines[: old.size]))
+    follower.check_root(old.size, old.root)
+    follower.feed(old.size, after.receipt.leaves)
     new = verify(after.checkpoint, VERIFIER)
-    assert after.consistency
-    merkle.verify_consistency(old.size, old.root, new.size, new.root, after.consistency)
+    follower.check_root(new.size, new.root)
 
 
-def test_a_client_that_saw_a_longer_log_gets_the_size_and_no_proof(
+def test_a_client_that_saw_a_longer_log_gets_the_size_and_no_leaves(
     served: Daemon, ada: Person
 ) -> None:
     _, session = served.open(ada.login(known_size=10**6))
-    assert session.consistency == ()
+    assert session.receipt is not None
+    assert session.receipt.leaves == b""
     assert verify(session.checkpoint, VERIFIER).size < 10**6
 
 

@@ -232,13 +232,13 @@ def test_a_chain_counts_from_one_without_a_gap() -> None:
 
 
 def test_a_view_has_only_the_requesters_wraps() -> None:
-    view = SIDECAR.view("bob", SIDECAR.last)
+    view = SIDECAR.view("bob", SIDECAR.last, 9)
     assert (view.wraps, view.head, view.metadata) == (SIDECAR.wraps[1:], None, b"sealed")
-    assert SIDECAR.view("eve", SIDECAR.last).wraps == ()
+    assert SIDECAR.view("eve", SIDECAR.last, 9).wraps == ()
     head = signed(TOMBSTONE)
-    assert SIDECAR.view("ada", head).head == head
+    assert SIDECAR.view("ada", head, 9).head == head
     purged = changed(SIDECAR, metadata=None, wraps=())
-    assert purged.view("ada", head).metadata == b""
+    assert purged.view("ada", head, 9).metadata == b""
 
 
 def test_few_long_records_are_cached() -> None:

@@ -13,12 +13,19 @@ from protocol.codec.values import changed
 from protocol.log.auditlog import MAX_LINE
 from protocol.log.checkpoint import MAX_CHECKPOINT
 from protocol.wire.messages import encode
+from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.log import (
     MAX_ENTRIES,
+    MAX_LEAVES,
+    MAX_LINES,
     LogCheckpoint,
     LogEntries,
     LogHead,
     LogItem,
+    LogLeaves,
+    LogLeavesPage,
+    LogLines,
+    LogLinesPage,
     LogPage,
     LogProof,
     LogProven,
@@ -49,7 +56,15 @@ def test_a_page_of_hashes_fits_a_frame() -> None:
         (ENTRIES, {"own": 1}),
         (ITEM, {"data": bytes(MAX_LINE + 1)}),
         (PAGE, {"entries": (ITEM,) * (MAX_ENTRIES + 1)}),
-        (LogCheckpoint(b"", PROOF), {"checkpoint": bytes(MAX_CHECKPOINT + 1)}),
+        (LogCheckpoint(b""), {"checkpoint": bytes(MAX_CHECKPOINT + 1)}),
+        (LogHead(0), {"size": -1}),
+        (LogLeaves(0, 1), {"first": -1}),
+        (LogLeaves(0, 1), {"limit": 0}),
+        (LogLeaves(0, 1), {"limit": MAX_LEAVES + 1}),
+        (LogLeavesPage(b""), {"leaves": bytes(PIECE + 1)}),
+        (LogLines(()), {"seqs": (0,) * (MAX_LINES + 1)}),
+        (LogLines(()), {"seqs": (-1,)}),
+        (LogLinesPage(()), {"lines": (ITEM,) * (MAX_LINES + 1)}),
         (LogProof("inclusion", 0, 1), {"kind": "absence"}),
         (LogProof("consistency", 0, 1), {"start": -1}),
         (LogProven(PROOF), {"proof": (*PROOF, bytes(32))}),

@@ -8,17 +8,14 @@ import pytest
 
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
-from protocol.codec.merkle import MAX_PROOF
 from protocol.codec.values import changed
 from protocol.log.auditlog import MAX_LINE
-from protocol.log.checkpoint import MAX_CHECKPOINT
 from protocol.records.records import MAX_RECORD
 from protocol.wire.messages import encode
 from protocol.wire.messages.sharing import Identity, Lookup, SignedStatement
 
-PROOF = (bytes(32),) * MAX_PROOF
-STATEMENT = SignedStatement(bytes(MAX_RECORD), (bytes(64),) * 2, 2**53, bytes(MAX_LINE), PROOF)
-IDENTITY = Identity((STATEMENT,) * 8, bytes(MAX_CHECKPOINT), PROOF, 9)
+STATEMENT = SignedStatement(bytes(MAX_RECORD), (bytes(64),) * 2, 2**53, bytes(MAX_LINE))
+IDENTITY = Identity((STATEMENT,) * 8, 9)
 
 
 def test_replies() -> None:
@@ -37,10 +34,7 @@ def test_the_largest_page_fits_a_frame() -> None:
         (STATEMENT, {"signatures": (bytes(64),) * 3}),
         (STATEMENT, {"statement": bytes(MAX_RECORD + 1)}),
         (STATEMENT, {"line": bytes(MAX_LINE + 1)}),
-        (STATEMENT, {"inclusion": (*PROOF, bytes(32))}),
-        (STATEMENT, {"inclusion": (bytes(31),)}),
         (IDENTITY, {"statements": (STATEMENT,) * 9}),
-        (IDENTITY, {"checkpoint": bytes(MAX_CHECKPOINT + 1)}),
     ],
 )
 def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message

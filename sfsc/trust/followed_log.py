@@ -1,0 +1,384 @@
+"""Keeps what one account knows of the server's log, without I/O: which entries are its own, the
+newest record of each of its files, its identity statements and those of its contacts.
+
+`sfsc.session.follow` asks the server for what this needs: leaf data up to a signed checkpoint, then
+the lines of the account's own entries. Nothing counts before `confirm` has returned, and what it
+changed is then saved by one transaction (`take_changes`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from protocol.codec.errors import EncodingError, LogError, MessageError
+from protocol.codec.values import Mutable, Value
+from protocol.log import auditlog, tags
+from protocol.log.auditlog import IDENTITY_OPS, LogEntry
+from protocol.records.records import FileRecord, Statement, record_hash
+from sfsc.errors import BadReceipt, Rollback
+from sfsc.trust.follower import REPORT, FoundLeaf, LogFollower, TagSequence
+
+RECORD_OPS: Final = frozenset(
+    {"upload", "delete", "restore", "move", "reencrypt", "purge", "access"}
+)
+"""Ops of entries whose `rec` is a file record of their owner."""
+_OWN_NEAR: Final = 64
+_IDENTITY_NEAR: Final = 4
+_POSITION: Final = struct.Struct(">QQIH")
+_HEAD: Final = struct.Struct(">QQ32s")
+_CONTACT: Final = struct.Struct(">32sI")
+
+
+class LogPosition(Value):
+    """How far the log was followed: `size` entries with the frontier `peaks`, of which `count` are
+    the account's and hold `statements` of its identity statements. `contacts` are pairs (hash of
+    the first statement, number of the last statement in the log). `note` is the signed checkpoint.
+    """
+
+    size: int
+    count: int
+    statements: int
+    peaks: tuple[bytes, ...]
+    note: bytes
+
+    def pack(self) -> bytes:
+        """Encode for the state."""
+        head = _POSITION.pack(self.size, self.count, self.statements, len(self.peaks))
+        return head + b"".join(self.peaks) + self.note
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> LogPosition:
+        """Decode the output of `pack`, which only a holder of the keyring's key could store."""
+        size, count, statements, peaks = _POSITION.unpack_from(packed)
+        at, end = _POSITION.size, _POSITION.size + 32 * peaks
+        hashes = tuple(packed[place : place + 32] for place in range(at, end, 32))
+        return cls(size, count, statements, hashes, packed[end:])
+
+
+LOG_START: Final = LogPosition(0, 0, 0, (), b"")
+"""Position before the first entry."""
+
+
+class LoggedHead(Value):
+    """The newest record of a file of ours in the log: its `rev`, its hash (32 bytes), and the
+    entry that logged it."""
+
+    rev: int
+    hash: bytes
+    seq: int
+
+    def pack(self) -> bytes:
+        """Encode for the state."""
+        return _HEAD.pack(self.rev, self.seq, self.hash)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> LoggedHead:
+        """Decode the output of `pack`."""
+        rev, seq, digest = _HEAD.unpack(packed)
+        return cls(rev, digest, seq)
+
+
+class StatementLeaf(Value):
+    """The entry that logged statement `n` of the user whose first statement has this hash."""
+
+    first: bytes
+    n: int
+    leaf: FoundLeaf
+
+
+class _History(Mutable):
+    """Records of one file that were followed in this session, oldest first, and the head before."""
+
+    before: tuple[int, bytes] | None
+    heads: list[LoggedHead]
+
+
+class LogChanges(Value):
+    """Changes in a stretch of the log: the newest head of each file in it, by file_id, and the
+    statements of contacts."""
+
+    heads: dict[str, LoggedHead]
+    statements: list[StatementLeaf]
+
+
+class FollowedLog:
+    """The followed log of one account over one connection. A method that raises leaves it unusable:
+    the connection ends, and the next one continues from what was saved."""
+
+    def __init__(
+        self,
+        server_id: bytes,
+        user: str,
+        first: bytes,
+        tag_key: bytes,
+        start: LogPosition = LOG_START,
+        known_head: Callable[[str], LoggedHead | None] = lambda _file_id: None,
+    ) -> None:
+        """`first` is the hash of the account's first statement. `known_head` returns what was saved
+        of a file, perhaps by a process that has followed farther than `start`."""
+        self.start = start
+        self.first = first
+        self._server_id = server_id
+        self._user = user
+        self.known_head = known_head
+        self._follower = LogFollower(start.size, start.peaks)
+        self._own = TagSequence(
+            f"the account {user}",
+            lambda count: tags.account_tag(tag_key, server_id, user, count),
+            start.count,
+            _OWN_NEAR,
+        )
+        self._follower.watch(self._own)
+        self._identities: dict[bytes, TagSequence] = {}
+        self._watch_identity(first, start.statements)
+        self._without_line: deque[FoundLeaf] = deque()
+        self._shown: dict[int, LogEntry] = {}
+        self._histories: dict[str, _History] = {}
+        self.statements: dict[int, bytes] = {}
+        """Own identity statements that were followed in this session, exact bytes by number."""
+        self._statement_leaves: dict[bytes, dict[int, FoundLeaf]] = {}
+        self._unsaved_heads: dict[str, LoggedHead] = {}
+        self._unsaved_statements: list[StatementLeaf] = []
+        self._entries: dict[int, LogEntry] = {}
+
+    @property
+    def size(self) -> int:
+        """The number of entries whose leaves were read."""
+        return self._follower.size
+
+    @property
+    def count(self) -> int:
+        """The number of own entries among them."""
+        return self._own.following
+
+    # --- contacts
+
+    def watch_contact(self, first: bytes, n: int) -> None:
+        """Find the statements of a contact from the next leaf on: those after number `n`, which is
+        the last one before. `first` is the hash of the contact's first statement."""
+        if first not in self._identities:
+            self._watch_identity(first, n)
+
+    def watches(self, first: bytes) -> bool:
+        """Return whether all statements of this user since `watch_contact` are known."""
+        return first in self._identities
+
+    def statement_count(self, first: bytes) -> int:
+        """Return the number of the last statement in the log of a watched user."""
+        return self._identities[first].following - 1
+
+    def statement_leaves(self, first: bytes) -> dict[int, FoundLeaf]:
+        """Return the entries of a user's statements that were followed in this session, by
+        number."""
+        return self._statement_leaves.get(first, {})
+
+    def identity_sequence(self, first: bytes, n: int = 0) -> TagSequence:
+        """Return the tags of a user's statements after number `n`."""
+        return TagSequence(
+            "a user's identity",
+            lambda number: tags.identity_tag(self._server_id, first, number),
+            n + 1,
+            _IDENTITY_NEAR,
+        )
+
+    def watch_found(self, first: bytes, sequence: TagSequence) -> None:
+        """Watch a contact whose statements were searched for in the first `size` entries."""
+        self._identities[first] = sequence
+        self._follower.watch(sequence)
+        self._take_statements(first, sequence)
+
+    def contacts(self) -> dict[bytes, int]:
+        """Return {hash of the first statement: number of the last statement} of all contacts."""
+        return {
+            first: sequence.following - 1
+            for first, sequence in self._identities.items()
+            if first != self.first
+        }
+
+    def _watch_identity(self, first: bytes, n: int) -> None:
+        self.watch_found(first, self.identity_sequence(first, n))
+
+    def _take_statements(self, first: bytes, sequence: TagSequence) -> None:
+        for leaf in sequence.found:
+            self._statement_leaves.setdefault(first, {})[leaf.number] = leaf
+            self._unsaved_statements.append(StatementLeaf(first, leaf.number, leaf))
+        sequence.found.clear()
+
+    # --- reading
+
+    def add_leaves(self, first: int, page: bytes | memoryview) -> None:
+        """Read leaf data from entry `first` on. Raises as `LogFollower.feed`."""
+        self._follower.feed(first, page)
+        self._without_line.extend(self._own.found)
+        self._own.found.clear()
+        for whose, sequence in self._identities.items():
+            self._take_statements(whose, sequence)
+        self._use_lines()
+
+    def wanted_lines(self, limit: int) -> list[int]:
+        """Return the seqs of at most `limit` own entries whose line is missing, in order."""
+        return [leaf.seq for leaf in self._without_line if leaf.seq not in self._shown][:limit]
+
+    def add_lines(self, lines: Iterable[tuple[int, bytes]]) -> None:
+        """Take lines of own entries, as (seq, line without newline), in any order. A line may come
+        before its leaf. Raises `BadReceipt` for a line that is not the entry of its leaf."""
+        for seq, line in lines:
+            self._shown[seq] = parse_line(line, seq)
+        self._use_lines()
+
+    def add_entry(self, entry: LogEntry) -> None:
+        """Take the entry of a parsed line; as `add_lines`."""
+        if entry.seq >= self.size or self.wanted_lines(1):
+            self._shown[entry.seq] = entry
+            self._use_lines()
+
+    def _use_lines(self) -> None:
+        while self._without_line and (leaf := self._without_line[0]).seq in self._shown:
+            entry = self._shown.pop(leaf.seq)
+            self._without_line.popleft()
+            self._check_own(entry, leaf)
+            self._entries[leaf.seq] = entry
+            try:
+                self._learn(entry)
+            except (EncodingError, MessageError) as exc:
+                cause = f"entry {leaf.seq} of the log holds a malformed record"
+                raise BadReceipt(cause, REPORT) from exc
+
+    def _check_own(self, entry: LogEntry, leaf: FoundLeaf) -> None:
+        if entry.leaf_data != leaf.data:
+            raise BadReceipt(f"the log has another entry {leaf.seq} than the server shows", REPORT)
+        if entry.accounts.get(self._user) != leaf.number:
+            raise BadReceipt(
+                f"entry {leaf.seq} of the log does not count as number {leaf.number} of this"
+                " account",
+                REPORT,
+            )
+
+    def _learn(self, entry: LogEntry) -> None:
+        if entry.owner != self._user:
+            return
+        if entry.op in IDENTITY_OPS and entry.rec is not None:
+            number = Statement.parse(entry.rec).n
+            leaf = self.statement_leaves(self.first).get(number)
+            if leaf is None or leaf.seq != entry.seq:
+                raise BadReceipt(
+                    f"entry {entry.seq} of the log holds statement {number} of this account without"
+                    " its tag",
+                    REPORT,
+                )
+            self.statements[number] = entry.rec
+        if entry.op in RECORD_OPS:
+            for body, _ in entry.records:
+                record = FileRecord.parse(body)
+                if record.owner == self._user:
+                    self._learn_record(record, body, entry.seq)
+
+    def _learn_record(self, record: FileRecord, body: bytes, seq: int) -> None:
+        """Take a record, which must follow from the one before it in the log."""
+        history = self._histories.get(record.file_id)
+        if history is None:
+            saved = self.known_head(record.file_id)
+            before = (record.rev - 1, record.prev)
+            # What another process has saved from beyond this position says nothing about it.
+            if saved is not None and saved.seq < self.start.size:
+                before = (saved.rev, saved.hash)
+            elif saved is None:
+                before = (0, b"")
+            history = _History(before if before[0] else None, [])
+            self._histories[record.file_id] = history
+        last = (history.heads[-1].rev, history.heads[-1].hash) if history.heads else history.before
+        if (record.rev, record.prev) != ((1, b"") if last is None else (last[0] + 1, last[1])):
+            raise BadReceipt(
+                f"entry {seq} of the log holds revision {record.rev} of a file, which does not"
+                " follow from the one before",
+                REPORT,
+            )
+        head = LoggedHead(record.rev, record_hash(body), seq)
+        history.heads.append(head)
+        self._unsaved_heads[record.file_id] = head
+
+    # --- confirming
+
+    def can_confirm(self, size: int) -> bool:
+        """Return whether the root at `size` can still be computed."""
+        return self._follower.can_check(size)
+
+    def confirm(self, size: int, root: bytes) -> None:
+        """Check the leaves against a signed checkpoint of `size`, which is not above `self.size`.
+        Raises `Fork`; `BadReceipt` if own entries below `size` were not shown, or an own identity
+        statement stands in an entry that is not ours."""
+        self._follower.check_root(size, root)
+        if self._without_line and self._without_line[0].seq < size:
+            raise BadReceipt("the server does not show all entries of this account", REPORT)
+        for number, leaf in self.statement_leaves(self.first).items():
+            if leaf.seq < size and number not in self.statements:
+                raise BadReceipt(
+                    f"entry {leaf.seq} of the log is tagged as statement {number} of this account,"
+                    " and holds none",
+                    REPORT,
+                )
+
+    def position(self, note: bytes) -> LogPosition:
+        """Return the position to save, once the checkpoint `note` of exactly `self.size` was
+        confirmed."""
+        return LogPosition(
+            self.size, self.count, self.statement_count(self.first), self._follower.peaks, note
+        )
+
+    def take_changes(self) -> LogChanges:
+        """Return what was learnt since the last call, to be saved with `position`."""
+        changes = LogChanges(self._unsaved_heads, self._unsaved_statements)
+        self._unsaved_heads, self._unsaved_statements = {}, []
+        return changes
+
+    def take_entries(self) -> dict[int, LogEntry]:
+        """Return the own entries read since the last call, by seq."""
+        entries, self._entries = self._entries, {}
+        return entries
+
+    def has_record(self, file_id: str, rev: int, digest: bytes) -> bool:
+        """Return whether a record of ours with this hash was followed in this session."""
+        history = self._histories.get(file_id)
+        heads = [] if history is None else history.heads
+        return any((head.rev, head.hash) == (rev, digest) for head in heads)
+
+    def head_at(self, file_id: str, at: int) -> tuple[int, bytes] | None:
+        """Return (rev, hash) of the newest record of a file of ours in the first `at` entries, None
+        if there is none. `at` is not above `self.size`, and not below `self.start.size`.
+
+        Raises `Rollback` if another process of this machine has followed the file beyond
+        `self.size`: follow the log first.
+        """
+        history = self._histories.get(file_id)
+        if history is not None:
+            for head in reversed(history.heads):
+                if head.seq < at:
+                    return head.rev, head.hash
+            return history.before
+        saved = self.known_head(file_id)
+        if saved is None:
+            return None
+        if saved.seq >= self.start.size:
+            raise Rollback("the server shows less of its log than this machine has seen", REPORT)
+        return saved.rev, saved.hash
+
+
+def parse_line(line: bytes, seq: int | None = None) -> LogEntry:
+    """Parse a line that the server shows. Raises `BadReceipt`."""
+    try:
+        return auditlog.parse(line, seq=seq)
+    except LogError as exc:
+        raise BadReceipt(f"the server returned a malformed log entry: {exc}", REPORT) from exc
+
+
+def pack_contacts(contacts: dict[bytes, int]) -> bytes:
+    """Encode {hash of the first statement: number of the last statement} for the state."""
+    return b"".join(_CONTACT.pack(first, n) for first, n in sorted(contacts.items()))
+
+
+def unpack_contacts(packed: bytes) -> dict[bytes, int]:
+    """Decode the output of `pack_contacts`."""
+    return dict(_CONTACT.iter_unpack(packed))

@@ -1,0 +1,342 @@
+"""An account's view of the log: against a model, and against logs that hide or invent entries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol.codec import merkle
+from protocol.log import auditlog, tags
+from protocol.log.auditlog import EntryDraft
+from protocol.records.records import FileRecord, record_hash
+from sfsc.errors import BadReceipt, Fork, IntegrityError, Rollback
+from sfsc.trust.followed_log import (
+    LOG_START,
+    FollowedLog,
+    LoggedHead,
+    LogPosition,
+    pack_contacts,
+    unpack_contacts,
+)
+from tests.vectors import protocol_examples as examples
+
+SERVER = examples.SERVER_ID
+KEYS = {"alice": b"a" * 32, "bob": b"b" * 32}
+FIRST = examples.FIRST.encode()
+FIRST_HASH = record_hash(FIRST)
+BOB_FIRST = b"f" * 32
+TIME = "2026-11-30T00:00:00.000Z"
+
+
+@dataclass
+class Log:
+    """A log of two accounts; `counts` are the next counts, which a test may falsify."""
+
+    lines: list[bytes] = field(default_factory=list)
+    leaves: list[bytes] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: {"alice": 0, "bob": 0})
+    prev: bytes = auditlog.GENESIS
+
+    def append(
+        self,
+        op: str,
+        *users: str,
+        rec: bytes | None = None,
+        more: Sequence[bytes] = (),
+        untagged: bool = False,
+        **changed: Any,
+    ) -> int:
+        """Append an entry of these accounts, with `more` tags; return its seq."""
+        owner = users[0] if users else None
+        draft = EntryDraft(op=op, actor=owner or "operator", owner=owner, rec=rec, **changed)
+        accounts = {user: self.counts[user] for user in users}
+        own = [tags.account_tag(KEYS[user], SERVER, user, n) for user, n in accounts.items()]
+        line, self.prev = auditlog.encode(
+            draft,
+            seq=len(self.lines),
+            time=TIME,
+            salt=os.urandom(16),
+            detail=draft.detail,
+            accounts=accounts,
+            tags=[*([] if untagged else own), *more],
+            prev=self.prev,
+        )
+        self.lines.append(line)
+        self.leaves.append(auditlog.leaf_data(line))
+        for user in users:
+            self.counts[user] += 1
+        return len(self.lines) - 1
+
+    def enrol(self, **changed: Any) -> int:
+        tag = tags.identity_tag(SERVER, FIRST_HASH, 1)
+        return self.append("enrol", "alice", rec=FIRST, more=[tag], **changed)
+
+    def root(self, size: int | None = None) -> bytes:
+        return merkle.root([merkle.leaf_hash(one) for one in self.leaves[:size]])
+
+    def page(self, first: int, end: int | None = None) -> bytes:
+        return b"".join(len(one).to_bytes(2) + one for one in self.leaves[first:end])
+
+
+def follower(
+    start: LogPosition = LOG_START,
+    known: Callable[[str], LoggedHead | None] = lambda _file_id: None,
+) -> FollowedLog:
+    return FollowedLog(SERVER, "alice", FIRST_HASH, KEYS["alice"], start, known)
+
+
+def follow(log: Log, followed: FollowedLog, end: int | None = None) -> None:
+    """Follow an honest server to `end`."""
+    end = len(log.lines) if end is None else end
+    followed.add_leaves(followed.size, log.page(followed.size, end))
+    while wanted := followed.wanted_lines(2):
+        followed.add_lines((seq, log.lines[seq]) for seq in wanted)
+    followed.confirm(end, log.root(end))
+
+
+def record(rev: int, prev: bytes, file_id: str = examples.FILE_ID) -> bytes:
+    """Return a record of a purge, which needs no content."""
+    return FileRecord(
+        server=SERVER,
+        owner="alice",
+        actor="alice",
+        generation=1,
+        file_id=file_id,
+        rev=rev,
+        op="purge",
+        prev=prev,
+        seen=(0, merkle.EMPTY_ROOT),
+        created=1,
+        readers=(),
+        current=rev,
+        content=bytes(32),
+        purged=(1,),
+    ).encode()
+
+
+def chain(count: int, file_id: str = examples.FILE_ID) -> list[bytes]:
+    found, prev = list[bytes](), b""
+    for rev in range(1, count + 1):
+        found.append(record(rev, prev, file_id))
+        prev = record_hash(found[-1])
+    return found
+
+
+FILES = [f"{n:032x}" for n in range(3)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    acts=st.lists(st.sampled_from([0, 1, 2, "login", "bob", "both", "system"]), max_size=40),
+    stops=st.lists(st.integers(1, 41), max_size=4),
+)
+def test_knows_the_newest_record_of_each_file(acts: list[int | str], stops: list[int]) -> None:
+    log, heads = Log(), [dict[str, tuple[int, bytes]]()]
+    chains = {file_id: iter(chain(41, file_id)) for file_id in FILES}
+    log.enrol()
+    for act in acts:
+        heads.append(dict(heads[-1]))
+        if isinstance(act, int):
+            body = next(chains[FILES[act]])
+            log.append("purge", "alice", rec=body)
+            heads[-1][FILES[act]] = (FileRecord.parse(body).rev, record_hash(body))
+        elif act == "both":
+            log.append("access", "bob", "alice")
+        else:
+            log.append("login", *{"login": ["alice"], "bob": ["bob"]}.get(act, []))
+    saved: dict[str, LoggedHead] = {}
+    position, note = LOG_START, b"note"
+    for stop in [*sorted(stops), len(log.lines)]:
+        end = min(stop, len(log.lines))
+        followed = follower(position, saved.get)
+        begun = followed.size
+        follow(log, followed, end)
+        for at in range(begun, end + 1):
+            for file_id in FILES:
+                known = heads[max(0, at - 1)].get(file_id)
+                assert followed.head_at(file_id, at) == known
+        position = LogPosition.unpack(followed.position(note).pack())
+        saved |= {
+            file_id: LoggedHead.unpack(head.pack())
+            for file_id, head in followed.take_changes().heads.items()
+        }
+    assert (position.size, position.count) == (len(log.lines), log.counts["alice"])
+    assert position.note == note
+
+
+def test_finds_statements_of_contacts() -> None:
+    log = Log()
+    log.enrol()
+    for n in (1, 2):
+        log.append("statement", "bob", more=[tags.identity_tag(SERVER, BOB_FIRST, n)])
+    followed = follower()
+    followed.watch_contact(BOB_FIRST, 0)
+    follow(log, followed)
+    assert followed.statement_count(BOB_FIRST) == 2
+    found = followed.statement_leaves(BOB_FIRST)
+    assert {n: leaf.seq for n, leaf in found.items()} == {1: 1, 2: 2}
+    assert [(one.n, one.leaf.seq) for one in followed.take_changes().statements] == [
+        (1, 0),
+        (1, 1),
+        (2, 2),
+    ]
+    contacts = {BOB_FIRST: 2, FIRST_HASH: 1}
+    assert unpack_contacts(pack_contacts(contacts)) == contacts
+
+
+def hidden(log: Log) -> None:
+    log.append("purge", "alice", rec=chain(1)[0], untagged=True)
+    log.counts["alice"] -= 1
+
+
+def twice(log: Log) -> None:
+    log.append("login", "alice")
+    log.counts["alice"] -= 1
+    log.append("login", "alice")
+
+
+def ahead(log: Log) -> None:
+    log.counts["alice"] += 1
+    log.append("login", "alice")
+
+
+def too_low(log: Log) -> None:
+    log.counts["alice"] = 0
+    log.append("login", "alice")
+
+
+def untagged_statement(log: Log) -> None:
+    log.append("statement", "alice", rec=FIRST)
+
+
+def statement_twice(log: Log) -> None:
+    tag = tags.identity_tag(SERVER, FIRST_HASH, 1)
+    log.append("statement", "alice", rec=FIRST, more=[tag])
+
+
+def foreign_statement(log: Log) -> None:
+    log.append("statement", "bob", more=[tags.identity_tag(SERVER, FIRST_HASH, 2)])
+
+
+def skipped_record(log: Log) -> None:
+    first, _, third = chain(3)
+    log.append("purge", "alice", rec=first)
+    log.append("purge", "alice", rec=third)
+
+
+def other_record(log: Log) -> None:
+    first = chain(1)[0]
+    log.append("purge", "alice", rec=first)
+    log.append("purge", "alice", rec=record(2, b"x" * 32))
+
+
+def malformed_record(log: Log) -> None:
+    log.append("purge", "alice", rec=b"\x80")
+
+
+def false_count(log: Log) -> None:
+    """The tag is right, and the line counts otherwise."""
+    tag = tags.account_tag(KEYS["alice"], SERVER, "alice", log.counts["alice"])
+    log.counts["alice"] += 5
+    log.append("login", "alice", untagged=True, more=[tag])
+
+
+@pytest.mark.parametrize(
+    ("lie", "error"),
+    [
+        (twice, Fork),
+        (ahead, BadReceipt),
+        (too_low, Fork),
+        (untagged_statement, BadReceipt),
+        (statement_twice, Fork),
+        (foreign_statement, BadReceipt),
+        (skipped_record, BadReceipt),
+        (other_record, BadReceipt),
+        (malformed_record, BadReceipt),
+        (false_count, BadReceipt),
+    ],
+)
+def test_false_logs_are_refused(lie: Callable[[Log], None], error: type[IntegrityError]) -> None:
+    log = Log()
+    log.enrol()
+    lie(log)
+    with pytest.raises(error):
+        follow(log, follower())
+
+
+def test_an_entry_without_our_tag_is_not_ours() -> None:
+    """The author of the entry refuses it; every other machine does not count it."""
+    log = Log()
+    log.enrol()
+    hidden(log)
+    followed = follower()
+    follow(log, followed)
+    assert (followed.count, followed.head_at(examples.FILE_ID, 2)) == (1, None)
+
+
+def test_lines_must_be_those_of_the_leaves() -> None:
+    log, other = Log(), Log()
+    log.enrol()
+    other.enrol()
+    followed = follower()
+    followed.add_leaves(0, log.page(0))
+    with pytest.raises(BadReceipt):
+        followed.add_lines([(0, other.lines[0])])
+
+
+def test_every_own_line_must_be_shown() -> None:
+    log = Log()
+    log.enrol()
+    log.append("login", "alice")
+    followed = follower()
+    followed.add_leaves(0, log.page(0))
+    followed.add_lines([(0, log.lines[0])])
+    followed.confirm(1, log.root(1))
+    with pytest.raises(BadReceipt):
+        followed.confirm(2, log.root(2))
+    followed.add_lines([(1, log.lines[1])])
+    followed.confirm(2, log.root(2))
+    assert list(followed.take_entries()) == [0, 1]
+
+
+def test_a_line_may_come_before_its_leaf() -> None:
+    log = Log()
+    log.enrol()
+    followed = follower()
+    followed.add_lines([(0, log.lines[0])])
+    followed.add_leaves(0, log.page(0))
+    followed.confirm(1, log.root())
+    assert followed.statements == {1: FIRST}
+
+
+def test_a_wrong_root_at_a_middle_checkpoint_is_refused() -> None:
+    log = Log()
+    log.enrol()
+    log.append("login", "alice")
+    followed = follower()
+    follow(log, followed)
+    with pytest.raises(Fork):
+        followed.confirm(1, bytes(32))
+
+
+def test_what_another_process_saved_later_is_not_taken_for_the_past() -> None:
+    log, records = Log(), chain(3)
+    log.enrol()
+    seqs = [log.append("purge", "alice", rec=body) for body in records]
+    heads = [LoggedHead(n, record_hash(records[n - 1]), seqs[n - 1]) for n in (1, 2, 3)]
+    early = follower()
+    follow(log, early, seqs[1])
+    start = early.position(b"")
+    # Another process has followed to the end since this one began.
+    followed = follower(start, lambda _file_id: heads[2])
+    with pytest.raises(Rollback):
+        followed.head_at(examples.FILE_ID, start.size)
+    follow(log, followed)
+    assert followed.head_at(examples.FILE_ID, start.size) == (1, heads[0].hash)
+    assert followed.head_at(examples.FILE_ID, followed.size) == (3, heads[2].hash)
