@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from benchmarks.table import Row, table
-from protocol.codec.values import changed
 
 ROW = Row("1 GiB up", 1000.0, "MB", (4.0, 2.0, 2.5), (1.0, 2.0, 1.25), goal=0.75)
 
@@ -14,10 +14,10 @@ def test_rates_are_medians() -> None:
 
 def test_a_goal_is_a_ratio_and_a_limit_is_of_seconds() -> None:
     assert ROW.reached is False
-    assert changed(ROW, goal=0.5).reached is True
-    assert changed(ROW, goal=None).reached is None
-    assert changed(ROW, goal=None, limit=2.5).reached is True
-    assert changed(ROW, goal=None, limit=2.4).reached is False
+    assert replace(ROW, goal=0.5).reached is True
+    assert replace(ROW, goal=None).reached is None
+    assert replace(ROW, goal=None, limit=2.5).reached is True
+    assert replace(ROW, goal=None, limit=2.4).reached is False
 
 
 def test_json_is_one_line_with_every_run() -> None:
