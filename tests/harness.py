@@ -241,7 +241,7 @@ class Client:
         try:
             with (self.home / "keyring").open("rb") as file:
                 return file.read(14)[13:] == b"\0"
-        except FileNotFoundError:
+        except OSError:  # a path that cannot be opened: for the command to report
             return False
 
     def run(
