@@ -41,7 +41,7 @@ def check_usable(client: Client) -> str:
 def test_rotation_leaves_a_damaged_version_out(daemon: Daemon, ada: Client) -> None:
     damage_sidecar(daemon, ada, "bad")
     done = ada.run("rotate", code=5)
-    assert "bad version 1" in done.stderr
+    assert "bad: version 1 of the file is damaged" in done.stderr
     assert b"generation  2" in done.stdout
     assert check_usable(ada) == ""
     assert "bad version 1" in ada.run("verify-rotation", code=5).stderr
