@@ -126,6 +126,11 @@ class Readers(Protocol):
         """Discard the known keys, because a reader has newer ones."""
 
 
+class _StateDiscarded(LocalError):
+    """The rows of the state that decide were removed, because somebody else has changed them: the
+    log must be followed from its beginning."""
+
+
 class _Nobody:
     """Ignores all progress."""
 
@@ -455,7 +460,11 @@ class Session:
     def head_at(self, file_id: str, at: int) -> tuple[int, bytes] | None:
         """Return (rev, hash) of a file's newest record in the first `at` entries of the log, None
         if it has none."""
-        saved = self.log.known_head(file_id)
+        try:
+            saved = self.log.known_head(file_id)
+        except _StateDiscarded:
+            self._log, saved = self._saved_log(), None
+            self.refresh_log()
         if saved is not None and saved.seq >= self.followed_size:
             self.refresh_log()  # another process of this machine has followed farther
         return self.log.head_at(file_id, at)
@@ -698,9 +707,13 @@ class Session:
                     f"the server's log has {head.size} entries, fewer than {self.log.size} seen",
                     REPORT,
                 )
-            if receipt is not None:
-                self._read_receipt(receipt, parse_line(receipt.line), head)
-        self._follow(transport, head)
+            try:
+                if receipt is not None:
+                    self._read_receipt(receipt, parse_line(receipt.line), head)
+                self._follow(transport, head)
+            except _StateDiscarded:
+                self._log = self._saved_log()
+                self._follow(transport, head)
         self.reads_only = receipt is None
         if receipt is not None and self._login_seq is None:
             raise Rollback("the log does not show this session's own login", REPORT)
@@ -722,7 +735,7 @@ class Session:
             if head is None and not self._anew and self.state.followed().size < start.size:
                 # The rows that decide were removed since, because they were not ours.
                 cause = f"{self.state.path} was changed by something else than sfsc"
-                raise LocalError(cause, "run the command again: it follows the log from the start")
+                raise _StateDiscarded(cause, "run the command again")
             return head
 
         log = FollowedLog(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final
 
 from protocol.codec.errors import EncodingError, LogError, MessageError
@@ -220,7 +221,8 @@ class FollowedLog:
 
     def wanted_lines(self, limit: int) -> list[int]:
         """Return the seqs of at most `limit` own entries whose line is missing, in order."""
-        return [leaf.seq for leaf in self._without_line if leaf.seq not in self._shown][:limit]
+        missing = (leaf.seq for leaf in self._without_line if leaf.seq not in self._shown)
+        return list(islice(missing, limit))
 
     def add_lines(self, lines: Iterable[tuple[int, bytes]]) -> None:
         """Take lines of own entries, as (seq, line without newline), in any order. A line may come

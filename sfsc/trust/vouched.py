@@ -2,15 +2,16 @@
 
 The state file is not encrypted as a whole, and somebody else may have been at the home folder. So
 what decides, and not merely speeds things up, is kept here: the followed part of the log, the
-newest record of each file, the identity statements of contacts, distrust. One MAC under the
+newest record of each file, the identity statements of contacts, distrust. One seal under the
 keyring's key covers all of it. Rows taken from another day's file, removed or added do not match
 it: then all of them count as absent, and the client follows the log from its beginning.
 
-The MAC covers `_BUCKETS` sums. The sum of a bucket is the sum, modulo 2^128, of HMAC-SHA256(key,
+The seal covers `_BUCKETS` sums. The sum of a bucket is the sum, modulo 2^128, of HMAC-SHA256(key,
 row)[:16] of its rows: it changes with a row at the cost of that row, and a single row is checked by
 reading its bucket only. Without the key these HMACs are unknown, so no other set of rows with the
-same sum can be found. Somebody can still restore the whole file of one day; then the
-client follows the log from there.
+same sum can be found. The sums are encrypted (AES-256-GCM): their differences on several days would
+be the HMACs of single rows. Somebody can still restore the whole file of one day; then the client
+follows the log from there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from sfsc.crypto.primitives import open_sealed, seal
+from sfsc.errors import Tampered
 from sfsc.warning_log import log_warning
 
 _BUCKETS: Final = 256
@@ -34,7 +37,6 @@ CREATE TABLE vouched (
 ) WITHOUT ROWID;
 """
 _SUMS: Final = "vouched-sums"
-_MAC: Final = "vouched-mac"
 Row = tuple[str, str, bytes]
 """(kind, key, value); the kind tells apart what is stored, the key is unique within it."""
 
@@ -68,7 +70,7 @@ class Database(Protocol):
 
 class VouchedRows:
     """The rows of one open state. Every method may raise `LocalError`. Reading returns nothing that
-    the MAC does not cover. Changes are part of the database's transaction."""
+    the seal does not cover. Changes are part of the database's transaction."""
 
     def __init__(self, database: Database, account: bytes, key: bytes) -> None:
         """`account` names server and user; `key` has 32 bytes."""
@@ -163,16 +165,17 @@ class VouchedRows:
         self._checked.clear()
 
     def _check(self, buckets: set[int]) -> bool:
-        """Verify the MAC and these buckets' sums, unless that was done since the last change by
-        another process. If they are wrong, remove all rows and return False."""
+        """Open the seal and verify these buckets' sums, unless that was done since the last change
+        by another process. If they are wrong, remove all rows and return False."""
         version = self._database.data_version()
         if self._sums is None or version != self._version:
             self.forget()
             self._version = version
-            stored = self._database.meta_value(_SUMS) or b""
-            mac = self._database.meta_value(_MAC) or b""
-            if not hmac.compare_digest(mac, self._mac(stored)):
-                return self._discard(stored)
+            sealed = self._database.meta_value(_SUMS) or b""
+            try:
+                stored = open_sealed(self._seal_key, sealed, self._account)
+            except Tampered:
+                return self._discard(sealed)
             self._sums = [
                 int.from_bytes(stored[at : at + _SUM_SIZE])
                 for at in range(0, _BUCKETS * _SUM_SIZE, _SUM_SIZE)
@@ -214,13 +217,13 @@ class VouchedRows:
 
     def _save(self, sums: list[int]) -> None:
         stored = b"".join([one.to_bytes(_SUM_SIZE) for one in sums])
-        self._database.set_meta(_SUMS, stored)
-        self._database.set_meta(_MAC, self._mac(stored))
+        self._database.set_meta(_SUMS, seal(self._seal_key, stored, self._account))
         self._sums = sums
         self._version = self._database.data_version()
 
-    def _mac(self, sums: bytes) -> bytes:
-        return hmac.digest(self._key, b"sums\0" + self._account + b"\0" + sums, "sha256")
+    @property
+    def _seal_key(self) -> bytes:
+        return hmac.digest(self._key, b"seal", "sha256")
 
     def _digest(self, kind: str, key: str, value: bytes) -> int:
         row = f"row\0{kind}\0{key}\0".encode() + value

@@ -1,4 +1,4 @@
-"""Rows that decide: only what the MAC covers is read, however the file was changed."""
+"""Rows that decide: only what the seal covers is read, however the file was changed."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def test_rows_are_kept_and_replaced(path: Path) -> None:
         ("UPDATE vouched SET bucket = 999 WHERE key = ?", f"{7:032x}"),
         ("UPDATE vouched SET kind = 'shared' WHERE key = ?", f"{7:032x}"),
         ("DELETE FROM vouched",),
-        ("DELETE FROM meta WHERE key = 'vouched-mac'",),
-        ("UPDATE meta SET value = zeroblob(4096) WHERE key = 'vouched-sums'",),
+        ("DELETE FROM meta WHERE key = 'vouched-sums'",),
+        ("UPDATE meta SET value = zeroblob(4124) WHERE key = 'vouched-sums'",),
     ],
     ids=[
         "a value",
@@ -99,7 +99,7 @@ def test_rows_are_kept_and_replaced(path: Path) -> None:
         "no bucket",
         "another kind",
         "all rows removed",
-        "no MAC",
+        "no seal",
         "other sums",
     ],
 )
