@@ -86,7 +86,7 @@ def init(
     if invitation == "-":
         invitation = terminal.ask("Invitation: ")
     keys = None if pem is None else pem.read(_MAX_KEY_FILE + 1)
-    passphrase = None if no_passphrase else terminal.new_passphrase()
+    passphrase = None if no_passphrase else terminal.new_passphrase_source()
     pem_passphrase = terminal.passphrase_source("Passphrase of the key file: ")
     if invitation is not None:
         me = sfsc.enrol(
