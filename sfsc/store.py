@@ -122,6 +122,7 @@ class Store(Closing):
             if self._session.is_behind:
                 self._adopt_newer_keys()
             self._renew_keys(auto_rotate)
+            self._session.require_followed()
         except BaseException:
             self.close()
             raise

@@ -261,7 +261,9 @@ def follow_user_chain(
         return session.call(asked, Identity)
 
     server = session.trust.pin
-    if session.is_restricted:
+    if first != session.keyring.first:
+        session.require_followed()
+    elif session.is_restricted:
         return follow_chain(ask, server, user, first, known).chain
     session.watch_contact(first)
     before = session.log.statement_count(first)

@@ -34,6 +34,8 @@ from protocol.wire.messages import session as opening
 from protocol.wire.messages.base import SignedRecord, Wrap
 from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, Stat, Stated
 from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
+from protocol.wire.messages.rotation import GetBundle, NewStatement, RotateBegin
+from protocol.wire.messages.sharing import Lookup
 from protocol.wire.messages.uploads import ALL_UPLOADS, PutAbort
 from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor, WrapBatches
 from sfsc.crypto.primitives import state_key
@@ -49,6 +51,7 @@ from sfsc.errors import (
     NetworkError,
     NotFound,
     Rollback,
+    StaleGeneration,
     Unreachable,
 )
 from sfsc.keys.keyring import Keyring
@@ -85,6 +88,9 @@ if TYPE_CHECKING:
 
 _OWN_ENTRIES: Final = 65_536
 """Own entries whose hashes are kept, for receipts that arrive late."""
+RESTRICTED_REQUESTS: Final = (Lookup, GetBundle, NewStatement, RotateBegin, PutAbort)
+"""Requests of a session that does not follow the log: to adopt the account's newest keys, to join,
+and to take the account back. Their answers are checked when the next session follows the log."""
 _ABORT_SECONDS: Final = 5.0
 """Wait for the end of uploads that were interrupted: what was queued is sent before."""
 LOGGED_AS: Final = {
@@ -222,6 +228,19 @@ class Session:
         login = None if self.login is None else self.login.message
         return login is not None and login.device_id is None and login.generation > 0
 
+    def require_followed(self) -> None:
+        """Raise `StaleGeneration` if this connection does not follow the log, also after newer keys
+        were looked for: then nothing that the server shows of files or other users counts."""
+
+        def check() -> None:
+            if self.is_restricted:
+                raise StaleGeneration(
+                    "the server takes this machine's keys for old ones, and shows no newer ones",
+                    "run the command again; if this stays, ask the server's operator",
+                )
+
+        self.with_reconnect(check)
+
     def use_keyring(self, keyring: Keyring) -> None:
         """Use these keys from now on; the present connection was opened with the ones before."""
         current = keyring.current
@@ -317,9 +336,11 @@ class Session:
             opened = expect_reply(reply, opening.Session)
             self.login, self.notice, self._login_seq = sent, opened.notice, None
             head = self.trust.verify_note(opened.checkpoint)
-            # The server says whether the keys are older. If that is a lie, nothing is shown all the
-            # same: `followed_size` stays behind what the answers state.
-            if not self.is_restricted:
+            if self.is_restricted:
+                # The server alone says that the keys are old ones, so nothing else is sent or
+                # believed before a session has followed the log.
+                transport.allowed = RESTRICTED_REQUESTS
+            else:
                 self._follow_login(transport, head, opened.receipt)
         except BaseException:
             transport.close()
@@ -361,7 +382,7 @@ class Session:
             if not self.adopt_saved_device():
                 raise
             connect_again(self.connect, self._pause)
-        if self.is_joining or self.is_behind:
+        if self.is_restricted or self.is_behind:
             self._renew()
 
     def ask(self, message: Request) -> Reply:

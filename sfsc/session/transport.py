@@ -29,7 +29,7 @@ from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Read
 from protocol.wire.messages.session import Welcome
 from sfsc.closing import Closing
-from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
+from sfsc.errors import NetworkError, ProtocolFailure, StaleGeneration, TimedOut, Unreachable
 from sfsc.interrupts import deferred
 from sfsc.session.limits import MAX_REQUESTS, MAX_WINDOW, Ticket, Timeouts
 
@@ -65,6 +65,8 @@ class Transport(Closing):
         self._in_flight = 0
         self._window = PIECE
         self._tls_writes = False
+        self.allowed: tuple[type[Request], ...] | None = None
+        """The requests that the session may send; None for all."""
         self._failure: NetworkError | None = None
 
     @classmethod
@@ -99,7 +101,13 @@ class Transport(Closing):
         return self._failure is None
 
     def submit(self, message: Request) -> Ticket:
-        """Send a request without waiting for its reply; wait only while the window is full."""
+        """Send a request without waiting for its reply; wait only while the window is full. Raises
+        `StaleGeneration` for one that is not in `allowed`."""
+        if self.allowed is not None and not isinstance(message, self.allowed):
+            raise StaleGeneration(
+                "the server takes this machine's keys for old ones",
+                "run the command again; if this stays, ask the server's operator",
+            )
         weight = _weight(message)
         while len(self._weights) >= MAX_REQUESTS or (
             self._weights and self._in_flight + weight > self._window

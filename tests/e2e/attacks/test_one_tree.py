@@ -25,7 +25,7 @@ from protocol.wire.messages.rotation import (
     RotateBegin,
     SealedBundle,
 )
-from protocol.wire.messages.session import Session
+from protocol.wire.messages.session import Notice, Session
 from protocol.wire.messages.sharing import Identity, SetReaders
 from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall
 from sfsc.errors import IntegrityError, SfscError
@@ -538,3 +538,68 @@ def test_the_hidden_rotation_is_of_the_chain_that_the_log_has(lying_server: Lyin
     found = lying_server.context.users.chain("ada")
     assert found is not None
     assert found[0].head.generation == 2
+
+
+# --- a session that does not follow the log
+
+
+def call_keys_old(_who: object, _request: Message, reply: Message) -> Message:
+    """Open each session as one with older keys, which may only adopt newer ones."""
+    if isinstance(reply, Session):
+        return changed(reply, notice=Notice(0, "rotated", "another device"))
+    return reply
+
+
+def test_a_machine_that_is_told_of_newer_keys_signs_nothing_before_it_has_them(
+    lying_server: LyingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server alone says that a session has older keys, so as not to be followed."""
+    ada, bob = lying_server.enrol("ada"), lying_server.enrol("bob")
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"1"), name="plan")
+        store.share("plan", "bob", trust_first_use=True)
+    with connect(bob) as store:
+        store.rotate(compromised=True)
+    watched = HiddenRotation(lying_server, "bob", 1, monkeypatch)
+    lying_server.tamper = call_keys_old
+    with pytest.raises(SfscError):
+        put(ada, "plan", b"2")
+    assert watched.sent == []
+
+
+@pytest.mark.parametrize("when", ["at login", "after a lost connection"])
+def test_a_machine_that_is_told_of_newer_keys_shows_nothing_before_it_has_them(
+    lying_server: LyingServer, when: str
+) -> None:
+    ada = lying_server.enrol("ada")
+    second, old = lying_server.copied(ada, "second"), list[Stated]()
+    put(ada, "a", b"1")
+
+    def keep(_who: object, _request: object, reply: Message) -> Message:
+        if isinstance(reply, Stated):
+            old.append(reply)
+        return reply
+
+    def lie(who: object, request: Message, reply: Message) -> Message:
+        if isinstance(reply, Stated):
+            return changed(reply, view=changed(old[0].view, at=reply.view.at))
+        return call_keys_old(who, request, reply)
+
+    def drop_once(_who: object, request: Message) -> Reply | None:
+        if isinstance(request, Stat):
+            lying_server.intercept = lambda _who, _request: None
+            raise DropConnection
+        return None
+
+    lying_server.tamper = keep
+    with connect(second) as store:
+        store.stat("a")
+        lying_server.honest()
+        put(ada, "a", b"22")
+        lying_server.tamper = lie
+        if when == "after a lost connection":
+            lying_server.intercept = drop_once
+            with pytest.raises(SfscError):
+                store.stat("a")
+    with pytest.raises(SfscError), connect(second) as store:
+        store.stat("a")
