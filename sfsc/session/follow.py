@@ -53,6 +53,13 @@ def search_statements(transport: Transport, sequence: TagSequence, head: TreeHea
     follower.check_root(head.size, head.root)
 
 
+def check_signed_to(size: int, end: int) -> None:
+    """Raise `BadReceipt` if leaves up to `size` were shown with a checkpoint of `end` entries: no
+    signature covers the rest, so the server could show it to one machine only."""
+    if size > end:
+        raise BadReceipt("the server shows more of its log than it has signed", REPORT)
+
+
 def _fetch_lines(transport: Transport, log: FollowedLog) -> None:
     while wanted := log.wanted_lines(MAX_LINES):
         reply = expect_reply(transport.call(LogLines(tuple(wanted))), LogLinesPage)
@@ -79,6 +86,7 @@ def _leaves(
             yield first, memoryview(expect_reply(transport.result(ticket), LogLeavesPage).leaves)
             if size() == first:
                 raise BadReceipt("the server shows less of its log than it has signed", REPORT)
+            check_signed_to(size(), end)
             if size() < first + limit:  # a frame held no more
                 _abandon(transport, asked)
                 following = size()

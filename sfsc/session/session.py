@@ -56,7 +56,7 @@ from sfsc.errors import (
 )
 from sfsc.keys.keyring import Keyring
 from sfsc.session import fork_evidence
-from sfsc.session.follow import follow_log, search_statements
+from sfsc.session.follow import check_signed_to, follow_log, search_statements
 from sfsc.session.handshake import (
     LoginKey,
     SentLogin,
@@ -590,10 +590,12 @@ class Session:
     def _read_receipt(self, receipt: Receipt, entry: LogEntry, head: TreeHead) -> None:
         """Take what the receipt shows of the log. If it shows all up to its checkpoint, nothing has
         to be asked for."""
-        log = self.log
+        log, before = self.log, self.log.size
+        check_signed_to(entry.seq + 1, head.size)
         log.add_entry(entry)
         if receipt.leaves and receipt.first <= log.size:
             log.add_leaves(receipt.first, receipt.leaves)
+            check_signed_to(log.size, max(before, head.size))
         if head.size <= log.size and not log.wanted_lines(1):
             self._confirm(head)
 

@@ -31,6 +31,7 @@ from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall
 from sfsc.errors import IntegrityError, SfscError
 from sfsc.keys.home import unlock_home
 from sfsc.store import Store
+from sfsc.trust.followed_log import parse_line
 from sfsd.rules.context import Access, Principal
 from sfsd.rules.users import Chain, User, UserRegistry
 from tests.lying_server import DropConnection, LyingServer
@@ -603,3 +604,22 @@ def test_a_machine_that_is_told_of_newer_keys_shows_nothing_before_it_has_them(
                 store.stat("a")
     with pytest.raises(SfscError), connect(second) as store:
         store.stat("a")
+
+
+def test_a_change_is_not_done_by_an_entry_beyond_the_signed_log(lying_server: LyingServer) -> None:
+    """Its leaf would be shown to one machine only, and no checkpoint would ever contradict it."""
+    ada = lying_server.enrol("ada")
+
+    def sign_less(_who: object, request: Message, reply: Message) -> Message:
+        if isinstance(request, PutSmall) and isinstance(reply, Done):
+            receipt, journal = reply.receipt, lying_server.journal
+            assert receipt.leaves
+            size = parse_line(receipt.line).seq
+            note = lying_server.sign_note(size, journal.root_at(size))
+            return changed(reply, receipt=changed(receipt, checkpoint=note))
+        return reply
+
+    with connect(ada) as store:
+        lying_server.tamper = sign_less
+        with pytest.raises(IntegrityError):
+            store.put(io.BytesIO(b"1"), name="a")
