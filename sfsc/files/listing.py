@@ -56,14 +56,14 @@ class Files:
         each that is damaged is passed to `skip`, under its name or its id if no name is known.
         Without `skip`, the first of these errors is raised after the last entry.
         """
-        errors = self._refresh()
+        errors, current = self._refresh()
         unreadable = self._name_unreadable(errors, prefix)
         # An entry without these bytes cannot have such a name, and is not unpacked. No name has a
         # lone surrogate, so a prefix with one matches nothing in either case.
         part = prefix.encode(errors="surrogatepass")
         found = [
             entry
-            for file_id, packed in self._session.state.entries()
+            for file_id, packed in current.items()
             if part in packed
             and file_id not in errors
             and not self._session.account.is_settings(file_id)
@@ -132,9 +132,12 @@ class Files:
         session.state.remember_file(made, None)
         return deletion.entry
 
-    def _refresh(self) -> dict[str, SfscError]:
+    def _refresh(self) -> tuple[dict[str, SfscError], dict[str, bytes]]:
         """Update the cache with all changes since the last listing. Return what is wrong with each
-        file that cannot be listed, by file_id."""
+        file that cannot be listed, and the packed entries of the others, both by file_id.
+
+        The log decides which files there are: an entry counts only if it describes the file's
+        newest record in the log. Any other file is fetched."""
         session, state = self._session, self._session.state
         session.refresh_state_key()
         unreadable: dict[str, SfscError] = {}
@@ -158,24 +161,35 @@ class Files:
         else:
             return self._refresh()  # another process replaced the state's key: nothing was cached
         unreadable |= damaged | invalid
-        for file_id in state.unlisted_files(state.logged_heads()):
-            if file_id not in unreadable and (error := self._examine(file_id)) is not None:
-                unreadable[file_id] = error
-        return unreadable
+        logged = {file_id: head.hash for file_id, head in state.logged_heads().items()}
+        gone, current = state.deleted_files(), dict[str, bytes]()
+        others = {file_id for file_id, digest in logged.items() if gone.get(file_id) != digest}
+        for file_id, digest, packed in state.cached_entries():
+            if logged.get(file_id) == digest:
+                current[file_id] = packed
+                others.discard(file_id)
+            else:
+                others.add(file_id)
+        for file_id in sorted(others - unreadable.keys()):
+            try:
+                if (entry := self._examine(file_id)) is not None:
+                    current[file_id] = entry
+            except (IntegrityError, KeyringError) as exc:
+                unreadable[file_id] = exc
+        return unreadable, current
 
-    def _examine(self, file_id: str) -> SfscError | None:
-        """Ask for a file that the listing should have shown. Return what is wrong with it, or None
-        if it was listed meanwhile."""
+    def _examine(self, file_id: str) -> bytes | None:
+        """Ask for a file that the listing should have shown. Return its packed entry, None if it
+        was deleted. Raises what is wrong with it."""
         session = self._session
         try:
             file = session.fetch_newest(file_id)
-            entry = None if file.deleted else session.account.listing_entry(file).pack()
-        except NotFound:
-            return Rollback("the log has the file, but the server does not", REPORT)
-        except (IntegrityError, KeyringError) as exc:
-            return exc
+        except NotFound as exc:
+            session.state.drop_entry(file_id)
+            raise Rollback("this machine knows the file, but the server does not", REPORT) from exc
+        entry = None if file.deleted else session.account.listing_entry(file).pack()
         session.state.remember_file(known_file(file), entry)
-        return None
+        return entry
 
     def _name_unreadable(
         self, errors: Mapping[str, SfscError], prefix: str

@@ -14,7 +14,7 @@ log is followed from its beginning.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -83,11 +83,11 @@ class ClientState(StateDatabase):
         with self.transaction():
             if self.adopt_current_key(key):
                 return  # another process has switched already
-            entries, listed = list(self.entries()), self.listed_size()
+            entries, listed = list(self.cached_entries()), self.listed_size()
             self.vouched.change_key(vouched_rows_key(key))
             self.replace_key(key)
-            for file_id, entry in entries:
-                sealed = self.seal(entry, file_id)
+            for file_id, digest, entry in entries:
+                sealed = self.seal(digest + entry, file_id)
                 self.execute("UPDATE file SET entry = ? WHERE file_id = ?", (sealed, file_id))
             self.remember_listed_size(listed)
 
@@ -303,8 +303,10 @@ class ClientState(StateDatabase):
                     known.hash,
                     known.record,
                     known.version,
-                    self.seal(entry, known.file_id) if cached and entry is not None else None,
-                    self.verification_mac(known.file_id, known.hash),
+                    self.seal(known.hash + entry, known.file_id)
+                    if cached and entry is not None
+                    else None,
+                    self.verification_mac(_mac_name(known.file_id, known.deleted), known.hash),
                     known.deleted,
                 )
                 for known, entry in files
@@ -332,10 +334,16 @@ class ClientState(StateDatabase):
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """Yield (file_id, cached listing entry) of all files that have one, in no order. Raises
         `LocalError` if one does not decrypt: the file was changed."""
+        return ((file_id, entry) for file_id, _, entry in self.cached_entries())
+
+    def cached_entries(self) -> Iterator[tuple[str, bytes, bytes]]:
+        """Like `entries`, but yield (file_id, hash of the record that the entry describes, entry).
+        The hash is sealed with the entry, so that no other row of the file says which it is."""
         for file_id, sealed in self.fetch_rows(
             "SELECT file_id, entry FROM file WHERE entry NOT NULL"
         ):
-            yield file_id, self.unseal(sealed, file_id)
+            plain = self.unseal(sealed, file_id)
+            yield file_id, plain[:32], plain[32:]
 
     def drop_entry(self, file_id: str) -> None:
         """List a file no longer: the server has lost the version that its entry describes."""
@@ -349,17 +357,17 @@ class ClientState(StateDatabase):
         there is none. Raises as `entries`."""
         query = "SELECT coalesce(entry, shown) FROM file WHERE file_id = ?"
         row = self.fetch_row(query, (file_id,))
-        return None if row is None or row[0] is None else self.unseal(row[0], file_id)
+        return None if row is None or row[0] is None else self.unseal(row[0], file_id)[32:]
 
-    def unlisted_files(self, heads: Mapping[str, LoggedHead]) -> list[str]:
-        """Return the ids of files that a complete listing should have shown: those without an
-        entry that are not deleted, and those of which the log has a newer record. `heads` are all
-        `logged_heads`."""
-        rows = self.fetch_rows("SELECT file_id, rev, entry IS NULL AND NOT deleted FROM file")
-        known = {file_id: rev for file_id, rev, _ in rows}
-        found = {file_id for file_id, _, missing in rows if missing}
-        found |= {file_id for file_id, head in heads.items() if known.get(file_id, 0) < head.rev}
-        return sorted(found)
+    def deleted_files(self) -> dict[str, bytes]:
+        """Return the files known to be deleted: {file_id: hash of the record that deleted it}. A
+        row counts only if this client has written it."""
+        rows = self.fetch_rows("SELECT file_id, hash, vouched FROM file WHERE deleted")
+        return {
+            file_id: digest
+            for file_id, digest, mac in rows
+            if self.check_verification_mac(mac, _mac_name(file_id, deleted=True), digest)
+        }
 
     def listed_size(self) -> int:
         """Return the log size up to which the cached entries are complete; 0 at first."""
@@ -368,6 +376,12 @@ class ClientState(StateDatabase):
     def remember_listed_size(self, size: int) -> None:
         """Record that all changes in the first `size` log entries are cached."""
         self.raise_meta_number("listed", size)
+
+
+def _mac_name(file_id: str, deleted: bool) -> str:
+    """Return the name under which a record is marked as verified: a row cannot be edited into that
+    of a deleted file, or back."""
+    return f"deleted:{file_id}" if deleted else file_id
 
 
 def state_path(home: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sqlite3
@@ -168,3 +169,35 @@ def _with_other_values(rows: Rows) -> Rows:
         key: (*row[:-1], bytes(len(row[-1]))) if key[0] == "vouched" else row
         for key, row in rows.items()
     }
+
+
+def test_an_edited_cache_neither_hides_a_file_nor_shows_an_old_one(
+    lying_server: LyingServer,
+) -> None:
+    """The server is honest. The rows of the cache are not what decides which files there are."""
+    ada = lying_server.enrol("ada")
+    with connect(ada) as store:
+        for name in ("changed", "deleted"):
+            store.put(io.BytesIO(b"1"), name=name)
+        old = {one.name: one.file_id for one in store.ls()}
+    before = entries_of(ada)
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"22"), name="changed")
+        store.put(io.BytesIO(b"3"), name="hidden")
+        store.rm("deleted")
+        shown = list(store.ls())
+    assert [(one.name, one.version) for one in shown] == [("changed", 2), ("hidden", 1)]
+    with contextlib.closing(sqlite3.connect(ada / "state.sqlite3")) as database, database:
+        database.execute("UPDATE file SET entry = NULL, deleted = 1")
+        for file_id in old.values():
+            edit = "UPDATE file SET entry = ?, deleted = 0 WHERE file_id = ?"
+            database.execute(edit, (before[file_id], file_id))
+    assert set(entries_of(ada).values()) == {*before.values(), None}
+    with connect(ada) as store:
+        assert list(store.ls()) == shown
+
+
+def entries_of(home: Path) -> dict[str, bytes | None]:
+    """Return the sealed listing entries in the state, by file_id."""
+    with contextlib.closing(sqlite3.connect(home / "state.sqlite3")) as database:
+        return dict(database.execute("SELECT file_id, entry FROM file"))
