@@ -756,6 +756,9 @@ class Session:
         def known_head(file_id: str) -> LoggedHead | None:
             head = None if self._anew else self.state.logged_head(file_id)
             if head is None and not self._anew and self.state.followed().size < start.size:
+                if not self.state.is_current:  # another process has changed the device's key
+                    self.refresh_state_key()
+                    return self.state.logged_head(file_id)
                 # The rows that decide were removed since, because they were not ours.
                 cause = f"{self.state.path} was changed by something else than sfsc"
                 raise _StateDiscarded(cause, "run the command again")
@@ -825,7 +828,8 @@ class Session:
         """Remember how far the log was followed."""
         log, newest = self.log, self.trust.newest
         if not self._anew and newest.size == log.size:
-            self.state.save_followed(log.position(newest.note), log.take_changes(), log.contacts())
+            position, changes = log.position(newest.note), log.take_changes()
+            self.state.save_followed(position, changes, log.contacts(), log.start.size)
 
 
 def _is_stale(reply: Reply) -> bool:

@@ -105,12 +105,17 @@ class ClientState(StateDatabase):
         return {} if value is None else unpack_contacts(value)
 
     def save_followed(
-        self, position: LogPosition, changes: LogChanges, contacts: dict[bytes, int]
+        self,
+        position: LogPosition,
+        changes: LogChanges,
+        contacts: dict[bytes, int],
+        start: int = 0,
     ) -> None:
-        """Store how far the log was followed and what was learnt; ignored if another process has
-        followed farther: it has learnt the same."""
+        """Store how far the log was followed, and what was learnt since it had `start` entries.
+        Ignored if another process has followed farther: it has learnt the same; and if what was
+        known at `start` was removed since: the position would claim it."""
         with self.transaction():
-            if position.size < self.followed().size:
+            if not start <= self.followed().size <= position.size:
                 return
             known = self.logged_heads(list(changes.heads))
             rows: list[Row] = [

@@ -47,6 +47,9 @@ class Database(Protocol):
     @property
     def path(self) -> Path: ...
 
+    @property
+    def is_current(self) -> bool: ...
+
     def data_version(self) -> int: ...
 
     def transaction(self) -> AbstractContextManager[None]: ...
@@ -116,7 +119,8 @@ class VouchedRows:
         with self._database.transaction():
             placed = [(_bucket(kind, key), kind, key, value) for kind, key, value in rows]
             self._check({bucket for bucket, *_ in placed})
-            sums = self._sums or [0] * _BUCKETS
+            if (sums := self._sums) is None:
+                return  # another process has changed the key, and knows as much
             query = "SELECT value FROM vouched WHERE bucket = ? AND kind = ? AND key = ?"
             for bucket, kind, key, value in placed:
                 before = self._database.fetch_row(query, (bucket, kind, key))
@@ -133,7 +137,7 @@ class VouchedRows:
         with self._database.transaction():
             if not self._check(set(range(_BUCKETS))):
                 return
-            sums = self._sums or [0] * _BUCKETS
+            sums = list(self._sums or ())
             for key, value in list(self.items(kind)):
                 bucket = _bucket(kind, key)
                 sums[bucket] = (sums[bucket] - self._digest(kind, key, value)) % _MODULUS
@@ -175,6 +179,8 @@ class VouchedRows:
             try:
                 stored = open_sealed(self._seal_key, sealed, self._account)
             except Tampered:
+                if not self._database.is_current:
+                    return False  # another process of this machine has changed the key
                 return self._discard(sealed)
             self._sums = [
                 int.from_bytes(stored[at : at + _SUM_SIZE])

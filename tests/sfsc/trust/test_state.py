@@ -86,6 +86,17 @@ def test_state_is_persistent(path: Path) -> None:
         assert state.listed_size() == 5
 
 
+def test_a_position_is_not_saved_without_what_was_known_before_it(path: Path) -> None:
+    """Somebody has removed the rows since this session began at 7 entries."""
+    with opened(path) as state:
+        follow(state, 7)
+        state.reset_log()
+        state.save_followed(position(9), LogChanges({}, []), {}, start=7)
+        assert state.followed() == LOG_START
+        state.save_followed(position(9), LogChanges({}, []), {}, start=0)
+        assert state.followed() == position(9)
+
+
 def test_state_only_moves_forward(path: Path) -> None:
     with opened(path) as early, opened(path) as late:
         for state, step in ((late, 9), (early, 4)):
