@@ -105,6 +105,7 @@ class Files:
 
     def _deletion(self, entry: Entry) -> _Deletion:
         session = self._session
+        session.adopt_newest()
         # Use only a verified record: it names readers, and an attacker could write one into the
         # state file.
         known = session.state.verified_file(entry.file_id)

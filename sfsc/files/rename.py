@@ -43,6 +43,7 @@ class Renames:
                 raise ConflictError(
                     f"there is a file {to} already", "delete it first, or choose another name"
                 )
+            session.adopt_newest()
             move = _Move.build(session, file, target, file_id, to)
             connection, since = session.connections, session.followed_size
             reply = session.ask(move.request)

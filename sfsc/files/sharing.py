@@ -277,6 +277,7 @@ class Sharing:
 
     def _attempt(self, file: VerifiedFile, change: _ReaderChange) -> _PendingChange:
         session, head = self._session, file.head
+        session.adopt_newest()
         made = change.readers(head)
         record = build_record(
             session, head, file.head_body, op=ACCESS, current=head.current, readers=made

@@ -159,6 +159,7 @@ def change_file(
     `UploadLost` if the record commits an upload that the server no longer has.
     """
     for _ in range(MAX_CONFLICTS):
+        session.adopt_newest()
         built = build(file)
         if built is None:
             return None

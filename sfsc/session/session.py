@@ -270,6 +270,13 @@ class Session:
             self.readers().forget()
         self._renew()
 
+    def adopt_newest(self) -> None:
+        """Adopt the account's newest statement if the followed log has one that this machine does
+        not know. Call it before something is built that will be signed. Raises `Rollback` if the
+        server does not show that statement."""
+        if self.is_behind:
+            self._renew()
+
     def refresh_state_key(self) -> None:
         """Adopt newer keys if another process of this machine has changed the key that encrypts the
         cached state. Raises `LocalError` if the state still cannot be read."""
@@ -649,10 +656,14 @@ class Session:
 
     def check_trusted(self) -> None:
         """Raise an error if nothing may be signed: `Distrusted` if the server has shown a split
-        view, `Rollback` if it has not shown a statement of this account that its log has, and
-        `Unreachable` if it can log nothing."""
-        if self.is_behind:
+        view, `StaleGeneration` or `Rollback` if the log has a statement of this account that was
+        not adopted yet (`adopt_newest`), and `Unreachable` if it can log nothing."""
+        if self.is_behind and self.renewer is None:  # nothing newer was shown when it was asked for
             raise Rollback("the log has a newer statement of this account than was shown", REPORT)
+        if self.is_behind:
+            raise StaleGeneration(
+                "another device has changed the account meanwhile", "run the command again"
+            )
         if self.reads_only:
             raise Unreachable("the server can write nothing to its log", "try again later")
         if (kept := self.state.distrust_evidence()) is not None:

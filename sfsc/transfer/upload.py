@@ -250,6 +250,9 @@ class RecordCommitter:
         if not attempts:
             return failure
         try:
+            if self._session.is_behind:  # another device rotated: a step has found it in the log
+                self._session.adopt_newest()
+                failure = run_stepwise(attempts, self._new_steps()) or failure
             signer = self._session.record_signer()
         except SfscError as exc:
             attempts.clear()
