@@ -31,7 +31,7 @@ help:
 	@echo
 	@echo "make soak             store 5,000 files and 4 GiB, and cut one upload 50 times (make test: a sample)"
 	@echo "make crash-sweep      the crash tests at every point (make test: a sample)"
-	@echo "make fault-sweep      fail each system call of the daemon on its root, one a run (make test: a sample)"
+	@echo "make fault-sweep      fail a system call of the daemon on its root, at FAULT_POINTS (2,000) points"
 	@echo "make rotation-sweep   kill client and daemon at every step of a rotation (make test: a sample)"
 	@echo "make audit-sweep      change every bit of a log and try every truncation (make test: a sample)"
 	@echo "make fuzz             property tests with SFS_FUZZ_EXAMPLES examples each (1,000,000)"
@@ -119,8 +119,10 @@ rotation-sweep: $(STAMP)
 crash-sweep: $(STAMP)
 	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_crash.py
 
+# More points than there are (about 25,000) are every point.
+FAULT_POINTS ?= 2000
 fault-sweep: $(STAMP)
-	SFS_FAULT_POINTS=full $(BIN)/python -m pytest -q -n 2 -rP --timeout=0 tests/e2e/test_fault_sweep.py
+	SFS_FAULT_POINTS=$(FAULT_POINTS) $(BIN)/python -m pytest -q -n 2 -rP --timeout=0 tests/e2e/test_fault_sweep.py
 
 audit-sweep: $(STAMP)
 	SFS_AUDIT_SWEEP=full $(BIN)/python -m pytest -q --timeout=0 tests/sfsd/commands/test_audit_sweep.py
