@@ -35,6 +35,18 @@ class SfsdError(Exception):
         self.hint = hint
 
 
+def without_frames(exc: SfsdError | OSError) -> SfsdError | OSError:
+    """Return `exc` without its stack frames and those of its causes, if a client is told of it.
+
+    An error that is kept in a variable of one of its own frames is a reference cycle. The frames
+    also hold the request, which would stay in memory until Python looks for cycles. An error
+    without a code is a bug: it keeps its frames for the report.
+    """
+    if isinstance(exc, OSError) or exc.code is not None:
+        exc.__traceback__ = exc.__cause__ = exc.__context__ = None
+    return exc
+
+
 OWNER_HINT: Final = "give the root to the daemon's account: chown -R ACCOUNT ROOT"
 
 

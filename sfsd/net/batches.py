@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from protocol.codec.values import Value
-from sfsd.errors import Refused, SfsdError, Stale
+from sfsd.errors import Refused, SfsdError, Stale, without_frames
 from sfsd.net.thread_pool import ThreadPool
 from sfsd.rules.context import Commit
 from sfsd.storage.committer import Committer
@@ -139,7 +139,7 @@ def _outcome_of(call: Callable[[], _Answer]) -> Outcome[_Answer]:
     try:
         return call()
     except (SfsdError, OSError) as exc:
-        return exc
+        return without_frames(exc)
 
 
 def _undo_if_failed(undo: Callable[[], None], done: Future[int]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -126,3 +128,29 @@ def test_bug_in_one_operation_undoes_the_whole_batch(
     assert undone == [1]
     assert committer.expected() == 0
     assert outcomes(committer, [lambda: write("b")]) == ["b is 0"]
+
+
+@pytest.mark.parametrize("where", ["decision", "answer"])
+def test_a_refused_operation_leaves_nothing_in_memory(committer: Committer, where: str) -> None:
+    """Without waiting for a cycle collection: refused requests may hold a MiB each."""
+    payload = bytearray(b"p")
+
+    def refuse(held: bytearray) -> str:
+        raise Refused("bad-request", f"refused with {len(held)} byte")
+
+    def decide() -> Decision:
+        held = payload
+        if where == "decision":
+            return refuse(held)
+        commit = write("file")
+        assert isinstance(commit, Commit)
+        return Commit(commit.change, lambda _seq: refuse(held))
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getrefcount(payload)
+        assert outcomes(committer, [decide]) == ["refused with 1 byte"]
+        assert sys.getrefcount(payload) == before
+    finally:
+        gc.enable()
