@@ -9,6 +9,7 @@ import sys
 import click
 
 from protocol import VERSION
+from protocol.buffers.core_dumps import disable_core_dumps
 from protocol.codec.standard_streams import (
     accept_any_text,
     finish_stdout,
@@ -67,6 +68,7 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code. No expected error ends in a traceback."""
+    disable_core_dumps()
     open_closed_streams()
     accept_any_text()
     try:

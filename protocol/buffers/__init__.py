@@ -1,1 +1,2 @@
-"""Memory and file helpers that make system calls: reused page-aligned buffers, direct I/O."""
+"""Memory and file helpers that make system calls: reused page-aligned buffers, direct I/O, and no
+core dumps."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from protocol import VERSION
+from protocol.buffers.core_dumps import disable_core_dumps
 from protocol.codec.standard_streams import (
     accept_any_text,
     finish_stdout,
@@ -126,6 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     # with the process. Everything that must be closed is closed by then without it.
     atexit.register(gc.freeze)
     gc.set_threshold(_GC_THRESHOLD)
+    disable_core_dumps()
     open_closed_streams()
     accept_any_text()
     _handle_signals()
