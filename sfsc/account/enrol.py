@@ -1,8 +1,11 @@
 """Enrolment: create the keys and the first identity statement, and redeem an invitation's token.
 
 The keyring is written, with the statement as pending, before anything is sent: a retry sends the
-same bytes and gets the same reply. It is written only after the server's identity was verified, and
+same bytes. It is written only after the server's identity was verified, and
 removed, with the local state, if the server rejects the statement permanently.
+
+A token works once. If it was used up by an attempt whose answer was lost, the retry logs in with
+the device that the statement names.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from protocol.wire.messages import session as opening
 from sfsc.account.key_status import new_device, public_device
 from sfsc.crypto.primitives import new_key
 from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
-from sfsc.errors import BadReceipt, LocalError, UsageError
+from sfsc.errors import BadReceipt, Denied, LocalError, UsageError
 from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.home import keyring_path
 from sfsc.keys.keyring import GenerationKeys, Keyring, KeyringFile, PendingStatement
@@ -39,6 +42,7 @@ from sfsc.session.follow import follow_log
 from sfsc.session.handshake import dial, key_lifetime
 from sfsc.session.limits import Timeouts
 from sfsc.session.server_errors import expect_reply
+from sfsc.session.session import Session
 from sfsc.session.transport import Transport
 from sfsc.trust.followed_log import FollowedLog
 from sfsc.trust.server_log import SentChange, ServerTrust, TreeHead
@@ -65,8 +69,9 @@ def enrol_account(
     timeouts: Timeouts | None = None,
 ) -> Keyring:
     """Enrol with `invitation`. Without a `passphrase` the keyring is not encrypted; `imported_keys`
-    replace fresh keys. Continues an interrupted attempt. Raises `LocalError` if `home` already has
-    an account, `TokenRefused`, `WrongServer` and other session errors."""
+    replace fresh keys. Continues an interrupted attempt, also one that used the invitation up.
+    Raises `LocalError` if `home` already has an account, `TokenRefused`, `WrongServer` and other
+    session errors."""
     unfinished = _load_unfinished(invitation, home, passphrase)
     # Before connecting: generating an RSA key may take longer than the login timeout.
     wrapping = None if imported_keys is None else imported_keys.wrapping
@@ -96,13 +101,20 @@ def enrol_account(
                 state.remember_server_statement(server.n, welcome.statement, welcome.signature)
                 useless = False
                 reply = _send(transport, pending, invitation, file.contents.tag_key)
+                if (
+                    unfinished is not None
+                    and isinstance(reply, Error)
+                    and reply.code == "token"
+                    and _logs_in(_accepted(file.contents, pending), pending, state, timeouts)
+                ):
+                    _accept(file, pending)
+                    return file.contents
                 useless = isinstance(reply, Error) and _is_final(
                     reply, again=unfinished is not None
                 )
                 session = expect_reply(reply, opening.Session)
                 head = _verify(session, trust, file.contents, pending)
-                if session.notice is None or session.notice.state != "rotated":
-                    _follow(transport, head, file.contents, pending, state)
+                _follow(transport, head, file.contents, pending, state)
                 _accept(file, pending)
         finally:
             if useless:
@@ -263,11 +275,31 @@ def _follow(
     state.save_followed(log.position(head.note), log.take_changes(), log.contacts())
 
 
+def _logs_in(
+    keyring: Keyring, pending: PendingStatement, state: ClientState, timeouts: Timeouts | None
+) -> bool:
+    """Return whether the account exists with the pending statement: then the device that it names
+    can log in. `keyring` has the statement as accepted. Raises as `Session.connect`, but for a
+    refused login, and `BadReceipt` if the log has another first statement."""
+    session = Session(keyring, state, timeouts)
+    try:
+        session.connect()
+        shown = session.is_restricted or session.log.statements.get(1) == pending.statement
+        if not shown:
+            raise BadReceipt("the log does not have the enrolment of the account that it shows")
+    except Denied:
+        return False
+    finally:
+        session.close()
+    return True
+
+
+def _accepted(keyring: Keyring, pending: PendingStatement) -> Keyring:
+    """Return the keyring with the keys of the pending statement as the current ones."""
+    generations = () if pending.keys is None else (pending.keys,)
+    return changed(keyring, statements=(pending.statement,), generations=generations, pending=None)
+
+
 def _accept(file: KeyringFile, pending: PendingStatement) -> None:
     """Make the keys of the pending statement current."""
-    generations = () if pending.keys is None else (pending.keys,)
-    file.save(
-        changed(
-            file.contents, statements=(pending.statement,), generations=generations, pending=None
-        )
-    )
+    file.save(_accepted(file.contents, pending))

@@ -102,12 +102,12 @@ def log_in(
 
 def enrol(
     server: ServerContext, message: Enroll, welcome: bytes, address: str
-) -> OpenedSession | Commit[OpenedSession]:
+) -> Commit[OpenedSession]:
     """Store a new user's first statement, authorised by the token of an invitation.
 
-    Raises `Refused`: `token` without the reason, or the rule that the statement breaks. If the same
-    statement is sent again, its receipt is returned with a restricted session: it needs only the
-    token, and a used token is hardly secret.
+    Raises `Refused`: `token` without the reason, or the rule that the statement breaks. A used
+    token opens nothing, because it is hardly secret: a client that lost the answer to its statement
+    logs in with the device that it names.
     """
     _check_version(message.version)
     name = message.user
@@ -120,9 +120,7 @@ def enrol(
     if document is None or token is None or not proven or document.value.disabled:
         raise _invalid_token()
     account = document.value
-    if account.used_by is not None:
-        return _enrol_again(server, message, statement_hash, address)
-    if server.now >= account.token_expires:
+    if account.used_by is not None or server.now >= account.token_expires:
         raise _invalid_token()
     statement = validate_first_statement(
         message.statement,
@@ -180,25 +178,6 @@ def enrol(
         return who, _session(server, who, server.users.find(name), receipt)
 
     return Commit(change, answer)
-
-
-def _enrol_again(
-    server: ServerContext, message: Enroll, statement_hash: bytes, address: str
-) -> Commit[OpenedSession]:
-    """Return the receipt of a statement that an earlier request stored, if it is the same one."""
-    user = server.users.find(message.user)
-    if user is None or user.chain.first_hash != statement_hash:
-        raise _invalid_token()
-    public = user.chain.links[0].statement.sign_pub
-    who = Principal(message.user, 1, Access.RESTRICTED, -1, 0, address, signer=public)
-    entry = draft(who, "enrol-again", owner=message.user, accounts=(message.user,))
-
-    def answer(seq: int) -> OpenedSession:
-        who.session = seq
-        receipt = server.receipt(user.chain.links[0].seq, who)
-        return who, _session(server, who, user, receipt)
-
-    return Commit(Change(entry, expect=user.expect), answer)
 
 
 class _LoginKey(Value):

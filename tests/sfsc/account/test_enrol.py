@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+import sfsc
 from protocol.codec.values import changed
 from protocol.records.records import (
     WRAP_ALGORITHMS,
@@ -18,7 +21,7 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.records.signatures import Label, verify_signature
-from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages import Error, Message, Reply, Request
 from protocol.wire.messages.session import Enroll, Limits, Session
 from sfsc.account.enrol import enrol_account, read_invitation
 from sfsc.crypto.wrap import PrivateKey
@@ -39,6 +42,10 @@ from sfsc.keys.keyring import Keyring
 from sfsc.session.handshake import DAY
 from sfsc.trust.followed_log import LOG_START
 from sfsc.trust.state import open_client_state
+from sfsd.errors import Refused
+from sfsd.net import dispatch
+from tests import lying_server as lies
+from tests.lying_server import LyingServer
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.simulator import DropConnection, SimulatedLog, Simulator
 
@@ -280,3 +287,49 @@ def test_passphrase_locks_the_keys(server: Simulator, fresh: Path) -> None:
     assert unlock_home(fresh, "secret").contents.user == "ada"
     with pytest.raises(KeyringError):
         unlock_home(fresh, "wrong")
+
+
+# --- a used invitation
+
+
+def test_account_is_found_after_its_invitation_was_used_up(lying_server: LyingServer) -> None:
+    """The answer to the enrolment was lost, and the user runs the command again."""
+    invitation = lying_server.invite("ada")
+    home = lying_server.root.with_name("home-ada")
+
+    def drop_reply(_who: object, request: Message, reply: Message) -> Message:
+        if isinstance(request, Enroll):
+            raise lies.DropConnection
+        return reply
+
+    lying_server.tamper = drop_reply
+    with pytest.raises(NetworkError):
+        sfsc.enrol(invitation, home=home, no_passphrase=True)
+    lying_server.honest()
+    kept = unlock_home(home, None).contents
+    assert kept.pending is not None
+    assert sfsc.enrol(invitation, home=home, no_passphrase=True).user == "ada"
+    after = unlock_home(home, None).contents
+    assert (after.pending, after.statements) == (None, (kept.pending.statement,))
+    with sfsc.connect(home) as store:
+        store.put(io.BytesIO(b"1"), name="a")
+
+
+def busy(*_args: object) -> NoReturn:
+    raise Refused("busy", "later")
+
+
+def test_used_invitation_opens_nothing_for_another(
+    lying_server: LyingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thief has keys of their own, which never were the account's."""
+    invitation = lying_server.invite("ada")
+    thief = lying_server.root.with_name("home-thief")
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "enrol", busy)
+        with pytest.raises(Unreachable):
+            sfsc.enrol(invitation, home=thief, no_passphrase=True)
+    sfsc.enrol(invitation, home=lying_server.root.with_name("home-ada"), no_passphrase=True)
+    with pytest.raises(TokenRefused):
+        sfsc.enrol(invitation, home=thief, no_passphrase=True)
+    assert unlock_home(thief, None).contents.pending is not None

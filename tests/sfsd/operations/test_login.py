@@ -18,7 +18,6 @@ from protocol.wire.messages.session import Enroll, Login, Ping, Pong
 from protocol.wire.messages.sharing import Identity, Lookup
 from protocol.wire.messages.uploads import PutOpen
 from sfsc.trust.follower import LogFollower
-from sfsd.config import DAY
 from sfsd.errors import Refused
 from sfsd.rules.context import Access
 from sfsd.rules.users import signing_key_id
@@ -181,17 +180,15 @@ def test_an_enrolment_opens_a_session_and_returns_a_receipt(served: Daemon) -> N
     assert chain[0].first_hash == record_hash(enroll.statement)
 
 
-def test_a_repeated_enrolment_gets_its_receipt_and_a_restricted_session(served: Daemon) -> None:
-    bob = invited(served)
-    _, first = served.open(bob.enroll())
-    served.clock.now += 10 * DAY  # the invitation would have expired by now
-    who, again = served.open(bob.enroll())
-    assert first.receipt is not None
-    assert again.receipt is not None
-    assert check_receipt(again.receipt).hash == check_receipt(first.receipt).hash
-    # Anyone who saw the invitation knows the used token: it must not open the account.
-    assert who.access is Access.RESTRICTED
-    assert len(served.entries("enrol")) == 1
+def test_a_used_invitation_opens_nothing(served: Daemon) -> None:
+    bob, eve = invited(served, "bob"), invited(served, "eve")
+    served.open(bob.enroll())
+    unknown = refusal(served, eve.enroll(token=b"wrong"))
+    size = served.context.journal.size
+    ended = refusal(served, bob.enroll())
+    assert (ended.code, ended.cause) == (unknown.code, unknown.cause)
+    assert served.context.journal.size == size
+    assert served.open(bob.login())[0].access is Access.FULL  # its device logs in
 
 
 def test_a_token_is_valid_once_for_one_user_until_it_expires(served: Daemon) -> None:
@@ -334,7 +331,7 @@ def test_enrolling_again_never_sets_the_tag_key(served: Daemon) -> None:
     bob = invited(served)
     served.open(bob.enroll())
     before = (served.context.root / "store/users/bob/account.json").read_bytes()
-    served.open(bob.enroll(tag_key=b"t" * 32))
+    assert refusal(served, bob.enroll(tag_key=b"t" * 32)).code == "token"
     assert (served.context.root / "store/users/bob/account.json").read_bytes() == before
     user = served.context.users.find("bob")
     assert user is not None

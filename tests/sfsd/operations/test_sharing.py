@@ -71,7 +71,7 @@ def test_invited_and_unknown_users_give_the_same_error(served: Daemon) -> None:
 def test_a_session_of_an_older_key_looks_up_only_its_own_user(served: Daemon) -> None:
     ada = served.person("ada")
     served.person("bob")
-    who, _ = served.open(ada.enroll())
+    who = ada.log_in(generation=2)
     assert who.access is Access.RESTRICTED
     assert isinstance(served.ask(who, Lookup("ada", 1)), Identity)
     refused(served.ask(who, Lookup("bob", 1)), "not-allowed")
