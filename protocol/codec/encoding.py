@@ -93,6 +93,35 @@ def pack_message(elements: Sequence[object], bulk: Buffer | None = None) -> list
     return [head, bulk]
 
 
+def array_start(data: Buffer, count: int) -> bytes:
+    """Return the array of the first `count` integers of an array, without reading any further.
+
+    If `data` ends before, the result is as incomplete. Raises `MessageError` if it is no array of
+    65,535 elements or less, or does not begin with `count` integers.
+    """
+    first = data[0] if data else 0
+    if first & 0xF0 == 0x90:
+        elements, at = first & 0x0F, 1
+    elif first == 0xDC:
+        elements, at = int.from_bytes(data[1:3]), 3
+    else:
+        raise MessageError("not an array of 65,535 elements or less")
+    if elements < count:
+        raise MessageError(f"an array of {elements} elements, expected at least {count}")
+    end = at
+    for _ in range(count):
+        if end >= len(data):
+            break
+        if 0x80 <= data[end] < 0xE0 and data[end] not in _INT_SIZES:
+            raise MessageError("expected an integer")
+        end += _INT_SIZES.get(data[end], 1)
+    return array_header(count) + data[at:end]
+
+
+_INT_SIZES = dict(zip((*range(0xCC, 0xD0), *range(0xD0, 0xD4)), (2, 3, 5, 9) * 2, strict=True))
+"""Bytes of a msgpack integer by its first byte, if there are several."""
+
+
 def array_header(count: int) -> bytes:
     """Return the header of an array of `count` elements, at most 2^16 - 1: one or three bytes."""
     return bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2)

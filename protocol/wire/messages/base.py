@@ -113,9 +113,10 @@ def decode(body: memoryview) -> tuple[int, Message]:
     """Parse a frame body to (request id, message). A large bulk field is a view into `body`.
 
     A writable `body` of `VIEW_FROM` bytes or more is used up: its head is overwritten. Raises
-    `EncodingError`, `MessageError`, or `UnknownMessage` with the request id to answer.
+    `EncodingError`, `MessageError`, or `UnknownMessage` with the request id to answer. Nothing
+    behind the head of an unknown or too long message is read.
     """
-    head = encoding.unpack(body, _Head)
+    head = encoding.unpack(encoding.array_start(body, 2), _Head)
     cls = _REGISTRY.get(head.number)
     if cls is None:
         raise UnknownMessage(head.number, head.request_id)
@@ -123,6 +124,9 @@ def decode(body: memoryview) -> tuple[int, Message]:
     start = whole + encoding.pack(head)[1:]
     if body[: len(start)] != start:
         raise MessageError(f"{cls.__name__}: another number of fields, or not the shortest head")
+    is_request = issubclass(cls, Request)
+    if is_request and cls.BULK is None:
+        _check_request_size(cls, len(body))
     # What follows the head becomes an array of its own, which is decoded into the class.
     if len(body) >= VIEW_FROM and not body.readonly:
         fields = body[len(start) - len(header) :]
@@ -130,11 +134,14 @@ def decode(body: memoryview) -> tuple[int, Message]:
         message = encoding.unpack(fields.toreadonly(), cls)
     else:
         message = encoding.unpack(header + body[len(start) :], cls)
-    if isinstance(message, Request):
-        bulk = 0 if cls.BULK is None else len(getattr(message, cls.BULK))
-        if len(body) - bulk > MAX_REQUEST:
-            raise MessageError(f"{cls.__name__} has more than {MAX_REQUEST} bytes beside its bulk")
+    if is_request and cls.BULK is not None:
+        _check_request_size(cls, len(body) - len(getattr(message, cls.BULK)))
     return head.request_id, message
+
+
+def _check_request_size(cls: type[Message], size: int) -> None:
+    if size > MAX_REQUEST:
+        raise MessageError(f"{cls.__name__} has more than {MAX_REQUEST} bytes beside its bulk")
 
 
 @cache
@@ -144,8 +151,8 @@ def _headers(cls: type[Message]) -> tuple[bytes, bytes]:
     return encoding.array_header(count + 2), encoding.array_header(count)
 
 
-class _Head(msgspec.Struct, array_like=True):
-    """The first elements of any message; others may follow."""
+class _Head(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The first two elements of any message."""
 
     number: int
     request_id: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]

@@ -426,7 +426,8 @@ def test_unknown_requests_are_answered_and_the_session_continues() -> None:
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        ("c1", EncodingError),
+        ("92cc", EncodingError),
+        ("c1", MessageError),
         ("80", MessageError),
         ("9115", MessageError),
         ("92c301", MessageError),

@@ -37,6 +37,7 @@ from protocol.wire.messages.files import Record, RecordChange
 from protocol.wire.messages.session import Ping, Pong
 from protocol.wire.messages.uploads import Data, PutSmall
 from tests.protocol.codec.test_encoding import VALUES
+from tests.protocol.largest import largest
 from tests.protocol.strategies import structs
 from tests.protocol.wire_form import plain, unpacked
 from tests.vectors.protocol_examples import MESSAGES
@@ -110,6 +111,7 @@ NUMBERS = {
     144: "ForceRotation",
 }
 CLASSES = list(registered().values())
+REQUESTS = [cls for cls in CLASSES if issubclass(cls, Request)]
 ANY_MESSAGE = st.sampled_from(CLASSES).flatmap(structs)
 
 
@@ -326,6 +328,73 @@ def _most(hint: Any, cap: int = 0) -> tuple[int, int]:  # noqa: ANN401 - a type 
     else:
         return 1, 0
     return 1 + sum(count for count, _ in parts), 1 + max((depth for _, depth in parts), default=0)
+
+
+@pytest.mark.parametrize("cls", REQUESTS, ids=lambda cls: cls.__name__)
+def test_the_longest_request_is_decoded_and_has_no_more_elements_than_computed(
+    cls: type[Request],
+) -> None:
+    """Its size is what remains to limit: with all byte strings full, some are too long."""
+    message = largest(cls, most_bytes=64)
+    assert _count(plain(message)) == _most(cls)
+    assert decode(memoryview(bytearray(body_of(1, message)))) == (1, message)
+    full = largest(cls, most_bytes=MAX_BODY)
+    bulk = 0 if cls.BULK is None else len(getattr(full, cls.BULK))
+    body = bytearray(body_of(1, full))
+    if len(body) - bulk <= base.MAX_REQUEST:
+        assert decode(memoryview(body)) == (1, full)
+    else:
+        with pytest.raises(MessageError):
+            decode(memoryview(body))
+
+
+def _count(form: object) -> tuple[int, int]:
+    """Return the elements and levels of a wire form."""
+    if not isinstance(form, list | tuple):
+        return 1, 0
+    parts = [_count(part) for part in form]
+    return 1 + sum(count for count, _ in parts), 1 + max((depth for _, depth in parts), default=0)
+
+
+MALFORMED = b"\xc1"
+"""A byte that msgpack reserves: whoever decodes it raises `EncodingError`."""
+
+
+def test_nothing_behind_the_head_of_an_unknown_message_is_read() -> None:
+    with pytest.raises(UnknownMessage) as caught:
+        decode(memoryview(b"\x93\xcd\x0f\xa0\x4d" + MALFORMED * 1000))
+    assert caught.value.request_id == 77
+
+
+def test_a_request_that_is_too_long_is_refused_before_it_is_decoded() -> None:
+    for cls in REQUESTS:
+        if cls.BULK is None:
+            head = encoding.array_header(len(cls.__struct_fields__) + 2)
+            body = head + encoding.pack(cls.TYPE) + b"\x01"
+            with pytest.raises(MessageError):
+                decode(memoryview(body + MALFORMED * base.MAX_REQUEST))
+
+
+@pytest.mark.parametrize("cls", REQUESTS, ids=lambda cls: cls.__name__)
+def test_nothing_behind_the_last_field_of_a_part_is_read(cls: type[Request]) -> None:
+    for body in _with_malformed_element([cls.TYPE, 1, *plain(largest(cls, most_bytes=64))]):
+        with pytest.raises(MessageError):
+            decode(memoryview(bytearray(body)))
+
+
+def _with_malformed_element(form: list[object] | tuple[object, ...]) -> Iterator[bytes]:
+    """Yield a wire form with one more element, in itself or the first of its parts at each place,
+    that cannot be decoded."""
+    parts = [encoding.pack(part) for part in form]
+    yield encoding.array_header(len(form) + 1) + b"".join(parts) + MALFORMED
+    seen = list[object]()
+    for at, part in enumerate(form):
+        if isinstance(part, list) and part not in seen:
+            seen.append(part)
+            for wrong in _with_malformed_element(part):
+                yield encoding.array_header(len(form)) + b"".join(
+                    [*parts[:at], wrong, *parts[at + 1 :]]
+                )
 
 
 def test_a_request_is_short_beside_its_bulk() -> None:
