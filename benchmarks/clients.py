@@ -35,9 +35,9 @@ class Clients(Closing):
     """`CLIENTS` sessions of the account in `home`, and one more. A context: logs them all out."""
 
     def __init__(self, home: Path) -> None:
-        keyring = unlock_home(home_folder(home), PASSPHRASE).contents
-        self._state = open_client_state(home, keyring)
-        self._sessions = [Session(keyring, self._state) for _ in range(CLIENTS + 1)]
+        file = unlock_home(home_folder(home), PASSPHRASE)
+        self._state = open_client_state(home, file)
+        self._sessions = [Session(file.contents, self._state) for _ in range(CLIENTS + 1)]
         self._latencies: list[float] = []
 
     def works(self, bare: Bare) -> list[Work]:

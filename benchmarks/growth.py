@@ -60,8 +60,9 @@ class Growth(ExitStack):
         machine.mkdir()
         (machine / "keyring").write_bytes((client.home / "keyring").read_bytes())
         self._store = self.enter_context(sfsc.connect(machine))
-        keyring = unlock_home(home_folder(machine), None).contents
-        self._session = Session(keyring, self.enter_context(open_client_state(machine, keyring)))
+        file = unlock_home(home_folder(machine), None)
+        state = self.enter_context(open_client_state(machine, file))
+        self._session = Session(file.contents, state)
         self._session.connect()
         self.callback(self._session.close)
 

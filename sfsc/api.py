@@ -126,7 +126,7 @@ def accept(
 
     where = home_folder(home)
     file = unlock_home(where, passphrase)
-    with open_client_state(where, file.contents) as state:
+    with open_client_state(where, file) as state:
         kept = state.distrust_evidence()
         session = Session(file.contents, state, anew=True)
         try:
@@ -136,7 +136,7 @@ def accept(
             restored = continue_restored(session, file, skip)
         finally:
             session.close()
-    return newest.size, kept, restored
+    return newest.size, None if kept is None else str(kept), restored
 
 
 def _import_needed() -> None:

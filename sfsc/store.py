@@ -104,7 +104,7 @@ class Store(Closing):
     ) -> None:
         self._weakest = resolve_min_wrap_alg(min_wrap_alg)
         self._file = file
-        self._state = open_client_state(home_folder(home), file.contents, must_be_saved=False)
+        self._state = open_client_state(home_folder(home), file, must_be_saved=False)
         try:
             self._session = Session(file.contents, self._state, timeouts, progress=progress)
         except BaseException:

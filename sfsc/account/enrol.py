@@ -96,7 +96,7 @@ def enrol_account(
         removable_state = not os.path.exists(state_path(home))
         useless = unfinished is None  # until the statement is sent
         try:
-            with open_client_state(home, file.contents) as state:
+            with open_client_state(home, file) as state:
                 removable_state = True
                 state.remember_server_statement(server.n, welcome.statement, welcome.signature)
                 useless = False

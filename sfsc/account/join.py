@@ -134,7 +134,7 @@ def join_account(
         pins=bundle.pins,
     )
     file = KeyringFile.create(keyring_path(home), keyring, passphrase)
-    with open_client_state(home, file.contents) as state:
+    with open_client_state(home, file) as state:
         number = ServerStatement.parse(welcome.statement).n
         state.remember_server_statement(number, welcome.statement, welcome.signature)
         if seen is not None:

@@ -104,7 +104,7 @@ def take_back(
     called for each destroyed version; without it one error at the end names them all."""
     parsed, where = RecoveryCode.parse(code), home_folder(home)
     file = unlock_home(where, passphrase)
-    with open_client_state(where, file.contents) as state:
+    with open_client_state(where, file) as state:
         return take_back_account(file, state, parsed, first=undo_from, on_destroyed=on_destroyed)
 
 
@@ -115,7 +115,7 @@ def take_back_plan(
     parsed, where = RecoveryCode.parse(code), home_folder(home)
     file = unlock_home(where, passphrase)
     with (
-        open_client_state(where, file.contents) as state,
+        open_client_state(where, file) as state,
         open_recovery_session(file, state, parsed) as (session, devices),
     ):
         chain, first, _ = AccountRecovery(session, file, devices, parsed).plan(undo_from)

@@ -109,7 +109,8 @@ class Keyring(Struct):
     exact bytes of the known own chain, empty until the server has accepted the first. `generations`
     are ordered oldest first; the last one is in use. `name_keys` holds the one name key, and
     `tag_key` the key of tags in the log; the account keeps both for life. `pins` are (user, hash of
-    that user's first statement), sorted by user.
+    that user's first statement), sorted by user. `distrust` is "" or, once the server has shown two
+    histories, the name of the file in HOME/evidence that proves it, until the user accepts it.
     """
 
     AS_MAP: ClassVar[bool] = True
@@ -126,6 +127,7 @@ class Keyring(Struct):
     device: DeviceKey
     pending: PendingStatement | None
     pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(MAX_PINS)]
+    distrust: Text = ""
 
     @property
     def current(self) -> GenerationKeys | None:

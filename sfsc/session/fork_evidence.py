@@ -12,12 +12,10 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 from sfsc.atomicfile import make_folder, replace_file
 from sfsc.errors import LocalError
-
-FOLDER: Final = "evidence"
+from sfsc.trust.state import EVIDENCE
 
 
 def place(home: Path, notes: tuple[bytes, bytes]) -> Path:
@@ -25,7 +23,7 @@ def place(home: Path, notes: tuple[bytes, bytes]) -> Path:
     later."""
     known, shown = notes
     name = hashlib.sha256(known + b"\0" + shown).hexdigest()[:16]
-    return home / FOLDER / f"{name}.txt"
+    return home / EVIDENCE / f"{name}.txt"
 
 
 def save(path: Path, about: str, what: str, notes: tuple[bytes, bytes]) -> None:

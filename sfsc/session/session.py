@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from protocol.log.auditlog import LogEntry
@@ -625,20 +626,21 @@ class Session:
         if exc.notes is None or exc.evidence is not None:
             return
         try:
-            exc.evidence = self.state.distrust_evidence() or self._keep(exc.cause, exc.notes)
+            kept = self.state.distrust_evidence() or self._keep(exc.cause, exc.notes)
+            exc.evidence = str(kept)
             exc.hint = f"both are in {exc.evidence}; show them to others"
         except LocalError as fault:
             # Report the fork all the same: a full disk must not hide it.
             exc.hint = f"{exc.hint} ({fault.cause})"
 
-    def _keep(self, what: str, notes: tuple[bytes, bytes]) -> str:
+    def _keep(self, what: str, notes: tuple[bytes, bytes]) -> Path:
         about = f"server {self.keyring.server_id.hex()}, user {self.keyring.user}"
         path = fork_evidence.place(self.state.home, notes)
         try:
             fork_evidence.save(path, about, what, notes)
         finally:
-            self.state.distrust(str(path))
-        return str(path)
+            self.state.distrust(path.name)
+        return path
 
     @property
     def followed_size(self) -> int:

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from protocol.codec.terminal_text import printable
-from protocol.codec.values import Value
+from protocol.codec.values import Value, changed
 from protocol.records.records import FileRecord, record_hash
 from sfsc.crypto.primitives import state_key, vouched_rows_key
 from sfsc.errors import LocalError
-from sfsc.keys.keyring import Keyring
+from sfsc.keys.keyring import KeyringFile
 from sfsc.trust.database import StateDatabase, check_room, is_unwritable, translate_errors
 from sfsc.trust.file_records import KnownRevision
 from sfsc.trust.followed_log import (
@@ -68,10 +68,16 @@ _STATEMENT: Final = "statement"
 _CHOICE: Final = "choice"
 _EVIDENCE: Final = "evidence"
 """Kinds and keys of vouched rows."""
+EVIDENCE: Final = "evidence"
+"""Folder in HOME with what proves that a server has lied."""
 
 
 class ClientState(StateDatabase):
     """Open with `open_client_state`. Every method may raise `LocalError`. Not thread-safe."""
+
+    keyring_file: KeyringFile | None = None
+    """The account's keyring, in which distrust stands too."""
+    _distrust = ""
 
     def change_key(self, key: bytes) -> None:
         """Switch to another key (32 bytes), because the old one may be in an attacker's hands.
@@ -182,13 +188,30 @@ class ClientState(StateDatabase):
         return self._path.parent
 
     def distrust(self, evidence: str) -> None:
-        """Record that the server has shown two histories; `evidence` is the path of the proof."""
-        self.vouched.put(_LOG, _EVIDENCE, evidence.encode())
+        """Record that the server has shown two histories; `evidence` is the name of the proof in
+        the folder of evidence. It stands in the keyring too, because somebody who deletes the state
+        or puts an older one in its place must not make this machine forget it. Raises as
+        `KeyringFile.update`."""
+        self._distrust = evidence
+        try:
+            self.vouched.put(_LOG, _EVIDENCE, evidence.encode())
+        finally:
+            self._keep_in_keyring(evidence)
 
-    def distrust_evidence(self) -> str | None:
-        """Return the path given to `distrust`, or None."""
-        value = self.vouched.get(_LOG, _EVIDENCE)
-        return value.decode() if value else None
+    def distrust_evidence(self) -> Path | None:
+        """Return the path of the file given to `distrust`, by any process of this machine, or
+        None."""
+        name = self._distrust
+        if not name and self.keyring_file is not None:
+            name = self.keyring_file.contents.distrust
+        if not name:
+            name = (self.vouched.get(_LOG, _EVIDENCE) or b"").decode()
+        return self.home / EVIDENCE / name if name else None
+
+    def _keep_in_keyring(self, evidence: str) -> None:
+        file = self.keyring_file
+        if file is not None and file.contents.distrust != evidence:
+            file.update(lambda keyring: changed(keyring, distrust=evidence))
 
     def last_server_rotation(self) -> int:
         """Return when keys were last rotated here at the server's request, in unix seconds; 0 for
@@ -226,8 +249,9 @@ class ClientState(StateDatabase):
         self.vouched.put(_LOG, _CHOICE, value)
 
     def reset_log(self) -> None:
-        """Forget the followed log, all known files and other users' statements: the server's log is
-        followed from its beginning. Raises as `check_saved`."""
+        """Forget the followed log, all known files, other users' statements and distrust: the
+        server's log is followed from its beginning. Raises as `check_saved` and
+        `KeyringFile.update`."""
         self.check_saved()
         with self.transaction():
             self.execute("DELETE FROM meta WHERE key IN ('listed', 'received')")
@@ -235,6 +259,8 @@ class ClientState(StateDatabase):
                 self.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
             for kind in (_LOG, _HEAD, _STATEMENT):
                 self.vouched.remove(kind)
+        self._keep_in_keyring("")
+        self._distrust = ""
 
     # --- files --------------------------------------------------------------------------------
 
@@ -393,24 +419,30 @@ def state_path(home: Path) -> Path:
     return home / "state.sqlite3"
 
 
-def open_client_state(home: Path, keyring: Keyring, *, must_be_saved: bool = True) -> ClientState:
-    """Open the state of the keyring's account. Raises `LocalError`.
+def open_client_state(home: Path, file: KeyringFile, *, must_be_saved: bool = True) -> ClientState:
+    """Open the state of the account of the keyring `file`. Raises `LocalError`.
 
     If it need not be saved and the disk is full or read-only, log a warning and open a copy in
     memory. It detects a server that rolls back behind what the file knows, but not, in later
     commands, one that rolls back behind what this command learns.
     """
-    path = state_path(home)
+    path, keyring = state_path(home), file.contents
     account = keyring.server_id + keyring.user.encode()
     key = state_key(keyring.device.xwing_private)
     try:
         if not must_be_saved:
             check_room(path)
-        return ClientState.open_database(path, account, key)
+        state = ClientState.open_database(path, account, key)
     except LocalError as exc:
         if must_be_saved or not is_unwritable(exc.__cause__):
             raise
-        copy, cause = ClientState.open_copy(path, account, key), exc.cause
+        state = ClientState.open_copy(path, account, key)
+        _warn_of_copy(home, exc.cause)
+    state.keyring_file = file
+    return state
+
+
+def _warn_of_copy(home: Path, cause: str) -> None:
     import logging  # rarely needed
 
     logging.getLogger("sfsc").warning(
@@ -419,7 +451,6 @@ def open_client_state(home: Path, keyring: Keyring, *, must_be_saved: bool = Tru
         printable(cause),
         printable(str(home)),
     )
-    return copy
 
 
 def read_server_statements(path: Path) -> tuple[bytes, list[bytes]]:

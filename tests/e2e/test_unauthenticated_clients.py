@@ -267,9 +267,9 @@ def test_a_client_at_its_file_limit_does_not_block_others(tmp_path: Path) -> Non
         assert "at most 32 connections" in daemon.log_path.read_text()
         mallory, carol = (daemon.client(name, tmp_path / name) for name in ("mallory", "carol"))
         (tmp_path / "file").write_bytes(b"x" * 4096)
-        keyring = KeyringFile.unlock(mallory.home / "keyring", PASSPHRASE).contents
+        keyring = KeyringFile.unlock(mallory.home / "keyring", PASSPHRASE)
         with open_client_state(mallory.home, keyring) as state:
-            session = Session(keyring, state)
+            session = Session(keyring.contents, state)
             session.connect()
             asked = PutOpen("mallory", "0" * 32, 16 * 1024 * 1024)
             answers = [session.ask(asked) for _ in range(PER_USER)]

@@ -49,9 +49,9 @@ def other(home: Path) -> Iterator[Session]:
 
 
 def opened(home: Path) -> Iterator[Session]:
-    keyring = unlock_home(home, None).contents
-    with open_client_state(home, keyring) as state:
-        session = Session(keyring, state, QUICK, pause=lambda _seconds: None)
+    file = unlock_home(home, None)
+    with open_client_state(home, file) as state:
+        session = Session(file.contents, state, QUICK, pause=lambda _seconds: None)
         session.connect()
         yield session
         session.close()

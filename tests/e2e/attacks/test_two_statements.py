@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ from sfsc.errors import Distrusted, Fork
 from tests.lying_server import LyingServer
 
 
-def test_both_statements_are_kept_and_nothing_more_is_signed(lying_server: LyingServer) -> None:
-    home = lying_server.enrol("ada")
+def sign_two_statements(server: LyingServer) -> list[Welcome]:
+    """Have the server show another statement with the same number; return both, once shown."""
     key = SigningKey.from_seed(
-        bytes.fromhex((lying_server.root / "keys" / "server.key").read_text().strip())
+        bytes.fromhex((server.root / "keys" / "server.key").read_text().strip())
     )
     shown: list[Welcome] = []
 
@@ -31,7 +32,13 @@ def test_both_statements_are_kept_and_nothing_more_is_signed(lying_server: Lying
         shown.extend([welcome, lie])
         return lie
 
-    lying_server.welcome = another
+    server.welcome = another
+    return shown
+
+
+def test_both_statements_are_kept_and_nothing_more_is_signed(lying_server: LyingServer) -> None:
+    home = lying_server.enrol("ada")
+    shown = sign_two_statements(lying_server)
     with pytest.raises(Fork) as caught:
         sfsc.connect(home)
     assert caught.value.exit_code == 5
@@ -44,3 +51,30 @@ def test_both_statements_are_kept_and_nothing_more_is_signed(lying_server: Lying
     lying_server.honest()
     with sfsc.connect(home, auto_rotate=False) as store, pytest.raises(Distrusted):
         store.put(io.BytesIO(b"1"), name="a")
+
+
+def test_distrust_outlives_the_state(lying_server: LyingServer) -> None:
+    """Somebody who can write the home folder helps the server: the state is deleted, or replaced by
+    one of before. Only the user decides to trust the server again."""
+    home = lying_server.enrol("ada")
+    with sfsc.connect(home, auto_rotate=False) as store:
+        store.put(io.BytesIO(b"1"), name="a")
+    before = lying_server.copied(home, "before", state=True)
+    sign_two_statements(lying_server)
+    with pytest.raises(Fork):
+        sfsc.connect(home)
+    lying_server.honest()
+    (kept,) = (home / "evidence").iterdir()
+    for older in (None, before):
+        for path in home.glob("state.sqlite3*"):
+            path.unlink()
+        for path in () if older is None else older.glob("state.sqlite3*"):
+            shutil.copy2(path, home / path.name)
+        with sfsc.connect(home, auto_rotate=False) as store:
+            assert [one.name for one in store.ls()] == ["a"]
+            with pytest.raises(Distrusted) as refused:
+                store.put(io.BytesIO(b"2"), name="a")
+        assert str(kept) in refused.value.cause
+    assert sfsc.accept(home)[1] == str(kept)
+    with sfsc.connect(home, auto_rotate=False) as store:
+        assert store.put(io.BytesIO(b"2"), name="a").version == 2

@@ -78,7 +78,7 @@ def test_new_user(server: Simulator, fresh: Path, key_type: str) -> None:
     assert keyring.current is not None
     private = PrivateKey(key_type, keyring.current.wrap_private)
     assert statement.key_id == key_id(key_type, private.public.encoded)
-    with open_client_state(fresh, keyring) as state:
+    with open_client_state(fresh, unlock_home(fresh, None)) as state:
         followed = state.followed()
         assert (followed.size, followed.statements) == (1, 1)
         assert followed.note == server.log.checkpoint(1)
@@ -276,7 +276,7 @@ def test_enrolment_without_a_valid_receipt(server: Simulator, fresh: Path, lie: 
     with pytest.raises(BadReceipt):
         enrol(server, fresh)
     assert unlock_home(fresh, None).contents.current is None
-    with open_client_state(fresh, unlock_home(fresh, None).contents) as state:
+    with open_client_state(fresh, unlock_home(fresh, None)) as state:
         assert state.followed() == LOG_START
 
 

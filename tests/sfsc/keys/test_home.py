@@ -145,11 +145,13 @@ def test_locked_keyring_needs_a_passphrase(tmp_path: Path) -> None:
 
 
 def test_state_is_beside_the_keyring_and_bound_to_the_account(tmp_path: Path) -> None:
-    open_client_state(tmp_path, KEYRING).close()
+    make_keyring(tmp_path, None)
+    file = unlock_home(tmp_path, None)
+    open_client_state(tmp_path, file).close()
     assert (tmp_path / "state.sqlite3").is_file()
-    other = changed(KEYRING, user="eve")
+    file.save(changed(KEYRING, user="eve"))
     with pytest.raises(LocalError):
-        open_client_state(tmp_path, other)
+        open_client_state(tmp_path, file)
 
 
 def test_min_wrap_alg_from_argument_environment_or_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from sfsc.errors import Distrusted, Fork, LocalError
 from sfsc.session import fork_evidence
 from sfsc.session.session import Session
+from sfsc.trust.state import EVIDENCE
 from tests.sfsc.simulator import Simulator
 
 NOTES = (b"known\n", b"shown \xff\n")
@@ -49,7 +50,7 @@ def test_evidence_is_written_atomically(tmp_path: Path) -> None:
 
 def test_a_failure_to_write_evidence(server: Simulator, session: Session, home: Path) -> None:
     """The fork is the error that is reported, and nothing more is signed."""
-    (home / fork_evidence.FOLDER).write_bytes(b"in the way")
+    (home / EVIDENCE).write_bytes(b"in the way")
     session.close()
     server.log = server.log.fork(1)
     server.log.fill(5)

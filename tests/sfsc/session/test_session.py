@@ -43,7 +43,7 @@ def test_a_session_opens_and_is_remembered(server: Simulator, session: Session, 
     followed = session.state.followed()
     assert (followed.size, followed.note) == (server.log.size, server.log.checkpoint())
     assert session.call(Usage(), UsageAnswer) == UsageAnswer(0, 0, 0)
-    with open_client_state(home, session.keyring) as state:
+    with open_client_state(home, unlock_home(home, None)) as state:
         again = Session(session.keyring, state, QUICK)
         again.connect()
         again.close()
@@ -51,17 +51,18 @@ def test_a_session_opens_and_is_remembered(server: Simulator, session: Session, 
 
 
 def test_a_keyring_that_was_never_enrolled(home: Path) -> None:
-    keyring = unlock_home(home, None).contents
+    file = unlock_home(home, None)
     with (
-        open_client_state(home, keyring) as state,
+        open_client_state(home, file) as state,
         pytest.raises(errors.KeyringMissing),
     ):
-        Session(changed(keyring, generations=(), statements=()), state)
+        Session(changed(file.contents, generations=(), statements=()), state)
 
 
 def test_the_next_address_is_tried(server: Simulator, home: Path) -> None:
-    keyring = unlock_home(home, None).contents
-    with open_client_state(home, keyring) as state:
+    file = unlock_home(home, None)
+    keyring = file.contents
+    with open_client_state(home, file) as state:
         dead = changed(keyring, addresses=("127.0.0.1:1", server.address))
         session = Session(dead, state, QUICK)
         session.connect()
@@ -72,10 +73,11 @@ def test_the_next_address_is_tried(server: Simulator, home: Path) -> None:
 
 
 def test_nothing_is_sent_to_an_unverified_server(server: Simulator, home: Path) -> None:
-    keyring = unlock_home(home, None).contents
+    file = unlock_home(home, None)
+    keyring = file.contents
     server.requests.clear()
     real, server.log = server.log, SimulatedLog()
-    with open_client_state(home, keyring) as state:
+    with open_client_state(home, file) as state:
         with pytest.raises(errors.WrongServer):
             Session(keyring, state, QUICK).connect()
         server.log = real

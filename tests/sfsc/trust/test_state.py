@@ -19,7 +19,7 @@ import pytest
 from protocol.codec.values import changed
 from sfsc.errors import LocalError
 from sfsc.keys.home import unlock_home
-from sfsc.keys.keyring import Keyring
+from sfsc.keys.keyring import KeyringFile
 from sfsc.trust.file_records import KnownRevision
 from sfsc.trust.followed_log import LOG_START, LogChanges, LoggedHead, LogPosition
 from sfsc.trust.state import ClientState, KnownFile, open_client_state, state_path
@@ -423,8 +423,8 @@ def test_many_processes_write_at_once(path: Path) -> None:
 
 
 @pytest.fixture
-def keyring(home: Path) -> Keyring:
-    return unlock_home(home, None).contents
+def keyring(home: Path) -> KeyringFile:
+    return unlock_home(home, None)
 
 
 @pytest.fixture
@@ -439,7 +439,10 @@ def full(_path: object) -> SimpleNamespace:
 
 
 def test_a_copy_knows_what_the_file_knows(
-    fresh: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fresh: Path,
+    keyring: KeyringFile,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Also what is only in the write-ahead log, of a process that is running or was killed."""
     with open_client_state(fresh, keyring) as state:
@@ -458,7 +461,7 @@ def test_a_copy_knows_what_the_file_knows(
 
 
 def test_only_a_state_that_need_not_be_saved_is_a_copy(
-    fresh: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+    fresh: Path, keyring: KeyringFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_only(*_arguments: object) -> int:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -473,7 +476,7 @@ def test_only_a_state_that_need_not_be_saved_is_a_copy(
 
 
 def test_a_file_that_cannot_be_read_is_never_left_out(
-    fresh: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+    fresh: Path, keyring: KeyringFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a server could roll back without being noticed."""
     monkeypatch.setattr(shutil, "disk_usage", full)
