@@ -6,11 +6,24 @@ Nobody else's bytes move the cursor, change a title, or hide or reorder what was
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800
+
+
+_BIDI: Final = frozenset(
+    map(chr, (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+)
+"""Characters that reorder text (Unicode property Bidi_Control)."""
+
+
+def reorders(text: str) -> bool:
+    """Return whether `text` has a control or bidi character: what a terminal or a file manager
+    shows of it then differs from what it is."""
+    return any(char in _BIDI or unicodedata.category(char) == "Cc" for char in text)
 
 
 def printable(text: str) -> str:

@@ -59,14 +59,15 @@ class Trees:
         umask_folders: bool = False,
     ) -> Iterator[Got]:
         """Download every file in the folder `name` ("": all) below `target`: all of ``a/b`` arrives
-        as ``target/b``. `shared` holds files of another user, instead of our own. New folders have
-        mode 0700, or what the umask leaves with `umask_folders`. Files are not
-        synced one by one: after a power cut, download them again. Raises `NotFound`."""
+        as ``target/b``. `shared` holds files of another user, instead of our own; one whose name
+        has control or bidi characters is passed to `skip`. New folders have mode 0700, or what the
+        umask leaves with `umask_folders`. Files are not synced one by one: after a power cut,
+        download them again. Raises `NotFound`."""
         owner, entries = shared or (None, self.list_folder(name, skip))
         above = len(name.strip("/").rpartition("/")[0])
         self._session.progress.expect(sum(entry.size for entry in entries))
         mode = BY_UMASK if umask_folders else PRIVATE
-        with DestinationTree(target, mode=mode) as tree:
+        with DestinationTree(target, mode=mode, foreign=owner is not None) as tree:
             items = _items(entries, above and above + 1, tree, skip)
             yield from Downloads(self._session).get_many(items, skip, owner)
 

@@ -18,6 +18,7 @@ import itertools
 import os
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,6 +26,8 @@ from typing import BinaryIO, Final, Self, cast
 
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.names import fits_windows
+from protocol.codec.terminal_text import reorders
+from protocol.codec.values import changed
 from sfsc.atomicfile import sync_folder, sync_to_disk
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import Metadata
@@ -187,11 +190,20 @@ class DestinationTree(Closing):
     The most recently used subfolder stays open, because names come sorted.
     """
 
-    def __init__(self, path: Path, *, mode: int = PRIVATE, folds_case: bool | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        mode: int = PRIVATE,
+        folds_case: bool | None = None,
+        foreign: bool = False,
+    ) -> None:
         """`mode` is that of new folders, less the umask. `folds_case` says whether the file system
-        ignores case in names; None detects it. Raises `LocalError`."""
+        ignores case in names; None detects it. `foreign` files are another user's: see
+        `check_foreign_name` and `limit_to_umask`. Raises `LocalError`."""
         make_folders(path, mode)
         self._mode = mode
+        self._foreign = foreign
         self._top = DestinationFolder.open_folder(path)
         self._parts: list[str] = []
         self._last = self._top
@@ -214,8 +226,12 @@ class DestinationTree(Closing):
         file can have here.
         """
         *parts, last = check_local_name(name)
+        if self._foreign:
+            check_foreign_name(name)
 
         def open_file(metadata: Metadata) -> AbstractContextManager[BinaryIO]:
+            if self._foreign:
+                metadata = limit_to_umask(metadata)
             folder = self._folder(parts)
             self._check_collision(name)
             return folder.replacing_file(last, metadata, durable=False)
@@ -281,6 +297,33 @@ def check_local_name(name: str) -> tuple[str, ...]:
     if sys.platform == "win32" and not all(map(fits_windows, parts)):
         raise BadDestination(f"{name} is not a valid file name on Windows")
     return parts
+
+
+def check_foreign_name(name: str) -> None:
+    """Raise `BadDestination` if a name that another user chose has a control or bidi character: in
+    a listing the file would look like another one, such as ``a.txt`` for a program."""
+    if reorders(name):
+        raise BadDestination(f"{name} has characters that make it look like another name")
+
+
+def limit_to_umask(metadata: Metadata) -> Metadata:
+    """Return the metadata of another user's file without the permissions that this process's umask
+    forbids: the sharer must not open a file to others on this machine."""
+    if metadata.mode is None:
+        return metadata
+    return changed(metadata, mode=metadata.mode & ~_umask())
+
+
+_reading_umask: Final = threading.Lock()
+
+
+def _umask() -> int:
+    """Return the umask, which the system tells only to those who set it. Meanwhile other threads
+    create files that are for their owner only."""
+    with _reading_umask:
+        present = os.umask(0o077)
+        os.umask(present)
+    return present
 
 
 @contextlib.contextmanager

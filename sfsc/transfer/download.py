@@ -22,7 +22,13 @@ from sfsc.errors import NetworkError, SfscError
 from sfsc.log.seen_checkpoints import SeenCheckpoints
 from sfsc.session.pipeline import Skip, Window
 from sfsc.session.session import Session
-from sfsc.transfer.destination import OpenDestination, make_folders, replacing_file
+from sfsc.transfer.destination import (
+    OpenDestination,
+    check_foreign_name,
+    limit_to_umask,
+    make_folders,
+    replacing_file,
+)
 from sfsc.transfer.local_io import LargeFileWriter
 from sfsc.transfer.remote_version import (
     RemoteVersion,
@@ -139,10 +145,14 @@ class Downloads:
         self._session.progress.expect(remote.metadata.size)
         path: Path | None = None
         if isinstance(target, (str, os.PathLike, type(None))):
-            path = _path(target, name)
+            path, metadata = _path(target, name), remote.metadata
+            if remote.owner is not None:
+                metadata = limit_to_umask(metadata)
+                if target is None or path != Path(target):  # the sharer's name is used
+                    check_foreign_name(path.name)
             if _names_folder(target):
                 make_folders(path.parent)
-            with replacing_file(path, remote.metadata) as file:
+            with replacing_file(path, metadata) as file:
                 self._write(remote, file)
         else:
             self._write(remote, target)

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.codec.terminal_text import counted, human_time, printable, printable_lines
+from protocol.codec.terminal_text import (
+    counted,
+    human_time,
+    printable,
+    printable_lines,
+    reorders,
+)
 
 HOSTILE = [
     ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
@@ -40,6 +46,16 @@ def test_printable_text_moves_no_cursor(text: str) -> None:
     shown = printable(text)
     assert all(unicodedata.category(char)[0] != "C" for char in shown)
     assert not any(unicodedata.category(char) in ("Zl", "Zp") for char in shown)
+
+
+@given(st.text())
+def test_text_without_control_and_bidi_characters_is_shown_in_its_order(text: str) -> None:
+    unsafe = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F))}
+    unsafe |= set(map(chr, range(0x2066, 0x206A)))
+    assert reorders(text) == any(
+        unicodedata.category(char) == "Cc" or char in unsafe for char in text
+    )
+    assert not any(map(reorders, ("plain", "עברית", "日本　語", "👩‍💻", "نمی‌خواهم")))
 
 
 def test_lines_stay_lines() -> None:

@@ -23,6 +23,7 @@ from sfsc.transfer.destination import (
     DestinationFolder,
     DestinationTree,
     check_local_name,
+    limit_to_umask,
     replacing_file,
 )
 from sfsc.transfer.local_io import LargeFileWriter
@@ -93,6 +94,39 @@ def test_times_and_modes_but_no_set_user_id(tmp_path: Path) -> None:
     status = (tmp_path / "a").stat()
     assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o754, 1_500_000_000_123_456_789)
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o600
+
+
+@posix
+@pytest.mark.parametrize(
+    ("umask", "mode", "expected"),
+    [(0o022, 0o777, 0o755), (0o077, 0o666, 0o600), (0o027, 0o640, 0o640), (0o777, 0o644, 0)],
+)
+def test_permissions_of_another_users_file_are_limited_by_the_umask(
+    tmp_path: Path, umask: int, mode: int, expected: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with DestinationTree(tmp_path / "out", folds_case=False, foreign=True) as tree:
+            write(tree, "a", metadata=Metadata("n", 3, None, mode))
+        own = limit_to_umask(PLAIN)
+    finally:
+        assert os.umask(before) == umask
+    assert stat.S_IMODE((tmp_path / "out/a").stat().st_mode) == expected
+    assert own.mode is None
+
+
+REORDERED = ["report\u202etxt.exe", "a/\u2066b\u2069/c", "x\u200fy", "\u061c"]
+
+
+@pytest.mark.parametrize("name", [*REORDERED, "a\x1b]0;b", "a\x07"])
+def test_names_of_another_user_with_control_or_bidi_characters(tmp_path: Path, name: str) -> None:
+    with DestinationTree(tmp_path, foreign=True) as tree:
+        with pytest.raises(BadDestination):
+            tree.destination(name)
+        write(tree, "رسالة/日本　語/👩‍💻")
+    with DestinationTree(tmp_path) as tree:
+        write(tree, REORDERED[0])
+    assert set(everything(tmp_path)) == {"رسالة/日本　語/👩‍💻", REORDERED[0]}
 
 
 @pytest.mark.parametrize("call", ["chmod", "utime"])
