@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
@@ -497,6 +497,15 @@ class Session:
         if saved is not None and saved.seq >= self.followed_size:
             self.refresh_log()  # another process of this machine has followed farther
         return self.log.head_at(file_id, at)
+
+    def newest_heads(self, file_ids: Sequence[str]) -> dict[str, tuple[int, bytes] | None]:
+        """Return (rev, hash) of the newest record of each file of ours in the followed log, None if
+        it has none; for several files at less cost than `head_at`."""
+        saved, size = self.state.logged_heads(file_ids), self.followed_size
+        followed = self.state.followed().size
+        if followed < self.log.start.size or any(one.seq >= size for one in saved.values()):
+            return {one: self.head_at(one, self.followed_size) for one in file_ids}
+        return {one: self.log.head_at(one, size, saved.get) for one in file_ids}
 
     def confirm_version(
         self, file: VerifiedFile, owner: FileOwner | None = None, *, newest: bool = False

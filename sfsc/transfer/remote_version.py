@@ -10,6 +10,7 @@ from typing import Final
 from protocol.codec import merkle
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value
+from protocol.records.records import record_hash
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
@@ -20,6 +21,7 @@ from sfsc.errors import (
     KeyringError,
     NotFound,
     ProtocolFailure,
+    Rollback,
     SfscError,
     Tampered,
     UnsupportedKind,
@@ -29,6 +31,7 @@ from sfsc.session.session import Session
 from sfsc.transfer.chunks import DownloadStream, PieceDecryptor
 from sfsc.trust.file_records import FileOwner, KnownRevision, VerifiedFile
 from sfsc.trust.peer_state import KnownSharedFile, PeerState
+from sfsc.trust.server_log import REPORT
 
 KnownRevisions = Mapping[str, KnownRevision | None]
 """file_id -> what is remembered of the file."""
@@ -107,7 +110,12 @@ class RemoteVersion:
             raise self._not_found()
         opened = expect_reply(self._reply, Opened)
         owner = wanted.owner or self._session.account
-        self.file = owner.verify_version(opened.view, wanted.file_id, wanted.version, wanted.known)
+        try:
+            self.file = owner.verify_version(
+                opened.view, wanted.file_id, wanted.version, wanted.known
+            )
+        except NotFound:  # its last record, which may be an old one, deleted it
+            raise self._not_found() from None
         if wanted.owner is None:
             head, body = self.file.head, self.file.head_body
             self._session.check_head(head, body, opened.view.at, wanted.since)
@@ -115,16 +123,25 @@ class RemoteVersion:
         self.first, self._leaves, self._handle = opened.data, opened.leaves, opened.handle
 
     def _not_found(self) -> NotFound:
-        """Return the error that says whether the file or only the version does not exist."""
+        """Return the error that says whether the file or only the version does not exist. Raises
+        `Rollback` if the log has a file of ours, and it is not deleted."""
         wanted, session = self._wanted, self._session
         name, version = wanted.name or "the file", wanted.version
-        if not version:
-            return NotFound(f"no such file: {name}", "run `sfsc ls` to see what is stored")
+        missing = NotFound(f"no such file: {name}", "run `sfsc ls` to see what is stored")
         if wanted.owner is not None:
-            return NotFound(f"{name} has no version {version}", "ask its owner")
+            return (
+                NotFound(f"{name} has no version {version}", "ask its owner")
+                if version
+                else missing
+            )
+        before = session.head_at(wanted.file_id, wanted.since)
         file = session.find_newest(wanted.file_id)
-        if file is None:
-            return NotFound(f"no such file: {name}", "run `sfsc ls` to see what is stored")
+        if file is None or (file.deleted and not version):
+            return missing
+        if not version:
+            if before == (file.head.rev, record_hash(file.head_body)):
+                raise Rollback("the server does not show a file that its log has", REPORT)
+            return missing  # it was stored meanwhile
         hint = "run `sfsc history` to see its versions"
         if version > file.version:
             return NotFound(f"{name} has no version {version}", hint)
@@ -188,12 +205,7 @@ class RemoteVersion:
         """Open a version of our own file `name`. Raises as `request`, and `Rollback` if the server
         no longer knows a file that it had."""
         wanted = VersionRequest.build(session, session.account.file_id(name), version, name=name)
-        try:
-            return cls.request(session, wanted)
-        except NotFound:
-            if wanted.known is not None:
-                session.fetch_newest(wanted.file_id)  # the server must still know a deleted file
-            raise
+        return cls.request(session, wanted)
 
     @classmethod
     def request(cls, session: Session, wanted: VersionRequest) -> RemoteVersion:

@@ -177,6 +177,7 @@ class RecordCommitter:
         self._session = session
         self._stored: list[tuple[KnownFile, bytes]] = []
         self._looked_up: dict[str, KnownFile | None] = {}
+        self._logged: dict[str, tuple[int, bytes] | None] = {}  # newest heads in the followed log
 
     def prepare(self, attempts: list[Attempt]) -> SfscError | None:
         """Build and sign the record of each attempt; as `run_stepwise`. The error is a
@@ -185,6 +186,7 @@ class RecordCommitter:
         The requests must be sent at once: `Session.signing_key` signs nothing after a split view
         was found.
         """
+        self._logged = self._session.newest_heads([one.content.file_id for one in attempts])
         return self._run(attempts, (self._find_base, *self._new_steps()))
 
     def prepare_one(self, content: VersionContent, build: BuildRequest) -> Attempt:
@@ -269,19 +271,25 @@ class RecordCommitter:
         return self._check_head, wrap, self._build_record
 
     def _find_base(self, attempt: Attempt) -> None:
-        """Use the remembered head, which costs nothing: if it is stale, the conflict shows the
-        present one. If the caller expects another version, ask the server."""
-        file_id, expected = attempt.content.file_id, attempt.content.expected
+        """Use the remembered head if it is the newest one in the followed log. Ask the server for
+        any other one, and if the caller expects another version.
+
+        A machine that does not know the head of a file would wrap the content for readers of the
+        file's folder, from whom another machine may have taken this file back."""
+        session, content = self._session, attempt.content
+        file_id, expected = content.file_id, content.expected
         if file_id in self._looked_up:
             attempt.base = self._looked_up.pop(file_id)  # once: the next put makes it stale
         else:
-            attempt.base = self._session.state.file(file_id)
-        head = None if attempt.base is None else FileRecord.parse(attempt.base.record)
+            attempt.base = session.state.file(file_id)
+        base = attempt.base
+        known = None if base is None else (base.rev, base.hash)
+        head = None if base is None else FileRecord.parse(base.record)
         current = 0 if head is None else head.current
         # For a shared file the present head says who may read it: never use an older one.
         shared = head is not None and bool(head.readers)
-        if shared or expected not in (None, current):
-            file = self._session.find_newest(file_id)
+        if shared or expected not in (None, current) or known != self._logged[file_id]:
+            file = session.find_newest(file_id)
             attempt.base = None if file is None else known_file(file)
 
     def _check_head(self, attempt: Attempt) -> None:

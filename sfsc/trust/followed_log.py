@@ -347,9 +347,15 @@ class FollowedLog:
         heads = [] if history is None else history.heads
         return any((head.rev, head.hash) == (rev, digest) for head in heads)
 
-    def head_at(self, file_id: str, at: int) -> tuple[int, bytes] | None:
+    def head_at(
+        self,
+        file_id: str,
+        at: int,
+        known_head: Callable[[str], LoggedHead | None] | None = None,
+    ) -> tuple[int, bytes] | None:
         """Return (rev, hash) of the newest record of a file of ours in the first `at` entries, None
         if there is none. `at` is not above `self.size`, and not below `self.start.size`.
+        `known_head` replaces that of this object, for a caller that has read what was saved.
 
         Raises `Rollback` if another process of this machine has followed the file beyond
         `self.size`: follow the log first.
@@ -360,7 +366,7 @@ class FollowedLog:
                 if head.seq < at:
                     return head.rev, head.hash
             return history.before
-        saved = self.known_head(file_id)
+        saved = (known_head or self.known_head)(file_id)
         if saved is None:
             return None
         if saved.seq >= self.start.size:

@@ -55,7 +55,7 @@ def test_a_failed_reply_does_not_affect_the_others(stored: Session) -> None:
     replies = list(asked(stored))
     first = replies[0][1]
     tampered: list[tuple[VersionRequest, Reply]] = list(replies)
-    # A reply of another file; metadata of another version; no such file.
+    # A reply of another file; metadata of another version; no such file, although the log has it.
     tampered[1] = (replies[1][0], first)
     tampered[2] = (
         replies[2][0],
@@ -63,7 +63,7 @@ def test_a_failed_reply_does_not_affect_the_others(stored: Session) -> None:
     )
     tampered[3] = (replies[3][0], Error("not-found", "there is none"))
     kinds = [type(one) for one in verified(stored, tampered)]
-    assert kinds == [RemoteVersion, BadRecord, Tampered, NotFound, RemoteVersion]
+    assert kinds == [RemoteVersion, BadRecord, Tampered, Rollback, RemoteVersion]
 
 
 def test_a_known_file_that_the_server_denies(
