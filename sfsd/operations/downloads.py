@@ -1,7 +1,7 @@
 """Download a file: open it, which is logged, and read ranges of it.
 
-The log entry is durable before the first byte is sent. There is one entry for each session and
-content; it covers all later ranges. Access is checked again at each Read.
+The log entry is durable before the first byte is sent. There is one entry for each version, UTC day
+and key that opened a session; it covers all later ranges. Access is checked again at each Read.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Final
 
 from protocol.codec.merkle import HASH_SIZE, PIECE_SIZE
-from protocol.wire.messages import Reply
 from protocol.wire.messages.base import LEAVES_PER_PAGE, PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsd.errors import Absent, DamagedError, LostVersionError, Refused, Stale
 from sfsd.rules.access import VisibleVersion
 from sfsd.rules.context import USER, Commit, Decision, Principal, ServerContext, draft, operation
 from sfsd.rules.record_rules import not_found
+from sfsd.rules.users import signing_key_id
+from sfsd.state.logged_downloads import Download
 from sfsd.state.read_handles import OpenVersion, SessionHandles
 from sfsd.storage.change import Change
 
@@ -30,24 +31,22 @@ def get_open(server: ServerContext, who: Principal, message: GetOpen) -> Decisio
     server.users.require_active(who.user)
     visible = _find(server, who, message)
     opened = _version(visible)
-    session = server.read_handles.for_session(who.session)
-    if session.is_logged(opened):
+    download = Download(signing_key_id(who.signer), opened.owner, opened.file_id, opened.version)
+    if server.downloads.has(download):
         return _answer(server, who, visible, opened)
+    claim = server.downloads.claim(download)
     entry = draft(
         who,
         "download",
         owner=opened.owner,
         file=opened.file_id,
         version=opened.version,
+        detail=download.detail,
         accounts=tuple(sorted({opened.owner, who.user})),
     )
-
-    def answer(_seq: int) -> Reply:
-        session.mark_logged(opened)
-        return _answer(server, who, visible, opened)
-
     expect = {**visible.head.expect(), visible.document.path: visible.document.digest}
-    return Commit(Change(entry, expect), answer)
+    change = Change(entry, expect, (), claim, claim.note)
+    return Commit(change, lambda _seq: _answer(server, who, visible, opened))
 
 
 @operation(GetLeaves, access=USER, slow=True, weight=PIECE)

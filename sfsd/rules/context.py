@@ -27,6 +27,7 @@ from sfsd.rules.users import UserRegistry
 from sfsd.state.documents import Documents
 from sfsd.state.file_index import FileIndex
 from sfsd.state.inbox_index import InboxIndex
+from sfsd.state.logged_downloads import LoggedDownloads
 from sfsd.state.read_handles import ReadHandles
 from sfsd.state.uploads import UploadRegistry
 from sfsd.storage.change import Change
@@ -125,6 +126,7 @@ class ServerContext:
         self.users = UserRegistry(self.documents, self.index)
         share = DescriptorBudget()
         self.uploads = UploadRegistry(store.create_upload_file, share, clock)
+        self.downloads = LoggedDownloads(journal, clock)
         self.read_handles = ReadHandles(store.open_blob, share)
         self.admission = Admission(identity.server_id, self.users, journal, clock)
         self.visibility = Visibility(self.users, self.index, self.inboxes, clock)

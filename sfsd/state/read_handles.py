@@ -23,9 +23,6 @@ HANDLES: Final = 1024
 """Handles that a session keeps; older ones answer `changed`."""
 FILES: Final = 16
 """Files that a session keeps open."""
-LOGGED: Final = 4096
-"""Logged downloads that a session remembers. A client that reads more files has some logged
-twice."""
 PER_FILE: Final = 2
 """Descriptors of one open file: it may also have one for direct I/O."""
 
@@ -50,7 +47,6 @@ class SessionHandles:
         self._lock = threading.Lock()
         self._handles: OrderedDict[bytes, OpenVersion] = OrderedDict()
         self._blobs: OrderedDict[bytes, Blob] = OrderedDict()
-        self._logged: OrderedDict[OpenVersion, None] = OrderedDict()
 
     def add(self, opened: OpenVersion) -> bytes:
         """Add a handle and return its name of 16 bytes."""
@@ -76,17 +72,6 @@ class SessionHandles:
         except StagingClosedError:
             # It was closed in favour of other handles between lookup and use.
             return self._blob(name).read_range(offset, length)
-
-    def is_logged(self, opened: OpenVersion) -> bool:
-        """Return whether this session's download of this content is in the log already."""
-        with self._lock:
-            return opened in self._logged
-
-    def mark_logged(self, opened: OpenVersion) -> None:
-        with self._lock:
-            self._logged[opened] = None
-            if len(self._logged) > LOGGED:
-                self._logged.popitem(last=False)
 
     def invalidate(self, owner: str, file_id: str, version: int) -> None:
         """Drop the handles of a version whose content is removed: they now answer `changed`."""

@@ -20,9 +20,13 @@ from sfsd.config import DAY
 from sfsd.fs.files import Files
 from sfsd.operations.downloads import FIRST_BYTES
 from sfsd.rules.context import OPERATIONS, Commit
+from sfsd.rules.users import signing_key_id
+from sfsd.state import logged_downloads
+from sfsd.state.logged_downloads import Download
 from sfsd.state.read_handles import FILES, HANDLES
 from sfsd.storage.change import Change
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, refused, segments_root
+from tests.sfsd.operations.test_rotation import onto
 from tests.waiting import until
 
 F = file_id(1)
@@ -58,6 +62,7 @@ class RecordingFiles(Files):
 @pytest.fixture
 def ada(served: Daemon) -> Person:
     person = served.person("ada")
+    person.who = person.log_in()  # by the device's key, not the account's
     upload = person.upload(F, CONTENT)
     done(person.ask(person.took(person.version(F, CONTENT)).commit(upload)))
     return person
@@ -107,24 +112,91 @@ def test_leaf_hashes_come_in_pages(ada: Person) -> None:
     refused(ada.ask(GetLeaves(reply.handle, 4)), "bad-request")
 
 
-def test_a_download_is_logged_once_for_a_session_and_version(served: Daemon, ada: Person) -> None:
+def logged(served: Daemon) -> list[tuple[str, int | None]]:
+    return [(entry.actor, entry.version) for entry in served.entries("download")]
+
+
+def test_a_download_is_logged_once_a_day_for_a_key_and_version(served: Daemon, ada: Person) -> None:
     first = opened(ada)
     (entry,) = served.entries("download")
-    assert (entry.actor, entry.owner, entry.file, entry.version, entry.session) == (
-        "ada",
-        "ada",
-        F,
-        1,
-        ada.who.session,
-    )
+    assert (entry.owner, entry.file, entry.session) == ("ada", F, ada.who.session)
+    assert entry.detail["key"] == signing_key_id(ada.device_key.public)
     assert opened(ada).handle != first.handle
-    assert len(served.entries("download")) == 1
+    ada.who = ada.log_in()
+    opened(ada)
+    assert logged(served) == [("ada", 1)]
     ada.put(F, b"another version")
     opened(ada)
-    assert len(served.entries("download")) == 2
-    ada.who = ada.log_in()
     opened(ada, version=1)
-    assert [entry.version for entry in served.entries("download")] == [1, 2, 1]
+    assert logged(served) == [("ada", 1), ("ada", 2)]
+    served.clock.now += DAY
+    opened(ada)
+    opened(ada)
+    assert logged(served) == [("ada", 1), ("ada", 2), ("ada", 2)]
+
+
+def test_a_download_is_logged_for_each_key(served: Daemon, ada: Person) -> None:
+    other = Person("ada", served, key=ada.key)
+    done(ada.ask(onto(ada.first, ada.key, devices=(ada.device(), other.device()))))
+    other.who = other.log_in()
+    for _ in range(2):
+        opened(ada)
+        opened(other)
+    assert logged(served) == [("ada", 1)] * 2
+
+
+def test_logged_downloads_survive_a_restart(tmp_path: Path) -> None:
+    with daemon(tmp_path) as served:
+        ada = served.person("ada")
+        ada.who = ada.log_in()
+        ada.put(F, b"1")
+        opened(ada)
+        served.clock.now += DAY
+        opened(ada)
+        clock = served.clock
+    with daemon(tmp_path, clock=clock) as again:
+        ada.served = again
+        ada.who = ada.log_in()
+        opened(ada)
+        assert logged(again) == [("ada", 1)] * 2
+        ada.put(F, b"2")
+        opened(ada)
+        opened(ada)
+        assert logged(again) == [("ada", 1), ("ada", 1), ("ada", 2)]
+        clock.now += DAY
+        opened(ada, version=1)
+        assert logged(again)[3:] == [("ada", 1)]
+
+
+def test_simultaneous_requests_log_one_download(served: Daemon, ada: Person) -> None:
+    asked = [GetOpen("ada", F, 0)] * 40
+    replies = served.ask_all(ada.who, asked)
+    assert all(isinstance(reply, Opened) for reply in replies)
+    assert logged(served) == [("ada", 1)]
+
+
+def test_a_download_that_could_not_be_logged_is_logged_by_the_next_request(
+    served: Daemon, ada: Person
+) -> None:
+    key = signing_key_id(ada.device_key.public)
+    claim = served.context.downloads.claim(Download(key, "ada", F, 1))
+    claim.acquire()  # as another request, whose group is then not written
+    refused(ada.ask(GetOpen("ada", F, 0)), "busy")
+    assert not logged(served)
+    claim.release()
+    opened(ada)
+    assert logged(served) == [("ada", 1)]
+
+
+def test_the_memory_of_logged_downloads_is_bounded(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logged_downloads, "KEPT", 2)
+    ada.put(F, b"2")
+    ada.put(F, b"3")
+    for version in (1, 2, 1, 3, 1, 2):  # the least recently opened one is forgotten
+        opened(ada, version=version)
+    assert [version for _, version in logged(served)] == [1, 2, 3, 2]
 
 
 def test_foreign_and_missing_files_give_the_same_error(served: Daemon, ada: Person) -> None:

@@ -123,14 +123,6 @@ def test_removed_content_is_changed_in_every_session(store: DirectoryStore) -> N
         opened.for_session(1)
 
 
-def test_logged_downloads_are_remembered_for_the_session(store: DirectoryStore) -> None:
-    opened = begun(store)
-    opened.for_session(1).mark_logged(version(1))
-    assert opened.for_session(1).is_logged(version(1))
-    assert not opened.for_session(1).is_logged(version(2))
-    assert not opened.for_session(2).is_logged(version(1))
-
-
 def test_threads_with_too_few_descriptors_read_correctly(store: DirectoryStore) -> None:
     session = begun(store).for_session(1)
     names = [session.add(version(number)) for number in range(FILES + 4)]
@@ -149,17 +141,3 @@ def test_threads_with_too_few_descriptors_read_correctly(store: DirectoryStore) 
         thread.join()
     assert wrong == []
     session.close()
-
-
-def test_a_session_that_never_ends_does_not_grow(
-    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sfsd.state.read_handles.LOGGED", 3)
-    session = begun(store).for_session(1)
-    for number in range(5):
-        session.mark_logged(version(number))
-    assert [session.is_logged(version(number)) for number in range(5)] == [
-        False,
-        False,
-        *[True] * 3,
-    ]
