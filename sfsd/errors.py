@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from protocol.wire.messages import FileView
 
 _NOT_WRITTEN: Final = "it could not be written; nothing was done"
+_BUSY: Final = "the server has too many files open; nothing was done"
 _DISK_FULL: Final = "the server's disk is full; nothing was done"
 _FAILED: Final = "the server's storage has failed: until a restart, nothing changes"
 
@@ -146,6 +147,13 @@ class JournalRefusedError(JournalError):
     client_text = _NOT_WRITTEN
 
 
+class JournalBusyError(JournalRefusedError):
+    """The system has too little memory, or too many files open."""
+
+    code = "busy"
+    client_text = _BUSY
+
+
 class JournalFullError(JournalRefusedError):
     """The disk is full. The reserve is released: reads, delete and purge may be tried again."""
 
@@ -273,7 +281,7 @@ class StoreBusyError(StoreRefusedError):
     """The process or the system has too many files open."""
 
     code = "busy"
-    client_text = "the server has too many files open; nothing was done"
+    client_text = _BUSY
 
 
 class StoreFailedError(StoreError):
@@ -281,3 +289,10 @@ class StoreFailedError(StoreError):
 
     code = "unavailable"
     client_text = _FAILED
+
+
+class StoreWaitsError(StoreFailedError):
+    """A logged change has no room on the disk, or no descriptor, to be put in place. Nothing is
+    acknowledged until there is room: then the daemon opens the root again."""
+
+    client_text = "the server's disk is full: until there is room, nothing changes"

@@ -39,7 +39,7 @@ _REFUSALS: Final = {
     "denied": (4, _HINT),
     "damaged": (5, _HINT),
     "conflict": (6, "`sfsd user list` shows all users and their state"),
-    "unavailable": (7, "`sfsd status` says why; nothing changes until the daemon is restarted"),
+    "unavailable": (7, "`sfsd status` says why"),
     "busy": (7, "try again"),
     "shutting-down": (7, "start the daemon again"),
 }

@@ -22,6 +22,7 @@ from sfsd.errors import (
     StoreFailedError,
     StoreFullError,
     StoreRefusedError,
+    StoreWaitsError,
 )
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
 
@@ -54,18 +55,31 @@ class SyncGuard:
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self._lock = threading.Lock()
         self.failed: str | None = None
         """Why nothing can be made durable any more, or None."""
+        self.awaits_room = False
+        """Whether the failure is that logged changes have no room, or no descriptor, to be put in
+        place. No sync has failed then: opening the root again puts them in place."""
 
     def check(self) -> None:
-        """Raise `StoreFailedError` once a sync has failed."""
+        """Raise `StoreFailedError` once a sync has failed, `StoreWaitsError` without room."""
         if self.failed is not None:
-            raise StoreFailedError(self.failed)
+            raise (StoreWaitsError if self.awaits_room else StoreFailedError)(self.failed)
 
-    def fail(self, doing: str, exc: OSError) -> NoReturn:
-        """Record the failure: nothing counts as durable any more. Raises `StoreFailedError`."""
-        self.failed = f"{doing}: {exc.strerror or exc}"
-        raise StoreFailedError(self.failed) from exc
+    def fail(self, doing: str, exc: OSError, *, awaits_room: bool = False) -> NoReturn:
+        """Record a failure, and raise its `StoreFailedError` or `StoreWaitsError`."""
+        text = f"{doing}: {exc.strerror or exc}"
+        self.record(text, awaits_room=awaits_room)
+        raise (StoreWaitsError if awaits_room else StoreFailedError)(text) from exc
+
+    def record(self, failed: str, *, awaits_room: bool = False) -> None:
+        """Record a failure: from now on every call fails. A lack of room does not replace another
+        failure, because that one needs the operator."""
+        with self._lock:
+            if self.failed is None or not awaits_room:
+                self.awaits_room = awaits_room
+                self.failed = failed
 
     def file(self, handle: int) -> None:
         """Write the file's bytes to the disk. Raises `StoreFailedError`."""
@@ -78,14 +92,14 @@ class SyncGuard:
 
     def folder(self, path: Path) -> None:
         """Write the folder's names to the disk. Raises `StoreFailedError`, StoreBusyError."""
-        self._run("syncing a folder", lambda: self._files.sync_folder(path))
+        self._run("syncing a folder", lambda: self._files.sync_folder(path), opens=True)
 
-    def _run(self, doing: str, sync: Callable[[], _Result]) -> _Result:
+    def _run(self, doing: str, sync: Callable[[], _Result], *, opens: bool = False) -> _Result:
         self.check()
         try:
             return sync()
         except OSError as exc:
-            if exc.errno in NO_DESCRIPTORS:
+            if opens and exc.errno in NO_DESCRIPTORS:
                 raise store_error(exc, doing) from exc
             self.fail(doing, exc)
 

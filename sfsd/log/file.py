@@ -17,20 +17,25 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from protocol.log.auditlog import MAX_LINE
 from sfsd.errors import (
+    JournalBusyError,
     JournalFailedError,
     JournalFullError,
     JournalRefusedError,
     JournalUnreadableError,
 )
-from sfsd.fs.files import FULL_DISK, Files
+from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
 
 RESERVE_SIZE = 16 * 1024 * 1024
 _CHUNK = 1 << 20
+_EXAMINE_SECONDS = 60.0
+"""The longest time that an appended group waits for memory to examine the file."""
+_EXAMINE_PAUSE = 0.02
 
 
 class LogFile:
@@ -49,8 +54,8 @@ class LogFile:
 
     def append(self, data: bytes) -> None:
         """Append `data` durably. One thread only. Raises `JournalRefusedError` (`JournalFullError`
-        for a full disk) if the file is unchanged, `JournalFailedError` if that is unknown, or if
-        another program changed the file."""
+        for a full disk, `JournalBusyError`) if the file is unchanged, `JournalFailedError` if that
+        is unknown, or if another program changed the file."""
         self._check_untouched(self.end)
         try:
             written = self._files.write(self._handle, data)
@@ -66,7 +71,7 @@ class LogFile:
             self._files.sync_data(self._handle)
         except OSError as exc:
             raise JournalFailedError(f"the log could not be synced: {exc.strerror}") from exc
-        self._check_untouched(self.end + written)
+        self._await_untouched(self.end + written)
         self.end += written
         self._allocate_tail()
 
@@ -77,14 +82,28 @@ class LogFile:
             self._files.reserve(self._handle, self.end, self._tail)
             self._allocated = self.end + self._tail
 
+    def _await_untouched(self, size: int) -> None:
+        """Check as `_check_untouched` a file that was written already. Waits up to a minute for
+        the memory that this needs. Raises `JournalFailedError`."""
+        until = time.monotonic() + _EXAMINE_SECONDS
+        while True:
+            try:
+                return self._check_untouched(size)
+            except JournalBusyError as exc:
+                if time.monotonic() >= until:
+                    raise JournalFailedError(str(exc)) from exc
+                time.sleep(_EXAMINE_PAUSE)
+
     def _check_untouched(self, size: int) -> None:
         """Check that the open file still has its name and `size` bytes, that is, only this class
-        changed it. Raises `JournalFailedError`, whose text says how to put the file back."""
+        changed it. Raises `JournalBusyError` for a lack of memory, and `JournalFailedError`, whose
+        text says how to put the file back."""
         name = f"logs/{self._path.name}"
         try:
             named, there = self._files.is_named(self._handle, self._path), self._size()
         except OSError as exc:
-            raise JournalFailedError(f"{name} cannot be examined: {exc.strerror}") from exc
+            kind = JournalBusyError if exc.errno in NO_DESCRIPTORS else JournalFailedError
+            raise kind(f"{name} cannot be examined: {exc.strerror}") from exc
         if not named:
             copy = f", or copy /proc/{os.getpid()}/fd/{self._handle} there"
             how = copy if sys.platform == "linux" else ""

@@ -176,7 +176,7 @@ class Journal:
         """Append `drafts` as the next entries, in order, in one write and one sync; all or none.
         The committer fills a draft's `stage`, `detail["paths"]` and `tag_keys`. Raises
         `EntryTooLongError` (nothing written), `JournalRefusedError` (undone; `JournalFullError` for
-        a full disk), `JournalFailedError` (from then on always)."""
+        a full disk, `JournalBusyError`), `JournalFailedError` (from then on always)."""
         if self.failed is not None:
             raise JournalFailedError(self.failed)
         appended, counts = self._encode(drafts)

@@ -28,6 +28,7 @@ from sfsd.errors import (
     JournalDamagedError,
     JournalError,
     SfsdError,
+    StoreFailedError,
     StoreRefusedError,
 )
 from sfsd.fs.descriptors import descriptor_limit, descriptor_quarter, raise_descriptor_limit
@@ -53,6 +54,8 @@ SHUTDOWN_SECONDS: Final = 5.0
 """Time for the peer of a closed connection to take the last bytes and end TLS."""
 _TICK_SECONDS: Final = 5.0
 _REPORT_TICKS: Final = 12
+_REOPEN_SECONDS: Final = 30.0
+"""Least seconds from one opening of the root to the next. Each ends all connections."""
 _GC_THRESHOLD: Final = 20_000
 """New objects before a cycle collection of the youngest generation; Python's default is 700."""
 _log = logging.getLogger(__name__)
@@ -78,6 +81,11 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._failed: str | None = None
+        self._started = 0.0
+        self.ended = asyncio.Event()
+        """Set when the daemon is to stop serving."""
+        self.reopens = False
+        """Whether the root is to be opened and served again then: there is room again."""
 
     async def start(self, listen: str) -> str:
         """Accept connections on ``HOST:PORT``; return the bound address. Raises `ConfigError`."""
@@ -93,6 +101,7 @@ class Server:
         bound = format_address(host, self._sockets[0].getsockname()[1])
         self.context.metrics.address = bound
         self.context.metrics.started = self.context.now
+        self._started = asyncio.get_running_loop().time()
         await self._log_event("start", {"address": bound})
         for listening in self._sockets:
             self._run(self._accept(listening))
@@ -224,6 +233,7 @@ class Server:
             except (SfsdError, OSError) as exc:
                 _log.warning("housekeeping: %s", exc)
             self._report_failure()
+            self._reopen_if_room()
             if turn % _REPORT_TICKS == 0:
                 self._report()
 
@@ -243,7 +253,17 @@ class Server:
         """Print a lasting failure once, since the operator may look at this output first."""
         if self._failed is None and (failed := self.context.failed) is not None:
             self._failed = failed
-            _log.critical("storage failure: serving read-only metadata until restart: %s", failed)
+            until = "there is room" if self.context.awaits_room else "restart"
+            _log.critical("storage failure: serving read-only metadata until %s: %s", until, failed)
+
+    def _reopen_if_room(self) -> None:
+        """End this server if a logged change waits for room and there is room. Opening the root
+        again puts the change in place, as a restart does, and sessions begin again."""
+        since = asyncio.get_running_loop().time() - self._started
+        if self.context.awaits_room and since >= _REOPEN_SECONDS and self.context.store.has_room():
+            _log.info("there is room again: opening the root again")
+            self.reopens = True
+            self.ended.set()
 
     def _report(self) -> None:
         if report := self.dispatcher.unwritten.report():
@@ -290,7 +310,16 @@ def serve_root(root: Path, listen: str | None, ready_file: Path | None) -> None:
     The bound address is written to `ready_file` and run/address once connections are accepted.
     """
     raise_descriptor_limit()
-    with lock_root(root), open_server_context(root) as context:
+    with lock_root(root):
+        while (listen := _serve_opened(root, listen, ready_file)) is not None:
+            gc.unfreeze()
+            gc.collect()
+
+
+def _serve_opened(root: Path, listen: str | None, ready_file: Path | None) -> str | None:
+    """Open the root and serve it. Return the bound address if it is to be opened and served again,
+    None at the end. Raises `SfsdError`."""
+    with open_server_context(root) as context:
         tls = server_keys.load(root / "keys").tls_context()
         if exposed := server_keys.readable_by_others(root / "keys"):
             _log.warning("others on this machine may read keys/: %s", ", ".join(exposed))
@@ -301,10 +330,13 @@ def serve_root(root: Path, listen: str | None, ready_file: Path | None) -> None:
         verifier = threading.Thread(target=_verify, args=(context, stop), name="verify-log")
         verifier.start()
         try:
-            asyncio.run(_serve(context, tls, listen or context.config.listen, ready_file))
+            address = asyncio.run(_serve(context, tls, listen or context.config.listen, ready_file))
         finally:
             stop.set()
             verifier.join()
+    if address is not None and not context.awaits_room:
+        raise StoreFailedError(context.failed or "")  # a sync failed meanwhile
+    return address
 
 
 def _within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
@@ -324,11 +356,11 @@ def _within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
 
 async def _serve(
     context: ServerContext, tls: ssl.SSLContext, listen: str, ready_file: Path | None
-) -> None:
+) -> str | None:
+    """Serve until a signal or until there is room again; see `_serve_opened`."""
     loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
     server = Server(context, tls)
-    restore = _on_signals(loop, stopped.set)
+    restore = _on_signals(loop, server.ended.set)
     files = Files.below(context.root)
     address = context.root / "run" / "address"
     try:
@@ -336,8 +368,9 @@ async def _serve(
         for path in filter(None, (address, ready_file)):
             _publish_address(files, context.store.pack_spares, path, bound)
         _log.info("serving %s", bound)
-        await stopped.wait()
+        await server.ended.wait()
         _log.info("stopping")
+        return bound if server.reopens else None
     finally:
         try:
             await server.stop()
@@ -372,9 +405,16 @@ def _publish_address(files: Files, spares: SpareFiles, path: Path, bound: str) -
 
 
 def _clear_address(files: Files, path: Path) -> None:
-    """Replace the address by newlines in place, so that the next start needs no new file."""
-    with contextlib.suppress(FileNotFoundError), files.closing(files.open_update(path)) as handle:
-        files.write_all_at(handle, b"\n" * files.size(handle), 0)
+    """Replace the address by newlines in place, so that the next start needs no new file. On a full
+    disk it stays: it is looked at only while a daemon holds the lock. Raises other OSError."""
+    try:
+        with files.closing(files.open_update(path)) as handle:
+            files.write_all_at(handle, b"\n" * files.size(handle), 0)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        if exc.errno not in FULL_DISK:
+            raise
 
 
 def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Callable[[], object]:

@@ -140,14 +140,20 @@ class ServerContext:
 
     @property
     def failed(self) -> str | None:
-        """Why changes and downloads are refused until a restart, or None."""
+        """Why changes and downloads are refused, or None: until a restart, or while `awaits_room`
+        until there is room."""
         return self.committer.failed
+
+    @property
+    def awaits_room(self) -> bool:
+        """Whether `failed` ends once there is room on the disk, and the root is opened again."""
+        return self.committer.awaits_room
 
     def check_storage(self) -> None:
         """Raise `Refused` after a storage failure: nothing can be changed or logged."""
         if self.failed is not None:
-            why = "storage failure: no uploads and downloads until the daemon is restarted"
-            raise Refused("unavailable", why)
+            until = "there is room on its disk" if self.awaits_room else "the daemon is restarted"
+            raise Refused("unavailable", f"storage failure: no uploads and downloads until {until}")
 
     def receipt(self, seq: int, who: Principal) -> Receipt:
         """Return entry `seq` for session `who`, with what it has not seen of the log."""

@@ -6,7 +6,8 @@ second thread settles what was published. Since one thread makes every change, n
 
 A failure before the log undoes the group, and the daemon continues. A failure after it cannot be
 undone, and if the state of the disk is unknown, it must not be guessed. From then on `failed` says
-why nothing is acknowledged until a restart recovers.
+why nothing is acknowledged until a restart recovers. If a logged group only lacks room, the daemon
+opens the root again once there is some (`awaits_room`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sfsd.errors import (
     StoreError,
     StoreFailedError,
     StoreFullError,
+    StoreWaitsError,
 )
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS
 from sfsd.log.journal import Journal
@@ -85,6 +87,11 @@ class GroupCommitter:
     def failed(self) -> str | None:
         """Why nothing may be acknowledged any more, or None."""
         return self._store.failed or self._journal.failed
+
+    @property
+    def awaits_room(self) -> bool:
+        """Whether `failed` ends once there is room: opening the root again does what is logged."""
+        return self._store.syncs.awaits_room and self._journal.failed is None
 
     @property
     def unsettled(self) -> bool:
@@ -197,15 +204,17 @@ class GroupCommitter:
             submitted.future.set_result(seq)
 
     def _publish(self, prepared: PreparedGroup) -> None:
-        """Publish. Raises StoreFailedError: the logged group then waits for a restart."""
+        """Publish. Raises StoreFailedError: the logged group then waits for a restart, or
+        `StoreWaitsError`: it waits until the daemon opens the root again."""
         until = time.monotonic() + _PUBLISH_SECONDS
         released = False
         while True:
             try:
                 return self._store.publish(prepared, lambda: self._note_latest(prepared))
             except OSError as exc:
-                if exc.errno not in FULL_DISK | NO_DESCRIPTORS or time.monotonic() >= until:
-                    self._store.syncs.fail("installing a group", exc)
+                waits = exc.errno in FULL_DISK | NO_DESCRIPTORS
+                if not waits or time.monotonic() >= until:
+                    self._store.syncs.fail("installing a group", exc, awaits_room=waits)
                 if exc.errno in FULL_DISK and not released:
                     # It is committed already, so it may use the disk reserve.
                     released = True
@@ -257,6 +266,11 @@ class Committer:
         """Why nothing is acknowledged any more (then nothing may be downloaded either), or None."""
         return self._stopped or self._point.failed
 
+    @property
+    def awaits_room(self) -> bool:
+        """See `GroupCommitter.awaits_room`."""
+        return self._stopped is None and self._point.awaits_room
+
     def submit(self, change: Change) -> Future[int]:
         """Submit a change; return a future of its entry's seq, set once it is durable and
         published.
@@ -275,7 +289,7 @@ class Committer:
             if self._closing:
                 _fail(group, ShuttingDown("the daemon is stopping"))
             elif failed is not None:
-                _fail(group, StoreFailedError(failed))
+                _fail(group, (StoreWaitsError if self.awaits_room else StoreFailedError)(failed))
             else:
                 self._waiting.extend(group)
                 self._changed.notify()

@@ -10,7 +10,7 @@ start changes nothing.
 A disk that takes no more data does not prevent a start. If files are in place, only staging/applied
 stays as it was, and the next start compares the same entries again. If files cannot be put in
 place, even with the space of logs/reserve, `DirectoryStore.failed` is set, and only metadata is
-served.
+served, until there is room and the daemon opens the root again.
 """
 
 from __future__ import annotations
@@ -91,10 +91,14 @@ def recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
             _record_applied(store, last)
         return RecoveryReport(entries, installed, _remove_leftovers(store))
     except (OSError, StoreFailedError, StoreRefusedError) as exc:
-        full = isinstance(exc, StoreFullError) or getattr(exc, "errno", None) in FULL_DISK
+        code = getattr(exc, "errno", None)
+        full = isinstance(exc, StoreFullError) or code in FULL_DISK
         if full and _release_reserve(journal):
             return recover(store, journal)
-        store.syncs.failed = f"recovering the store: {getattr(exc, 'strerror', None) or exc}"
+        store.syncs.record(
+            f"recovering the store: {getattr(exc, 'strerror', None) or exc}",
+            awaits_room=full or isinstance(exc, StoreBusyError) or code in NO_DESCRIPTORS,
+        )
         return RecoveryReport(entries, 0, 0)
 
 

@@ -35,6 +35,8 @@ _CACHED_DIGESTS = 1 << 16
 PACK_SPARES = 4
 PACK_SPARE_SIZE = 1 << 20
 """Spare files for packs, and their bytes: each can hold the pack of one group on a full disk."""
+MIN_FREE_FILES = 256
+"""Files that must be left to create before a daemon that waits for room tries again."""
 _APPLIED_LAG = 4096
 """Entries without effects that a start may have to read again."""
 
@@ -280,6 +282,19 @@ class DirectoryStore:
             builder.add(index, change)
         builder.stage()
         return builder.prepared
+
+    def has_room(self) -> bool:
+        """Return whether there is room again for changes, after a full disk."""
+        try:
+            for folder in (self.staging, self.users):
+                left = self.files.free_files(folder)
+                if left is not None and left < MIN_FREE_FILES:
+                    return False
+                if self.files.free(folder) < MIN_FREE_BYTES:
+                    return False
+        except OSError:
+            return False
+        return True
 
     def refill_spares(self) -> None:
         """Create the spare files that are missing, so that a full disk can still be cleared."""

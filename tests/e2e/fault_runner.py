@@ -34,6 +34,7 @@ import sfsc.account.enrol
 import sfsd.commands.audit
 import sfsd.commands.fsck
 import sfsd.commands.serve
+import sfsd.net.listener
 import sfsd.storage.committer
 from sfsc.errors import SfscError
 from sfsc.store import Store
@@ -46,6 +47,8 @@ POINT_SIZE = 192
 MOST_SEEN = 2000
 OFF, COUNT, FAIL = range(3)
 MODES = ("told", "client killed", "daemon killed")
+NO_ROOM = "no room"
+"""Mode of a disk that is full until there is room again: no sync fails, no bytes are lost."""
 FAULTS = {
     "EIO": errno.EIO,
     "ENOSPC": errno.ENOSPC,
@@ -358,8 +361,11 @@ class Runner:
         self._processes.append(process)
         return process
 
-    def _serve(self, settle: float, *, watched: bool = False) -> int:
-        """Run `sfsd serve` in this process."""
+    def _serve(self, settle: float, *, watched: bool = False, reopens: bool = False) -> int:
+        """Run `sfsd serve` in this process. `reopens` lets it notice soon that there is room."""
+        if reopens:
+            setattr(sfsd.net.listener, "_TICK_SECONDS", 0.02)  # noqa: B010
+            setattr(sfsd.net.listener, "_REOPEN_SECONDS", 1.0)  # noqa: B010
         (Committer.__init__.__kwdefaults__ or {})["settle_after"] = settle
         setattr(sfsd.storage.committer, "_PUBLISH_SECONDS", PUBLISH_SECONDS)  # noqa: B010
         if watched:
@@ -368,10 +374,12 @@ class Runner:
         words = ["serve", "--root", self.root, "--listen", self._address]
         return cli.main([*map(str, words), "--ready-file", str(self._ready)])
 
-    def daemon(self, *, watched: bool = False, settle: float = SETTLE_SECONDS) -> Process:
+    def daemon(
+        self, *, watched: bool = False, settle: float = SETTLE_SECONDS, reopens: bool = False
+    ) -> Process:
         """Start `sfsd serve`; return at once. `watched` lets the shim see its calls."""
         self._ready.unlink(missing_ok=True)
-        return self._fork(lambda _: self._serve(settle, watched=watched))
+        return self._fork(lambda _: self._serve(settle, watched=watched, reopens=reopens))
 
     def await_ready(self, daemon: Process) -> bool:
         """Wait until the daemon accepts connections; return False if it exits instead."""
@@ -523,7 +531,9 @@ class Runner:
         if point is not None:
             plan.number, plan.point = point.number, point.call.encode()
             plan.error, plan.lasting = FAULTS[point.fault], int(point.lasting)
-            plan.mode = MODES.index(point.mode)
+            if point.mode == NO_ROOM:
+                plan.lasting = 2
+            plan.mode = MODES.index(point.mode) if point.mode in MODES else 0
         plan.state = COUNT if point is None else FAIL
 
     def run(self, scenario: str, point: Point | None) -> None:
@@ -620,12 +630,80 @@ class Runner:
             answer["broken"] = str(exc)
             answer["output"] = f"clients: {self._outcomes}\ndaemons: {self._tail()}"
         finally:
-            for process in self._processes:
-                process.kill()
-            self._processes.clear()
-            self.plan.state = OFF
+            self._end_processes()
         answer["seconds"] = round(time.monotonic() - started, 3)
         return answer
+
+    # A lack of room that ends while the daemon runs.
+
+    def run_without_room(self, point: Point) -> Mapping[str, object]:
+        """Fill the disk from `point` on and make room later. Check that the daemon acknowledges
+        nothing meanwhile, and goes on afterwards without a restart."""
+        answer: dict[str, object] = {}
+        self._outcomes = {}
+        try:
+            starting = point.scenario == "start"
+            self._copy(self.base(unsettled=starting))
+            if starting:
+                for sidecar in self.root.glob("store/users/alice/files/*/*.json"):
+                    sidecar.unlink()  # as if the power had failed; the stage has them
+                self._arm(point, 0)
+            daemon = self.daemon(watched=True, reopens=True)
+            check(self.await_ready(daemon), f"the daemon does not start: {self._tail()}")
+            if not starting:
+                client, opened = self._client(point.scenario, "alice")
+                self._arm(point, client.pid)
+                os.write(opened, b"x")
+                os.close(opened)
+                client.read_until(b"end\n")
+                self._outcomes["alice"] = Outcome(0, client.output.decode())
+                check(b"until there is room" in client.output, client.output.decode())
+            self._await_output("serving read-only metadata until there is room")
+            refused = self._fork(lambda pipe: self._put_file(pipe, 0))
+            refused.read_until(b"\n")
+            check(refused.output.startswith(b"failed Unreachable: "), refused.output.decode())
+            self._await_output("opening the root again")  # in vain
+            self.plan.state = OFF
+            stored = self._fork(lambda pipe: self._put_file(pipe, WAIT_SECONDS))
+            check(stored.read_until(b"stored\n"), stored.output.decode())
+            check(daemon.poll() is None, "the daemon has ended")
+            os.kill(daemon.pid, signal.SIGTERM)
+            check(daemon.wait() == 0, "the daemon does not stop cleanly")
+            self.verify(point.scenario)
+        except Broken as exc:
+            answer["broken"] = str(exc)
+            answer["output"] = f"clients: {self._outcomes}\ndaemons: {self._tail()}"
+        finally:
+            self._end_processes()
+        return answer
+
+    def _await_output(self, text: str) -> None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while text not in self._output.read_text(errors="replace"):
+            check(time.monotonic() < deadline, f"the daemon does not say: {text}")
+            time.sleep(0.01)
+
+    def _put_file(self, pipe: int, seconds: float) -> int:
+        """Store a file, and try again for `seconds`; write the outcome to `pipe`."""
+        deadline = time.monotonic() + seconds
+        act, _ = put("kept", data("kept", SMALL))
+        while True:
+            try:
+                with sfsc.connect(self._work / "alice", auto_rotate=False) as store:
+                    act(store, self._work)
+                os.write(pipe, b"stored\n")
+                return 0
+            except SfscError as exc:
+                if time.monotonic() >= deadline:
+                    os.write(pipe, f"failed {type(exc).__name__}: {exc}\n".encode())
+                    return 0
+            time.sleep(0.02)
+
+    def _end_processes(self) -> None:
+        for process in self._processes:
+            process.kill()
+        self._processes.clear()
+        self.plan.state = OFF
 
     # Checking.
 
@@ -704,7 +782,8 @@ class Runner:
 
 
 def main() -> None:
-    """Answer requests: ``{"count": SCENARIO}`` or ``{"point": {...}}``, one a line."""
+    """Answer requests, one a line: ``{"count": SCENARIO}``, ``{"point": {...}}`` or
+    ``{"without_room": {...}}``."""
     # The commands that run here set up their standard input, which must be unread for that.
     requests, sys.stdin = sys.stdin, open(os.devnull)  # noqa: SIM115 - until the end
     runner = Runner(Path(sys.argv[1]))
@@ -713,6 +792,8 @@ def main() -> None:
         request = json.loads(line)
         if "count" in request:
             answer: object = runner.count(request["count"])
+        elif "without_room" in request:
+            answer = runner.run_without_room(Point(**request["without_room"]))
         else:
             answer = runner.run_point(Point(**request["point"]))
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -22,6 +22,7 @@
 #define MOST 2000
 enum { OFF, COUNT, FAIL };                     /* plan.state */
 enum { TOLD, KILL_CLIENT, KILL_DAEMON };       /* plan.mode */
+enum { ONCE, LASTING, NO_ROOM };               /* plan.lasting */
 enum { SHORT = 0, INSTEAD = -1, AFTER = -2 };  /* plan.error; a positive number is an errno */
 
 struct plan {
@@ -101,8 +102,12 @@ static void kill_client(void) {
 }
 
 /* Return whether this failure, once it lasts, also affects `call`: a full disk still removes and
- * truncates, and too many open files only prevent opening. */
+ * truncates, and too many open files only prevent opening. With NO_ROOM a sync does not fail: no
+ * written bytes are lost. */
 static int affects(const char *call) {
+    if (plan->lasting == NO_ROOM)
+        return !strcmp(call, "open-create") || strstr(call, "pwrite") || !strcmp(call, "write") || !strcmp(call, "writev") || !strcmp(call, "fallocate") ||
+               !strcmp(call, "link") || !strcmp(call, "mkdir");
     if (plan->error == EMFILE) return !strncmp(call, "open", 4);
     if (plan->error == ENOSPC) return strcmp(call, "unlink") && strcmp(call, "rmdir") && strcmp(call, "ftruncate");
     return 1;

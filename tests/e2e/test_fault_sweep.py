@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.fault_runner import MODES, Point
+from tests.e2e.fault_runner import MODES, NO_ROOM, Point
 from tests.harness import environment
 
 SAMPLE = 80
@@ -152,3 +152,12 @@ def test_one_failed_call(runner: Runner, part: int) -> None:
     assert not broken, "\n\n".join([figures, *broken[:20]])
     # A call may be absent once: how often the daemon syncs in the background depends on timing.
     assert failed_calls > 0.9 * len(points), figures
+
+
+@pytest.mark.slow
+def test_the_daemon_goes_on_once_there_is_room(runner: Runner) -> None:
+    sidecar = "open-create store/users/alice/files/*/*.*.json"
+    for scenario in ("put small", "start"):
+        point = Point(scenario, sidecar, 1, "ENOSPC", NO_ROOM, lasting=True)
+        answer = runner.ask(without_room=dataclasses.asdict(point))
+        assert answer == {}, answer

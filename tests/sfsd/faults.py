@@ -96,6 +96,11 @@ class FaultyFiles(Files):
         self._take("sync_data", self._names[handle])
         super().sync_data(handle)
 
+    def is_named(self, handle: int, path: Path) -> bool:
+        if any(fault[0] == "is_named" for fault in self._faults):
+            self._take("is_named", path.name)
+        return super().is_named(handle, path)
+
     def replace(self, source: Path | str, target: Path | str) -> None:
         source, target = Path(source), Path(target)
         self._take("replace", target.name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sfsd.config import ConnectionLimits
-from sfsd.errors import StoreBusyError, StoreFailedError
+from sfsd.errors import StoreBusyError, StoreFailedError, StoreWaitsError
 from sfsd.fs.descriptors import (
     DescriptorBudget,
     SyncGuard,
@@ -116,6 +116,31 @@ def test_a_folder_that_cannot_be_opened_for_lack_of_descriptors_is_no_failed_syn
     assert raised.value.code == "busy"
     assert syncs.failed is None
     syncs.folder(tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EIO])
+def test_a_failed_sync_of_a_file_is_final(tmp_path: Path, code: int) -> None:
+    files = FaultyFiles()
+    syncs = SyncGuard(files)
+    handle = files.open_new(tmp_path / "file")
+    files.fail("sync", "file", code)
+    for _ in range(2):
+        with pytest.raises(StoreFailedError):
+            syncs.file(handle)
+    files.close(handle)
+
+
+def test_a_lack_of_room_does_not_hide_a_failed_sync(tmp_path: Path) -> None:
+    syncs = SyncGuard(FaultyFiles())
+    syncs.record("no room", awaits_room=True)
+    with pytest.raises(StoreWaitsError):
+        syncs.check()
+    syncs.record("a sync failed")
+    syncs.record("no room", awaits_room=True)
+    assert (syncs.failed, syncs.awaits_room) == ("a sync failed", False)
+    with pytest.raises(StoreFailedError) as caught:
+        syncs.folder(tmp_path)
+    assert not isinstance(caught.value, StoreWaitsError)
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])

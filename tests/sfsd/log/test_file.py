@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from protocol.log.auditlog import MAX_LINE
-from sfsd.errors import JournalError, JournalFailedError, JournalFullError, JournalRefusedError
+from sfsd.errors import (
+    JournalBusyError,
+    JournalError,
+    JournalFailedError,
+    JournalFullError,
+    JournalRefusedError,
+)
 from sfsd.fs.files import Files
+from sfsd.log import file as log_file
 from sfsd.log.file import DiskReserve, LogFile
 from tests.sfsd.faults import FaultyFiles
 
@@ -81,6 +88,44 @@ def test_a_failed_sync_is_final_and_not_undone(log: LogFile, files: FaultyFiles)
         log.append(b"second\n")
     assert files.calls == [("write", "log"), ("sync_data", "log")]
     assert log.end == 6
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.ENFILE])
+def test_a_lack_of_memory_before_the_write_is_busy(
+    log: LogFile, files: FaultyFiles, tmp_path: Path, code: int
+) -> None:
+    files.fail("is_named", "log", code)
+    with pytest.raises(JournalBusyError) as caught:
+        log.append(b"second\n")
+    assert caught.value.code == "busy"
+    assert (tmp_path / "log").read_bytes() == b"first\n"
+    log.append(b"again\n")
+    assert (tmp_path / "log").read_bytes() == b"first\nagain\n"
+
+
+class LittleMemory(Files):
+    """Cannot examine a log that has more than `most` bytes, `times` times."""
+
+    def __init__(self, most: int, times: int) -> None:
+        self.most, self.times = most, times
+
+    def is_named(self, handle: int, path: Path) -> bool:
+        if self.size(handle) > self.most and self.times:
+            self.times -= 1
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return super().is_named(handle, path)
+
+
+def test_a_written_group_waits_for_memory_to_examine_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = LogFile(tmp_path / "log", LittleMemory(0, 3))
+    log.append(b"first\n")
+    assert log.end == 6
+    monkeypatch.setattr(log_file, "_EXAMINE_SECONDS", 0.05)
+    log = LogFile(tmp_path / "log", LittleMemory(6, 1000))
+    with pytest.raises(JournalFailedError):
+        log.append(b"second\n")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from sfsd.errors import (
     StoreBusyError,
     StoreFailedError,
     StoreFullError,
+    StoreWaitsError,
 )
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
@@ -300,7 +301,8 @@ def test_a_full_disk_after_the_log_uses_the_reserve(daemon: Daemon) -> None:
     [
         ("sync_data", "audit.jsonl", errno.EIO, JournalFailedError),
         ("open_new", "x", errno.EIO, StoreFailedError),
-        ("open_new", "x", errno.ENOSPC, StoreFailedError),  # even with the reserve, and later
+        ("open_new", "x", errno.ENOSPC, StoreWaitsError),  # even with the reserve, and later
+        ("open_new", "x", errno.EMFILE, StoreWaitsError),
     ],
 )
 def test_a_failure_at_or_past_the_log_stops_acknowledgements(
@@ -315,12 +317,13 @@ def test_a_failure_at_or_past_the_log_stops_acknowledgements(
     daemon = Daemon(tmp_path)
     daemon.submit(write("alice/y", b"1")).result(WAIT)
     daemon.files.errors = {(call, name): code}
-    with pytest.raises(error):
-        daemon.submit(write("alice/x", b"2")).result(WAIT)
+    assert type(daemon.submit(write("alice/x", b"2")).exception(WAIT)) is error
     daemon.files.errors = {}
     assert daemon.committer.failed is not None
-    with pytest.raises(StoreFailedError):
-        daemon.submit(change()).result(WAIT)
+    waits = error is StoreWaitsError
+    assert daemon.committer.awaits_room == waits
+    refused = daemon.submit(change()).exception(WAIT)
+    assert type(refused) is (StoreWaitsError if waits else StoreFailedError)
     assert daemon.store.read("alice/y") == b"1"
     daemon.close()
     size, state = check_start(tmp_path)

@@ -346,6 +346,7 @@ def test_a_disk_that_takes_nothing_does_not_prevent_a_start(unsettled: Path, cod
     disk.fail_at = dict.fromkeys(range(len(disk.calls), 1000), code)
     assert recover(store, journal).lost == ()
     assert store.failed is not None
+    assert store.syncs.awaits_room == (code == errno.ENOSPC)
     with pytest.raises(StoreFailedError):
         store.settle(force=True)
     disk.end()

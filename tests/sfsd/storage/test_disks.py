@@ -169,6 +169,18 @@ def _replacement(root: Root, name: str, data: bytes) -> PendingChange:
     return PendingChange(Change(EntryDraft("test", "ada"), expect, (Write(path, data),)))
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_there_is_room_again_on_both_disks(tmp_path: Path, users: Path, *, split: bool) -> None:
+    files = Disks(users, split=split)
+    store = DirectoryStore(tmp_path, files)
+    assert store.has_room()
+    for lacking, amount in (("room", 1 << 20), ("room_in_staging", 1 << 20), ("files_left", 0)):
+        setattr(files, lacking, amount)
+        assert not store.has_room()
+        setattr(files, lacking, PLENTY)
+    assert store.has_room()
+
+
 def test_an_upload_that_does_not_fit_is_refused_at_once(tmp_path: Path, users: Path) -> None:
     files = Disks(users, split=True)
     root = Root(tmp_path, files)
