@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 from protocol.codec.values import Value
 from sfsd.errors import Refused, SfsdError, Stale, without_frames
 from sfsd.net.thread_pool import ThreadPool
-from sfsd.rules.context import Commit
+from sfsd.rules.context import Transaction
 from sfsd.storage.committer import Committer
 
 THREADS: Final = 8
@@ -26,11 +26,11 @@ ATTEMPTS: Final = 16
 _Answer = TypeVar("_Answer")
 OperationError: TypeAlias = SfsdError | OSError
 Outcome: TypeAlias = _Answer | OperationError
-Decide: TypeAlias = Callable[[], _Answer | Commit[_Answer]]
+Decide: TypeAlias = Callable[[], _Answer | Transaction[_Answer]]
 
 
 class _Submitted(Value, Generic[_Answer]):
-    commit: Commit[_Answer]
+    commit: Transaction[_Answer]
     done: Future[int]
 
     def answer(self) -> _Answer:
@@ -58,8 +58,8 @@ class BatchRunner:
     ) -> AsyncIterator[tuple[int, Outcome[_Answer]]]:
         """Run operations and yield (index in `decides`, outcome) as each gets its outcome.
 
-        That is when it is decided or, for a `Commit`, when the change is durable. `slow` operations
-        wait for the disk.
+        That is when it is decided or, for a `Transaction`, when the change is durable. `slow`
+        operations wait for the disk.
         """
         left = list(range(len(decides)))
         for _ in range(ATTEMPTS):
@@ -96,7 +96,7 @@ class BatchRunner:
         self, decides: Sequence[Decide[_Answer]]
     ) -> list[_Submitted[_Answer] | Outcome[_Answer]]:
         """Decide all and submit their changes; runs on a pool thread."""
-        decided: list[Commit[_Answer] | Outcome[_Answer]] = []
+        decided: list[Transaction[_Answer] | Outcome[_Answer]] = []
         try:
             for decide in decides:
                 decided.append(_outcome_of(decide))  # noqa: PERF401 - undone if a later one fails
@@ -104,7 +104,7 @@ class BatchRunner:
         except BaseException:
             # A bug in one operation: the others of the batch are not committed either.
             for one in decided:
-                if isinstance(one, Commit) and one.undo is not None:
+                if isinstance(one, Transaction) and one.undo is not None:
                     one.undo()
             raise
         finally:
@@ -112,13 +112,13 @@ class BatchRunner:
                 self._undecided -= len(decides)
 
     def _submit(
-        self, decided: Sequence[Commit[_Answer] | Outcome[_Answer]]
+        self, decided: Sequence[Transaction[_Answer] | Outcome[_Answer]]
     ) -> list[_Submitted[_Answer] | Outcome[_Answer]]:
-        commits = [one for one in decided if isinstance(one, Commit)]
+        commits = [one for one in decided if isinstance(one, Transaction)]
         futures = iter(self._committer.submit_all([one.change for one in commits]))
         outcomes: list[_Submitted[_Answer] | Outcome[_Answer]] = []
         for one in decided:
-            if not isinstance(one, Commit):
+            if not isinstance(one, Transaction):
                 outcomes.append(one)
                 continue
             future = next(futures)

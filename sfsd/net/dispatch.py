@@ -40,7 +40,7 @@ from sfsd.fs.files import NO_DESCRIPTORS
 from sfsd.net.batches import BatchRunner, OperationError
 from sfsd.net.connection_limits import IncidentCounter
 from sfsd.operations.login import enrol, log_in
-from sfsd.rules.context import OPERATIONS, Access, Commit, Principal, ServerContext
+from sfsd.rules.context import OPERATIONS, Access, Principal, ServerContext, Transaction
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.change import Change
 from sfsd.storage.paths import parse_version_path
@@ -84,7 +84,7 @@ class Dispatcher:
         Raises `Refused`, whose code and text are the reply; refused attempts are logged.
         """
 
-        def decide() -> tuple[Principal, Session] | Commit[tuple[Principal, Session]]:
+        def decide() -> tuple[Principal, Session] | Transaction[tuple[Principal, Session]]:
             if isinstance(message, Login):
                 return log_in(self.context, message, welcome_sha256, address)
             return enrol(self.context, message, welcome_sha256, address)
@@ -134,7 +134,7 @@ class Dispatcher:
         operation = OPERATIONS.get(type(message))
         return operation is not None and not (operation.after_data or operation.slow)
 
-    def _decide(self, who: Principal, message: Request) -> Reply | Commit[Reply]:
+    def _decide(self, who: Principal, message: Request) -> Reply | Transaction[Reply]:
         operation = OPERATIONS.get(type(message))
         if operation is None:
             raise Refused("unknown-request", "this server does not know that request")

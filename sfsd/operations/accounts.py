@@ -26,7 +26,15 @@ from protocol.wire.messages.accounts import (
     UserShow,
 )
 from sfsd.errors import DamagedError, Refused
-from sfsd.rules.context import OPERATOR, USER, Commit, Principal, ServerContext, draft, operation
+from sfsd.rules.context import (
+    OPERATOR,
+    USER,
+    Principal,
+    ServerContext,
+    Transaction,
+    draft,
+    operation,
+)
 from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import StoredAccount
@@ -45,7 +53,7 @@ def usage(server: ServerContext, who: Principal, message: Usage) -> UsageAnswer:
 
 
 @operation(UserAdd, access=OPERATOR, logged="user-add")
-def user_add(server: ServerContext, who: Principal, message: UserAdd) -> Commit[Reply]:
+def user_add(server: ServerContext, who: Principal, message: UserAdd) -> Transaction[Reply]:
     """Invite a user. A second invitation before enrolment replaces the token of the first."""
     present = server.users.account(message.user)
     if present is not None and present.value.used_by is not None:
@@ -74,11 +82,11 @@ def user_add(server: ServerContext, who: Principal, message: UserAdd) -> Commit[
         },
         effects=(Write(path, account.encode),),
     )
-    return Commit(change, lambda seq: server.done(seq, who))
+    return Transaction(change, lambda seq: server.done(seq, who))
 
 
 @operation(UserAccess, access=OPERATOR, logged="user-access")
-def user_access(server: ServerContext, who: Principal, message: UserAccess) -> Commit[Reply]:
+def user_access(server: ServerContext, who: Principal, message: UserAccess) -> Transaction[Reply]:
     """Disable or enable an account."""
     account = _find(server, message.user)
     detail = {"disabled": message.disabled, "reason": message.reason}
@@ -87,7 +95,7 @@ def user_access(server: ServerContext, who: Principal, message: UserAccess) -> C
 
 
 @operation(UserQuota, access=OPERATOR, logged="user-quota")
-def user_quota(server: ServerContext, who: Principal, message: UserQuota) -> Commit[Reply]:
+def user_quota(server: ServerContext, who: Principal, message: UserQuota) -> Transaction[Reply]:
     """Set a user's quota. Stored files stay even if they exceed it."""
     account = _find(server, message.user)
     detail = {"quota": message.quota, "before": account.value.quota}
@@ -96,7 +104,9 @@ def user_quota(server: ServerContext, who: Principal, message: UserQuota) -> Com
 
 
 @operation(ForceRotation, access=OPERATOR, logged="rotate-force")
-def force_rotation(server: ServerContext, who: Principal, message: ForceRotation) -> Commit[Reply]:
+def force_rotation(
+    server: ServerContext, who: Principal, message: ForceRotation
+) -> Transaction[Reply]:
     """Restrict a user to reading, from the acknowledgement on, until they have rotated."""
     account = _find(server, message.user)
     if account.value.used_by is None:
@@ -166,14 +176,14 @@ def _replace(
     old: Document[StoredAccount],
     new: StoredAccount,
     detail: Mapping[str, object],
-) -> Commit[Reply]:
+) -> Transaction[Reply]:
     """Return the change from `old` to `new`, which is logged even if they are equal."""
     change = Change(
         draft(who, op, owner=user, detail=detail, accounts=(user,)),
         expect={old.path: old.digest},
         effects=(Write(old.path, new.encode),),
     )
-    return Commit(change, lambda seq: server.done(seq, who))
+    return Transaction(change, lambda seq: server.done(seq, who))
 
 
 def _summary(server: ServerContext, name: str, account: StoredAccount) -> Account:

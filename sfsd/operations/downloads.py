@@ -13,7 +13,15 @@ from protocol.wire.messages.base import LEAVES_PER_PAGE, PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsd.errors import Absent, DamagedError, LostVersionError, Refused, Stale
 from sfsd.rules.access import VisibleVersion
-from sfsd.rules.context import USER, Commit, Decision, Principal, ServerContext, draft, operation
+from sfsd.rules.context import (
+    USER,
+    Decision,
+    Principal,
+    ServerContext,
+    Transaction,
+    draft,
+    operation,
+)
 from sfsd.rules.record_rules import not_found
 from sfsd.rules.users import signing_key_id
 from sfsd.state.logged_downloads import Download
@@ -46,7 +54,7 @@ def get_open(server: ServerContext, who: Principal, message: GetOpen) -> Decisio
     )
     expect = {**visible.head.expect(), visible.document.path: visible.document.digest}
     change = Change(entry, expect, (), claim, claim.note)
-    return Commit(change, lambda _seq: _answer(server, who, visible, opened))
+    return Transaction(change, lambda _seq: _answer(server, who, visible, opened))
 
 
 @operation(GetLeaves, access=USER, slow=True, weight=PIECE)

@@ -26,7 +26,15 @@ from protocol.wire.messages.session import (
     Session,
 )
 from sfsd.errors import Refused
-from sfsd.rules.context import EVERYONE, Access, Commit, Principal, ServerContext, draft, operation
+from sfsd.rules.context import (
+    EVERYONE,
+    Access,
+    Principal,
+    ServerContext,
+    Transaction,
+    draft,
+    operation,
+)
 from sfsd.rules.users import (
     User,
     possession_detail,
@@ -52,7 +60,7 @@ def ping(server: ServerContext, who: Principal, message: Ping) -> Pong:  # noqa:
 
 def log_in(
     server: ServerContext, message: Login, welcome: bytes, address: str
-) -> OpenedSession | Commit[OpenedSession]:
+) -> OpenedSession | Transaction[OpenedSession]:
     """Open a session by signature. Raises `Refused`, which never says what is wrong."""
     _check_version(message.version)
     key = _find_login_key(server, message)
@@ -97,12 +105,12 @@ def log_in(
         return who, _session(server, who, user, receipt)
 
     expect = {} if user is None else user.expect
-    return Commit(Change(entry, expect=expect), answer)
+    return Transaction(Change(entry, expect=expect), answer)
 
 
 def enrol(
     server: ServerContext, message: Enroll, welcome: bytes, address: str
-) -> Commit[OpenedSession]:
+) -> Transaction[OpenedSession]:
     """Store a new user's first statement, authorised by the token of an invitation.
 
     Raises `Refused`: `token` without the reason, or the rule that the statement breaks. A used
@@ -177,7 +185,7 @@ def enrol(
         receipt = server.receipt(seq, who)
         return who, _session(server, who, server.users.find(name), receipt)
 
-    return Commit(change, answer)
+    return Transaction(change, answer)
 
 
 class _LoginKey(Value):

@@ -14,7 +14,15 @@ from protocol.log.auditlog import LOST, EntryDraft
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.files import GiveUp
 from sfsd.errors import Absent, Refused
-from sfsd.rules.context import USER, Commit, Decision, Principal, ServerContext, draft, operation
+from sfsd.rules.context import (
+    USER,
+    Decision,
+    Principal,
+    ServerContext,
+    Transaction,
+    draft,
+    operation,
+)
 from sfsd.rules.record_rules import not_found
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.change import Change, Remove, Write
@@ -36,7 +44,7 @@ def give_up(server: ServerContext, who: Principal, message: GiveUp) -> Decision:
         accounts=(who.user,),
     )
     change = lost_change(server, entry, who.user, message.file_id, message.version)
-    return Commit(change, lambda seq: server.done(seq, who))
+    return Transaction(change, lambda seq: server.done(seq, who))
 
 
 def give_up_offline(server: ServerContext, owner: str, file_id: str, version: int) -> None:

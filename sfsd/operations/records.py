@@ -28,7 +28,7 @@ from sfsd.operations.uploads import (
     update_inboxes,
     version_with_content,
 )
-from sfsd.rules.context import USER, Commit, Decision, Principal, ServerContext, operation
+from sfsd.rules.context import USER, Decision, Principal, ServerContext, Transaction, operation
 from sfsd.rules.record_rules import AdmittedRecord, FileHead, check_content, not_found, reader_names
 from sfsd.state.documents import Document
 from sfsd.state.file_index import holding_of
@@ -83,7 +83,7 @@ class RecordEffects(Value):
 
 def commit_record(
     server: ServerContext, who: Principal, admitted: AdmittedRecord, decided: RecordEffects
-) -> Commit[Reply]:
+) -> Transaction[Reply]:
     """Return the change that appends `admitted` with its effects."""
     record, files = admitted.record, admitted.head.files
     written = tuple(
@@ -113,7 +113,7 @@ def commit_record(
     # again since.
     expect = {**decided.expect, **admitted.expect}
     change = Change(entry, expect, (*decided.effects, *written, *notes), None, on_published)
-    return Commit(change, lambda seq: server.done(seq, who))
+    return Transaction(change, lambda seq: server.done(seq, who))
 
 
 def _delete(

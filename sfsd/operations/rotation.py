@@ -62,10 +62,10 @@ from sfsd.rules.context import (
     REQUEST_WEIGHT,
     USER,
     Access,
-    Commit,
     Decision,
     Principal,
     ServerContext,
+    Transaction,
     draft,
     operation,
 )
@@ -232,7 +232,7 @@ def _append(
         released = changed(user.account.value, forced=None)
         effects.append(Write(account_path(user.name), released.encode))
     change = Change(entry, user.expect, tuple(effects))
-    return Commit(change, lambda seq: server.done(seq, who))
+    return Transaction(change, lambda seq: server.done(seq, who))
 
 
 def _check_rate(server: ServerContext, user: User, reason: str) -> None:
@@ -392,7 +392,7 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
         accounts=tuple(sorted({owner, user.name})),
     )
     change = Change(entry, expect, tuple([one.effect for one in written]), None, on_published)
-    return Commit(change, lambda seq: Rewrapped(server.receipt(seq, who), tuple(left)))
+    return Transaction(change, lambda seq: Rewrapped(server.receipt(seq, who), tuple(left)))
 
 
 def _check_wraps(items: Sequence[RewrapItem], head: Statement, keys: CurrentKeys) -> None:

@@ -31,10 +31,10 @@ from protocol.wire.messages.uploads import (
 from sfsd.errors import Absent, LostVersionError, Refused, require
 from sfsd.rules.context import (
     USER,
-    Commit,
     Decision,
     Principal,
     ServerContext,
+    Transaction,
     draft,
     operation,
     weight_of_parts,
@@ -231,7 +231,7 @@ def _store(
     head: FileHead,
     content: NewContent,
     claim: QuotaClaim,
-) -> Commit[Reply]:
+) -> Transaction[Reply]:
     """Check a put against every rule and return its change. `claim` is for a new version."""
     admitted = server.admission.admit(record, message.record, message.signature, head)
     check_content(
@@ -257,7 +257,7 @@ def _add_version(
     content: NewContent,
     sidecar: Sidecar,
     claim: QuotaClaim,
-) -> Commit[Reply]:
+) -> Transaction[Reply]:
     """Return the change that makes `content` the newest version."""
     record, head = admitted.record, admitted.head
     version, files = head.next_version, head.files
@@ -281,7 +281,7 @@ def _add_version(
 
     entry = record_entry(who, "upload", admitted, version)
     change = Change(entry, admitted.expect, tuple(effects), claim, on_published)
-    return Commit(change, lambda seq: server.done(seq, who), content.undo)
+    return Transaction(change, lambda seq: server.done(seq, who), content.undo)
 
 
 def _reencrypt(
@@ -290,7 +290,7 @@ def _reencrypt(
     admitted: AdmittedRecord,
     content: NewContent,
     sidecar: Sidecar,
-) -> Commit[Reply]:
+) -> Transaction[Reply]:
     """Return the change that replaces a version's bytes by as many new bytes under a new key.
 
     The quota is not checked, because a rotation must not fail on it. A content that several
@@ -327,7 +327,7 @@ def _reencrypt(
     # again since.
     expect = {target.path: target.digest, **admitted.expect}
     change = Change(entry, expect, tuple(effects), claim, on_published)
-    return Commit(change, lambda seq: server.done(seq, who), content.undo)
+    return Transaction(change, lambda seq: server.done(seq, who), content.undo)
 
 
 def _check_size_kept(before: Sidecar, size: int) -> None:

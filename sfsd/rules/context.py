@@ -175,7 +175,7 @@ class ServerContext:
 _Answer = TypeVar("_Answer")
 
 
-class Commit(Value, Generic[_Answer]):
+class Transaction(Value, Generic[_Answer]):
     """Decision of an operation to make `change` and then reply with `answer(seq)`.
 
     `undo` runs if the change was not made, for whatever reason; also before a retry.
@@ -186,7 +186,7 @@ class Commit(Value, Generic[_Answer]):
     undo: Callable[[], None] | None = None
 
 
-Decision = Reply | Commit[Reply]
+Decision = Reply | Transaction[Reply]
 _Function = TypeVar("_Function", bound=Callable[..., Decision])
 
 
@@ -244,7 +244,7 @@ def operation(
     slow: bool = False,
     weight: Weight = REQUEST_WEIGHT,
 ) -> Callable[[_Function], _Function]:
-    """Register a function ``(server, who, message) -> Reply | Commit`` in the table.
+    """Register a function ``(server, who, message) -> Reply | Transaction`` in the table.
 
     The function runs on a pool thread, runs again if its change was `Stale`, and refuses a request
     by raising `Refused`.

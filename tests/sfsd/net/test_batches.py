@@ -14,13 +14,13 @@ import pytest
 from protocol.log.auditlog import EntryDraft
 from sfsd.errors import Refused
 from sfsd.net.batches import ATTEMPTS, BatchRunner, OperationError
-from sfsd.rules.context import Commit
+from sfsd.rules.context import Transaction
 from sfsd.storage.change import Change, Write
 from sfsd.storage.committer import Committer
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
 
-Decision = str | OperationError | Commit[str | OperationError]
+Decision = str | OperationError | Transaction[str | OperationError]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def write(name: str, *, undo: Callable[[], None] | None = None, stale: bool = Fa
     path = f"alice/{name}"
     expect = {path: bytes(32)} if stale else {}
     change = Change(EntryDraft("test", "alice"), expect, (Write(path, b"x"),))
-    return Commit(change, lambda seq: f"{name} is {seq}", undo)
+    return Transaction(change, lambda seq: f"{name} is {seq}", undo)
 
 
 def test_each_operation_of_a_batch_has_its_own_outcome(
@@ -74,13 +74,15 @@ def test_each_operation_of_a_batch_has_its_own_outcome(
 
     def too_long() -> Decision:
         change = Change(EntryDraft("test", "alice", detail={"much": "x" * 65536}))
-        return Commit(change, lambda _seq: "", lambda: undone.append("too long"))
+        return Transaction(change, lambda _seq: "", lambda: undone.append("too long"))
 
     def unanswerable() -> Decision:
         def answer(_seq: int) -> str:
             raise OSError("the disk")
 
-        return Commit(Change(EntryDraft("test", "alice")), answer, lambda: undone.append("made"))
+        return Transaction(
+            Change(EntryDraft("test", "alice")), answer, lambda: undone.append("made")
+        )
 
     found = outcomes(
         committer,
@@ -143,8 +145,8 @@ def test_a_refused_operation_leaves_nothing_in_memory(committer: Committer, wher
         if where == "decision":
             return refuse(held)
         commit = write("file")
-        assert isinstance(commit, Commit)
-        return Commit(commit.change, lambda _seq: refuse(held))
+        assert isinstance(commit, Transaction)
+        return Transaction(commit.change, lambda _seq: refuse(held))
 
     gc.collect()
     gc.disable()

@@ -19,7 +19,7 @@ from protocol.wire.messages.uploads import PutSmall
 from sfsd.config import DAY
 from sfsd.fs.files import Files
 from sfsd.operations.downloads import FIRST_BYTES
-from sfsd.rules.context import OPERATIONS, Commit
+from sfsd.rules.context import OPERATIONS, Transaction
 from sfsd.rules.users import signing_key_id
 from sfsd.state import logged_downloads
 from sfsd.state.logged_downloads import Download
@@ -306,7 +306,7 @@ def test_a_read_during_reencryption_returns_old_or_new_bytes(tmp_path: Path) -> 
             decided = OPERATIONS[PutSmall].function(
                 served.context, writer, ada.took(ada.reencrypted(F, 1, b"new content")).small()
             )
-            assert isinstance(decided, Commit)
+            assert isinstance(decided, Transaction)
             files.first = partial(published, decided.change)
             files.blob = f"{F}.1.ct"
             return ada.ask(message)

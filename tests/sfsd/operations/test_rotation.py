@@ -52,7 +52,7 @@ from protocol.wire.messages.sharing import Identity, Lookup
 from sfsd.config import DAY, ConnectionLimits
 from sfsd.errors import Stale
 from sfsd.operations.rotation import NEWEST_ENDORSEMENTS, rewrap
-from sfsd.rules.context import Access, Commit
+from sfsd.rules.context import Access, Transaction
 from sfsd.storage.paths import VersionPaths
 from tests.sfsd.builders import (
     SERVER_ID,
@@ -669,7 +669,7 @@ def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: 
     begun(ada)
     older, _ = wraps(ada)
     decided = rewrap(served.context, ada.who, ada.rewrap(rewrapped(ada, older)))
-    assert isinstance(decided, Commit)
+    assert isinstance(decided, Transaction)
     sidecar = VersionPaths.for_version("ada", file_id(1), 1).sidecar
     user = served.context.users.require_active("ada")
     assert decided.change.expect == {

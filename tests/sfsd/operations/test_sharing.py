@@ -25,7 +25,7 @@ from sfsd.config import DAY
 from sfsd.errors import Stale
 from sfsd.operations import sharing
 from sfsd.operations.records import RecordEffects
-from sfsd.rules.context import Access, Commit
+from sfsd.rules.context import Access, Transaction
 from sfsd.state import inbox_index
 from tests.sfsd.builders import (
     Daemon,
@@ -274,7 +274,7 @@ def test_two_records_are_never_appended_to_the_same_head(
         change(ada, reader(one), wraps={1: [one.wrap()]}) for one in (bob, cat)
     )
     winner = sharing.set_readers(served.context, ada.who, other)
-    assert isinstance(winner, Commit)
+    assert isinstance(winner, Transaction)
     decide = sharing._change_readers
 
     def overtaken(*arguments: Any) -> RecordEffects:
@@ -283,7 +283,7 @@ def test_two_records_are_never_appended_to_the_same_head(
 
     monkeypatch.setattr(sharing, "_change_readers", overtaken)
     loser = sharing.set_readers(served.context, ada.who, first)
-    assert isinstance(loser, Commit)
+    assert isinstance(loser, Transaction)
     with pytest.raises(Stale):
         served.context.committer.submit(loser.change).result(10)
     assert wrap_owners(served, "ada", 1) == {"ada", "cat"}
