@@ -10,19 +10,22 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from protocol.codec.errors import PublicKeyError, SignatureError
+from protocol.codec.errors import CheckpointError, PublicKeyError, SignatureError
 from protocol.codec.values import changed
+from protocol.log.checkpoint import Verifier
+from protocol.records.chain import check_first
 from protocol.records.public_keys import (
     check_signing_key,
     check_statement_keys,
     check_wrap_key,
 )
+from protocol.records.record_signatures import verify_record_signature
 from protocol.records.records import Device, RecoveryKey, Statement, Writer
 from protocol.records.signatures import Label, SigningKey, verify_note, verify_signature
 
 P = 2**255 - 19
 
-# The points of small order and their other encodings, as in libsodium's
+# All 8 points of small order and their 6 other encodings, as in libsodium's
 # ge25519_has_small_order and table 6 of "Taming the Many EdDSAs" (eprint.iacr.org/2020/1244).
 SMALL_ORDER = [
     "0100000000000000000000000000000000000000000000000000000000000000",
@@ -41,9 +44,6 @@ NOT_CANONICAL = [
     "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
     "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
     "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
-    # y = p + 3 and p + 4, which are y = 3 and 4 of points of the large order
-    "f0ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
-    "f1ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
 ]
 # Points of low order, as in https://cr.yp.to/ecdh.html#validate and libsodium's
 # crypto_scalarmult_curve25519, each also with bit 255 set, which RFC 7748 ignores.
@@ -68,6 +68,65 @@ def test_ed25519_keys_of_small_order_or_another_encoding_are_refused(encoded: st
     public = bytes.fromhex(encoded)
     with pytest.raises(PublicKeyError):
         check_signing_key(public)
+
+
+def test_the_table_has_every_encoding_of_a_point_of_small_order() -> None:
+    """The curve has 8 such points: (0, ±1), (±sqrt(-1), 0) and four of order 8. Each y below 19
+    has a second form, y + p, and x = 0 has a sign that it should not have."""
+    ys = {int.from_bytes(bytes.fromhex(one), "little") % 2**255 % P for one in SMALL_ORDER}
+    forms = [
+        (form | sign << 255).to_bytes(32, "little").hex()
+        for y in ys
+        for form in (y, y + P)
+        for sign in (0, 1)
+        if form < 2**255
+    ]
+    assert len(ys) == 5
+    assert sorted(SMALL_ORDER + NOT_CANONICAL) == sorted(forms)
+    assert all(order_divides_8(bytes.fromhex(one)) for one in SMALL_ORDER)
+    assert not order_divides_8(KEY.public)
+
+
+def test_ed25519_keys_whose_y_is_not_below_p_are_refused() -> None:
+    for y in range(P, 2**255):
+        for sign in (0, 1):
+            with pytest.raises(PublicKeyError, match="not canonical"):
+                check_signing_key((y | sign << 255).to_bytes(32, "little"))
+
+
+@pytest.mark.parametrize("encoded", SMALL_ORDER + NOT_CANONICAL)
+def test_whatever_reads_an_ed25519_key_refuses_one_of_small_order(encoded: str) -> None:
+    """The signature is one that the library accepts with the key in its canonical form."""
+    small, signature = bytes.fromhex(encoded), bytes.fromhex(SMALL_ORDER[0]) + bytes(32)
+    for label in Label:
+        with pytest.raises(SignatureError):
+            verify_signature(label, b"body", signature, small)
+    with pytest.raises(SignatureError):
+        verify_record_signature(
+            Label.RECORDS,
+            signature + bytes.fromhex("00010000"),
+            bytes(32),
+            small,
+            server=bytes(32),
+            owner_first=bytes(32),
+            generation=1,
+        )
+    with pytest.raises(CheckpointError):
+        Verifier.parse(Verifier("log", small).vkey)
+    for statement, first, possession in (
+        (changed(PLAIN, sign_pub=small), signature, b""),
+        (changed(PLAIN, recovery=RecoveryKey(small, XWING)), b"", signature),
+    ):
+        body = statement.encode()
+        own = first or KEY.sign(Label.STATEMENT, body)
+        with pytest.raises(SignatureError):
+            check_first(body, (own,), possession)
+    for statement in (
+        changed(PLAIN, devices=(changed(DEVICE, sign_pub=small),)),
+        changed(PLAIN, writers=(Writer("camera", small, 0),)),
+    ):
+        with pytest.raises(PublicKeyError):
+            check_statement_keys(statement)
 
 
 def test_a_signature_that_nobody_made_is_refused_with_its_key() -> None:
@@ -155,6 +214,21 @@ def test_generated_keys_of_every_kind_are_accepted() -> None:
         check_wrap_key("xwing", mlkem + x25519)
 
 
+def order_divides_8(public: bytes) -> bool:
+    """Double a point of edwards25519 three times (RFC 8032 section 5.1.4, in affine form)."""
+    d = -121665 * pow(121666, -1, P) % P
+    y = int.from_bytes(public, "little") % 2**255 % P
+    square = (y * y - 1) * pow(d * y * y + 1, -1, P) % P
+    x = pow(square, (P + 3) // 8, P)
+    if (x * x - square) % P:
+        x = x * pow(2, (P - 1) // 4, P) % P
+    assert (x * x - square) % P == 0, "no point of the curve"
+    for _ in range(3):
+        k = d * x * x * y * y % P
+        x, y = 2 * x * y * pow(1 + k, -1, P) % P, (y * y + x * x) * pow(1 - k, -1, P) % P
+    return (x, y) == (0, 1)
+
+
 def rsa_public(bits: int, exponent: int = 65537) -> bytes:
     key = rsa.generate_private_key(exponent, bits).public_key()
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -204,6 +278,7 @@ STATEMENT = Statement(
     reason="enrol",
     tag_commit=bytes(32),
 )
+PLAIN = changed(STATEMENT, devices=(), recovery=None, writers=())
 
 
 def test_every_key_of_a_statement_is_checked() -> None:

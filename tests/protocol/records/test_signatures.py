@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +83,44 @@ def test_one_flipped_bit_is_refused(body: bytes, label: Label, bit: int) -> None
     signature[bit // 8] ^= 1 << bit % 8
     with pytest.raises(SignatureError):
         verify_signature(label, body, bytes(signature), KEY.public)
+
+
+def test_a_signature_has_one_form() -> None:
+    """Nobody can make a second signature of a first one (RFC 8032 section 8.4)."""
+    order, p = 2**252 + 27742317777372353535851937790883648493, 2**255 - 19
+    signature = KEY.sign(Label.RECORDS, b"body")
+    r, s = signature[:32], int.from_bytes(signature[32:], "little")
+    for times in range(1, (2**256 - 1 - s) // order + 1):  # S is not reduced
+        other = r + (s + times * order).to_bytes(32, "little")
+        with pytest.raises(SignatureError):
+            verify_signature(Label.RECORDS, b"body", other, KEY.public)
+    negative = r + (order - s).to_bytes(32, "little")
+    with pytest.raises(SignatureError):
+        verify_signature(Label.RECORDS, b"body", negative, KEY.public)
+    for y in range(p, 2**255):  # R is not canonical: those of small order, and others
+        for sign in (0, 1):
+            point = (y | sign << 255).to_bytes(32, "little")
+            with pytest.raises(SignatureError):
+                verify_signature(Label.RECORDS, b"body", point + signature[32:], KEY.public)
+
+
+def test_r_of_a_signature_has_one_encoding() -> None:
+    """With the key's secret, R = neutral element and S = k·a fit. The equation is compared in
+    encoded form, so only the canonical encoding of R is accepted."""
+    order = 2**252 + 27742317777372353535851937790883648493
+    digest = hashlib.sha512(KEY.seed).digest()
+    clamped = int.from_bytes(digest[:32], "little") & ~7 & (2**254 - 1) | 2**254
+    for encoded, valid in (("01", True), ("01" + "00" * 30 + "80", False), ("ee", False)):
+        r = bytes.fromhex(encoded).ljust(32, b"\0")
+        if encoded == "ee":  # y = p + 1
+            r = (2**255 - 18).to_bytes(32, "little")
+        k = int.from_bytes(hashlib.sha512(r + KEY.public + b"text").digest(), "little")
+        signature = r + (k * clamped % order).to_bytes(32, "little")
+        if valid:
+            verify_note(b"text", signature, KEY.public)
+            continue
+        with pytest.raises(SignatureError):
+            verify_note(b"text", signature, KEY.public)
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60))
