@@ -34,7 +34,7 @@ help:
 	@echo "make fault-sweep      fail a system call of the daemon on its root, at FAULT_POINTS (2,000) points"
 	@echo "make rotation-sweep   kill client and daemon at every step of a rotation (make test: a sample)"
 	@echo "make audit-sweep      change every bit of a log and try every truncation (make test: a sample)"
-	@echo "make fuzz             property tests with SFS_FUZZ_EXAMPLES examples each (1,000,000)"
+	@echo "make fuzz             change FUZZ_INPUTS inputs (1,000,000) of all parsers and of both sides of a connection"
 	@echo
 	@echo "make bench            files, folders, start-up and commits next to a bare pipe (BENCH_ROWS, BENCH_RUNS, ...)"
 	@echo "make bench-peers      the same work with rclone, restic and Borg; installs them (Debian, as root)"
@@ -127,9 +127,10 @@ fault-sweep: $(STAMP)
 audit-sweep: $(STAMP)
 	SFS_AUDIT_SWEEP=full $(BIN)/python -m pytest -q --timeout=0 tests/sfsd/commands/test_audit_sweep.py
 
-SFS_FUZZ_EXAMPLES ?= 1000000
+FUZZ_INPUTS ?= 1000000
+FUZZ_SEED ?= 1
 fuzz: $(STAMP)
-	SFS_FUZZ_EXAMPLES=$(SFS_FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -n auto --timeout=0 tests/protocol
+	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
 
 clean:
 	rm -rf $(VENV) $(DIST_VENV) .venv-pythons dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

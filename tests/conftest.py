@@ -5,35 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 from tests.lying_server import LyingServer
-
-FUZZ_EXAMPLES = os.environ.get("SFS_FUZZ_EXAMPLES")
 
 # Two cores shared by workers make single examples slow at times, so a deadline would flake.
 settings.register_profile("quick", deadline=None, max_examples=100)
 settings.register_profile("ci", settings.get_profile("quick"), print_blob=True)
-settings.register_profile(
-    "fuzz",
-    deadline=timedelta(seconds=5),
-    max_examples=int(FUZZ_EXAMPLES or 1),
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-
-
-def _profile() -> str:
-    if FUZZ_EXAMPLES:
-        return "fuzz"
-    return "ci" if os.environ.get("CI") else "quick"
-
-
-settings.load_profile(_profile())
+settings.load_profile("ci" if os.environ.get("CI") else "quick")
 
 # A shell starts background jobs with SIGINT ignored, and their children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

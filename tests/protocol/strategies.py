@@ -8,12 +8,14 @@ from __future__ import annotations
 import types
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
+from hypothesis import reject
 from hypothesis import strategies as st
 from msgspec import Meta
 
 from protocol.codec.encoding import VIEW_FROM, Buffer
+from protocol.codec.errors import MessageError
 from protocol.codec.fields import OneOf, Struct, empty_or_hash, empty_or_signature
-from protocol.codec.names import check_file_id, check_principal, check_user_name
+from protocol.codec.names import check_file_id, check_file_name, check_principal, check_user_name
 from protocol.records.records import OWN_KEYS, FileRecord, ServerStatement, Statement
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
@@ -22,6 +24,7 @@ HASHES = st.binary(min_size=32, max_size=32)
 # The ending makes no name reserved, and only one a device name.
 USER_NAMES = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,6}[yz]", fullmatch=True)
 FILE_IDS = st.binary(min_size=16, max_size=16).map(bytes.hex)
+FILE_NAMES = st.from_regex(r"[a-zé]{1,9}(/[a-z]{1,9})?", fullmatch=True)
 _MANY = 4
 _LONG = 200
 
@@ -34,7 +37,16 @@ def structs(cls: type[AnyStruct]) -> st.SearchStrategy[AnyStruct]:
         return _server_statements()  # type: ignore[return-value]
     if cls is FileRecord:
         return _file_records()  # type: ignore[return-value]
-    return st.builds(cls, **_fields(cls))
+    return _checked(cls)
+
+
+@st.composite
+def _checked(draw: st.DrawFn, cls: type[AnyStruct]) -> AnyStruct:
+    """Build a value; fields that contradict each other are drawn again."""
+    try:
+        return cls(**{name: draw(values) for name, values in _fields(cls).items()})
+    except MessageError:
+        reject()
 
 
 def _fields(cls: type[Struct]) -> dict[str, st.SearchStrategy[Any]]:
@@ -72,6 +84,7 @@ def _annotated(base: object, *caps: Any) -> st.SearchStrategy[Any]:
         check_user_name: USER_NAMES,
         check_principal: USER_NAMES | st.sampled_from(["operator", "server"]),
         check_file_id: FILE_IDS,
+        check_file_name: FILE_NAMES,
         empty_or_hash: st.just(b"") | HASHES,
         empty_or_signature: st.just(b"") | st.binary(min_size=64, max_size=64),
     }

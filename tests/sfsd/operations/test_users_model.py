@@ -44,7 +44,6 @@ from protocol.wire.messages.uploads import PutOpen
 from sfsd.config import DAY
 from sfsd.log.verify import verify_log
 from sfsd.storage.fsck import Fsck
-from tests.conftest import FUZZ_EXAMPLES
 from tests.sfsd.builders import (
     SERVER_KEY,
     SPKI,
@@ -413,6 +412,4 @@ class Users(RuleBasedStateMachine):
 
 
 TestUsers = Users.TestCase
-TestUsers.settings = settings(
-    stateful_step_count=30, max_examples=int(FUZZ_EXAMPLES) if FUZZ_EXAMPLES else 16
-)
+TestUsers.settings = settings(stateful_step_count=30, max_examples=16)
