@@ -114,18 +114,25 @@ def _change_readers(
     require(len(sidecars) <= MAX_TOUCHED, f"one change touches at most {MAX_TOUCHED} versions")
     if record.current:
         _check_can_open(sidecars[head.version], record.owner, added, message)
-    readers = new | {record.owner}
+    # A reader who is added has no other wraps than those of this request: what is left from an
+    # earlier time may be for a key that they have destroyed.
+    keeping = (new | {record.owner}).difference(added)
+    given = {(one.version, one.wrap.user) for one in message.wraps}
     for version in range(head.version, 0, -1):
         if version not in sidecars:
             older = head.files.undamaged_sidecar(record.file_id, version)
             # Nobody can read a damaged version.
-            if older is None or all(wrap.user in readers for wrap in older.value.wraps):
+            if older is None or all(wrap.user in keeping for wrap in older.value.wraps):
                 continue
             if len(sidecars) == MAX_TOUCHED:
                 break  # the next access record strips older ones; nobody can read them meanwhile
             expect[older.path] = older.digest
             sidecars[version] = older.value
-        kept = tuple(wrap for wrap in sidecars[version].wraps if wrap.user in readers)
+        kept = tuple(
+            wrap
+            for wrap in sidecars[version].wraps
+            if wrap.user in keeping or (version, wrap.user) in given
+        )
         sidecars[version] = changed(sidecars[version], wraps=kept)
     sidecars[head.version] = changed(sidecars[head.version], head=admitted.signed)
     return RecordEffects(

@@ -175,6 +175,25 @@ def test_wraps_of_many_versions_are_dropped_by_several_records(
     assert wrap_owners(served, "ada", 1) == {"ada"}
 
 
+def test_older_wraps_of_a_reader_who_is_added_again_are_removed(
+    served: Daemon, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are for a key that the reader may have destroyed meanwhile."""
+    for content in (b"1", b"2", b"3"):
+        ada.put(F, content)
+    shared(ada, reader(bob), wraps={v: [bob.wrap()] for v in (1, 2, 3)})
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing, "MAX_TOUCHED", 1)
+        shared(ada)
+    assert [wrap_owners(served, "ada", v) for v in (1, 2)] == [{"ada", "bob"}] * 2
+    shared(ada, reader(bob), wraps={v: [bob.wrap()] for v in (1, 3)})
+    both = {"ada", "bob"}
+    assert [wrap_owners(served, "ada", v) for v in (1, 2, 3)] == [both, {"ada"}, both]
+    page = bob.ask(GetWraps("", 10, all_of_them=True))
+    assert isinstance(page, WrapsPage)
+    assert [one.version for one in page.items] == [1, 3]
+
+
 def test_every_request_is_refused_after_a_grant_expires(
     served: Daemon, ada: Person, bob: Person
 ) -> None:
