@@ -227,6 +227,8 @@ class Devices:
             # old key would not open the bundle.
             self._file.check_unchanged()
             chain, bundle = self._newest_bundle(chain)
+            # Before the keys are saved: a server that then breaks the connection does not avoid it.
+            session.expect_seen(bundle.checkpoint)
             pins = {**dict(bundle.pins), **dict(keyring.pins)}  # this device's own pins win
             merged = tuple(sorted(pins.items()))[:MAX_PINS]
             renewed = changed(keyring, generations=bundle.generations, pins=merged)

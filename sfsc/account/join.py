@@ -24,7 +24,6 @@ from sfsc.account.key_status import new_device
 from sfsc.account.recover import find_last_bundle, take_back_account
 from sfsc.crypto.wrap import XWING, PrivateKey
 from sfsc.errors import (
-    BadRecord,
     BrokenChain,
     Fork,
     IntegrityError,
@@ -47,7 +46,6 @@ from sfsc.session.transport import Transport
 from sfsc.trust.identity_chain import fetch_newest_bundle, follow_chain
 from sfsc.trust.server_log import REPORT, ServerTrust, TreeHead
 from sfsc.trust.state import open_client_state
-from sfsc.warning_log import log_warning
 
 
 class AccountCredentials(Value):
@@ -138,10 +136,7 @@ def join_account(
         number = ServerStatement.parse(welcome.statement).n
         state.remember_server_statement(number, welcome.statement, welcome.signature)
         if seen is not None:
-            # The first session that follows the log must pass it.
-            number = ServerStatement.parse(seen.statement).n
-            state.remember_server_statement(number, seen.statement, seen.signature)
-            state.remember_must_pass(seen.note)
+            state.remember_seen(seen)
         if options is not None and credentials.code is not None:
             on_destroyed, first = options.on_destroyed, options.first
             take_back_account(
@@ -247,19 +242,9 @@ def _verify_seen(
     transport: Transport, trust: ServerTrust, seen: SeenCheckpoint | None, head: TreeHead
 ) -> SeenCheckpoint | None:
     """Return the checkpoint that another device of the account has proven, by its bundle, if log
-    and server have signed it. `head` is the log at login.
-
-    Somebody with a copy of the account's keys can seal a bundle of any content. So what the log has
-    not signed proves nothing against the server: it is left out, with a warning. Raises `Rollback`
-    and `Fork` if the server shows an older statement of its own, or a shorter log."""
-    if seen is None:
-        return None
-    try:
-        known = trust.verify_seen(seen)
-    except BadRecord as exc:
-        what = "the account's bundle has a false checkpoint, which is left out"
-        hint = "somebody with the account's keys made it: see `sfsc device list`"
-        log_warning(what, exc.cause, hint)
+    and server have signed it. `head` is the log at login. Raises `Rollback` and `Fork` if the
+    server shows an older statement of its own, or a shorter log."""
+    if seen is None or (known := trust.find_seen(seen)) is None:
         return None
     trust.check_seen_statement(seen)
     if known.size > head.size:  # another device was busy since this one's login

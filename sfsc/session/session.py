@@ -55,6 +55,7 @@ from sfsc.errors import (
     StaleGeneration,
     Unreachable,
 )
+from sfsc.keys.bundle import SeenCheckpoint
 from sfsc.keys.keyring import Keyring
 from sfsc.session import fork_evidence
 from sfsc.session.follow import check_signed_to, follow_log, search_statements
@@ -71,7 +72,7 @@ from sfsc.session.retry import connect_again, retry
 from sfsc.session.server_errors import expect_proof, expect_reply, to_exception
 from sfsc.threadguard import ThreadGuard
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount, VerifiedFile
-from sfsc.trust.followed_log import LOG_START, FollowedLog, LoggedHead, parse_line
+from sfsc.trust.followed_log import LOG_START, FollowedLog, LoggedHead, LogPosition, parse_line
 from sfsc.trust.record_chain import RecordChain
 from sfsc.trust.server_log import (
     REPORT,
@@ -177,6 +178,7 @@ class Session:
         self._anew = anew
         self._log: FollowedLog | None = None
         self._log_failure: IntegrityError | None = None
+        self._same_log = LOG_START  # saved position that the followed log was found to continue
         self._own_entries: dict[int, bytes] = {}  # hashes of the newest own entries, by seq
         self._receipts: list[tuple[int, bytes, TreeHead]] = []
         self.notice: opening.Notice | None = None
@@ -231,14 +233,16 @@ class Session:
 
     def require_followed(self) -> None:
         """Raise `StaleGeneration` if this connection does not follow the log, also after newer keys
-        were looked for: then nothing that the server shows of files or other users counts."""
+        were looked for: then nothing that the server shows of files or other users counts. Raises
+        what was found wrong with the log, too."""
 
-        def check() -> None:
+        def check() -> FollowedLog:
             if self.is_restricted:
                 raise StaleGeneration(
                     "the server takes this machine's keys for old ones, and shows no newer ones",
                     "run the command again; if this stays, ask the server's operator",
                 )
+            return self.log
 
         self.with_reconnect(check)
 
@@ -475,6 +479,15 @@ class Session:
                 proof = expect_proof(self.ask(LogProof(CONSISTENCY, point.size, newest.size)))
             with self.keeping_fork_evidence():
                 self.trust.check_continues(point, newest, proof)
+
+    def expect_seen(self, seen: SeenCheckpoint | None) -> None:
+        """Check that the server's statement continues what another device of the account had seen,
+        by a bundle that it sealed. From the next login on, the log must pass that checkpoint.
+        Raises `Fork` and `Rollback`."""
+        if seen is not None and self.trust.find_seen(seen) is not None:
+            with self.keeping_fork_evidence():
+                self.trust.check_seen_statement(seen)
+            self.state.remember_seen(seen)
 
     def follow_to(self, at: int, since: int) -> None:
         """Follow the log to at least `at` entries, as of which the server has answered. `since` is
@@ -724,7 +737,7 @@ class Session:
         self.state.reset_log()
         self._anew = False
         if self._log is not None:
-            self._save()
+            self._save(self.transport)
 
     def watch_contact(self, first: bytes) -> None:
         """Find all statements of another user in the log, from its beginning; `first` is the hash
@@ -741,7 +754,7 @@ class Session:
             self.log.watch_found(first, sequence)
 
         self.with_reconnect(search)
-        self._save()
+        self.with_reconnect(lambda: self._save(self.transport))
 
     def _follow_login(self, transport: Transport, head: TreeHead, receipt: Receipt | None) -> None:
         """Follow the log to the checkpoint of this login, whose entry must be in it. Without a
@@ -764,6 +777,11 @@ class Session:
             raise Rollback("the log does not show this session's own login", REPORT)
         if not self._anew and self._statements_in_log < len(self.keyring.statements):
             raise Rollback("the log lacks statements of this account that were accepted", REPORT)
+        known = enumerate(self.keyring.statements, 1)
+        if not self._anew and any(self.log.statements.get(n, body) != body for n, body in known):
+            raise BadReceipt(
+                "the log has another statement of this account than known here", REPORT
+            )
         if self.reads_only:
             log_warning(
                 "the server can write nothing to its log",
@@ -773,7 +791,11 @@ class Session:
 
     def _saved_log(self) -> FollowedLog:
         """Return the log as far as it was followed before, by any process of this machine."""
-        keyring, start = self.keyring, LOG_START if self._anew else self.state.followed()
+        keyring, start, contacts = self.keyring, LOG_START, dict[bytes, int]()
+        if not self._anew:
+            with self.state.transaction():  # of one moment: another process may save both
+                start, contacts = self.state.followed(), self.state.contacts()
+        self._same_log = start
 
         def known_head(file_id: str) -> LoggedHead | None:
             head = None if self._anew else self.state.logged_head(file_id)
@@ -789,9 +811,8 @@ class Session:
         log = FollowedLog(
             keyring.server_id, keyring.user, keyring.first, keyring.tag_key, start, known_head
         )
-        if not self._anew:
-            for first, n in self.state.contacts().items():
-                log.watch_contact(first, n)
+        for first, n in contacts.items():
+            log.watch_contact(first, n)
         return log
 
     def _follow(self, transport: Transport, head: TreeHead) -> None:
@@ -804,11 +825,23 @@ class Session:
             for size in sorted(points):
                 if self.log.size < size or self.log.can_confirm(size):
                     self._pass(transport, points[size], head)
+                elif points[size] == others:
+                    self.trust.check_continues(others, head, _consistency(transport, others, head))
             follow_log(transport, self.log, head)
             self._confirm(head)
-        self._save()
+            self._check_newest_seen(transport, head)
+        self._save(transport)
         if others is not None:
-            self.state.remember_must_pass(b"")
+            self.state.forget_must_pass()
+
+    def _check_newest_seen(self, transport: Transport, head: TreeHead) -> None:
+        """Check what the other machines of the account had seen of the log when they signed their
+        last records: the server may show them another log, with the same records in it."""
+        if (found := self.log.take_newest_seen()) is None or self.trust.has_proven(found[0].seen):
+            return
+        point = TreeHead(*found[0].seen, quoted_note(*found))
+        if point.size:
+            self.trust.check_continues(point, head, _consistency(transport, point, head))
 
     def _pass(self, transport: Transport, point: TreeHead, head: TreeHead) -> None:
         """Follow the log to an earlier checkpoint than `head`, which it must pass."""
@@ -846,12 +879,44 @@ class Session:
         if head.size == self.log.size:
             self.trust.newest = head
 
-    def _save(self) -> None:
-        """Remember how far the log was followed."""
-        log, newest = self.log, self.trust.newest
-        if not self._anew and newest.size == log.size:
-            position, changes = log.position(newest.note), log.take_changes()
-            self.state.save_followed(position, changes, log.contacts(), log.start.size)
+    def _save(self, transport: Transport) -> None:
+        """Remember how far the log was followed, if it is the one that other processes of this
+        machine have followed meanwhile. Raises as `_check_same_log`."""
+        log, newest, state = self.log, self.trust.newest, self.state
+        if self._anew or newest.size != log.size:
+            return
+        position, changes = log.position(newest.note), log.take_changes()
+        saved = state.followed()
+        while saved != position:
+            if saved.size and saved != self._same_log:
+                self._check_same_log(transport, saved)
+            self._same_log = saved
+            state.save_followed(position, changes, log.contacts(), log.start.size, saved)
+            if (found := state.followed()) == saved:
+                break  # the other process has followed farther, and has learnt the same
+            saved = found
+        self._same_log = saved
+
+    def _check_same_log(self, transport: Transport, saved: LogPosition) -> None:
+        """Check that another process of this machine has followed the same log to `saved`: shown
+        two, each would save what it learns, and the state would forget one of them. Raises `Fork`,
+        and `Rollback` if the server does not prove it."""
+        theirs = TreeHead(saved.size, saved.root, saved.note)
+        old, new = sorted((theirs, self.trust.newest), key=lambda point: point.size)
+        with self.keeping_fork_evidence():
+            try:
+                proof = _consistency(transport, old, new)
+            except BadReceipt as exc:
+                cause = "the server does not prove that another process has seen the same log"
+                raise Rollback(cause, REPORT, notes=(old.note, new.note)) from exc
+            self.trust.check_continues(old, new, proof)
+
+
+def _consistency(transport: Transport, old: TreeHead, new: TreeHead) -> tuple[bytes, ...]:
+    """Return what the server sends to prove that the log at `new` continues that at `old`."""
+    if old.size in (0, new.size):
+        return ()
+    return expect_proof(transport.call(LogProof(CONSISTENCY, old.size, new.size)))
 
 
 def _is_stale(reply: Reply) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final
 
+from protocol.codec import merkle
 from protocol.codec.errors import EncodingError, LogError, MessageError
 from protocol.codec.values import Mutable, Value
 from protocol.log import auditlog, tags
@@ -57,6 +58,11 @@ class LogPosition(Value):
         at, end = _POSITION.size, _POSITION.size + 32 * peaks
         hashes = tuple(packed[place : place + 32] for place in range(at, end, 32))
         return cls(size, count, statements, hashes, packed[end:])
+
+    @property
+    def root(self) -> bytes:
+        """The root of the tree of the first `size` entries, 32 bytes."""
+        return merkle.Frontier(self.size, self.peaks).root()
 
 
 LOG_START: Final = LogPosition(0, 0, 0, (), b"")
@@ -141,6 +147,7 @@ class FollowedLog:
         self.statements: dict[int, bytes] = {}
         """Own identity statements that were followed in this session, exact bytes by number."""
         self._statement_leaves: dict[bytes, dict[int, FoundLeaf]] = {}
+        self._newest_seen: tuple[FileRecord, bytes] | None = None
         self._unsaved_heads: dict[str, LoggedHead] = {}
         self._unsaved_statements: list[StatementLeaf] = []
         self._entries: dict[int, LogEntry] = {}
@@ -300,6 +307,8 @@ class FollowedLog:
             )
         head = LoggedHead(record.rev, record_hash(body), seq)
         history.heads.append(head)
+        if self._newest_seen is None or record.seen[0] > self._newest_seen[0].seen[0]:
+            self._newest_seen = record, body
         self._unsaved_heads[record.file_id] = head
 
     # --- confirming
@@ -335,6 +344,12 @@ class FollowedLog:
         changes = LogChanges(self._unsaved_heads, self._unsaved_statements)
         self._unsaved_heads, self._unsaved_statements = {}, []
         return changes
+
+    def take_newest_seen(self) -> tuple[FileRecord, bytes] | None:
+        """Return, of the records read since the last call, the one whose signer had seen the most
+        of the log, with its exact bytes; None if there was none."""
+        found, self._newest_seen = self._newest_seen, None
+        return found
 
     def take_entries(self) -> dict[int, LogEntry]:
         """Return the own entries read since the last call, by seq."""

@@ -41,6 +41,7 @@ from sfsc.errors import (
 from sfsc.keys.bundle import SeenCheckpoint
 from sfsc.trust import follower
 from sfsc.trust.followed_log import parse_line
+from sfsc.warning_log import log_warning
 
 REPORT: Final = follower.REPORT
 
@@ -177,6 +178,17 @@ class ServerTrust:
         except CheckpointError as exc:
             raise BadRecord(f"the bundle's checkpoint is not valid: {exc}") from exc
         return TreeHead(signed.size, signed.root, seen.note)
+
+    def find_seen(self, seen: SeenCheckpoint) -> TreeHead | None:
+        """Return what `verify_seen` does; None, with a warning, if log or server have not signed
+        it: somebody with a copy of the account's keys can seal a bundle of any content."""
+        try:
+            return self.verify_seen(seen)
+        except BadRecord as exc:
+            what = "the account's bundle has a false checkpoint, which is left out"
+            hint = "somebody with the account's keys made it: see `sfsc device list`"
+            log_warning(what, exc.cause, hint)
+            return None
 
     def check_seen_statement(self, seen: SeenCheckpoint) -> None:
         """Check that the server's statement continues the one that another device has seen. Raises

@@ -20,9 +20,10 @@ from typing import Any, Final, Self
 
 from protocol.codec.terminal_text import printable
 from protocol.codec.values import Value, changed
-from protocol.records.records import FileRecord, record_hash
+from protocol.records.records import FileRecord, ServerStatement, record_hash
 from sfsc.crypto.primitives import state_key, vouched_rows_key
 from sfsc.errors import LocalError
+from sfsc.keys.bundle import SeenCheckpoint
 from sfsc.keys.keyring import KeyringFile
 from sfsc.trust.database import StateDatabase, check_room, is_unwritable, translate_errors
 from sfsc.trust.file_records import KnownRevision
@@ -116,11 +117,15 @@ class ClientState(StateDatabase):
         changes: LogChanges,
         contacts: dict[bytes, int],
         start: int = 0,
+        saved: LogPosition | None = None,
     ) -> None:
         """Store how far the log was followed, and what was learnt since it had `start` entries.
-        Ignored if another process has followed farther: it has learnt the same; and if what was
-        known at `start` was removed since: the position would claim it."""
+        Ignored if another process has followed farther: it has learnt the same; if what was known
+        at `start` was removed since: the position would claim it; and if the position is not
+        `saved` any more, of which the caller knows that it is of the same log."""
         with self.transaction():
+            if saved is not None and self.followed() != saved:
+                return
             if not start <= self.followed().size <= position.size:
                 return
             known = self.logged_heads(list(changes.heads))
@@ -158,9 +163,16 @@ class ClientState(StateDatabase):
         not yet found to pass."""
         return self.vouched.get(_LOG, _OTHERS_NOTE) or None
 
-    def remember_must_pass(self, note: bytes) -> None:
-        """Store a verified checkpoint that the log must pass; b"" once it has."""
-        self.vouched.put(_LOG, _OTHERS_NOTE, note)
+    def remember_seen(self, seen: SeenCheckpoint) -> None:
+        """Store what another device of this account has seen, which was verified. The first session
+        that follows the log must pass it."""
+        number = ServerStatement.parse(seen.statement).n
+        self.remember_server_statement(number, seen.statement, seen.signature)
+        self.vouched.put(_LOG, _OTHERS_NOTE, seen.note)
+
+    def forget_must_pass(self) -> None:
+        """Record that the log has passed the checkpoint of `must_pass`."""
+        self.vouched.put(_LOG, _OTHERS_NOTE, b"")
 
     def server_statement(self) -> tuple[bytes, bytes] | None:
         """Return the newest server statement and its signature."""

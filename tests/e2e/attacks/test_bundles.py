@@ -14,12 +14,16 @@ import sfsc
 from protocol.codec.values import changed
 from protocol.records.records import ServerStatement, Statement
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Message
+from protocol.wire.messages.rotation import GetBundle
+from protocol.wire.messages.session import Login
 from sfsc.account import devices
-from sfsc.errors import Fork, Rollback
+from sfsc.errors import Fork, NetworkError, Rollback
 from sfsc.keys.bundle import Bundle, SeenCheckpoint, seal_bundle
 from sfsc.store import Store
 from sfsd import server_keys
-from tests.lying_server import LyingServer
+from sfsd.rules.context import Principal
+from tests.lying_server import DropConnection, LyingServer
 
 
 def connect(home: Path) -> Store:
@@ -55,6 +59,15 @@ class Account:
 
         with connect(self.thief) as store, mock.patch.object(devices, "seal_bundle", seal):
             store._devices._publish("device", once)
+
+    def rotate(self, seen: SeenCheckpoint) -> None:
+        """Rotate the keys on another machine that has seen this checkpoint."""
+
+        def seal(bundle: Bundle, **others: object) -> bytes:
+            return seal_bundle(changed(bundle, checkpoint=seen), **others)  # type: ignore[arg-type]
+
+        with connect(self.thief) as store, mock.patch.object(devices, "seal_bundle", seal):
+            store.rotate()
 
     def seen(self) -> SeenCheckpoint:
         """Return what an honest device would put into the bundle now."""
@@ -146,6 +159,42 @@ def test_a_checkpoint_that_the_log_signed_still_counts(account: Account) -> None
     with pytest.raises(Fork, match="not those that the server signed") as forked:
         account.join("forked")
     assert_kept(forked.value, account.home.with_name("forked-0"), other.note)
+
+
+def drop_logins(who: Principal | None, request: Message, reply: Message) -> Message:
+    if isinstance(request, Login):
+        raise DropConnection
+    return reply
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_a_machine_that_adopts_new_keys_must_pass_what_their_maker_has_seen(
+    account: Account, *, drops: bool
+) -> None:
+    """The server shows this machine another log than the one that has rotated the keys."""
+    server, honest = account.server, account.seen()
+    other = changed(honest, note=server.sign_note(server.journal.size - 1, os.urandom(32)))
+    account.rotate(other)
+    if drops:  # so that the machine has the new keys and cannot check
+
+        def drop_later_logins(who: Principal | None, request: Message, reply: Message) -> Message:
+            if isinstance(request, GetBundle):
+                server.tamper = drop_logins
+            return reply
+
+        server.tamper = drop_later_logins
+        with pytest.raises(NetworkError):
+            connect(account.home)
+        server.honest()
+    with pytest.raises(Fork) as caught:
+        connect(account.home)
+    assert_kept(caught.value, account.home, other.note)
+
+
+def test_a_machine_that_adopts_new_keys_passes_an_honest_checkpoint(account: Account) -> None:
+    account.rotate(account.seen())
+    with connect(account.home) as store:
+        assert [entry.name for entry in store.ls()] == ["a"]
 
 
 def assert_kept(error: Rollback | Fork, home: Path, note: bytes) -> None:

@@ -1,0 +1,164 @@
+"""One machine is shown two logs of one server, or another log than another device has seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protocol.codec.values import changed
+from protocol.log.auditlog import EntryDraft
+from protocol.records.records import FileRecord, Statement, record_hash
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.log import LogCheckpoint, LogHead, LogProof
+from sfsc.errors import BadReceipt, Distrusted, Fork, Rollback
+from sfsc.keys.bundle import SeenCheckpoint
+from sfsc.keys.home import unlock_home
+from sfsc.session.session import Session
+from sfsc.trust.state import ClientState, open_client_state
+from tests.sfsc.conftest import QUICK
+from tests.sfsc.simulator import Simulator
+from tests.sfsc.storing import put
+
+
+def follow_elsewhere(home: Path) -> None:
+    """Follow the log in another process of the same machine."""
+    file = unlock_home(home, None)
+    with open_client_state(home, file) as state:
+        session = Session(file.contents, state, QUICK)
+        session.connect()
+        session.close()
+
+
+@pytest.mark.parametrize("other", [0, 1, 20])
+def test_two_processes_that_are_shown_two_logs_notice(
+    server: Simulator, session: Session, home: Path, other: int
+) -> None:
+    """Each would save what it learns, and the state would forget what only one of them was shown:
+    a reader that was removed would come back."""
+    mine = server.log
+    server.log = mine.fork(mine.size)
+    server.log.fill(other)
+    follow_elsewhere(home)
+    server.log = mine
+    server.log.fill(2)
+    with pytest.raises((Fork, Rollback)) as caught:
+        session.refresh_log()
+    assert caught.value.exit_code == 5
+    assert caught.value.evidence is not None
+    with pytest.raises(Distrusted):
+        session.check_trusted()
+
+
+@pytest.mark.parametrize("shown", [1, 30])
+def test_a_log_that_is_not_proven_to_be_that_of_another_process(
+    server: Simulator, session: Session, home: Path, shown: int
+) -> None:
+    server.log.fill(20)
+    follow_elsewhere(home)
+
+    def tamper(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, LogHead):
+            return LogCheckpoint(server.log.checkpoint(session.followed_size + shown))
+        refused = Error("bad-request", "no such part of the log")
+        return refused if isinstance(request, LogProof) else reply
+
+    server.log.fill(20)
+    server.tamper = tamper
+    with pytest.raises(Rollback) as caught:
+        session.refresh_log()
+    assert caught.value.evidence is not None
+
+
+@pytest.mark.parametrize("shown", [1, 30, 41])
+def test_two_processes_that_are_shown_one_log_go_on(
+    server: Simulator, session: Session, home: Path, shown: int
+) -> None:
+    server.log.fill(20)
+    follow_elsewhere(home)
+    server.log.fill(20)
+    before = session.followed_size
+
+    def tamper(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, LogHead):
+            return LogCheckpoint(server.log.checkpoint(before + shown))
+        return reply
+
+    server.tamper = tamper
+    session.refresh_log()
+    assert session.state.followed().size == max(before + shown, before + 21)
+    assert len(server.asked(LogProof)) == 1
+
+
+def must_pass(state: ClientState, server: Simulator) -> None:
+    statement = server.log.statement(spki=server.spki)
+    state.remember_seen(SeenCheckpoint(server.log.checkpoint(), *statement))
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_checkpoint_of_another_device_is_never_left_out(
+    server: Simulator, home: Path, *, forked: bool
+) -> None:
+    """It lies too far back to be computed again, because the answer to the login has shown more
+    leaves."""
+    server.log.fill(4)
+    file = unlock_home(home, None)
+    elsewhere = home.with_name("elsewhere")
+    with open_client_state(elsewhere, file) as state:
+        must_pass(state, server)
+        if forked:
+            server.log = server.log.fork(1)
+        server.log.fill(9000)
+        session = Session(file.contents, state, QUICK)
+        if forked:
+            with pytest.raises(Fork):
+                session.connect()
+        else:
+            session.connect()
+            assert state.must_pass() is None
+        session.close()
+
+
+def connect_new_machine(home: Path, name: str) -> None:
+    """Open a session on a machine with the same keys that remembers nothing."""
+    elsewhere = home.with_name(name)
+    elsewhere.mkdir()
+    (elsewhere / "keyring").write_bytes((home / "keyring").read_bytes())
+    follow_elsewhere(elsewhere)
+
+
+def test_a_record_whose_signer_was_shown_another_log(
+    server: Simulator, session: Session, home: Path
+) -> None:
+    """The server copies the record of one machine into the log that it shows to another one."""
+    put(session, b"content", "a")
+    stored = server.files[session.account.file_id("a")].records[0]
+    connect_new_machine(home, "told the truth")
+    server.log = server.log.fork(1)
+    server.log.fill(3)
+    record, signature = FileRecord.parse(stored.record), stored.signatures[0].signature
+    server._append("upload", "ada", stored.record, signature, record)
+    with pytest.raises(Fork) as caught:
+        connect_new_machine(home, "lied to")
+    assert "ada signed that the log had" in Path(str(caught.value.evidence)).read_text()
+
+
+def test_a_log_with_another_statement_than_the_keyring_knows(
+    server: Simulator, session: Session, home: Path
+) -> None:
+    first = server.statement
+    body = changed(Statement.parse(first), created=7).encode()
+    server.log = server.log.fork(0)
+    server.log.append(
+        EntryDraft(
+            op="enrol",
+            actor="ada",
+            owner="ada",
+            rec=body,
+            sigs={},
+            accounts=("ada",),
+            identity=(record_hash(first), 1),
+        )
+    )
+    with pytest.raises(BadReceipt, match="another statement of this account"):
+        connect_new_machine(home, "new")
