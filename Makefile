@@ -127,10 +127,11 @@ fault-sweep: $(STAMP)
 audit-sweep: $(STAMP)
 	SFS_AUDIT_SWEEP=full $(BIN)/python -m pytest -q --timeout=0 tests/sfsd/commands/test_audit_sweep.py
 
+# One arena: with one for each thread that ever ran, the memory that is printed grows for ever.
 FUZZ_INPUTS ?= 1000000
 FUZZ_SEED ?= 1
 fuzz: $(STAMP)
-	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
+	MALLOC_ARENA_MAX=1 $(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
 
 clean:
 	rm -rf $(VENV) $(DIST_VENV) .venv-pythons dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

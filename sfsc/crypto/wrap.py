@@ -27,7 +27,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InternalError, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, hpke
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -95,7 +95,7 @@ class PrivateKey:
         authenticated keyring or bundle."""
         try:
             self._key, public = _PRIVATE_LOADERS[alg](encoded)
-        except (KeyError, ValueError, TypeError) as exc:
+        except (KeyError, ValueError, TypeError, UnsupportedAlgorithm, InternalError) as exc:
             raise UnsupportedKey("not a private key of a known kind") from exc
         self.public = PublicKey(alg, public)
         self.alg = alg

@@ -22,7 +22,7 @@ import hmac
 import re
 from typing import Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -147,7 +147,7 @@ def _load(block: bytes, passphrase: str | None) -> object:
         return load_pem_private_key(block, secret)
     except TypeError as exc:
         raise WrongPassphrase("the PEM key is locked with a passphrase") from exc
-    except ValueError as exc:
+    except (ValueError, InternalError) as exc:  # InternalError: an Ed25519 key of a wrong length
         if is_encrypted(block):
             raise WrongPassphrase("the passphrase does not unlock the PEM key") from exc
         raise UnsupportedKey("this PEM key is malformed") from exc

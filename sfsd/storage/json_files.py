@@ -115,8 +115,9 @@ def parse_sidecar_lenient(path: str, raw: bytes) -> Sidecar:
 
 
 def _whole_sidecar(value: dict[str, Any]) -> Sidecar:
-    """Build a sidecar; malformed records in it raise too."""
+    """Build a sidecar; malformed records in it raise too, and values that no reply may have."""
     found = _sidecar(value)
+    found.view("", found.last, found.seq)
     for signed in (found.content, found.last):
         FileRecord.parse(signed.record)
     return found

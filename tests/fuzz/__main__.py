@@ -32,7 +32,7 @@ from tests.fuzz.target import Target
 from tests.fuzz.world import World, running_world
 
 _SHOWN = 20
-"""Defects that are printed in full."""
+"""Defects that are printed, when they are found."""
 _SLOW = 2.0
 """Seconds of processor time after which an input is reported: parsers must not take long."""
 
@@ -62,7 +62,10 @@ def run_kind(
             result.accepted[name] += target.run(mutator)
         except Exception:  # noqa: BLE001 - whatever a target does not expect is a defect
             cause = traceback.format_exc()
-            result.defects.append(f"{kind}:{number} {target.name}\n{target.last.hex()}\n{cause}")
+            defect = f"{kind}:{number} {target.name}\n{target.last.hex()}\n{cause}"
+            result.defects.append(defect)
+            if len(result.defects) <= _SHOWN:
+                print(f"\n{defect}", flush=True)
         if time.process_time() - started > _SLOW:
             result.slow.append(f"{kind}:{number} {target.name} {target.last[:200].hex()}")
 
@@ -102,15 +105,13 @@ def resident_mib() -> float:
 
 
 def report(result: Result) -> None:
-    """Print the counts, and each defect."""
+    """Print the counts, and inputs that took long."""
     for name, count in result.tried.items():
         print(f"{count:9,} {result.accepted[name]:9,} accepted  {name}")
     for name, count in result.changed.items():
         print(f"{count:9,} changed replies  {name}")
     for one in result.slow:
         print(f"slow: {one}")
-    for one in result.defects[:_SHOWN]:
-        print(f"\n{one}")
     print(f"{sum(result.tried.values()):,} inputs, {len(result.defects)} unhandled exceptions")
 
 

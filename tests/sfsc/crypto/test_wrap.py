@@ -94,6 +94,12 @@ def test_unwrap_refuses_other_lengths(private: PrivateKey) -> None:
         private.unwrap(private.public.wrap(KEY[:31], INFO), INFO)
 
 
+ED25519_OF_31_BYTES = bytes.fromhex("302d020100300506032b65700421041f") + bytes(31)
+"""PKCS#8 of an Ed25519 key without its last byte, for which the library has no error of its own."""
+UNKNOWN_ALGORITHM = bytes.fromhex("302e020100300506032b650004220420") + bytes(32)
+"""PKCS#8 of a key with an object identifier that names no algorithm."""
+
+
 @pytest.mark.parametrize("alg", WRAP_ALGORITHMS)
 def test_malformed_public_keys(alg: str) -> None:
     size = WRAP_SIZES[alg].public
@@ -114,6 +120,8 @@ def test_malformed_public_keys(alg: str) -> None:
         ("rsa2048", bytes(1217)),
         ("rsa1024", bytes(600)),
         ("", b""),
+        ("rsa2048", ED25519_OF_31_BYTES),
+        ("rsa2048", UNKNOWN_ALGORITHM),
     ],
 )
 def test_malformed_private_keys(alg: str, encoded: bytes) -> None:

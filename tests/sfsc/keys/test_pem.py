@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 
 import pytest
@@ -22,6 +23,7 @@ from protocol.records.invitation import AccountLink
 from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import KeyringError, Tampered, UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.keys.pem import export_pem, is_encrypted, load_pem
+from tests.sfsc.crypto.test_wrap import ED25519_OF_31_BYTES, UNKNOWN_ALGORITHM
 
 LINK = AccountLink("files.example", 7373, "ada", b"p" * 32, b"f" * 32)
 SEED = bytes(range(32))
@@ -94,6 +96,11 @@ def test_crlf_line_ends() -> None:
     assert (found.seed, found.link, found.generation) == (SEED, LINK, 3)
 
 
+def pem_of(der: bytes) -> bytes:
+    text = base64.b64encode(der).decode()
+    return f"-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n".encode()
+
+
 def refused() -> dict[str, bytes]:
     pair = [written(x25519.X25519PrivateKey.generate()) for _ in range(2)]
     return {
@@ -105,6 +112,8 @@ def refused() -> dict[str, bytes]:
         "a kind of no use": written(ec.generate_private_key(ec.SECP256R1())),
         "too small": written(rsa.generate_private_key(65537, 1024)),
         "an odd exponent": written(rsa.generate_private_key(3, 2048)),
+        "an Ed25519 key of 31 bytes": pem_of(ED25519_OF_31_BYTES),
+        "an unknown algorithm": pem_of(UNKNOWN_ALGORITHM),
         "cut": pair[0][:-40] + pair[0][-26:],
     }
 

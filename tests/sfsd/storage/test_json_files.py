@@ -113,6 +113,12 @@ def test_a_sidecar_with_malformed_records_is_damaged(body: bytes) -> None:
             parse_sidecar("p", sidecar.encode(7))
 
 
+def test_a_sidecar_that_no_reply_can_show_is_damaged() -> None:
+    for wrong in (changed(SIDECAR, seq=2**53 + 1), changed(SIDECAR, metadata=bytes(4097))):
+        with pytest.raises(DamagedError):
+            parse_sidecar("p", wrong.encode(wrong.seq))
+
+
 @given(sidecars)
 def test_a_sidecar_equals_the_json_encoders_output(sidecar: Sidecar) -> None:
     raw = sidecar.encode(sidecar.seq)
