@@ -887,15 +887,15 @@ class Session:
             return
         position, changes = log.position(newest.note), log.take_changes()
         saved = state.followed()
-        while saved != position:
-            if saved.size and saved != self._same_log:
+        while True:
+            if saved.size and saved not in (self._same_log, position):
                 self._check_same_log(transport, saved)
             self._same_log = saved
             state.save_followed(position, changes, log.contacts(), log.start.size, saved)
-            if (found := state.followed()) == saved:
-                break  # the other process has followed farther, and has learnt the same
+            if (found := state.followed()) in (position, saved):
+                break  # `saved`: the other process has followed farther, and has learnt the same
             saved = found
-        self._same_log = saved
+        self._same_log = found
 
     def _check_same_log(self, transport: Transport, saved: LogPosition) -> None:
         """Check that another process of this machine has followed the same log to `saved`: shown

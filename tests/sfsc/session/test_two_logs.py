@@ -162,3 +162,16 @@ def test_a_log_with_another_statement_than_the_keyring_knows(
     )
     with pytest.raises(BadReceipt, match="another statement of this account"):
         connect_new_machine(home, "new")
+
+
+def test_statements_of_a_contact_are_saved_if_the_position_is_the_same(
+    server: Simulator, session: Session
+) -> None:
+    first = b"f" * 32
+    server.log.append(EntryDraft(op="enrol", actor="bob", accounts=("bob",), identity=(first, 1)))
+    session.refresh_log()
+    before = session.state.followed()
+    session.watch_contact(first)
+    assert session.state.followed() == before
+    assert session.state.statement_leaf(first, 1) is not None
+    assert session.state.contacts() == {first: 1}
