@@ -15,6 +15,7 @@
     idle_seconds = 600  # without a request
     write_seconds = 60  # without reading its answers
     rotations = 40  # begun by one account within 30 days
+    user_shared_files = 10000  # that one user can share with one other user
 
     [rotation]  # policy for users' keys
     max_age = "90d"
@@ -73,7 +74,8 @@ def parse_duration(text: str) -> int:
 class ConnectionLimits(Value):
     """Table ``[limits]``: seconds, numbers of connections, and `rotations` per account in 30 days.
 
-    Statements that keep the keys may be twice as many as `rotations`. Each limit is at least 1.
+    Statements that keep the keys may be twice as many as `rotations`. `user_shared_files` are those
+    that one user can share with one other user. Each limit is at least 1.
     """
 
     login_seconds: int = 10
@@ -84,6 +86,7 @@ class ConnectionLimits(Value):
     idle_seconds: int = 600
     write_seconds: int = 60
     rotations: int = 40
+    user_shared_files: int = 10_000
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:

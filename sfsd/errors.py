@@ -79,15 +79,24 @@ class CommandError(SfsdError):
 class Refused(SfsdError):
     """An operation refuses a request. Nothing changed, and the client is told `code` and `cause`.
 
-    `head` is the present state of the file, for a conflict.
+    `head` is the present state of the file, for a conflict. `readers` are the users to whom
+    nothing can be given, for `share-refused`.
     """
 
     code: str
 
-    def __init__(self, code: str, cause: str, *, head: FileView | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        cause: str,
+        *,
+        head: FileView | None = None,
+        readers: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(cause)
         self.code = code
         self.head = head
+        self.readers = readers
 
 
 def require(holds: bool, rule: str) -> None:

@@ -37,6 +37,8 @@ IDENTITY_OPS = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"}
 """Ops of entries whose `rec` is an identity statement of `owner`."""
 LOST = "lost"
 """Op of an entry that marks a version as lost: its sidecar no longer has metadata and wraps."""
+LEAVE = "leave"
+"""Op of an entry whose `rec` is a leave record by its actor, a reader of the owner's file."""
 TOMBSTONE = "tombstone"
 TOMBSTONE_SIGS = "tombstone_sigs"
 """Keys in the detail of a move: the base64 record that ends the old file, and its signatures."""

@@ -348,6 +348,28 @@ def carried_content(head: FileRecord, body: bytes) -> bytes:
     return (head.content or record_hash(body)) if head.current else b""
 
 
+class LeaveRecord(SignedStruct):
+    """Signed statement of the reader `user` that they leave a file that `owner` shares.
+
+    `first` is the hash of the reader's first statement, and `generation` that of the key that
+    signs. `record` is the hash of the file's last record at that time: to make the user a reader
+    again, the owner signs a later one. `created` is in unix seconds.
+    """
+
+    server: Bytes32
+    user: UserName
+    first: Bytes32
+    generation: Generation
+    owner: UserName
+    file_id: FileId
+    record: Bytes32
+    created: Count
+
+    def __post_init__(self) -> None:
+        if self.user == self.owner:
+            raise MessageError("LeaveRecord.user: nobody leaves a file of their own")
+
+
 class RotationFinish(SignedStruct):
     """Signed statement of a user that no wrap of an older generation is left, except in versions
     that could not be renewed because they are damaged.

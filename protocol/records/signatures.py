@@ -29,6 +29,7 @@ class Label(Enum):
     RECORDS = b"sfs/v2/records"
     ENDORSEMENTS = b"sfs/v2/endorsements"
     ROTATION_FINISH = b"sfs/v2/rotation-finish"
+    LEAVE = b"sfs/v2/leave"
     SERVER_STATEMENT = b"sfs/v2/server-statement"
 
 

@@ -17,7 +17,7 @@ from protocol.codec.fields import shortened
 from protocol.records.records import COMPROMISED, RECOVERY, Statement
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import UserAccess
-from protocol.wire.messages.base import DamagedVersion
+from protocol.wire.messages.base import MAX_REFUSING, DamagedVersion
 from protocol.wire.messages.log import LogLeaves, LogLines
 from protocol.wire.messages.rotation import NewStatement, RotateBegin
 from protocol.wire.messages.session import (
@@ -220,7 +220,8 @@ class Dispatcher:
 def _error_of(exc: OperationError) -> Error:
     """Return the reply for an error. An error without a code is a bug and is raised."""
     if isinstance(exc, Refused):
-        return Error(exc.code, shortened(exc.cause), exc.head)
+        readers = exc.readers[:MAX_REFUSING]
+        return Error(exc.code, shortened(exc.cause), exc.head, None, readers)
     if isinstance(exc, OSError):
         if exc.errno in NO_DESCRIPTORS:
             return Error("busy", StoreBusyError.client_text)

@@ -146,7 +146,8 @@ def _restore(
     source_id, source_version = record.from_ or ("", 0)
     require(source_id == record.file_id, "a restore takes a version of the same file")
     source = version_with_content(head, source_version)
-    taken = _link_content(server, admitted, source, head.paths(source_version), change)
+    old = head.paths(source_version)
+    taken = _link_content(server, admitted, source, old, change, shared_as=record.file_id)
     return changed(taken, detail={"from": source_version})
 
 
@@ -177,7 +178,13 @@ def _move(
     require(record.from_ == (left.file_id, current), "a move takes the current version")
     require(record.readers == readers, "a move keeps the readers")
     source = version_with_content(left, current)
-    taken = _link_content(server, made, source, left.paths(current), arriving)
+    taken = _link_content(
+        server, made, source, left.paths(current), arriving, shared_as=left.file_id
+    )
+    # A reader who has left the file does not get it again under its new name.
+    offered = (
+        name for name, _, _ in readers if not server.wishes.has_left(name, who.user, left.file_id)
+    )
     dropped = reader_names(head.record) - reader_names(left.record)
     # The next access record strips versions past `STRIPPED`; nobody can read them meanwhile.
     stripped = head.without_wraps(dropped, STRIPPED)
@@ -200,7 +207,7 @@ def _move(
         },
         left=left.file_id,
         accounts=tuple(sorted({record.owner, record.actor} | dropped)),
-        added=tuple(reader[0] for reader in readers),
+        added=tuple(offered),
         dropped=tuple(sorted(dropped)),
     )
     return commit_record(server, who, made, decided)
@@ -212,8 +219,13 @@ def _link_content(
     source: Document[Sidecar],
     old: VersionPaths,
     change: RecordChange,
+    *,
+    shared_as: str,
 ) -> RecordEffects:
-    """Link the content of `source`, stored at `old`, as the next version of the record's file."""
+    """Link the content of `source`, stored at `old`, as the next version of the record's file.
+
+    `shared_as` is the file whose readers the record keeps.
+    """
     record, head = admitted.record, admitted.head
     made = source.value.content_record
     require(
@@ -228,7 +240,7 @@ def _link_content(
         metadata=change.metadata,
         content_ids={},
     )
-    expect = server.admission.check_wraps(admitted, change.wraps)
+    expect = server.admission.check_wraps(admitted, change.wraps, shared_as=shared_as)
     new = head.paths(head.next_version)
     effects: list[Effect] = [Link(new.ciphertext, old.ciphertext, made.segments_root or b"")]
     if source.value.leaves is None:

@@ -1,21 +1,30 @@
-"""Sharing: look up users' identity chains, change a file's readers, list the inbox.
+"""Sharing: look up users' identity chains, change a file's readers, list the inbox and shorten it.
 
 The readers of a file are in its last record, signed by its owner. The server enforces that record:
 from its acknowledgement on, dropped readers are refused and their wraps are removed.
+
+A reader who no longer wants a file leaves it, or blocks its owner (`sfsd.rules.reader_wishes`).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import changed
-from protocol.records.records import ACCESS
-from protocol.wire.messages import FileView
+from protocol.records.records import ACCESS, LeaveRecord
+from protocol.records.signatures import Label, verify_signature
+from protocol.wire.messages import FileView, Reply
 from protocol.wire.messages.base import PIECE, DamagedVersion, Wrap
 from protocol.wire.messages.sharing import (
+    MAX_BLOCKED,
+    BlockedOwners,
+    BlockOwner,
     Identity,
     Inbox,
     InboxPage,
+    LeaveFile,
+    ListBlocked,
     Lookup,
     SetReaders,
     SharedFile,
@@ -33,12 +42,16 @@ from sfsd.rules.context import (
     Decision,
     Principal,
     ServerContext,
+    Transaction,
+    draft,
     operation,
     weight_of_parts,
 )
 from sfsd.rules.record_rules import AdmittedRecord, check_distinct, reader_names
+from sfsd.rules.users import User, signing_key_id
+from sfsd.storage.change import Change, Remove, Write
 from sfsd.storage.json_files import Sidecar
-from sfsd.storage.paths import parse_version_path
+from sfsd.storage.paths import inbox_path, parse_version_path, statements_path
 
 PER_PAGE: Final = 8
 """Statements in one reply to Lookup."""
@@ -218,3 +231,90 @@ def _shared_view(server: ServerContext, user: str, owner: str, file_id: str) -> 
 
 def _cursor(owner: str, file_id: str) -> str:
     return f"{owner}.{file_id}"
+
+
+@operation(LeaveFile, access=USER, logged="leave")
+def leave_file(server: ServerContext, who: Principal, message: LeaveFile) -> Transaction[Reply]:
+    """Take a file out of the reader's inbox, as the reader has signed, and log it for both.
+
+    The owner's last record still names the reader, until the owner's client drops them. A record
+    that the owner signed meanwhile is a conflict: it may have made the user a reader again.
+    """
+    user = server.users.require_active(who.user)
+    leave = _parse_leave(server, user, message)
+    visible = server.visibility.newest(who.user, leave.owner, leave.file_id)
+    if visible.head.hash != leave.record:
+        raise Refused("conflict", "the file has changed", head=visible.view())
+    signer = signing_key_id(user.chain.signing_keys[leave.generation])
+    note = (leave.owner, leave.file_id)
+    path = inbox_path(who.user, *note)
+    entry = draft(
+        who,
+        "leave",
+        owner=leave.owner,
+        file=leave.file_id,
+        rec=message.record,
+        sigs={signer: message.signature},
+        accounts=tuple(sorted({leave.owner, who.user})),
+    )
+    expect = {**user.expect, **visible.head.expect(), path: server.store.stored_digest(path)}
+
+    def on_published(_seq: int) -> None:
+        server.inboxes.for_user(who.user).note_changed(note, present=False)
+
+    change = Change(entry, expect, (Remove(path),), None, on_published)
+    return Transaction(change, lambda seq: server.done(seq, who))
+
+
+def _parse_leave(server: ServerContext, user: User, message: LeaveFile) -> LeaveRecord:
+    """Parse a leave record and check that the user signed it. Raises `Refused`."""
+    try:
+        leave = LeaveRecord.parse(message.record)
+    except RemoteProtocolError as exc:
+        raise Refused("bad-request", f"not a leave record: {exc}") from exc
+    require(leave.server == server.identity.server_id, "the record is for another server")
+    named = (leave.user, leave.first)
+    require(named == (user.name, user.chain.first_hash), "the record is of another user")
+    present = user.chain.head.generation
+    if leave.generation < present:
+        raise Refused("stale-generation", f"the current key generation is {present}")
+    require(leave.generation == present, "the record's generation does not exist yet")
+    try:
+        public = user.chain.signing_keys[present]
+        verify_signature(Label.LEAVE, message.record, message.signature, public)
+    except SignatureError as exc:
+        raise Refused("refused", "the record is not signed by its generation's key") from exc
+    return leave
+
+
+@operation(BlockOwner, access=USER, logged="block")
+def block_owner(server: ServerContext, who: Principal, message: BlockOwner) -> Transaction[Reply]:
+    """Block an owner or end that. It is in the log of the blocking user only.
+
+    The inbox stays as it is, so that the files are shown again after the block ends.
+    """
+    require(message.owner != who.user, "nobody blocks themselves")
+    user = server.users.require_active(who.user)
+    blocked = set(user.account.value.blocked)
+    # An invited user looks like a missing one.
+    if message.blocked and not server.documents.is_logged(statements_path(message.owner)):
+        raise Refused("not-found", "no such user")
+    (blocked.add if message.blocked else blocked.discard)(message.owner)
+    if len(blocked) > MAX_BLOCKED:
+        raise Refused("denied", f"you block {MAX_BLOCKED} users already")
+    account = changed(user.account.value, blocked=tuple(sorted(blocked)))
+    entry = draft(
+        who,
+        "block",
+        owner=who.user,
+        detail={"user": message.owner, "blocked": message.blocked},
+        accounts=(who.user,),
+    )
+    change = Change(entry, user.expect, (Write(user.account.path, account.encode),))
+    return Transaction(change, lambda seq: server.done(seq, who))
+
+
+@operation(ListBlocked, access=USER)
+def list_blocked(server: ServerContext, who: Principal, message: ListBlocked) -> BlockedOwners:  # noqa: ARG001
+    """List the owners that the user blocks."""
+    return BlockedOwners(server.users.require_active(who.user).account.value.blocked)

@@ -14,7 +14,7 @@ from typing import Any
 from protocol.codec.merkle import HASH_SIZE, leaf_hash
 from protocol.codec.values import Value, changed
 from protocol.log.auditlog import EntryDraft
-from protocol.records.records import PUT, REENCRYPT, FileRecord
+from protocol.records.records import MOVE, PUT, REENCRYPT, FileRecord
 from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import (
@@ -429,10 +429,9 @@ def inbox_effects(
 ) -> list[Effect]:
     """Return the effects that put the file into inboxes of `added` and remove it for `dropped`.
 
-    Raises `Refused` if an inbox is full.
+    Raises `Refused` (share-refused) if a reader takes no more files of this owner.
     """
-    for user in added:
-        server.inboxes.for_user(user).check_room(record.owner)
+    server.wishes.check_new(record.owner, added, moved=record.op == MOVE)
     effects: list[Effect] = [
         Write(inbox_path(user, record.owner, record.file_id), b"") for user in added
     ]

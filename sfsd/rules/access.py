@@ -7,12 +7,12 @@ from collections.abc import Callable
 from protocol.codec.values import Value
 from protocol.records.records import FileRecord
 from protocol.wire.messages import FileView
-from sfsd.errors import Absent, DamagedError
+from sfsd.errors import Absent
+from sfsd.rules.reader_wishes import ReaderWishes
 from sfsd.rules.record_rules import FileHead, not_found
 from sfsd.rules.users import UserRegistry
 from sfsd.state.documents import Document
 from sfsd.state.file_index import FileIndex
-from sfsd.state.inbox_index import InboxIndex
 from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import VersionPaths
 
@@ -45,32 +45,28 @@ class VisibleVersion(Value):
 class Visibility:
     """Decides who may read a file by the readers and expiry times in its last record.
 
-    Nothing is cached: a dropped reader is refused from the acknowledgement of that record.
+    Nothing is cached: a dropped reader is refused from the acknowledgement of that record. So is a
+    reader who has left the file or blocks its owner (`ReaderWishes`): to them nothing of it exists.
     """
 
     def __init__(
         self,
         users: UserRegistry,
         index: FileIndex,
-        inboxes: InboxIndex,
+        wishes: ReaderWishes,
         clock: Callable[[], float],
     ) -> None:
         self._users = users
         self._index = index
-        self._inboxes = inboxes
+        self._wishes = wishes
         self._clock = clock
 
     def newest(self, user: str, owner: str, file_id: str) -> VisibleVersion:
         """Return the newest version, deleted or not. Raises `Refused`, `DamagedError`."""
-        if user != owner and self._users.account(owner) is None:
+        # This comes first: others must not learn of a file, whatever its state is.
+        if user != owner and not self._wishes.takes(user, owner, file_id):
             raise not_found()
-        try:
-            head = FileHead.load(self._index.for_user(owner), file_id)
-        except DamagedError:
-            # Its readers are unknown. Others must not learn that there is such a file.
-            if user == owner or self._inboxes.for_user(user).has((owner, file_id)):
-                raise
-            raise not_found() from None
+        head = FileHead.load(self._index.for_user(owner), file_id)
         last = head.newest.value.head_record
         if user != owner and not self._is_reader(user, last):
             raise not_found()

@@ -21,6 +21,7 @@ from sfsd.errors import Refused
 from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.log.journal import Journal
 from sfsd.rules.access import Visibility
+from sfsd.rules.reader_wishes import ReaderWishes
 from sfsd.rules.record_rules import Admission
 from sfsd.rules.refusal_log import RefusalLog
 from sfsd.rules.users import UserRegistry
@@ -128,8 +129,9 @@ class ServerContext:
         self.uploads = UploadRegistry(store.create_upload_file, share, clock)
         self.downloads = LoggedDownloads(journal, clock)
         self.read_handles = ReadHandles(store.open_blob, share)
-        self.admission = Admission(identity.server_id, self.users, journal, clock)
-        self.visibility = Visibility(self.users, self.index, self.inboxes, clock)
+        self.wishes = ReaderWishes(self.users, self.inboxes, config.limits.user_shared_files)
+        self.admission = Admission(identity.server_id, self.users, self.wishes, journal, clock)
+        self.visibility = Visibility(self.users, self.index, self.wishes, clock)
         self.refusals = RefusalLog(clock)
         self.metrics = ServerMetrics()
 

@@ -38,6 +38,7 @@ from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from sfsd.errors import DamagedError, Refused, Stale, require
 from sfsd.log.journal import Journal
+from sfsd.rules.reader_wishes import ReaderWishes
 from sfsd.rules.users import User, UserRegistry, signing_key_id, write_block
 from sfsd.state.documents import Document
 from sfsd.state.file_index import OwnerFiles
@@ -171,10 +172,16 @@ class Admission:
     """Checks records against the users' identity chains and the server's log."""
 
     def __init__(
-        self, server_id: bytes, users: UserRegistry, journal: Journal, clock: Callable[[], float]
+        self,
+        server_id: bytes,
+        users: UserRegistry,
+        wishes: ReaderWishes,
+        journal: Journal,
+        clock: Callable[[], float],
     ) -> None:
         self._server_id = server_id
         self._users = users
+        self._wishes = wishes
         self._journal = journal
         self._clock = clock
         self._signatures = SignatureCache(_CACHED_SIGNATURES)
@@ -229,13 +236,15 @@ class Admission:
         )
 
     def check_wraps(
-        self, admitted: AdmittedRecord, wraps: Sequence[Wrap]
+        self, admitted: AdmittedRecord, wraps: Sequence[Wrap], *, shared_as: str = ""
     ) -> dict[str, bytes | None]:
         """Check that `wraps` are for the owner and every reader, to their current keys.
 
         Return the documents that the check relied on. A wrap may be missing for a reader whose
         grant or key has expired, or whose account is disabled or damaged: clients do not wrap to
-        those, and one account's damage must not stop other users. If an
+        those, and one account's damage must not stop other users. It may be missing for a reader
+        who has left the file, or blocks the owner; `shared_as` is the file that readers may have
+        left, if it is another than that of the record. If an
         older version than the newest is encrypted again, it may be missing for any reader: a reader
         has only the versions since they were added, unless the owner gave older ones too. Raises
         `Refused`.
@@ -244,11 +253,15 @@ class Admission:
         current = {record.owner: admitted.user.chain.head}
         required = {record.owner}
         is_older = record.op == REENCRYPT and record.version != admitted.head.version
+        shared_as = shared_as or (record.file_id if admitted.head.version else "")
         expect: dict[str, bytes | None] = {}
         for reader in record.readers:
             user = self._find_reader(reader, current, expect)
-            if user is not None and not is_older and self._wants_wrap(reader, user):
-                required.add(user.name)
+            if user is None or is_older or not self._wants_wrap(reader, user):
+                continue
+            if shared_as and not self._wishes.takes(user.name, record.owner, shared_as):
+                continue
+            required.add(user.name)
         for wrap in wraps:
             check_wrap(wrap, current.get(wrap.user))
         check_distinct(wraps)

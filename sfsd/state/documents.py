@@ -141,6 +141,11 @@ class Documents:
         entry = self._journal.latest.get(path)
         return digest == (None if entry is None else entry.digest)
 
+    def is_logged(self, path: str) -> bool:
+        """Return whether the log says that there is such a file, as of the last published change.
+        Raises `JournalError`."""
+        return self._journal.latest.get(path) is not None
+
     def latest(self, path: str) -> LatestEntry | None:
         """Return the newest entry of a path, after a change of it that is being published. None if
         there must be no such file. Raises `JournalError`."""

@@ -1,7 +1,7 @@
 """Index of the files shared with each user, from the notes that the log put into the user's inbox.
 
-A note only says that an owner once made the user a reader of a file. Whether the user still may
-read it is decided by the file's last record (`sfsd.rules.access`).
+A note says that an owner made the user a reader of a file, and that the user has not left it.
+Whether the user still may read it is decided by the file's last record too (`sfsd.rules.access`).
 """
 
 from __future__ import annotations
@@ -9,17 +9,13 @@ from __future__ import annotations
 import bisect
 from typing import Final
 
-from sfsd.errors import Refused
 from sfsd.state.documents import Documents
 from sfsd.state.load_once import LoadOnce
 from sfsd.state.user_cache import UserCache
-from sfsd.storage.paths import inbox_folder, parse_inbox_name
+from sfsd.storage.paths import inbox_folder, inbox_path, parse_inbox_name
 
 USERS: Final = 256
 """Users whose notes are kept in memory; 200 bytes a note."""
-MAX_FROM_ONE: Final = 10_000
-"""Files that one owner can share with one user. So nobody can fill another user's inbox, or the
-disk's inode table with empty files."""
 Note = tuple[str, str]
 """(owner, file_id)"""
 
@@ -40,21 +36,13 @@ class UserInbox(LoadOnce):
             start = bisect.bisect_right(self._notes, note)
             return self._notes[start : start + limit]
 
-    def has(self, note: Note) -> bool:
-        """Return whether the note is there."""
-        self._load(self._scan, self._enter)
-        with self._lock:
-            place = bisect.bisect_left(self._notes, note)
-            return self._notes[place : place + 1] == [note]
-
-    def check_room(self, owner: str) -> None:
-        """Raise `Refused` if `owner` has used up the share of this inbox."""
+    def count_from(self, owner: str) -> int:
+        """Return how many notes the owner has put here."""
         self._load(self._scan, self._enter)
         with self._lock:
             first = bisect.bisect_left(self._notes, (owner, ""))
             last = bisect.bisect_right(self._notes, (owner, "g"))  # past every hexadecimal id
-        if last - first >= MAX_FROM_ONE:
-            raise Refused("quota", f"you already share {MAX_FROM_ONE} files with {self._user}")
+        return last - first
 
     def note_changed(self, note: Note, *, present: bool) -> None:
         """Record that a note was written or removed."""
@@ -83,3 +71,9 @@ class InboxIndex(UserCache[UserInbox]):
 
     def __init__(self, documents: Documents) -> None:
         super().__init__(lambda user: UserInbox(user, documents), USERS)
+        self._documents = documents
+
+    def has(self, user: str, note: Note) -> bool:
+        """Return whether the note is in the user's inbox, without loading that. Raises
+        `JournalError`."""
+        return self._documents.is_logged(inbox_path(user, *note))

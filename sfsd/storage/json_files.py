@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from protocol.codec.base64text import to_text
 from protocol.codec.errors import RemoteProtocolError
+from protocol.codec.names import check_user_name
 from protocol.codec.values import Value, field
 from protocol.log.tags import TAG_KEY_SIZE
 from protocol.records.records import FileRecord, Statement
@@ -147,7 +148,8 @@ class StoredAccount(Value):
     the hash of the statement that used it. `quota` is bytes, 0 for none. `forced` is why only reads
     and rotation are allowed until the user has rotated, or None. `fell_due` is the last generation
     whose expiry is logged, 0 for none. `tag_key` is the secret of the account's tags in the log,
-    32 bytes, None before the enrolment.
+    32 bytes, None before the enrolment. `blocked` are the users whose files the user is not shown,
+    by name.
     """
 
     seq: int
@@ -159,11 +161,13 @@ class StoredAccount(Value):
     forced: str | None
     fell_due: int = 0
     tag_key: bytes | None = field(default=None, repr=False)
+    blocked: tuple[str, ...] = ()
 
     def encode(self, seq: int) -> bytes:
         """Return the file's bytes, written by entry `seq`."""
-        # Omitted if 0: files of older roots do not have it.
+        # Omitted if empty: most accounts have neither.
         fell_due = {"fell_due": self.fell_due} if self.fell_due else {}
+        blocked = {"blocked": list(self.blocked)} if self.blocked else {}
         return _dump(
             {
                 "seq": seq,
@@ -175,6 +179,7 @@ class StoredAccount(Value):
                 "forced": self.forced,
                 "tag_key": None if self.tag_key is None else self.tag_key.hex(),
                 **fell_due,
+                **blocked,
             }
         )
 
@@ -194,6 +199,9 @@ def _account(value: dict[str, Any]) -> StoredAccount:
         raise ValueError("an account has a tag key from its enrolment on")
     if tag_key is not None and len(tag_key) != TAG_KEY_SIZE:
         raise ValueError("not a tag key")
+    blocked = tuple(value.get("blocked", ()))
+    for name in blocked:
+        check_user_name(name)
     return StoredAccount(
         seq=_number(value["seq"]),
         token_sha256=None if value["token"] is None else bytes.fromhex(value["token"]),
@@ -204,6 +212,7 @@ def _account(value: dict[str, Any]) -> StoredAccount:
         forced=value["forced"],
         fell_due=_number(value.get("fell_due", 0)),
         tag_key=tag_key,
+        blocked=blocked,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Self
 from protocol.codec.errors import LogError
 from protocol.codec.values import Mutable, field
 from protocol.log import auditlog
-from protocol.log.auditlog import LogEntry
+from protocol.log.auditlog import LEAVE, LogEntry
 from protocol.records.records import CONTENT_OPS, FileRecord
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from sfsd.errors import Absent, DamagedError
@@ -52,7 +52,7 @@ class LoggedFile(Mutable):
         self.paths |= {
             path: digest for path, digest in entry.paths.items() if path.startswith(stem)
         }
-        if entry.owner != self.owner or entry.file is None:
+        if entry.owner != self.owner or entry.file is None or entry.op == LEAVE:
             return
         for body, sigs in entry.records:
             record = FileRecord.parse(body)

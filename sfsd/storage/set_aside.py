@@ -316,6 +316,10 @@ def _next_account(account: StoredAccount | None, entry: LogEntry) -> StoredAccou
             return changed(account, quota=detail["quota"])
         case "rotate-force":
             return changed(account, forced=detail["reason"])
+        case "block":
+            others = {one for one in account.blocked if one != detail["user"]}
+            now = others | {detail["user"]} if detail["blocked"] else others
+            return changed(account, blocked=tuple(sorted(now)))
         case "rotation-due":
             return changed(account, fell_due=detail["generation"])
     if entry.rec is not None and account.forced is not None:

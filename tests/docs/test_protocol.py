@@ -20,6 +20,7 @@ from protocol.records.records import (
     OWN_KEYS,
     Device,
     FileRecord,
+    LeaveRecord,
     RecoveryKey,
     RotationFinish,
     ServerStatement,
@@ -166,6 +167,7 @@ def test_signed_records() -> None:
         Writer: None,
         FileRecord: Label.RECORDS,
         RotationFinish: Label.ROTATION_FINISH,
+        LeaveRecord: Label.LEAVE,
     }
     own = [[op, ", ".join(keys) or "none"] for op, keys in OWN_KEYS.items()]
     expected = [

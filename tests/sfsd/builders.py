@@ -27,6 +27,7 @@ from protocol.records.records import (
     REENCRYPT,
     Device,
     FileRecord,
+    LeaveRecord,
     ServerStatement,
     Statement,
     carried_content,
@@ -42,6 +43,7 @@ from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.files import Record, RecordChange
 from protocol.wire.messages.rotation import Rewrap, RewrapItem
 from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Login, Session
+from protocol.wire.messages.sharing import LeaveFile
 from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
 from sfsd.config import DAY, Config
 from sfsd.fs.files import Files
@@ -359,6 +361,21 @@ class Person:
         hashes = list(dict.fromkeys(digest for item in items for digest in item.endorsed))
         signer = RecordSigner(self.key, SERVER_ID, self.origin, self.generation)
         return Rewrap(items, signer.endorse(hashes) if hashes else b"")
+
+    def leave(self, owner: str, file_id: str, record: bytes, **changes: Any) -> LeaveFile:
+        """Return the request to leave a file whose last record has the hash `record`."""
+        made = LeaveRecord(
+            server=SERVER_ID,
+            user=self.name,
+            first=self.origin,
+            generation=self.generation,
+            owner=owner,
+            file_id=file_id,
+            record=record,
+            created=int(self.served.clock.now),
+        )
+        body = changed(made, **changes).encode()
+        return LeaveFile(body, self.key.sign(Label.LEAVE, body))
 
     def login(self, **changes: Any) -> Login:
         """Return a login of this user's device."""

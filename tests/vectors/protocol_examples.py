@@ -19,6 +19,7 @@ from protocol.records.record_signatures import RecordSigner, RecordTree
 from protocol.records.records import (
     Device,
     FileRecord,
+    LeaveRecord,
     RecoveryKey,
     RotationFinish,
     ServerStatement,
@@ -200,6 +201,16 @@ FINISH = RotationFinish(
     left_out=1,
     left_out_root=fill("left out", 32),
 )
+LEAVE = LeaveRecord(
+    server=SERVER_ID,
+    user="alice",
+    first=FIRST_HASH,
+    generation=2,
+    owner="bob",
+    file_id=FILE_ID,
+    record=fill("bob's record", 32),
+    created=NOW,
+)
 
 RECORDS: dict[str, tuple[records.SignedStruct, Label, str]] = {
     "server statement": (SERVER_STATEMENT, Label.SERVER_STATEMENT, "server"),
@@ -214,6 +225,7 @@ RECORDS: dict[str, tuple[records.SignedStruct, Label, str]] = {
     "reencrypt": (REENCRYPT, Label.RECORDS, "alice 2"),
     "reencrypt, older version": (OLDER, Label.RECORDS, "alice 1"),
     "purge": (PURGE, Label.RECORDS, "alice 1"),
+    "leave": (LEAVE, Label.LEAVE, "alice 2"),
     "rotation finish": (FINISH, Label.ROTATION_FINISH, "alice 2"),
 }
 
@@ -519,4 +531,8 @@ MESSAGES: list[tuple[int, Message]] = [
             (DamagedVersion("bob", FILE_ID, 2),),
         ),
     ),
+    (38, sharing.LeaveFile(*signed("leave"))),
+    (39, sharing.BlockOwner("bob", True)),
+    (40, sharing.ListBlocked()),
+    (40, sharing.BlockedOwners(("bob",))),
 ]

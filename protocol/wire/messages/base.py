@@ -233,6 +233,7 @@ ERROR_CODES = (
     "damaged",
     "changed",
     "stale-recipient",
+    "share-refused",
     "stale-generation",
     "rotation-required",
     "upload-lost",
@@ -240,6 +241,10 @@ ERROR_CODES = (
     "unavailable",
     "shutting-down",
 )
+
+
+MAX_REFUSING = 64
+"""Most readers whom one error names."""
 
 
 class DamagedVersion(Struct):
@@ -256,13 +261,15 @@ class Error(Reply):
 
     `code` is for programs, `text` for users. A `conflict` carries the file's current head if the
     user may see it, so that a put to an existing name takes one more round trip only. `damaged`
-    names the version that the code `damaged` is about.
+    names the version that the code `damaged` is about. `readers` are those that the code
+    `share-refused` is about.
     """
 
     code: Annotated[str, OneOf(ERROR_CODES)]
     text: Text
     head: FileView | None = None
     damaged: DamagedVersion | None = None
+    readers: Annotated[tuple[UserName, ...], AtMost(MAX_REFUSING)] = ()
 
 
 @message(2)

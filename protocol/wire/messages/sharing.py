@@ -32,6 +32,8 @@ MAX_SHARED_PAGE = 256
 """Most entries in a page of an inbox."""
 MAX_ACCESS_WRAPS = 256
 """Most wraps in one change of a file's readers."""
+MAX_BLOCKED = 256
+"""Most owners that a user can block."""
 
 
 class SignedStatement(Struct):
@@ -116,3 +118,38 @@ class Inbox(Request):
     after: Annotated[str, AtMost(80)]
     limit: Annotated[int, Between(1, MAX_SHARED_PAGE)]
     since_seq: Count
+
+
+@message(86, replies=(Done,))
+class LeaveFile(Request):
+    """Leave a file that another user shares: a `LeaveRecord` and the user's signature over it.
+
+    From then on the user is shown nothing of the file, although the owner's last record still names
+    the user as a reader, and nobody has to wrap its keys for the user.
+    """
+
+    record: RecordBytes
+    signature: Signature
+
+
+@message(87, replies=(Done,))
+class BlockOwner(Request):
+    """Show the user nothing of what `owner` shares, and refuse what they share later.
+
+    With `blocked` false, end that. It says nothing about what the user shares.
+    """
+
+    owner: UserName
+    blocked: bool
+
+
+@message(89)
+class BlockedOwners(Reply):
+    """The owners that the user blocks, by name."""
+
+    owners: Annotated[tuple[UserName, ...], AtMost(MAX_BLOCKED)]
+
+
+@message(88, replies=(BlockedOwners,))
+class ListBlocked(Request):
+    """List the owners that the user blocks."""

@@ -30,6 +30,7 @@ from protocol.records.records import (
     XWING_PUBLIC_SIZE,
     Device,
     FileRecord,
+    LeaveRecord,
     RotationFinish,
     ServerStatement,
     SignedStruct,
@@ -42,7 +43,13 @@ from tests.protocol.strategies import structs
 from tests.protocol.wire_form import plain, unpacked
 from tests.vectors import protocol_examples as examples
 
-CLASSES: list[type[SignedStruct]] = [ServerStatement, Statement, FileRecord, RotationFinish]
+CLASSES: list[type[SignedStruct]] = [
+    ServerStatement,
+    Statement,
+    FileRecord,
+    RotationFinish,
+    LeaveRecord,
+]
 COMMON = {
     "server",
     "owner",

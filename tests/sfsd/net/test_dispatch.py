@@ -42,7 +42,14 @@ from protocol.wire.messages.rotation import (
     RotateFinish,
 )
 from protocol.wire.messages.session import OPENING, Ping
-from protocol.wire.messages.sharing import Inbox, Lookup, SetReaders
+from protocol.wire.messages.sharing import (
+    BlockOwner,
+    Inbox,
+    LeaveFile,
+    ListBlocked,
+    Lookup,
+    SetReaders,
+)
 from protocol.wire.messages.uploads import (
     Data,
     PutAbort,
@@ -97,6 +104,9 @@ MATRIX: dict[Request, set[Access]] = {
     Lookup("ada", 1): OWN_KEYS,
     SetReaders(b"", S, ()): USERS,
     Inbox("", 1, 0): USERS,
+    LeaveFile(b"", S): USERS,
+    BlockOwner("ada", blocked=True): USERS,
+    ListBlocked(): USERS,
     Usage(): USERS,
     LogHead(0): EVERYONE,
     LogEntries(0, 1, own=True): {Access.FULL, Access.OPERATOR},

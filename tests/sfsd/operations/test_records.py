@@ -19,11 +19,13 @@ from protocol.records.records import (
     PURGE,
     PURGED_AT_ONCE,
     RESTORE,
+    record_hash,
 )
-from protocol.wire.messages import FileView
+from protocol.wire.messages import Error, FileView
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.downloads import GetOpen, Opened
 from protocol.wire.messages.files import History, HistoryPage, Record, Stat, Stated
+from protocol.wire.messages.sharing import BlockOwner, Inbox, InboxPage
 from sfsd.storage.paths import VersionPaths
 from tests.sfsd.builders import (
     Daemon,
@@ -430,3 +432,33 @@ def test_a_move_removes_the_wraps_of_dropped_readers(served: Daemon, ada: Person
     )
     refused(bob.ask(GetOpen("ada", G, 1)), "not-found")
     assert usage(ada) == (220, 1)
+
+
+def test_a_move_offers_the_file_to_nobody_who_has_left_it(ada: Person, served: Daemon) -> None:
+    """It reaches readers who have not left, also those who block the owner: these see nothing."""
+    people = [served.person(name) for name in ("bob", "carol", "dan")]
+    readers = tuple((one.name, one.first_hash, 0) for one in people)
+    ada.put(F, b"one", readers=readers, wraps=tuple(one.wrap() for one in (ada, *people)))
+    bob, carol, dan = people
+    done(bob.ask(bob.leave("ada", F, record_hash(ada.heads[F]))))
+    done(carol.ask(BlockOwner("ada", blocked=True)))
+    missing = ada.together(*move(ada, wraps=(ada.wrap(),)))
+    assert refused(ada.ask(missing), "stale-recipient").text == "no wrap for dan"
+    done(ada.ask(ada.together(*move(ada, wraps=(ada.wrap(), dan.wrap())))))
+    for one, sees in ((bob, False), (carol, False), (dan, True)):
+        page = one.ask(Inbox("", 9, 0))
+        assert isinstance(page, InboxPage)
+        assert [shared.file_id for shared in page.files] == ([G] if sees else [])
+    done(carol.ask(BlockOwner("ada", blocked=False)))
+    assert not isinstance(carol.ask(Stat("ada", G, 0)), Error)
+    refused(bob.ask(Stat("ada", G, 0)), "not-found")
+
+
+def test_a_restore_needs_no_wrap_for_a_reader_who_has_left(ada: Person, served: Daemon) -> None:
+    bob = served.person("bob")
+    both = (ada.wrap(), bob.wrap())
+    ada.put(F, b"one", readers=((bob.name, bob.first_hash, 0),), wraps=both)
+    ada.put(F, b"two", wraps=both)
+    refused(ada.ask(restored(ada, 1, wraps=(ada.wrap(),)).change()), "stale-recipient")
+    done(bob.ask(bob.leave("ada", F, record_hash(ada.heads[F]))))
+    done(ada.ask(restored(ada, 1, wraps=(ada.wrap(),)).change()))

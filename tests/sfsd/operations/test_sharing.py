@@ -7,16 +7,22 @@ from typing import Any
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.log import auditlog
-from protocol.records.records import ACCESS, ReaderEntry
+from protocol.records.records import ACCESS, ReaderEntry, key_id, record_hash
+from protocol.records.signatures import Label
 from protocol.wire.messages import Error
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.downloads import GetOpen, Opened, Read
+from protocol.wire.messages.files import Stat
 from protocol.wire.messages.rotation import GetWraps, RewrapItem, Rewrapped, WrapsPage
 from protocol.wire.messages.sharing import (
+    BlockedOwners,
+    BlockOwner,
     Identity,
     Inbox,
     InboxPage,
+    ListBlocked,
     Lookup,
     SetReaders,
     VersionWrap,
@@ -26,7 +32,6 @@ from sfsd.errors import Stale
 from sfsd.operations import sharing
 from sfsd.operations.records import RecordEffects
 from sfsd.rules.context import Access, Transaction
-from sfsd.state import inbox_index
 from tests.sfsd.builders import (
     Daemon,
     Person,
@@ -275,9 +280,10 @@ def test_too_many_readers_or_versions_at_once_are_refused(
     monkeypatch.setattr(sharing, "MAX_READERS_CHANGED", 0)
     refused(ada.ask(change(ada, reader(bob), wraps={1: [bob.wrap()]})[1]), "bad-request")
     monkeypatch.undo()
-    monkeypatch.setattr(inbox_index, "MAX_FROM_ONE", 1)
+    monkeypatch.setattr(served.context.wishes, "_shared_files", 1)
     ada.put(file_id(2), b"x", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
-    refused(ada.ask(change(ada, reader(bob), wraps={1: [bob.wrap()]})[1]), "quota")
+    full = refused(ada.ask(change(ada, reader(bob), wraps={1: [bob.wrap()]})[1]), "share-refused")
+    assert full.readers == ("bob",)
     eve = served.person("eve")
     eve.put(F, b"y", readers=(reader(bob),), wraps=(eve.wrap(), bob.wrap()))
     assert {owner for owner, _, _ in received(bob)} == {"ada", "eve"}
@@ -426,3 +432,119 @@ def test_a_reader_can_replace_only_their_own_wrap(served: Daemon, ada: Person, b
     assert (entry.op, entry.owner, entry.actor) == ("rewrap", "ada", "bob")
     assert set(entry.accounts) == {"ada", "bob"}
     assert wrap_owners(served, "ada", 1) == {"ada"}
+
+
+def left(reader_: Person, owner: Person, file: str = F) -> None:
+    message = reader_.leave(owner.name, file, record_hash(owner.heads[file]))
+    entry = check_receipt(done(reader_.ask(message)), message.record)
+    who = (entry.op, entry.actor, entry.owner, entry.file)
+    assert who == ("leave", reader_.name, owner.name, file)
+    assert set(entry.accounts) == {owner.name, reader_.name}
+    signer = key_id("ed25519", reader_.key.public).hex()
+    assert entry.sigs == {signer: message.signature}
+
+
+def test_a_reader_who_has_left_sees_nothing_and_needs_no_wrap(
+    served: Daemon, ada: Person, bob: Person
+) -> None:
+    ada.put(F, b"one", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
+    left(bob, ada)
+    assert received(bob) == []
+    for asked in (GetOpen("ada", F, 0), Stat("ada", F, 0), GetOpen("ada", F, 1)):
+        refused(bob.ask(asked), "not-found")
+    page = bob.ask(GetWraps("", 10, all_of_them=True))
+    assert isinstance(page, WrapsPage)
+    assert page.items == ()
+    refused(bob.ask(bob.leave("ada", F, record_hash(ada.heads[F]))), "not-found")
+    # The owner's client may still wrap for the reader, but nobody waits for it.
+    ada.put(F, b"two", wraps=(ada.wrap(),))
+    ada.put(F, b"three", wraps=(ada.wrap(), bob.wrap()))
+    assert received(bob) == []
+    # A reader who is dropped and added again is a new reader.
+    shared(ada)
+    shared(ada, reader(bob), wraps={3: [bob.wrap()]})
+    assert received(bob) == [("ada", F, True)]
+    check_tags(served, {"ada": ada.tag_key, "bob": bob.tag_key})
+
+
+def test_wrong_leave_records_are_refused(served: Daemon, ada: Person, bob: Person) -> None:
+    eve = served.person("eve")
+    readers = tuple(sorted((reader(bob), reader(eve))))
+    ada.put(F, b"one", readers=readers, wraps=(ada.wrap(), bob.wrap(), eve.wrap()))
+    head = record_hash(ada.heads[F])
+    right = bob.leave("ada", F, head)
+    other = eve.leave("ada", F, head)
+    for code, message in (
+        ("bad-request", bob.leave("ada", F, head, server=bytes(32))),
+        ("bad-request", bob.leave("ada", F, head, user="eve", first=eve.first_hash)),
+        ("bad-request", bob.leave("ada", F, head, first=bytes(32))),
+        ("bad-request", bob.leave("ada", F, head, generation=2)),
+        ("bad-request", changed(right, record=right.record[:-1])),
+        ("bad-request", other),
+        ("refused", changed(right, signature=other.signature)),
+        ("refused", changed(right, signature=bob.key.sign(Label.RECORDS, right.record))),
+        ("conflict", bob.leave("ada", F, bytes(32))),
+        ("not-found", bob.leave("ada", file_id(9), head)),
+    ):
+        refused(bob.ask(message), code)
+    assert {owner for owner, _, _ in received(bob)} == {"ada"}
+    ada.put(F, b"two", wraps=(ada.wrap(), bob.wrap(), eve.wrap()))
+    stale = refused(bob.ask(right), "conflict")
+    assert stale.head is not None
+    assert stale.head.content.record == ada.heads[F]
+    assert [one.user for one in stale.head.wraps] == ["bob"]
+
+
+def test_a_blocked_owner_is_not_seen_and_stores_without_the_reader(
+    served: Daemon, ada: Person, bob: Person
+) -> None:
+    eve = served.person("eve")
+    ada.put(F, b"one", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
+    eve.put(F, b"one", readers=(reader(bob),), wraps=(eve.wrap(), bob.wrap()))
+    entry = check_receipt(done(bob.ask(BlockOwner("eve", blocked=True))))
+    assert (entry.op, entry.owner, set(entry.accounts)) == ("block", "bob", {"bob"})
+    assert bob.ask(ListBlocked()) == BlockedOwners(("eve",))
+    assert received(bob) == [("ada", F, True)]
+    refused(bob.ask(GetOpen("eve", F, 0)), "not-found")
+    page = bob.ask(GetWraps("", 10, all_of_them=True))
+    assert isinstance(page, WrapsPage)
+    assert {one.owner for one in page.items} == {"ada"}
+    # New shares are refused, and the owner can go on without this reader.
+    eve.put(file_id(2), b"two")
+    new = eve.signed(eve.record(file_id(2), ACCESS, readers=(reader(bob),)))
+    asked = SetReaders(new.body, new.signature, (VersionWrap(1, bob.wrap()),))
+    assert refused(eve.ask(asked), "share-refused").readers == ("bob",)
+    both = (eve.wrap(), bob.wrap())
+    first = eve.version(file_id(3), b"3", readers=(reader(bob),), wraps=both)
+    assert refused(eve.ask(first.small()), "share-refused").readers == ("bob",)
+    eve.put(F, b"two", wraps=(eve.wrap(),))
+    assert received(bob) == [("ada", F, True)]
+    done(bob.ask(BlockOwner("eve", blocked=False)))
+    assert bob.ask(ListBlocked()) == BlockedOwners(())
+    assert [one[:2] for one in received(bob)] == [("ada", F), ("eve", F)]
+    check_tags(served, {one.name: one.tag_key for one in (ada, bob, eve)})
+
+
+def test_wrong_blocks_are_refused(
+    served: Daemon, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.person("eve")
+    refused(bob.ask(BlockOwner("bob", blocked=True)), "bad-request")
+    refused(bob.ask(BlockOwner("zoe", blocked=True)), "not-found")
+    monkeypatch.setattr(sharing, "MAX_BLOCKED", 1)
+    done(bob.ask(BlockOwner(ada.name, blocked=True)))
+    done(bob.ask(BlockOwner(ada.name, blocked=True)))
+    refused(bob.ask(BlockOwner("eve", blocked=True)), "denied")
+    done(bob.ask(BlockOwner("zoe", blocked=False)))
+    assert bob.ask(ListBlocked()) == BlockedOwners(("ada",))
+
+
+def test_a_file_stays_left_after_a_restart(tmp_path: Path) -> None:
+    with daemon(tmp_path) as served:
+        ada, bob = served.person("ada"), served.person("bob")
+        for file in (F, file_id(2)):
+            ada.put(file, b"1", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
+        left(bob, ada)
+    with daemon(tmp_path) as served:
+        bob.served, bob.who = served, served.open(bob.login())[0]
+        assert received(bob) == [("ada", file_id(2), True)]

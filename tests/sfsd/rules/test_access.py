@@ -15,7 +15,16 @@ import pytest
 
 from protocol.codec.values import changed
 from protocol.log import auditlog
-from protocol.records.records import ACCESS, DELETE, MOVE, PURGE, PUT, REENCRYPT, RESTORE
+from protocol.records.records import (
+    ACCESS,
+    DELETE,
+    MOVE,
+    PURGE,
+    PUT,
+    REENCRYPT,
+    RESTORE,
+    record_hash,
+)
 from protocol.wire.messages import Error, Request
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.base import Wrap
@@ -30,7 +39,14 @@ from protocol.wire.messages.log import (
     LogProof,
 )
 from protocol.wire.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrapped, WrapsPage
-from protocol.wire.messages.sharing import Inbox, InboxPage, Lookup, SetReaders
+from protocol.wire.messages.sharing import (
+    BlockOwner,
+    Inbox,
+    InboxPage,
+    LeaveFile,
+    Lookup,
+    SetReaders,
+)
 from protocol.wire.messages.uploads import Data, PutAbort, PutOpen, PutResume, UploadState
 from sfsd.config import DAY
 from sfsd.rules.context import OPERATIONS, Access, Principal
@@ -161,7 +177,8 @@ NAMELESS: dict[type[Request], str] = {
     **dict.fromkeys((Inbox, List, GetWraps), "the asker's own list, from a cursor; below"),
     **dict.fromkeys((LogEntries, LogLeaves, LogLines, LogProof), "the log; below"),
     GiveUp: "a file of the asker's own; below",
-    Lookup: "a user; any user may look up another; below",
+    LeaveFile: "a file in the asker's inbox; below",
+    **dict.fromkeys((Lookup, BlockOwner), "a user; any user may look up another; below"),
 }
 """Requests that reveal files and name none, with what they name; tested below."""
 
@@ -169,6 +186,7 @@ NAMELESS: dict[type[Request], str] = {
 def requests_about_no_file() -> set[type[Request]]:
     """Return the requests that reveal no file: accounts, and the asker's own keys."""
     named = {"Ping", "Usage", "LogHead", "NewStatement", "GetBundle", "RotateBegin", "RotateFinish"}
+    named |= {"ListBlocked"}
     alone = {name for name, one in OPERATIONS.items() if one.access == {Access.OPERATOR}}
     return alone | {request for request in OPERATIONS if request.__name__ in named}
 
@@ -253,6 +271,17 @@ def test_give_up_reaches_own_files_only(scenario: Scenario) -> None:
         assert scenario.bob.ask(GiveUp(file, 1)) == unknown
 
 
+def test_leaving_reveals_only_visible_files(scenario: Scenario) -> None:
+    bob = scenario.bob
+    unknown = refused(bob.ask(bob.leave("ada", UNKNOWN, bytes(32))), "not-found")
+    for file in HIDDEN:
+        head = record_hash(scenario.ada.heads[file])
+        for named in (head, bytes(32)):
+            assert bob.ask(bob.leave("ada", file, named)) == unknown
+    assert bob.ask(bob.leave("nobody", SHARED, bytes(32))) == unknown
+    refused(bob.ask(bob.leave("ada", SHARED, bytes(32))), "conflict")
+
+
 def test_lists_show_only_visible_files_from_any_cursor(scenario: Scenario) -> None:
     """A cursor only says where to begin: naming a hidden file does not reveal it."""
     for file in (*HIDDEN, UNKNOWN):
@@ -274,6 +303,8 @@ def test_invited_user_looks_like_a_missing_user(scenario: Scenario) -> None:
     done(scenario.served.ask(operator, Person("carol", scenario.served).invitation()))
     unknown = refused(scenario.bob.ask(Lookup("nobody", 1)), "not-found")
     assert scenario.bob.ask(Lookup("carol", 1)) == unknown
+    assert scenario.bob.ask(BlockOwner("carol", blocked=True)) == unknown
+    assert scenario.bob.ask(BlockOwner("nobody", blocked=True)) == unknown
     before = scenario.bob.ask(Lookup("ada", 1))
     done(scenario.served.ask(operator, UserAccess("ada", disabled=True, reason="")))
     after = scenario.bob.ask(Lookup("ada", 1))

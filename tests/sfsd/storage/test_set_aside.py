@@ -12,6 +12,7 @@ from protocol.records.records import PURGE
 from protocol.wire.messages.accounts import AccountsPage, UserList, UserQuota, UserShow
 from protocol.wire.messages.downloads import GetOpen, Opened
 from protocol.wire.messages.files import Stat, Stated
+from protocol.wire.messages.sharing import BlockedOwners, BlockOwner, ListBlocked
 from sfsd.errors import Refused
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Write, digest_of
@@ -181,11 +182,15 @@ def test_a_purged_version_whose_sidecar_is_gone_stays_purged(ada: Person, tmp_pa
 def test_a_file_of_an_account_does_not_stop_a_start(ada: Person, tmp_path: Path, name: str) -> None:
     with daemon(tmp_path) as running:
         done(running.ask(running.operator(), UserQuota("ada", 1 << 20)))
+        served_again(ada, running)
+        for blocked in (True, False, True):
+            done(ada.ask(BlockOwner("bob", blocked)))
     unsettle(tmp_path)
     (users(tmp_path) / "ada" / name).unlink()
     with daemon(tmp_path) as running:
         served_again(ada, running)
         assert content(ada, GOOD) == b"g" * 56
+        assert ada.ask(ListBlocked()) == BlockedOwners(("bob",))
         shown = running.ask(running.operator(), UserShow("ada"))
         assert isinstance(shown, AccountsPage)
         assert shown.accounts[0].quota == 1 << 20
