@@ -10,6 +10,7 @@
     ├── NotFound                 3  no such file or user, or not visible to this account
     ├── Denied                   4  the server refuses an authenticated request
     │   ├── QuotaExceeded
+    │   ├── ShareRefused            users who take no more files; has `.readers`
     │   ├── TokenRefused            the invitation is used, expired or unknown
     │   ├── StaleGeneration         the keys of this machine are older than the account's
     │   ├── Untrusted               a user whose key was not compared yet; has `.fingerprint`
@@ -124,6 +125,21 @@ class QuotaExceeded(Denied):
         "quota": "make room by `rm --purge` or `history --prune`, or ask the operator: `sfsd user"
         " quota`; an upload of a client that is gone gives way after a minute"
     }
+
+
+class ShareRefused(Denied):
+    """Users who take no more files from us: they block us, or have as many as the server allows.
+    `readers` are their names."""
+
+    server_codes: ClassVar = {
+        "share-refused": "if they block you, `sfsc inbox unblock YOU` ends that"
+    }
+
+    def __init__(
+        self, cause: str, hint: str | None = None, *, readers: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(cause, hint)
+        self.readers = readers
 
 
 class TokenRefused(Denied):

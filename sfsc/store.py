@@ -119,6 +119,8 @@ class Store(Closing):
             self._session.readers = lambda: self._contacts
             self._session.new_readers = self._readers_of_new_file
             self._session.share_deleted = self._share_deleted
+            self._session.drop_left = self._drop_left
+            self._session.leave_out = self._leave_out
             if self._session.is_behind:
                 self._adopt_newer_keys()
             self._renew_keys(auto_rotate)
@@ -326,6 +328,25 @@ class Store(Closing):
         """Return the files that others share with us, sorted by owner and name."""
         return self._inbox.list_files(skip or _raise)
 
+    def leave(self, owner: str, name: str, *, file_id: str | None = None) -> str:
+        """Leave the file `name` that `owner` shares: the server shows us nothing of it any more,
+        and the owner's client drops us as a reader. Return its id. `file_id` chooses among several
+        files of that name, and `name` may be an id too. Raises `NotFound`."""
+        return self._inbox.leave(owner, name, file_id=file_id)
+
+    def block(self, owner: str) -> None:
+        """Have the server show us nothing of what `owner` shares, and refuse what they share with
+        us later. Raises `NotFound` if there is no such user."""
+        self._inbox.block(owner)
+
+    def unblock(self, owner: str) -> None:
+        """End `block`: the files that `owner` has shared are shown again."""
+        self._inbox.block(owner, blocked=False)
+
+    def blocked(self) -> tuple[str, ...]:
+        """Return the owners whom we block, by name."""
+        return self._inbox.blocked()
+
     def get_shared(
         self,
         owner: str,
@@ -524,6 +545,12 @@ class Store(Closing):
 
     def _share_deleted(self, name: str) -> VerifiedFile | None:
         return self._sharing.add_folder_readers(name, deleted=True)
+
+    def _drop_left(self, file: VerifiedFile) -> VerifiedFile:
+        return self._sharing.drop_left(file)
+
+    def _leave_out(self, readers: Sequence[str], cause: str) -> None:
+        self._shared_folders.leave_out(readers, cause)
 
     # --- parts that few programs use, imported at first use ------------------------------------
 

@@ -38,7 +38,7 @@ COMMANDS = {
     "mv": ("files", "Rename a file."),
     "share": ("sharing", "Let another user read a file or folder."),
     "unshare": ("sharing", "Stop sharing a file or folder."),
-    "inbox": ("sharing", "List what others share with you."),
+    "inbox": ("sharing", "List what others share with you; leave a file, block a user."),
     "history": ("files", "Show every version of a file."),
     "restore": ("files", "Bring back a deleted file or an old version."),
     "key": ("keys", "Show, back up and restore your keys."),
@@ -81,7 +81,9 @@ def _add_json_option(command: click.Command) -> None:
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             _add_json_option(inner)
-    elif all("--json" not in one.opts for one in command.params):
+        if not command.invoke_without_command:
+            return
+    if all("--json" not in one.opts for one in command.params):
         json = click.Option(
             ["--json"],
             is_flag=True,

@@ -1,4 +1,4 @@
-"""Files that other users share with us: list, find by owner and name, open.
+"""Files that other users share with us: list, find by owner and name, open, leave; block an owner.
 
 The server only names the files. Owner, name and expiry come from the file's own signed record and
 sealed metadata. A listing skips invalid files and reports them: a sharer must not be able to hide
@@ -7,19 +7,32 @@ what other users share.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import ClassVar
 
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import Count, Struct
-from protocol.codec.names import check_file_id
+from protocol.codec.names import check_file_id, check_user_name
 from protocol.codec.values import Value
-from protocol.wire.messages import Error, FileView
+from protocol.records.records import LeaveRecord, key_id, record_hash
+from protocol.records.signatures import Label
+from protocol.wire.messages import Done, Error, FileView
 from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.files import Stat, Stated
-from protocol.wire.messages.sharing import MAX_SHARED_PAGE, Inbox, InboxPage, SharedFile
+from protocol.wire.messages.sharing import (
+    MAX_SHARED_PAGE,
+    BlockedOwners,
+    BlockOwner,
+    Inbox,
+    InboxPage,
+    LeaveFile,
+    ListBlocked,
+    SharedFile,
+)
 from sfsc.crypto.envelope import check_name
 from sfsc.errors import (
+    BadReceipt,
     BadRecord,
     ConflictError,
     IntegrityError,
@@ -31,12 +44,14 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.files.contacts import Contacts, Person
+from sfsc.session.commit import MAX_CONFLICTS
 from sfsc.session.pipeline import Skip, pages
 from sfsc.session.server_errors import damaged_version, expect_reply
 from sfsc.session.session import Session
 from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.trust.file_records import Entry, FileOwner, VerifiedFile
 from sfsc.trust.peer_state import KnownSharedFile, PeerState
+from sfsc.trust.server_log import REPORT, SentChange
 
 
 class Shared(Value):
@@ -149,6 +164,90 @@ class ReceivedFiles:
                 f"{owner} shares no file in {prefix or 'their store'}", "see `sfsc inbox`"
             )
         return person.owner, list(found.values())
+
+    def leave(self, owner: str, name: str, *, file_id: str | None = None) -> str:
+        """Leave the file `name` of `owner`: nothing of it is shown to us any more, and the owner's
+        client drops us as a reader. Return its id.
+
+        `name` may also be an id, as a listing shows it for a file that it cannot show. Raises
+        `NotFound`, and `ConflictError` as `request_version`.
+        """
+        if file_id is None:
+            file_id = self._find_left_id(self._contacts.find(owner), name)
+        session = self._session
+        for _ in range(MAX_CONFLICTS):
+            # Nothing is believed of what is shown here: the record names it by its hash only, and
+            # the server refuses another hash than that of the last record.
+            view = expect_reply(session.ask(Stat(owner, file_id, 0)), Stated).view
+            if self._send_leave(owner, file_id, view):
+                return file_id
+        raise ConflictError("the owner keeps changing the file", "run the command again")
+
+    def _find_left_id(self, person: Person, name: str) -> str:
+        try:
+            return self._find_file_id(person, name)
+        except (NotFound, IntegrityError):
+            try:
+                check_file_id(name)
+            except MessageError:
+                pass
+            else:
+                return name
+            raise
+
+    def _send_leave(self, owner: str, file_id: str, view: FileView) -> bool:
+        """Send the leave record onto the last record in `view`. Return False after a conflict, or
+        after newer keys were adopted."""
+        session = self._session
+        session.adopt_newest()
+        account, signer = session.account, session.record_signer()
+        body = LeaveRecord(
+            server=signer.server,
+            user=account.user,
+            first=account.first,
+            generation=signer.generation,
+            owner=owner,
+            file_id=file_id,
+            record=record_hash((view.head or view.content).record),
+            created=int(time.time()),
+        ).encode()
+        signature, connection = signer.key.sign(Label.LEAVE, body), session.connections
+        reply = session.ask(LeaveFile(body, signature))
+        if isinstance(reply, Error):
+            if reply.code == "not-found" and session.connections != connection:
+                session.refresh_log()
+                if session.log.has_left(record_hash(body)):
+                    return True  # the first answer was lost
+            if reply.code != "conflict":
+                session.renew_keys(reply)
+            return False
+        signed = {key_id("ed25519", signer.key.public).hex(): signature}
+        sent = SentChange("leave", account.user, owner, file_id, None, body, signed)
+        session.accept_receipt(expect_reply(reply, Done).receipt, sent)
+        session.link_receipts()
+        return True
+
+    def block(self, owner: str, *, blocked: bool = True) -> None:
+        """Have the server show us nothing of what `owner` shares, and refuse what they share later;
+        with `blocked` False, end that. Raises `NotFound` if there is no such user, and `Denied` if
+        too many are blocked."""
+        session, user = self._session, self._session.account.user
+        try:
+            check_user_name(owner)
+        except MessageError as exc:
+            raise UsageError(str(exc)) from exc
+        if owner == user:
+            raise UsageError("you cannot block yourself")
+        reply = expect_reply(session.ask(BlockOwner(owner, blocked)), Done)
+        sent = SentChange("block", user, user, None, None, b"", {})
+        entry = session.accept_receipt(reply.receipt, sent)
+        session.link_receipts()
+        if (entry.detail.get("user"), entry.detail.get("blocked")) != (owner, blocked):
+            raise BadReceipt("the log has another block than was asked for", REPORT)
+
+    def blocked(self) -> tuple[str, ...]:
+        """Return the owners whom we block, by name, as the server says."""
+        return self._session.call(ListBlocked(), BlockedOwners).owners
 
     def _find_file_id(self, person: Person, name: str) -> str:
         wrong: list[SfscError] = []

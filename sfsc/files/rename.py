@@ -35,6 +35,7 @@ class Renames:
             raise UsageError("the old and the new name are the same")
         session = self._session
         file, file_id = find_current_file(session, name), session.account.file_id(to)
+        file = session.without_left(file)
         target = session.find_newest(file_id)
         for _ in range(MAX_CONFLICTS):
             if file.deleted:

@@ -18,6 +18,7 @@ from sfsc.session.session import Session
 from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import VerifiedFile
+from sfsc.warning_log import log_warning
 
 MAX_FOLDERS: Final = 256
 """Maximum shared folders of an account; a folder counts once for each user."""
@@ -79,6 +80,7 @@ class SharedFolders:
         self._version = 0
         self._head = b""
         self._folders: tuple[Folder, ...] = ()
+        self._refusing: set[str] = set()
 
     def list_folders(self) -> tuple[Folder, ...]:
         """Return the present shared folders, by prefix and user."""
@@ -86,10 +88,19 @@ class SharedFolders:
         return self._folders
 
     def readers_of(self, name: str) -> tuple[ReaderEntry, ...]:
-        """Return the readers of a new file of this name."""
+        """Return the readers of a new file of this name, without those who take no files."""
         if self._read_at is None or self._ticks() - self._read_at >= FRESH_SECONDS:
             self._refresh()
-        return readers_of(self._folders, name, self._clock())
+        found = readers_of(self._folders, name, self._clock())
+        return tuple(reader for reader in found if reader[0] not in self._refusing)
+
+    def leave_out(self, users: Iterable[str], cause: str) -> None:
+        """Leave these users out of new files in this session, with a warning: they take no files
+        from us, which must not keep us from storing any. `cause` is the server's text."""
+        for user in sorted(set(users) - self._refusing):
+            self._refusing.add(user)
+            hint = f"`sfsc unshare -r FOLDER {user}` ends this warning"
+            log_warning(f"{user} is left out of new files", cause, hint)
 
     def share(self, folder: Folder) -> None:
         """Share a folder. Raises `UsageError` if there are too many."""

@@ -7,16 +7,18 @@ version is wrapped for a reader's present key, which their identity chain proves
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final, cast
 
+from protocol.codec.errors import SignatureError
 from protocol.codec.values import Value
-from protocol.records.records import ACCESS, FileRecord, ReaderEntry
+from protocol.records.records import ACCESS, FileRecord, LeaveRecord, ReaderEntry
+from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsc.crypto.envelope import Recipient, WrapBatches, check_name
-from sfsc.errors import ConflictError, Damaged, NotFound, SfscError, UsageError
+from sfsc.errors import ConflictError, Damaged, NotFound, SfscError, ShareRefused, UsageError
 from sfsc.files.contacts import Contacts, Person
 from sfsc.files.history import PastReaders
 from sfsc.files.listing import Files
@@ -34,7 +36,10 @@ from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.transfer.reencrypt import Reencryption
 from sfsc.trust.file_records import VerifiedFile
+from sfsc.trust.followed_log import SignedLeave
+from sfsc.trust.server_log import REPORT
 from sfsc.trust.state import KnownFile
+from sfsc.warning_log import log_warning
 
 PER_CHANGE: Final = 128
 """Versions that one change of the readers can affect."""
@@ -69,7 +74,7 @@ class Sharing:
         for no end, None for that of a grant that has not ended, else for no end); with
         `history`, all versions that still have content. Raises `Untrusted` if the
         user was never verified and `first_use` is not set, `WeakRecipient`, `NotFound`."""
-        file = find_current_file(self._session, name)
+        file = self._session.without_left(find_current_file(self._session, name))
         person = self._contacts.find_trusted(user, first_use=first_use)
         file = self._change(file, self._add_reader(person, expires))
         if history:
@@ -106,7 +111,7 @@ class Sharing:
         self._folders.share(Folder(prefix, user, person.fingerprint, folder_end))
         unreadable: list[SfscError] = []
         found = self._fetch_folder(prefix, unreadable)
-        files = (file for file in found if not file.deleted)
+        files = (self._session.without_left(file) for file in found if not file.deleted)
         change = self._add_reader(person, expires, default=folder_end)
         for file in self._changed_many(files, change):
             if history:
@@ -133,11 +138,45 @@ class Sharing:
         file = self._session.find_newest(self._session.account.file_id(name)) if found else None
         if file is None or file.deleted != deleted:
             return None
-        having = {reader[0] for reader in file.head.readers}
-        added = [reader for reader in found if reader[0] not in having]
-        if not added:
-            return None
-        return self.set_readers(file, tuple(sorted([*file.head.readers, *added])))
+        # Who has left the file gets it again only if it is shared by its name.
+        left = self._session.log.left_readers(file.file_id)
+        having = {reader[0] for reader in file.head.readers}.union(left)
+        while added := [reader for reader in found if reader[0] not in having]:
+            try:
+                return self.set_readers(file, tuple(sorted([*file.head.readers, *added])))
+            except ShareRefused as exc:
+                if not exc.readers:
+                    raise
+                self._folders.leave_out(exc.readers, exc.cause)
+                having |= set(exc.readers)
+        return None
+
+    def drop_left(self, file: VerifiedFile) -> VerifiedFile:
+        """Drop the readers who have left the file, as they have signed; return the file as it is
+        then. A leave record that its reader has not signed is ignored, with a warning."""
+        left = self._session.log.left_readers(file.file_id)
+        gone = {
+            user
+            for user, first, _ in file.head.readers
+            if user in left and self._has_signed(left[user], user, first)
+        }
+        return self._change(file, _drop_readers(gone)) if gone else file
+
+    def _has_signed(self, leave: SignedLeave, user: str, first: bytes) -> bool:
+        """Return whether the reader with this first statement has signed the leave record."""
+        try:
+            # The reader may have rotated since.
+            keys = self._contacts.find_by_first(user, first).owner.former
+            record = LeaveRecord.parse(leave.body)
+            public = keys.get(record.generation, b"")
+            verify_signature(Label.LEAVE, leave.body, leave.signature, public)
+        except Damaged:
+            return False  # the chain, which has the key, cannot be read now
+        except SignatureError as exc:
+            cause = f"the log says that they left, without their signature: {exc}"
+            log_warning(f"{user} stays a reader", cause, REPORT)
+            return False
+        return (record.server, record.first) == (self._session.trust.pin, first)
 
     def _folder_expiry(self, prefix: str, user: str) -> int:
         present = [one for one in self._folders.list_folders() if one.prefix == prefix]
@@ -343,8 +382,12 @@ def _grant(name: str, user: str, file: VerifiedFile) -> Grant:
 
 
 def _drop_reader(user: str) -> _ReaderChange:
+    return _drop_readers({user})
+
+
+def _drop_readers(users: Collection[str]) -> _ReaderChange:
     def readers(head: FileRecord) -> tuple[ReaderEntry, ...]:
-        return tuple(one for one in head.readers if one[0] != user)
+        return tuple(one for one in head.readers if one[0] not in users)
 
     return _ReaderChange(readers, lambda _file: [])
 

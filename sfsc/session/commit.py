@@ -160,6 +160,7 @@ def change_file(
     """
     for _ in range(MAX_CONFLICTS):
         session.adopt_newest()
+        file = session.without_left(file)
         built = build(file)
         if built is None:
             return None

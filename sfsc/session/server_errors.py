@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.log import LogProven
-from sfsc.errors import BadReceipt, ConflictError, Damaged, ProtocolFailure, SfscError
+from sfsc.errors import BadReceipt, ConflictError, Damaged, ProtocolFailure, SfscError, ShareRefused
 from sfsc.trust.server_log import REPORT
 
 _Reply = TypeVar("_Reply", bound=Reply)
@@ -41,6 +41,8 @@ def to_exception(error: Error) -> SfscError:
         head = error.head
         shown = None if head is None else (head.head or head.content).record
         return kind(cause, hint, head=shown)
+    if issubclass(kind, ShareRefused):
+        return kind(cause, hint, readers=error.readers)
     return kind(cause, hint)
 
 

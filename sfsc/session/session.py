@@ -195,6 +195,10 @@ class Session:
         """Returns the readers of a new file by its name: those with whom its folder is shared."""
         self.share_deleted: Callable[[str], VerifiedFile | None] = lambda _name: None
         """Adds the same readers to a deleted file; returns the file if it changed."""
+        self.drop_left: Callable[[VerifiedFile], VerifiedFile] = lambda file: file
+        """Drops the readers who have left a file; returns the file as it is then."""
+        self.leave_out: Callable[[Sequence[str], str], None] = lambda _readers, _cause: None
+        """Leaves these readers out of new files, because of what the text says."""
         self._timeouts = timeouts
         self._pause = pause
         self.thread_guard = ThreadGuard()
@@ -553,6 +557,13 @@ class Session:
             found += page.records
         return found[: chain.first - first]
 
+    def without_left(self, file: VerifiedFile) -> VerifiedFile:
+        """Return a file of ours after dropping the readers who have left it, of which the log
+        tells. Call it before another record of the file is built."""
+        if file.head.readers and self.log.left_readers(file.file_id):
+            return self.drop_left(file)
+        return file
+
     def remember_head(self, file: VerifiedFile, known: KnownRevision | None) -> None:
         """Remember the head that a verified version was shown with, if it says which version is the
         newest: a later put builds on it. `known` is what was known before."""
@@ -809,7 +820,8 @@ class Session:
             return head
 
         log = FollowedLog(
-            keyring.server_id, keyring.user, keyring.first, keyring.tag_key, start, known_head
+            *(keyring.server_id, keyring.user, keyring.first, keyring.tag_key, start, known_head),
+            () if self._anew else self.state.left_readers(),
         )
         for first, n in contacts.items():
             log.watch_contact(first, n)

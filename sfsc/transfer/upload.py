@@ -226,6 +226,8 @@ class RecordCommitter:
                 base = known_file(
                     self._session.verify_newest(reply.head, content.file_id, attempt.since)
                 )
+            elif reply.code == "share-refused" and base is None:
+                self._session.leave_out(reply.readers, reply.text)
             else:
                 self._session.renew_keys(reply)
             attempt = Attempt(content, attempt.build, base)
@@ -290,7 +292,7 @@ class RecordCommitter:
         shared = head is not None and bool(head.readers)
         if shared or expected not in (None, current) or known != self._logged[file_id]:
             file = session.find_newest(file_id)
-            attempt.base = None if file is None else known_file(file)
+            attempt.base = None if file is None else known_file(session.without_left(file))
 
     def _check_head(self, attempt: Attempt) -> None:
         """Raise `ConflictError` for another head than the caller expected."""

@@ -1,5 +1,6 @@
 """Keeps what one account knows of the server's log, without I/O: which entries are its own, the
-newest record of each of its files, its identity statements and those of its contacts.
+newest record of each of its files and the readers who have left it, its identity statements and
+those of its contacts.
 
 `sfsc.session.follow` asks the server for what this needs: leaf data up to a signed checkpoint, then
 the lines of the account's own entries. Nothing counts before `confirm` has returned, and what it
@@ -16,10 +17,10 @@ from typing import Final
 
 from protocol.codec import merkle
 from protocol.codec.errors import EncodingError, LogError, MessageError
-from protocol.codec.values import Mutable, Value
+from protocol.codec.values import Mutable, Value, changed
 from protocol.log import auditlog, tags
-from protocol.log.auditlog import IDENTITY_OPS, LogEntry
-from protocol.records.records import FileRecord, Statement, record_hash
+from protocol.log.auditlog import IDENTITY_OPS, LEAVE, LogEntry
+from protocol.records.records import FileRecord, LeaveRecord, Statement, record_hash
 from sfsc.errors import BadReceipt, Rollback
 from sfsc.trust.follower import REPORT, FoundLeaf, LogFollower, TagSequence
 
@@ -32,6 +33,7 @@ _IDENTITY_NEAR: Final = 4
 _POSITION: Final = struct.Struct(">QQIH")
 _HEAD: Final = struct.Struct(">QQ32s")
 _CONTACT: Final = struct.Struct(">32sI")
+_LEAVE: Final = struct.Struct(">H64s?")
 
 
 class LogPosition(Value):
@@ -96,6 +98,16 @@ class StatementLeaf(Value):
     leaf: FoundLeaf
 
 
+class SignedLeave(Value):
+    """A leave record as logged: `body` is its exact bytes. The server, which has logged it, says
+    that the `signature` (64 bytes) is by the reader. `dropped` tells whether a later record of the
+    file no longer names the reader."""
+
+    body: bytes
+    signature: bytes
+    dropped: bool = False
+
+
 class _History(Mutable):
     """Records of one file that were followed in this session, oldest first, and the head before."""
 
@@ -105,10 +117,12 @@ class _History(Mutable):
 
 class LogChanges(Value):
     """Changes in a stretch of the log: the newest head of each file in it, by file_id, and the
-    statements of contacts."""
+    statements of contacts. `left` holds all leave records whose readers were not added again; it is
+    None if these have not changed."""
 
     heads: dict[str, LoggedHead]
     statements: list[StatementLeaf]
+    left: tuple[SignedLeave, ...] | None = None
 
 
 class FollowedLog:
@@ -123,9 +137,11 @@ class FollowedLog:
         tag_key: bytes,
         start: LogPosition = LOG_START,
         known_head: Callable[[str], LoggedHead | None] = lambda _file_id: None,
+        left: Iterable[SignedLeave] = (),
     ) -> None:
         """`first` is the hash of the account's first statement. `known_head` returns what was saved
-        of a file, perhaps by a process that has followed farther than `start`."""
+        of a file, perhaps by a process that has followed farther than `start`; `left` is what was
+        saved of readers who have left."""
         self.start = start
         self.first = first
         self._server_id = server_id
@@ -148,6 +164,12 @@ class FollowedLog:
         """Own identity statements that were followed in this session, exact bytes by number."""
         self._statement_leaves: dict[bytes, dict[int, FoundLeaf]] = {}
         self._newest_seen: tuple[FileRecord, bytes] | None = None
+        self._left: dict[str, dict[str, SignedLeave]] = {}
+        for one in left:
+            leave = LeaveRecord.parse(one.body)
+            self._left.setdefault(leave.file_id, {})[leave.user] = one
+        self._left_changed = False
+        self._own_leaves: set[bytes] = set()
         self._unsaved_heads: dict[str, LoggedHead] = {}
         self._unsaved_statements: list[StatementLeaf] = []
         self._entries: dict[int, LogEntry] = {}
@@ -267,6 +289,8 @@ class FollowedLog:
             )
 
     def _learn(self, entry: LogEntry) -> None:
+        if entry.op == LEAVE and entry.rec is not None:
+            self._learn_leave(entry, entry.rec)
         if entry.owner != self._user:
             return
         if entry.op in IDENTITY_OPS and entry.rec is not None:
@@ -284,6 +308,49 @@ class FollowedLog:
                 record = FileRecord.parse(body)
                 if record.owner == self._user:
                     self._learn_record(record, body, entry.seq)
+                    self._note_readers(record)
+
+    def _learn_leave(self, entry: LogEntry, body: bytes) -> None:
+        """Take a leave record, which must be of the file's last record in the log."""
+        leave = LeaveRecord.parse(body)
+        if (leave.owner, leave.file_id, leave.user) != (entry.owner, entry.file, entry.actor):
+            raise BadReceipt(f"entry {entry.seq} of the log holds another leave record", REPORT)
+        if leave.user == self._user:
+            self._own_leaves.add(record_hash(body))
+        if leave.owner != self._user:
+            return
+        signature = next(iter(entry.sigs.values()), b"")
+        if self._last_hash(leave.file_id) not in (leave.record, None) or len(signature) != 64:
+            cause = f"entry {entry.seq} of the log holds a leave record that is not of its place"
+            raise BadReceipt(cause, REPORT)
+        self._left.setdefault(leave.file_id, {})[leave.user] = SignedLeave(body, signature)
+        self._left_changed = True
+
+    def _last_hash(self, file_id: str) -> bytes | None:
+        """Return the hash of the newest record of a file that was read, b"" if there is none; None
+        if another process of this machine has followed the file beyond this position."""
+        if (history := self._histories.get(file_id)) is not None:
+            return history.heads[-1].hash
+        saved = self.known_head(file_id)
+        if saved is None:
+            return b""
+        return saved.hash if saved.seq < self.start.size else None
+
+    def _note_readers(self, record: FileRecord) -> None:
+        """Note which of those who have left are dropped by this record, and forget the leave
+        records of those whom it has added again."""
+        left = self._left.get(record.file_id)
+        if not left:
+            return
+        readers = {reader[0] for reader in record.readers}
+        for user, one in list(left.items()):
+            if one.dropped == (user not in readers):
+                continue
+            if one.dropped:
+                del left[user]
+            else:
+                left[user] = changed(one, dropped=True)
+            self._left_changed = True
 
     def _learn_record(self, record: FileRecord, body: bytes, seq: int) -> None:
         """Take a record, which must follow from the one before it in the log."""
@@ -341,8 +408,11 @@ class FollowedLog:
 
     def take_changes(self) -> LogChanges:
         """Return what was learnt since the last call, to be saved with `position`."""
-        changes = LogChanges(self._unsaved_heads, self._unsaved_statements)
-        self._unsaved_heads, self._unsaved_statements = {}, []
+        left = None
+        if self._left_changed:
+            left = tuple(one for found in self._left.values() for one in found.values())
+        changes = LogChanges(self._unsaved_heads, self._unsaved_statements, left)
+        self._unsaved_heads, self._unsaved_statements, self._left_changed = {}, [], False
         return changes
 
     def take_newest_seen(self) -> tuple[FileRecord, bytes] | None:
@@ -350,6 +420,15 @@ class FollowedLog:
         of the log, with its exact bytes; None if there was none."""
         found, self._newest_seen = self._newest_seen, None
         return found
+
+    def left_readers(self, file_id: str) -> dict[str, SignedLeave]:
+        """Return the users who have left a file of ours and were not added again since, by
+        name."""
+        return self._left.get(file_id, {})
+
+    def has_left(self, digest: bytes) -> bool:
+        """Return whether the leave record of ours with this hash was followed in this session."""
+        return digest in self._own_leaves
 
     def take_entries(self) -> dict[int, LogEntry]:
         """Return the own entries read since the last call, by seq."""
@@ -405,3 +484,21 @@ def pack_contacts(contacts: dict[bytes, int]) -> bytes:
 def unpack_contacts(packed: bytes) -> dict[bytes, int]:
     """Decode the output of `pack_contacts`."""
     return dict(_CONTACT.iter_unpack(packed))
+
+
+def pack_leaves(leaves: Iterable[SignedLeave]) -> bytes:
+    """Encode leave records for the state."""
+    return b"".join(
+        _LEAVE.pack(len(one.body), one.signature, one.dropped) + one.body for one in leaves
+    )
+
+
+def unpack_leaves(packed: bytes) -> tuple[SignedLeave, ...]:
+    """Decode the output of `pack_leaves`."""
+    found, at = list[SignedLeave](), 0
+    while at < len(packed):
+        length, signature, dropped = _LEAVE.unpack_from(packed, at)
+        start = at + _LEAVE.size
+        at = start + length
+        found.append(SignedLeave(packed[start:at], signature, dropped))
+    return tuple(found)

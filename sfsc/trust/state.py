@@ -32,8 +32,11 @@ from sfsc.trust.followed_log import (
     LogChanges,
     LoggedHead,
     LogPosition,
+    SignedLeave,
     pack_contacts,
+    pack_leaves,
     unpack_contacts,
+    unpack_leaves,
 )
 from sfsc.trust.vouched import Row
 
@@ -63,6 +66,7 @@ _SERVER_STATEMENTS: Final = "SELECT statement FROM server_statement ORDER BY n D
 _LOG: Final = "log"
 _POSITION: Final = "position"
 _CONTACTS: Final = "contacts"
+_LEFT: Final = "left"
 _OTHERS_NOTE: Final = "others-note"
 _HEAD: Final = "head"
 _STATEMENT: Final = "statement"
@@ -111,6 +115,10 @@ class ClientState(StateDatabase):
         value = self.vouched.get(_LOG, _CONTACTS)
         return {} if value is None else unpack_contacts(value)
 
+    def left_readers(self) -> tuple[SignedLeave, ...]:
+        """Return the leave records of users who were not added again up to `followed`."""
+        return unpack_leaves(self.vouched.get(_LOG, _LEFT) or b"")
+
     def save_followed(
         self,
         position: LogPosition,
@@ -133,6 +141,8 @@ class ClientState(StateDatabase):
                 (_LOG, _POSITION, position.pack()),
                 (_LOG, _CONTACTS, pack_contacts(contacts)),
             ]
+            if changes.left is not None:
+                rows.append((_LOG, _LEFT, pack_leaves(changes.left)))
             for file_id, head in changes.heads.items():
                 if file_id not in known or known[file_id].rev < head.rev:
                     rows.append((_HEAD, file_id, head.pack()))

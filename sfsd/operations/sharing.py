@@ -113,7 +113,14 @@ def _change_readers(
     before = newest.head_record
     require(record.current == before.current, "an access record changes only the readers")
     old, new = reader_names(before), reader_names(record)
-    added, dropped = tuple(sorted(new - old)), tuple(sorted(old - new))
+    # A reader who has left the file gets it again with a wrap that the owner makes for them.
+    given_to = {one.wrap.user for one in message.wraps}
+    again = {
+        user
+        for user in old & new & given_to
+        if server.wishes.has_left(user, record.owner, record.file_id)
+    }
+    added, dropped = tuple(sorted((new - old) | again)), tuple(sorted(old - new))
     require(
         len(added) + len(dropped) <= MAX_READERS_CHANGED,
         f"one change adds and drops at most {MAX_READERS_CHANGED} readers",
@@ -153,6 +160,7 @@ def _change_readers(
         sidecars=tuple((head, version, one) for version, one in sorted(sidecars.items())),
         expect=expect,
         detail={"added": list(added), "dropped": list(dropped)},
+        accounts=tuple(sorted({*admitted.accounts, *again})),
         added=added,
         dropped=dropped,
     )

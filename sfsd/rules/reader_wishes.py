@@ -1,4 +1,4 @@
-"""What readers have said about files that others share: files they left, owners they block.
+"""Decisions of readers about files that others share: files they left, owners they block.
 
 Both are the reader's own decisions. They give nobody access, and an owner cannot undo them. Neither
 keeps an owner from anything: a reader who wants no file needs no wrap of it.

@@ -124,17 +124,81 @@ def _show_grants(grants: Iterable[Grant], done: str, context: Context) -> None:
         context.confirm(shown, f"{text} {printable(one.name)} with {one.user}{until}")
 
 
-@click.command()
-@click.pass_obj
-def inbox(context: Context) -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def inbox(ctx: click.Context) -> None:
     """List the files that others share with you, as OWNER:NAME. `sfsc get OWNER:NAME` fetches one.
 
     `unverified` marks an owner whose fingerprint you have not compared: only the server says who
-    that is. Compare it, then run `sfsc key verify OWNER FINGERPRINT`.
+    that is. Compare it, then run `sfsc key verify OWNER FINGERPRINT`. The commands below shorten
+    the list.
 
     Example: sfsc inbox
     """
-    show_inbox(context, "", long=True)
+    if ctx.invoked_subcommand is None:
+        show_inbox(ctx.ensure_object(Context), "", long=True)
+
+
+@inbox.command("leave")
+@click.argument("file", metavar="OWNER:NAME")
+@click.option("--id", "file_id", metavar="ID", help="Choose among shared files of the same name.")
+@click.pass_obj
+def inbox_leave(context: Context, file: str, file_id: str | None) -> None:
+    """Leave a file that somebody shares with you. It is not shown to you any more.
+
+    OWNER's client drops you as a reader the next time that OWNER changes the file. OWNER can share
+    it with you again; `sfsc inbox block OWNER` prevents that. For a file that cannot be shown, give
+    the OWNER:ID that `sfsc inbox` names.
+
+    Example: sfsc inbox leave bob:report.pdf
+    """
+    with context.connect() as store:
+        owner, name = split_owner(store, file)
+        if owner is None:
+            raise UsageError(f"not a file of another user: {file}", "write it as OWNER:NAME")
+        left = store.leave(owner, name, file_id=file_id)
+    shown = f"{owner}:{printable(name)}"
+    context.confirm({"owner": owner, "name": name, "file_id": left, "left": True}, f"left {shown}")
+
+
+@inbox.command("block")
+@click.argument("owner")
+@click.pass_obj
+def inbox_block(context: Context, owner: str) -> None:
+    """Show nothing that OWNER shares, and let the server refuse what OWNER shares with you later.
+
+    What you share with OWNER stays. OWNER is told when they share a file with you.
+
+    Example: sfsc inbox block mallory
+    """
+    with context.connect() as store:
+        store.block(owner)
+    context.confirm({"owner": owner, "blocked": True}, f"blocked {owner}")
+
+
+@inbox.command("unblock")
+@click.argument("owner")
+@click.pass_obj
+def inbox_unblock(context: Context, owner: str) -> None:
+    """Show what OWNER shares with you again.
+
+    Example: sfsc inbox unblock mallory
+    """
+    with context.connect() as store:
+        store.unblock(owner)
+    context.confirm({"owner": owner, "blocked": False}, f"unblocked {owner}")
+
+
+@inbox.command("blocked")
+@click.pass_obj
+def inbox_blocked(context: Context) -> None:
+    """List the users whom you block.
+
+    Example: sfsc inbox blocked
+    """
+    with context.connect() as store:
+        for owner in store.blocked():
+            context.answer({"owner": owner, "blocked": True}, owner)
 
 
 def show_inbox(context: Context, prefix: str, *, long: bool) -> None:

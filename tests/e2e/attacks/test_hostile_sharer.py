@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import sfsc
-from sfsc.errors import BadDestination, SfscError
+from protocol.codec import encoding
+from protocol.log.auditlog import EntryDraft
+from protocol.records.records import LeaveRecord, key_id, record_hash
+from protocol.wire.messages import Message, Reply, Request
+from protocol.wire.messages.sharing import LeaveFile
+from sfsc.crypto.envelope import ContentKey, Metadata
+from sfsc.crypto.primitives import metadata_key, seal
+from sfsc.errors import BadDestination, BadReceipt, NotFound, SfscError, ShareRefused
 from sfsc.store import Store
-from tests.lying_server import LyingServer
+from sfsd.rules.context import Principal
+from tests.harness import Client
+from tests.lying_server import DropConnection, LyingServer
 
 
 def connect(home: Path) -> Store:
@@ -69,3 +81,309 @@ def test_fetched_files_of_a_sharer_have_plain_names_and_modes_within_the_umask(
         0o750,
         0o777,
     ]
+
+
+NAMES = ["", "/etc/passwd", "../.ssh/config", "a//b", "a\x00b", "\x1b[2Jsafe", "x" * 2000, 7]
+"""Names that no honest client seals."""
+
+
+def sealed_with(name: object) -> Callable[[ContentKey, Metadata], bytes]:
+    """Return what replaces `ContentKey.seal_metadata` in a hostile sharer's client."""
+
+    def seal_metadata(self: ContentKey, metadata: Metadata) -> bytes:
+        fields = {one: getattr(metadata, one) for one in metadata.__struct_fields__}
+        body = encoding.pack(fields | {"name": name})
+        return seal(metadata_key(self.dek), body, self.content_id)
+
+    return seal_metadata
+
+
+def test_malformed_names_do_not_end_the_inbox(
+    lying_server: LyingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mallory, ada = lying_server.enrol("mallory"), lying_server.enrol("ada")
+    bob = lying_server.enrol("bob")
+    with connect(mallory) as store:
+        list(store.share_tree("m", "bob", trust_first_use=True))
+        for number, name in enumerate((*NAMES, "m/safe\u202efdp.exe")):
+            with monkeypatch.context() as patch:
+                patch.setattr(ContentKey, "seal_metadata", sealed_with(name))
+                store.put(io.BytesIO(b"1"), name=f"m/{number}")
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"1"), name="zebra")
+        store.share("zebra", "bob", trust_first_use=True)
+    client = Client(bob)
+    shown = client.run("inbox", code=5)
+    listed = [line.split()[5] for line in shown.lines]
+    assert listed == ["ada:zebra", r"mallory:m/safe\u202efdp.exe"]
+    assert not {"\x1b", "\0"} & {*shown.text, *shown.stderr}
+    unreadable = [line for line in shown.stderr.splitlines() if "mallory:" in line]
+    assert len(unreadable) == len(NAMES)
+    # What cannot be shown can be left by the id that is shown instead.
+    (file_id,) = {line.split("mallory:")[1][:32] for line in unreadable[:1]}
+    client.run("inbox", "leave", f"mallory:{file_id}")
+    again = client.run("inbox", code=5)
+    assert len([line for line in again.stderr.splitlines() if "mallory:" in line]) == 7
+    client.run("inbox", "block", "mallory")
+    assert client.run("inbox", "blocked").lines == ["mallory"]
+    assert [line.split()[5] for line in client.run("inbox").lines] == ["ada:zebra"]
+    client.run("inbox", "unblock", "mallory")
+    client.run("inbox", "block", "nobody", code=3)
+    client.run("inbox", "leave", "own-name", code=2)
+
+
+@pytest.fixture
+def shared(lying_server: LyingServer) -> tuple[Path, Path]:
+    """The homes of ada, who shares the folder `team` with a file, and of bob, its reader."""
+    ada, bob = lying_server.enrol("ada"), lying_server.enrol("bob")
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"1"), name="team/plan")
+        list(store.share_tree("team", "bob", trust_first_use=True))
+    return ada, bob
+
+
+def names_of(store: Store) -> list[str]:
+    return [one.entry.name for one in store.inbox()]
+
+
+def test_a_reader_leaves_a_file_and_the_owner_drops_them(
+    lying_server: LyingServer, shared: tuple[Path, Path]
+) -> None:
+    ada, bob = shared
+    with connect(bob) as store:
+        assert names_of(store) == ["team/plan"]
+        store.leave("ada", "team/plan")
+        assert names_of(store) == []
+        with pytest.raises(NotFound):
+            store.leave("ada", "team/plan")
+        with pytest.raises(NotFound):
+            store.get_shared("ada", "team/plan", io.BytesIO(), trust_first_use=True)
+        assert store.rotate().files == 0
+        assert [one.op for one in store.audit_log()][-1] != "leave"
+        assert "leave" in [one.op for one in store.audit_log()]
+        store.audit_verify()
+    with connect(ada) as store:
+        assert [one.user for one in store.readers("team/plan")] == ["bob"]
+        store.put(io.BytesIO(b"2"), name="team/plan")
+        assert store.readers("team/plan") == []
+        assert [one.op for one in store.audit_log("team/plan")][-3:] == [
+            "leave",
+            "access",
+            "upload",
+        ]
+        store.put(io.BytesIO(b"3"), name="team/plan")
+        assert [one.op for one in store.audit_log("team/plan")][-1] == "upload"
+        store.put(io.BytesIO(b"1"), name="team/new")  # the folder is still shared
+        store.audit_verify()
+    with connect(bob) as store:
+        assert names_of(store) == ["team/new"]
+    with connect(ada) as store:
+        store.share("team/plan", "bob")
+    with connect(bob) as store:
+        assert names_of(store) == ["team/new", "team/plan"]
+        into = io.BytesIO()
+        store.get_shared("ada", "team/plan", into, trust_first_use=True)
+        assert into.getvalue() == b"3"
+
+
+CHANGES: dict[str, Callable[[Store, str], object]] = {
+    "put": lambda store, name: store.put(io.BytesIO(b"9"), name=name),
+    "delete": lambda store, name: store.rm(name),
+    "restore": lambda store, name: store.restore(name, version=1),
+    "prune": lambda store, name: store.prune(name, keep=1),
+    "move": lambda store, name: store.mv(name, "private"),
+    "share": lambda store, name: store.share(name, "carol", trust_first_use=True),
+}
+
+
+def test_the_next_change_of_any_machine_drops_who_has_left(
+    lying_server: LyingServer, shared: tuple[Path, Path]
+) -> None:
+    ada, bob = shared
+    lying_server.enrol("carol")
+    names = [f"team/{change}" for change in CHANGES]
+    with connect(ada) as store:
+        for _ in range(2):
+            list(store.put_many((io.BytesIO(b"1"), name) for name in names))
+    with connect(bob) as store:
+        for name in (*names, "team/plan"):
+            store.leave("ada", name)
+    # A machine that remembers nothing learns it from the log.
+    with connect(lying_server.copied(ada, "second")) as store:
+        for name, change in zip(names, CHANGES.values(), strict=True):
+            change(store, name)
+        list(store.share_tree("team", "carol"))
+    with connect(ada) as store:
+        session = store._session
+        for name in (*names, "team/plan", "private"):
+            head = session.fetch_newest(session.account.file_id(name)).head
+            assert "bob" not in [user for user, _, _ in head.readers], name
+        store.audit_verify()
+
+
+def test_to_share_a_file_again_brings_back_a_reader_who_has_left(
+    shared: tuple[Path, Path],
+) -> None:
+    ada, bob = shared
+    with connect(bob) as store:
+        store.leave("ada", "team/plan")
+    with connect(ada) as store:
+        store.share("team/plan", "bob")
+        store.put(io.BytesIO(b"2"), name="team/plan")
+        assert [one.user for one in store.readers("team/plan")] == ["bob"]
+    with connect(bob) as store:
+        assert names_of(store) == ["team/plan"]
+
+
+def test_leaving_survives_a_lost_answer_and_a_change_of_the_file(
+    lying_server: LyingServer, shared: tuple[Path, Path]
+) -> None:
+    ada, bob = shared
+    asked: list[Message] = []
+
+    def overtake(_who: Principal, request: Request) -> Reply | None:
+        if isinstance(request, LeaveFile):
+            asked.append(request)
+            if len(asked) == 1:
+                with connect(ada) as other:
+                    other.put(io.BytesIO(b"2"), name="team/plan")
+        return None
+
+    def lose(_who: object, request: Message, reply: Message) -> Message:
+        if isinstance(request, LeaveFile) and len(asked) == 2:
+            raise DropConnection
+        return reply
+
+    lying_server.intercept, lying_server.tamper = overtake, lose
+    with connect(bob) as store:
+        store.leave("ada", "team/plan")
+        assert names_of(store) == []
+        assert [one.op for one in store.audit_log()].count("leave") == 1
+    assert len(asked) == 3
+
+
+def forged(lying_server: LyingServer, ada: Path, bob: Path, **changes: bytes) -> EntryDraft:
+    """Return an entry that says that bob has left ada's file, signed by nobody."""
+    with connect(ada) as store:
+        file = store._session.fetch_newest(store._session.account.file_id("team/plan"))
+        owner = store.whoami().user
+    with connect(bob) as store:
+        account = store._session.account
+        fields = {"record": record_hash(file.head_body)} | changes
+        body = LeaveRecord(
+            server=account.server_id,
+            user="bob",
+            first=account.first,
+            generation=1,
+            owner=owner,
+            file_id=file.file_id,
+            created=1,
+            **fields,
+        ).encode()
+    signer = key_id("ed25519", bytes(32)).hex()
+    return EntryDraft(
+        "leave",
+        "bob",
+        owner,
+        file.file_id,
+        rec=body,
+        sigs={signer: bytes(64)},
+        accounts=("ada", "bob"),
+    )
+
+
+def test_a_leave_record_without_the_readers_signature_drops_nobody(
+    lying_server: LyingServer, shared: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    ada, bob = shared
+    lying_server.append(forged(lying_server, ada, bob))
+    with caplog.at_level(logging.WARNING), connect(ada) as store:
+        store.put(io.BytesIO(b"2"), name="team/plan")
+        assert [one.user for one in store.readers("team/plan")] == ["bob"]
+    assert "bob stays a reader" in caplog.text
+    with connect(bob) as store:
+        assert names_of(store) == ["team/plan"]
+
+
+def test_a_leave_record_of_another_state_of_the_file_is_a_lie(
+    lying_server: LyingServer, shared: tuple[Path, Path]
+) -> None:
+    """A server could otherwise show an old one again after the reader was added again."""
+    ada, bob = shared
+    lying_server.append(forged(lying_server, ada, bob, record=hashlib.sha256(b"").digest()))
+    with pytest.raises(BadReceipt):
+        connect(ada)
+
+
+def test_a_blocked_sharer_stores_on_without_the_reader(
+    lying_server: LyingServer, shared: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    ada, bob = shared
+    carol = lying_server.enrol("carol")
+    with connect(ada) as store:
+        list(store.share_tree("team", "carol", trust_first_use=True))
+        store.put(io.BytesIO(b"1"), name="other/gone")
+        store.rm("other/gone")
+        list(store.share_tree("other", "bob"))
+        store.put(io.BytesIO(b"1"), name="private")
+    with connect(bob) as store:
+        store.block("ada")
+        assert store.blocked() == ("ada",)
+        assert names_of(store) == []
+        assert store.rotate().files == 0
+    with caplog.at_level(logging.WARNING), connect(ada) as store:
+        assert store.put(io.BytesIO(b"2"), name="team/plan").version == 2
+        done = list(store.put_many((io.BytesIO(b"1"), f"team/{n}") for n in range(20)))
+        assert [one.version for one in done] == [1] * 20
+        store.put(io.BytesIO(b"2"), name="other/gone")
+        store.mv("private", "other/private")
+        for name in ("team/0", "team/19"):
+            assert [one.user for one in store.readers(name)] == ["carol"]
+        for call in (
+            lambda: store.share("other/private", "bob"),
+            lambda: list(store.share_tree("team", "bob")),
+        ):
+            with pytest.raises(ShareRefused) as refusal:
+                call()
+            assert refusal.value.readers == ("bob",)
+            assert refusal.value.exit_code == 4
+        store.audit_verify()
+    told = [one for one in caplog.messages if "bob is left out of new files" in one]
+    assert len(told) == 1
+    with connect(carol) as store:
+        assert len(names_of(store)) == 21
+    with connect(bob) as store:
+        store.unblock("ada")
+        assert names_of(store) == ["team/plan"]
+        into = io.BytesIO()
+        store.get_shared("ada", "team/plan", into, trust_first_use=True)
+        assert into.getvalue() == b"2"
+
+
+@pytest.fixture
+def narrow_server(tmp_path: Path) -> Iterator[LyingServer]:
+    settings = "[limits]\nuser_shared_files = 2\n"
+    with LyingServer(tmp_path / "narrow", settings) as server:
+        yield server
+
+
+def test_one_sharer_cannot_fill_an_inbox(narrow_server: LyingServer) -> None:
+    mallory, ada = narrow_server.enrol("mallory"), narrow_server.enrol("ada")
+    bob = narrow_server.enrol("bob")
+    with connect(mallory) as store:
+        list(store.share_tree("junk", "bob", trust_first_use=True))
+        for number in range(4):
+            store.put(io.BytesIO(b""), name=f"junk/{number}")
+        store.put(io.BytesIO(b""), name="more")
+        with pytest.raises(ShareRefused):
+            store.share("more", "bob")
+        with pytest.raises(ShareRefused):
+            store.mv("junk/0", "junk/5")
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"1"), name="f")
+        store.share("f", "bob", trust_first_use=True)
+    with connect(bob) as store:
+        assert names_of(store) == ["f", "junk/0", "junk/1"]
+        store.block("mallory")
+        assert names_of(store) == ["f"]
+        assert store.rotate().files == 1

@@ -173,6 +173,7 @@ EXITS = {
     "stale-recipient": 6,
     "stale-generation": 4,
     "rotation-required": 4,
+    "share-refused": 4,
     "upload-lost": 7,
     "busy": 7,
     "unavailable": 7,

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.codec import merkle
+from protocol.codec.values import changed
 from protocol.log import auditlog, tags
 from protocol.log.auditlog import EntryDraft
-from protocol.records.records import FileRecord, record_hash
+from protocol.records.records import FileRecord, LeaveRecord, ReaderEntry, record_hash
 from sfsc.errors import BadReceipt, Fork, IntegrityError, Rollback
 from sfsc.trust.followed_log import (
     LOG_START,
@@ -22,7 +23,9 @@ from sfsc.trust.followed_log import (
     LoggedHead,
     LogPosition,
     pack_contacts,
+    pack_leaves,
     unpack_contacts,
+    unpack_leaves,
 )
 from tests.vectors import protocol_examples as examples
 
@@ -54,7 +57,8 @@ class Log:
     ) -> int:
         """Append an entry of these accounts, with `more` tags; return its seq."""
         owner = users[0] if users else None
-        draft = EntryDraft(op=op, actor=owner or "operator", owner=owner, rec=rec, **changed)
+        who = {"actor": owner or "operator", "owner": owner}
+        draft = EntryDraft(op=op, rec=rec, **(who | changed))
         accounts = {user: self.counts[user] for user in users}
         own = [tags.account_tag(KEYS[user], SERVER, user, n) for user, n in accounts.items()]
         line, self.prev = auditlog.encode(
@@ -100,7 +104,12 @@ def follow(log: Log, followed: FollowedLog, end: int | None = None) -> None:
     followed.confirm(end, log.root(end))
 
 
-def record(rev: int, prev: bytes, file_id: str = examples.FILE_ID) -> bytes:
+def record(
+    rev: int,
+    prev: bytes,
+    file_id: str = examples.FILE_ID,
+    readers: tuple[ReaderEntry, ...] = (),
+) -> bytes:
     """Return a record of a purge, which needs no content."""
     return FileRecord(
         server=SERVER,
@@ -113,7 +122,7 @@ def record(rev: int, prev: bytes, file_id: str = examples.FILE_ID) -> bytes:
         prev=prev,
         seen=(0, merkle.EMPTY_ROOT),
         created=1,
-        readers=(),
+        readers=readers,
         current=rev,
         content=bytes(32),
         purged=(1,),
@@ -236,6 +245,33 @@ def other_record(log: Log) -> None:
     log.append("purge", "alice", rec=record(2, b"x" * 32))
 
 
+def leave(log: Log, of: bytes, **changes: Any) -> None:
+    """Append an entry by which bob leaves the file of alice, whose last record is `of`."""
+    fields = {"owner": "alice", "file_id": examples.FILE_ID, "user": "bob"} | changes
+    body = LeaveRecord(
+        server=SERVER, first=bytes(32), generation=1, record=record_hash(of), created=1, **fields
+    ).encode()
+    entry: dict[str, Any] = {"actor": "bob", "owner": "alice", "file": examples.FILE_ID}
+    log.append("leave", "alice", rec=body, sigs={"00" * 32: b"s" * 64}, **entry)
+
+
+def leave_before(log: Log) -> None:
+    first, second = chain(2)
+    log.append("purge", "alice", rec=first)
+    log.append("purge", "alice", rec=second)
+    leave(log, first)
+
+
+def leave_of_nothing(log: Log) -> None:
+    leave(log, chain(1)[0])
+
+
+def leave_of_another(log: Log) -> None:
+    (first,) = chain(1)
+    log.append("purge", "alice", rec=first)
+    leave(log, first, user="carol")
+
+
 def malformed_record(log: Log) -> None:
     log.append("purge", "alice", rec=b"\x80")
 
@@ -259,6 +295,9 @@ def false_count(log: Log) -> None:
         (skipped_record, BadReceipt),
         (other_record, BadReceipt),
         (malformed_record, BadReceipt),
+        (leave_before, BadReceipt),
+        (leave_of_nothing, BadReceipt),
+        (leave_of_another, BadReceipt),
         (false_count, BadReceipt),
     ],
 )
@@ -340,3 +379,59 @@ def test_what_another_process_saved_later_is_not_taken_for_the_past() -> None:
     follow(log, followed)
     assert followed.head_at(examples.FILE_ID, start.size) == (1, heads[0].hash)
     assert followed.head_at(examples.FILE_ID, followed.size) == (3, heads[2].hash)
+
+
+def test_readers_who_have_left_stay_known_until_they_are_added_again() -> None:
+    """Also across sessions, and if the log was followed before by another process."""
+    readers = (("bob", bytes(32), 0), ("carol", bytes(32), 0))
+    first = record(1, b"", readers=readers)
+    second = record(2, record_hash(first), readers=readers)
+    third = record(3, record_hash(second), readers=readers[1:])
+    log = Log()
+    log.enrol()
+    log.append("purge", "alice", rec=first)
+    leave(log, first)
+    log.append("purge", "alice", rec=second)
+    followed = follower()
+    follow(log, followed)
+    assert list(followed.left_readers(examples.FILE_ID)) == ["bob"]
+    changes = followed.take_changes()
+    assert changes.left is not None
+    assert followed.take_changes().left is None
+    saved = unpack_leaves(pack_leaves(changes.left))
+    assert saved == changes.left
+    assert [one.signature for one in saved] == [b"s" * 64]
+    start = followed.position(b"")
+    log.append("purge", "alice", rec=third)
+    again = FollowedLog(SERVER, "alice", FIRST_HASH, KEYS["alice"], start, changes.heads.get, saved)
+    assert list(again.left_readers(examples.FILE_ID)) == ["bob"]
+    follow(log, again)
+    assert again.left_readers(examples.FILE_ID) == {"bob": changed(saved[0], dropped=True)}
+    kept = again.take_changes().left
+    assert kept is not None
+    assert unpack_leaves(pack_leaves(kept)) == kept == (changed(saved[0], dropped=True),)
+    log.append("purge", "alice", rec=record(4, record_hash(third), readers=readers))
+    follow(log, again)
+    assert again.left_readers(examples.FILE_ID) == {}
+    assert again.take_changes().left == ()
+
+
+def test_a_leave_record_of_ours_is_known_by_its_hash() -> None:
+    log, theirs = Log(), chain(1)[0]
+    log.enrol()
+    body = LeaveRecord(
+        server=SERVER,
+        user="alice",
+        first=FIRST_HASH,
+        generation=1,
+        owner="bob",
+        file_id=examples.FILE_ID,
+        record=record_hash(theirs),
+        created=1,
+    ).encode()
+    log.append("leave", "alice", rec=body, owner="bob", file=examples.FILE_ID)
+    followed = follower()
+    follow(log, followed)
+    assert followed.has_left(record_hash(body))
+    assert not followed.has_left(record_hash(theirs))
+    assert followed.left_readers(examples.FILE_ID) == {}

@@ -21,7 +21,7 @@ from sfsc.errors import LocalError
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import KeyringFile
 from sfsc.trust.file_records import KnownRevision
-from sfsc.trust.followed_log import LOG_START, LogChanges, LoggedHead, LogPosition
+from sfsc.trust.followed_log import LOG_START, LogChanges, LoggedHead, LogPosition, SignedLeave
 from sfsc.trust.state import ClientState, KnownFile, open_client_state, state_path
 
 ACCOUNT = bytes(32) + b"ada"
@@ -485,3 +485,16 @@ def test_a_file_that_cannot_be_read_is_never_left_out(
     state_path(fresh).write_bytes(b"damaged" * 1000)
     with pytest.raises(LocalError):
         open_client_state(fresh, keyring, must_be_saved=False)
+
+
+def test_readers_who_have_left_are_remembered_with_the_position(path: Path) -> None:
+    leave = SignedLeave(b"a leave record", b"s" * 64)
+    with opened(path) as state:
+        assert state.left_readers() == ()
+        state.save_followed(position(3), LogChanges({}, [], (leave,)), {})
+        state.save_followed(position(4), LogChanges({}, []), {})
+        state.save_followed(position(2), LogChanges({}, [], ()), {})
+    with opened(path) as state:
+        assert state.left_readers() == (leave,)
+        state.reset_log()
+        assert state.left_readers() == ()

@@ -464,6 +464,13 @@ def test_a_reader_who_has_left_sees_nothing_and_needs_no_wrap(
     shared(ada)
     shared(ada, reader(bob), wraps={3: [bob.wrap()]})
     assert received(bob) == [("ada", F, True)]
+    # So is one for whom the owner makes a wrap anew.
+    left(bob, ada)
+    shared(ada, reader(bob))
+    assert received(bob) == []
+    shared(ada, reader(bob), wraps={3: [bob.wrap()]})
+    assert received(bob) == [("ada", F, True)]
+    assert [set(one.accounts) for one in served.entries("access")][-2:] == [{"ada"}, {"ada", "bob"}]
     check_tags(served, {"ada": ada.tag_key, "bob": bob.tag_key})
 
 
