@@ -28,6 +28,7 @@ HOSTILE = [
     ("\u2028line", "\\u2028line"),
     ("no\u00a0break", "no\\xa0break"),
     ("\ud800", "\\ud800"),
+    ("a\u2028b\u2029c", "a\\u2028b\\u2029c"),
 ]
 
 

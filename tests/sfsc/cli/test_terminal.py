@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfsc.cli import terminal
-from sfsc.errors import KeyringError, LocalError, NotFound, SfscError
+from sfsc.errors import (
+    KeyringError,
+    LocalError,
+    NotFound,
+    NotRegularFile,
+    SfscError,
+    Tampered,
+)
 
 
 @given(st.dictionaries(st.text(), st.text()))
@@ -71,6 +78,26 @@ def test_an_error_is_reported_as_cause_then_hint(capsys: pytest.CaptureFixture[s
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "sfsc: there is no file \\x1b[2J\nhint: look \\r again\n"
+
+
+@pytest.mark.parametrize(
+    ("errors", "worst"),
+    [
+        ([NotFound("a"), Tampered("b"), LocalError("c")], Tampered),
+        ([Tampered("a"), NotFound("b")], Tampered),
+        ([NotFound("a"), LocalError("b")], NotFound),
+        ([NotRegularFile("a"), LocalError("b")], LocalError),
+    ],
+)
+def test_tampering_decides_the_exit_code_otherwise_the_first_error(
+    errors: list[SfscError], worst: type[SfscError]
+) -> None:
+    failures = terminal.Failures()
+    failures.check()
+    for at, error in enumerate(errors):
+        failures(f"file {at}", error)
+    with pytest.raises(worst):
+        failures.check()
 
 
 @pytest.mark.parametrize("name", ["SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"])

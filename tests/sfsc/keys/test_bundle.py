@@ -157,6 +157,22 @@ def test_pins_beyond_the_limit_are_dropped(pins: int, devices: int) -> None:
     assert len(found.pins) == pins or MAX_BUNDLE - 50 < len(sealed) <= MAX_BUNDLE
 
 
+def test_a_bundle_is_filled_to_its_last_bytes() -> None:
+    """Eight bytes are kept for headers that become longer; nothing else is dropped."""
+
+    def with_note(size: int) -> Bundle:
+        return changed(_with_pins(1440), checkpoint=SeenCheckpoint(bytes(size), b"s", b"g" * 64))
+
+    room = 300 + MAX_BUNDLE - len(_sealed(with_note(300)))
+    for size in range(room - 8, room + 10):
+        bundle = with_note(size)
+        sealed = _sealed(bundle)
+        assert len(sealed) <= MAX_BUNDLE
+        found = open_bundle(sealed, _statement(sealed), [WRAP])
+        dropped = len(bundle.pins) - len(found.pins)
+        assert dropped <= (size > room - 8)
+
+
 def test_oversized_bundle_is_a_local_error() -> None:
     large = (GenerationKeys(1, SIGN.seed, "rsa4096", bytes(4096)),) * 20
     with pytest.raises(LocalError):

@@ -273,6 +273,19 @@ def test_save_replaces_the_file(path: Path) -> None:
     assert {p.name for p in path.parent.iterdir()} <= {"keyring", ".keyring.lock"}
 
 
+@pytest.mark.parametrize("written", [b"", b"nothing like it", "of before"])
+def test_a_write_that_stores_something_else_is_noticed(
+    path: Path, monkeypatch: pytest.MonkeyPatch, written: bytes | str
+) -> None:
+    """A disk, or a file system on a network, that says that it has written."""
+    file = KeyringFile.create(path, CONTENTS, None)
+    stored = path.read_bytes() if isinstance(written, str) else written
+    monkeypatch.setattr(keyring, "replace_file", lambda path, _data: path.write_bytes(stored))
+    with pytest.raises(LocalError if isinstance(written, str) else KeyringDamaged):
+        file.save(LATER)
+    assert file.contents == CONTENTS
+
+
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
 def test_next_write_removes_files_of_a_killed_writer(path: Path) -> None:
     """They may hold keys that are dropped by then."""

@@ -9,11 +9,12 @@ import stat
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
 from protocol.buffers.largefiles import LARGE
+from protocol.codec.values import changed
 from sfsc.crypto.envelope import Metadata
 from sfsc.errors import BadDestination, LocalError
 from sfsc.transfer import destination
@@ -309,6 +310,30 @@ def test_a_file_system_that_cannot_sync_folders(
     with raised, replacing_file(tmp_path / "file", PLAIN) as file:
         file.write(b"data")
     assert (tmp_path / "file").read_bytes() == b"data"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere another call syncs")
+@pytest.mark.parametrize("size", [3, LARGE])
+def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Otherwise a power cut could leave an empty file in the place of a good one."""
+    calls: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def noting_sync(handle: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def noting_replace(old: str, new: str, **folders: Any) -> None:
+        calls.append("rename")
+        replace(old, new, **folders)
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    with replacing_file(tmp_path / "file", changed(PLAIN, size=size)) as file:
+        file.write(bytes(size))
+    assert calls == ["file", "rename", "folder"]
 
 
 def test_names_that_windows_cannot_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from protocol.codec.values import changed
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages.downloads import Opened
+from sfsc.crypto.segments import Encryptor
 from sfsc.errors import BadRecord, NotFound, Rollback, SfscError, Tampered
 from sfsc.files.listing import Files
 from sfsc.session.session import Session
@@ -64,6 +65,25 @@ def test_a_failed_reply_does_not_affect_the_others(stored: Session) -> None:
     tampered[3] = (replies[3][0], Error("not-found", "there is none"))
     kinds = [type(one) for one in verified(stored, tampered)]
     assert kinds == [RemoteVersion, BadRecord, Tampered, Rollback, RemoteVersion]
+
+
+@pytest.mark.parametrize("size", [5, 3_000_000])
+def test_content_that_a_reader_has_forged_with_the_server_is_rejected(
+    server: Simulator, session: Session, size: int
+) -> None:
+    """A reader knows the key of a file. With the server they can encrypt other content under it,
+    and hash its pieces. Only the owner's record tells that it is not the content."""
+    Uploads(session).put(io.BytesIO(bytes(size)), "a")
+    stored = server.files[session.account.file_id("a")].versions[1]
+    file = RemoteVersion.open_own(session, "a", 0).file
+    key = session.account.open_content_key(file)
+    encryptor = Encryptor(key.dek, key.content_id)
+    pieces = encryptor.plaintext_segments(io.BytesIO(b"F" * size))
+    forged = b"".join(encryptor.seal_segment(view, last=last) for view, last in pieces)
+    assert len(forged) == len(stored.blob)
+    stored.blob = forged
+    with pytest.raises(Tampered):
+        list(RemoteVersion.open_own(session, "a", 0).segments())
 
 
 def test_a_known_file_that_the_server_denies(

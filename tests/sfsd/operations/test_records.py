@@ -376,6 +376,18 @@ def test_a_move_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
     refused(ada.ask(Stat("ada", G, 0)), "not-found")
 
 
+def test_a_move_adds_and_drops_no_reader(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    readers = (("bob", bob.first_hash, 0),)
+    ada.put(F, b"1")
+    added = move(ada, readers=readers, wraps=(ada.wrap(), bob.wrap()))
+    refused(ada.ask(ada.together(*added)), "bad-request")
+    shared = file_id(3)
+    ada.put(shared, b"2", readers=readers, wraps=(ada.wrap(), bob.wrap()))
+    refused(ada.ask(ada.together(*move(ada, shared, readers=()))), "bad-request")
+    done(ada.ask(ada.together(*move(ada, shared, wraps=(ada.wrap(), bob.wrap())))))
+
+
 def test_a_move_onto_a_living_file_is_a_conflict(ada: Person) -> None:
     ada.put(F, b"1")
     there = ada.put(G, b"2")

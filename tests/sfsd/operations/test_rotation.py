@@ -511,6 +511,18 @@ def test_a_rotation_ends_a_forced_block(served: Daemon, ada: Person) -> None:
     refused(served.ask(operator, ForceRotation("eve", "")), "not-found")
 
 
+def test_a_statement_that_keeps_the_keys_does_not_end_a_forced_block(
+    served: Daemon, ada: Person
+) -> None:
+    done(served.ask(served.operator(), ForceRotation("ada", "stolen laptop")))
+    joined = onto(ada.first, ada.key, devices=(*ada.first.devices, DEVICE))
+    done(ada.ask(joined))
+    ada.first = Statement.parse(joined.statement)
+    refused(ada.ask(ada.version(file_id(1), b"x").small()), "rotation-required")
+    begun(ada)
+    ada.put(file_id(1), b"x")
+
+
 def test_due_and_overdue_notices(served: Daemon, ada: Person) -> None:
     ada.put(file_id(1), b"content")
 

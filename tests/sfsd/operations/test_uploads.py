@@ -27,6 +27,7 @@ from protocol.wire.messages.uploads import (
 from sfsd.config import DAY
 from sfsd.state.uploads import LIFETIME, PER_USER
 from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, refused
+from tests.sfsd.operations.test_rotation import begun
 
 F = file_id(1)
 LARGE = os.urandom(2 * PIECE + 12345)
@@ -179,6 +180,30 @@ def test_an_expired_reader_needs_no_wrap(served: Daemon, ada: Person) -> None:
     served.clock.now = until
     ada.put(F, b"2")
     assert isinstance(bob.ask(GetOpen("ada", F, 0)), Error)
+
+
+def test_a_reader_who_expires_within_ten_minutes_needs_no_wrap(served: Daemon, ada: Person) -> None:
+    """The client's clock may be ahead, so that it makes no wrap for the reader any more."""
+    bob = served.person("bob")
+    until = int(served.clock.now) + DAY
+    ada.put(F, readers=(("bob", bob.first_hash, until),), wraps=(ada.wrap(), bob.wrap()))
+    served.clock.now = until - 601
+    refused(ada.ask(ada.version(F, b"2").small()), "stale-recipient")
+    served.clock.now = until - 600
+    ada.put(F, b"2")
+
+
+def test_a_reader_whose_key_expires_within_ten_minutes_needs_no_wrap(
+    served: Daemon, ada: Person
+) -> None:
+    bob = served.person("bob")
+    served.clock.now += DAY  # ada's key, which has to sign, is as old as bob's
+    begun(ada)
+    ada.put(F, readers=(("bob", bob.first_hash, 0),), wraps=(ada.wrap(), bob.wrap()))
+    served.clock.now = bob.first.expires - 601
+    refused(ada.ask(ada.version(F, b"2").small()), "stale-recipient")
+    served.clock.now = bob.first.expires - 600
+    ada.put(F, b"2")
 
 
 def test_wraps_must_match_the_owner_and_readers(served: Daemon, ada: Person) -> None:

@@ -91,7 +91,11 @@ class Slow(Files):
     """Real files whose writes wait until they are released."""
 
     def __init__(self) -> None:
-        self.began, self.go = threading.Event(), threading.Event()
+        self.began, self.go, self.synced = (threading.Event() for _ in range(3))
+
+    def sync(self, handle: int) -> None:
+        self.synced.set()
+        super().sync(handle)
 
     def write_at(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> int:
         self.began.set()
@@ -110,6 +114,7 @@ def test_sealing_waits_for_a_write_that_is_under_way(tmp_path: Path) -> None:
         writing = pool.submit(staged.write, 0, b"xyz")
         assert files.began.wait(10)
         sealing = pool.submit(staged.seal)
+        assert not files.synced.wait(0.2)
         files.go.set()
         writing.result(10)
         sealing.result(10)

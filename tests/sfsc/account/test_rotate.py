@@ -1,0 +1,123 @@
+"""A rotation against a real daemon that refuses, forgets or lies at one step."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+import sfsc
+from protocol.codec.values import changed
+from protocol.wire.messages import Done, Error, Message, Reply, Request
+from protocol.wire.messages.rotation import GetWraps, RotateBegin, RotateFinish, WrapsPage
+from sfsc.errors import BadReceipt, BadRecord, SfscError
+from sfsc.keys.home import unlock_home
+from sfsc.keys.keyring import Keyring
+from sfsc.store import Store
+from tests.lying_server import LyingServer
+
+
+@pytest.fixture
+def ada(lying_server: LyingServer) -> Path:
+    home = lying_server.enrol("ada")
+    with connect(home) as store:
+        store.put(io.BytesIO(b"1"), name="a")
+    return home
+
+
+def connect(home: Path) -> Store:
+    return sfsc.connect(home, auto_rotate=False)
+
+
+def saved(home: Path) -> Keyring:
+    return unlock_home(home, None).contents
+
+
+def test_new_keys_are_saved_before_they_are_sent(lying_server: LyingServer, ada: Path) -> None:
+    """If the reply is lost, only the keyring has the private keys of the new generation."""
+    found: list[Keyring] = []
+
+    def look(_who: object, request: Request) -> Reply | None:
+        if isinstance(request, RotateBegin):
+            found.append(saved(ada))
+            pending = found[-1].pending
+            assert pending is not None
+            assert pending.keys is not None
+            assert pending.statement == request.statement
+        return None
+
+    lying_server.intercept = look
+    with connect(ada) as store:
+        store.rotate()
+    assert len(found) == 1
+    assert saved(ada).pending is None
+
+
+@pytest.mark.parametrize("code", ["bad-request", "refused", "denied"])
+def test_a_refused_statement_is_not_sent_again(
+    lying_server: LyingServer, ada: Path, code: str
+) -> None:
+    sent: list[bytes] = []
+
+    def refuse(_who: object, request: Request) -> Reply | None:
+        if not isinstance(request, RotateBegin):
+            return None
+        sent.append(request.statement)
+        return Error(code, "not today") if len(sent) == 1 else None
+
+    lying_server.intercept = refuse
+    with connect(ada) as store, pytest.raises(SfscError):
+        store.rotate()
+    assert saved(ada).pending is None
+    with connect(ada) as store:
+        assert store.rotate().generation == 2
+    assert len(set(sent)) == 2
+
+
+@pytest.mark.parametrize("kind", [RotateBegin, RotateFinish])
+def test_a_receipt_of_another_entry_is_refused(
+    lying_server: LyingServer, ada: Path, kind: type[Request]
+) -> None:
+    """Otherwise the client would destroy its old keys for a statement that nobody has logged."""
+    receipts = []
+
+    def swap(_who: object, request: Message, reply: Message) -> Message:
+        if isinstance(reply, Done):
+            receipts.append(reply.receipt)
+            if isinstance(request, kind):
+                return Done(changed(reply.receipt, line=receipts[0].line))
+        return reply
+
+    lying_server.tamper = swap
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"2"), name="a")
+        with pytest.raises(BadReceipt):
+            store.rotate()
+    assert len(saved(ada).generations) >= (1 if kind is RotateBegin else 2)
+
+
+def test_a_wrap_for_an_older_key_fails_the_verification(
+    lying_server: LyingServer, ada: Path
+) -> None:
+    pages: list[WrapsPage] = []
+
+    def note(_who: object, request: Message, reply: Message) -> Message:
+        if isinstance(request, GetWraps) and isinstance(reply, WrapsPage):
+            pages.append(reply)
+        return reply
+
+    lying_server.tamper = note
+    with connect(ada) as store:
+        store.rotate()
+        assert store.verify_rotation().files == 1
+    before = next(page.items[0].wrap for page in pages if page.items)
+
+    def show_old(_who: object, request: Message, reply: Message) -> Message:
+        if isinstance(request, GetWraps) and isinstance(reply, WrapsPage):
+            return changed(reply, items=tuple(changed(one, wrap=before) for one in reply.items))
+        return reply
+
+    lying_server.tamper = show_old
+    with connect(ada) as store, pytest.raises(BadRecord, match="wrapped for an older key"):
+        store.verify_rotation()
