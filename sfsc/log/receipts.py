@@ -10,7 +10,7 @@ from protocol.codec.values import Value
 from protocol.log import tlogproof
 from protocol.log.checkpoint import Verifier
 from protocol.log.tlogproof import TlogProof
-from sfsc.errors import BadReceipt, LocalError, UsageError
+from sfsc.errors import BadReceipt, UsageError
 from sfsc.trust.server_log import log_keys
 from sfsc.trust.state import read_server_statements
 
@@ -66,11 +66,7 @@ def verify_proof(data: bytes, verifiers: list[Verifier]) -> VerifiedProof:
 def load_verifiers(state: Path) -> list[Verifier]:
     """Return all keys of the server's log that the state file at `state` knows, newest first.
     Raises `LocalError`."""
-    pin, bodies = read_server_statements(state)
-    try:
-        return log_keys(pin, bodies)
-    except RemoteProtocolError as exc:
-        raise LocalError(f"{state} is damaged: {exc}") from exc
+    return log_keys(*read_server_statements(state))
 
 
 def parse_vkey(vkey: str) -> Verifier:

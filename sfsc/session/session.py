@@ -81,6 +81,7 @@ from sfsc.trust.server_log import (
     TreeHead,
     log_keys,
     quoted_note,
+    stored_statements,
 )
 from sfsc.trust.state import ClientState, KnownFile
 from sfsc.warning_log import log_warning
@@ -173,7 +174,8 @@ class Session:
         self._signing_ids: dict[int, str] = {}  # of each generation that signed here
         self.use_keyring(keyring)
         self._recovery = recovery
-        statement, signature = state.server_statement() or (None, b"")
+        stored = stored_statements(keyring.server_id, state.server_statements())
+        statement, signature = stored[0][:2] if stored else (None, b"")
         self.trust = ServerTrust(keyring.server_id, statement=statement, signature=signature)
         self._anew = anew
         self._log: FollowedLog | None = None

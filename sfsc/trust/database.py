@@ -14,6 +14,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Final, Self
 
 from sfsc.closing import Closing
@@ -48,12 +49,23 @@ CREATE TABLE shared (
 )
 """`file.vouched` is a MAC showing that the record's signature was found valid. `file.shown` is the
 last entry of a file while it has none."""
+_BYTES_OR_NONE: Final = (bytes, NoneType)
+_COLUMNS: Final[dict[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("bucket", "n", "rev", "version", "deleted"), (int,)),
+    **dict.fromkeys(("kind", "key", "file_id", "user", "owner"), (str,)),
+    **dict.fromkeys(("value", "statement", "signature", "hash", "record", "body"), (bytes,)),
+    **dict.fromkeys(("entry", "vouched", "shown"), _BYTES_OR_NONE),
+}
+"""Types of the columns by name. SQLite stores a value of any type in any column, and a file that
+somebody else has edited may have lost the constraints too."""
 _PAGE: Final = 1024
 """Page size in bytes. A file's row is about as long. SQLite's default of 4,096 would split each
 row: at most a quarter of a page is stored inline, and the rest fills nearly a page of its own,
 which is written with the first page for every changed row, because files come in no order."""
 _WAL_BYTES: Final = 4 << 20
 """Bytes of WAL that are moved into the database, and synced, together."""
+_LARGEST: Final = 2**53
+"""No log is larger, nor is a time in seconds: what is sent to a server has this limit."""
 _VALUE: Final = "SELECT value FROM meta WHERE key = ?"
 _KEY_ROW: Final = "key"
 """Row that holds an empty sealed message; it shows whether the key is still the same."""
@@ -256,8 +268,10 @@ class StateDatabase(Closing):
 
     def meta_number(self, key: str) -> int:
         """Return a stored number that only grows; 0 at first."""
-        value = self.meta_value(key)
-        return 0 if value is None else int.from_bytes(value, "big")
+        number = int.from_bytes(self.meta_value(key) or b"")
+        if number > _LARGEST:
+            raise self._damaged(f"the number {key!r} is impossible")
+        return number
 
     def raise_meta_number(self, key: str, value: int) -> None:
         """Store a number if it is larger than the known one. Raises as `check_current`, because the
@@ -270,9 +284,15 @@ class StateDatabase(Closing):
     def fetch_rows(
         self, query: str, values: tuple[int | str | bytes, ...] = ()
     ) -> list[tuple[Any, ...]]:
-        """Return all rows of a query."""
+        """Return all rows of a query. Its columns have the names of the tables' columns."""
         with self._translated:
-            return self._database.execute(query, values).fetchall()
+            cursor = self._database.execute(query, values)
+            rows = cursor.fetchall()
+        for types in {tuple(map(type, row)) for row in rows}:
+            for (name, *_), found in zip(cursor.description, types, strict=True):
+                if found not in _COLUMNS[name]:
+                    raise self._damaged(f"a value of {name!r} has a wrong type")
+        return rows
 
     def set_meta(self, key: str, value: bytes) -> None:
         """Store a value by name."""
@@ -294,17 +314,21 @@ class StateDatabase(Closing):
     def fetch_row(
         self, query: str, values: tuple[int | str | bytes, ...] = ()
     ) -> tuple[Any, ...] | None:
-        """Return the first row of a query, or None."""
-        with self._translated:
-            row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
-            return row
+        """Return the only row of a query as `fetch_rows` does, or None."""
+        rows = self.fetch_rows(query, values)
+        return rows[0] if rows else None
 
     def meta_value(self, key: str) -> bytes | None:
         """Return a value stored by name, or None."""
         # Not by `fetch_row`, for speed: it runs for every signature.
         with self._translated:
             row = self._database.execute(_VALUE, (key,)).fetchone()
-        return None if row is None else bytes(row[0])
+        if row is not None and type(row[0]) is not bytes:
+            raise self._damaged("a value has a wrong type")
+        return None if row is None else row[0]
+
+    def _damaged(self, why: str) -> LocalError:
+        return LocalError(f"{self._path} is damaged: {why}", _MOVE_AWAY)
 
 
 _MOVE_AWAY: Final = (

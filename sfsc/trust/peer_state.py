@@ -49,7 +49,7 @@ class PeerState:
         rows = self._state.fetch_rows(
             "SELECT body FROM statement WHERE user = ? ORDER BY n", (user,)
         )
-        chain, name = tuple(bytes(body) for (body,) in rows), _chain_name(user)
+        chain, name = tuple(body for (body,) in rows), _chain_name(user)
         mac = self._state.meta_value(name)
         return chain if self._state.check_verification_mac(mac, name, _digest(chain)) else ()
 
@@ -75,7 +75,7 @@ class PeerState:
         self, owner: str, file_ids: Sequence[str]
     ) -> dict[str, KnownRevision | None]:
         """Return the known revisions of files shared by `owner`; see `ClientState.file`."""
-        query = "SELECT file_id, rev, hash, NULL FROM shared WHERE owner = ? AND"
+        query = "SELECT file_id, rev, hash, NULL AS vouched FROM shared WHERE owner = ? AND"
         return self._state.query_revisions(query, (owner,), file_ids)
 
     def shared_files(self) -> Iterator[KnownSharedFile]:

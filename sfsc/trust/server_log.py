@@ -123,7 +123,7 @@ class ServerTrust:
                 pinned=self.pin.hex(),
                 shown=shown.hex(),
             )
-        _, verifier = self._verify_statement(welcome.statement, welcome.signature)
+        _, verifier = verify_statement(self.pin, welcome.statement, welcome.signature)
         if peer_spki_sha256 not in statement.tls_spki_sha256:
             raise WrongServer(
                 "the connection does not end at the pinned server",
@@ -137,18 +137,6 @@ class ServerTrust:
         self._statement, self._signature = shown_now
         self._verifier = verifier
         return statement
-
-    def _verify_statement(self, body: bytes, signature: bytes) -> tuple[ServerStatement, Verifier]:
-        """Return a server statement and the log's key in it. Raises `BadRecord`."""
-        statement = _server_statement(body)
-        try:
-            verify_signature(Label.SERVER_STATEMENT, body, signature, statement.server_pub)
-            verifier = Verifier.parse(statement.log_vkey)
-        except (SignatureError, CheckpointError) as exc:
-            raise BadRecord("the server's statement is not validly signed", REPORT) from exc
-        if verifier.name != origin_of(self.pin):
-            raise BadRecord("the server's statement names the key of another log", REPORT)
-        return statement, verifier
 
     def verify_receipt(self, receipt: Receipt, sent: SentChange) -> tuple[LogEntry, TreeHead]:
         """Return the log entry of a change, which matches what was sent, and the signed checkpoint
@@ -170,9 +158,7 @@ class ServerTrust:
         """Return the tree head that a bundle says another device of the account has proven. Raises
         `BadRecord` unless log and server have signed it: then it says nothing of the server, only
         that a holder of the account's keys has made it up."""
-        statement, verifier = self._verify_statement(seen.statement, seen.signature)
-        if server_id(statement.server_pub) != self.pin:
-            raise BadRecord("the bundle's checkpoint is of another server")
+        _, verifier = verify_statement(self.pin, seen.statement, seen.signature)
         try:
             signed = notes.verify(seen.note, verifier)
         except CheckpointError as exc:
@@ -263,16 +249,41 @@ class ServerTrust:
         self._last_extension = (known, point, proof)
 
 
-def log_keys(pin: bytes, bodies: Iterable[bytes]) -> list[Verifier]:
-    """Return the log keys in these server statements, in their order.
+def verify_statement(pin: bytes, body: bytes, signature: bytes) -> tuple[ServerStatement, Verifier]:
+    """Return a statement of the server whose id is `pin`, and the log's key in it. Raises
+    `BadRecord`."""
+    statement = _server_statement(body)
+    if server_id(statement.server_pub) != pin:
+        raise BadRecord("the statement is of another server", REPORT)
+    try:
+        verify_signature(Label.SERVER_STATEMENT, body, signature, statement.server_pub)
+        verifier = Verifier.parse(statement.log_vkey)
+    except (SignatureError, CheckpointError) as exc:
+        raise BadRecord("the server's statement is not validly signed", REPORT) from exc
+    if verifier.name != origin_of(pin):
+        raise BadRecord("the server's statement names the key of another log", REPORT)
+    return statement, verifier
 
-    The statements were stored by this user; those of another server than the pinned one are
-    ignored. Raises RemoteProtocolError.
-    """
-    statements = [ServerStatement.parse(body) for body in bodies]
-    ours = [one for one in statements if server_id(one.server_pub) == pin]
-    found = [Verifier.parse(one.log_vkey) for one in ours]
-    return [one for one in found if one.name == origin_of(pin)]
+
+def stored_statements(
+    pin: bytes, stored: Iterable[tuple[bytes, bytes]]
+) -> list[tuple[bytes, bytes, Verifier]]:
+    """Return those of the `stored` statements (exact bytes, signature) that this server has signed,
+    newest first, with the log's key in each. The others do not count: somebody else may have
+    written to the file."""
+    found = []
+    for body, signature in stored:
+        try:
+            statement, verifier = verify_statement(pin, body, signature)
+        except BadRecord:
+            continue
+        found.append((statement.n, body, signature, verifier))
+    return [one[1:] for one in sorted(found, key=lambda one: one[0], reverse=True)]
+
+
+def log_keys(pin: bytes, stored: Iterable[tuple[bytes, bytes]]) -> list[Verifier]:
+    """Return the log keys in these statements, newest first; see `stored_statements`."""
+    return [verifier for _, _, verifier in stored_statements(pin, stored)]
 
 
 def _server_statement(body: bytes) -> ServerStatement:

@@ -62,7 +62,7 @@ class KnownFile(Value):
         return KnownRevision(self.rev, self.hash)
 
 
-_SERVER_STATEMENTS: Final = "SELECT statement FROM server_statement ORDER BY n DESC"
+_SERVER_STATEMENTS: Final = "SELECT statement, signature FROM server_statement ORDER BY n"
 _LOG: Final = "log"
 _POSITION: Final = "position"
 _CONTACTS: Final = "contacts"
@@ -184,16 +184,10 @@ class ClientState(StateDatabase):
         """Record that the log has passed the checkpoint of `must_pass`."""
         self.vouched.put(_LOG, _OTHERS_NOTE, b"")
 
-    def server_statement(self) -> tuple[bytes, bytes] | None:
-        """Return the newest server statement and its signature."""
-        row = self.fetch_row(
-            "SELECT statement, signature FROM server_statement ORDER BY n DESC LIMIT 1"
-        )
-        return None if row is None else (bytes(row[0]), bytes(row[1]))
-
-    def server_statements(self) -> list[bytes]:
-        """Return every server statement ever in force here, newest first."""
-        return [bytes(body) for (body,) in self.fetch_rows(_SERVER_STATEMENTS)]
+    def server_statements(self) -> list[tuple[bytes, bytes]]:
+        """Return (exact bytes, signature) of every server statement ever in force here. Nobody
+        vouches for them: see `sfsc.trust.server_log.stored_statements`."""
+        return [(body, signature) for body, signature in self.fetch_rows(_SERVER_STATEMENTS)]
 
     def remember_server_statement(self, n: int, statement: bytes, signature: bytes) -> None:
         """Store a server statement. All are kept: old receipts need the log key of their time."""
@@ -381,7 +375,7 @@ class ClientState(StateDatabase):
     def cached_revisions(self, file_ids: Sequence[str]) -> dict[str, KnownRevision | None]:
         """Return known revisions of files whose listing entry is cached for that very record, else
         None."""
-        query = "SELECT file_id, rev, hash, NULL FROM file WHERE entry NOT NULL AND"
+        query = "SELECT file_id, rev, hash, NULL AS vouched FROM file WHERE entry NOT NULL AND"
         return self.query_revisions(query, (), file_ids)
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
@@ -408,7 +402,7 @@ class ClientState(StateDatabase):
     def last_entry(self, file_id: str) -> bytes | None:
         """Return the newest listing entry known of a file, perhaps of an older record; None if
         there is none. Raises as `entries`."""
-        query = "SELECT coalesce(entry, shown) FROM file WHERE file_id = ?"
+        query = "SELECT coalesce(entry, shown) AS entry FROM file WHERE file_id = ?"
         row = self.fetch_row(query, (file_id,))
         return None if row is None or row[0] is None else self.unseal(row[0], file_id)[32:]
 
@@ -475,9 +469,9 @@ def _warn_of_copy(home: Path, cause: str) -> None:
     )
 
 
-def read_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
-    """Return (server_id, exact bytes of every server statement, newest first) from the state at
-    `path`. Used to check a proof without any key. Raises `LocalError`."""
+def read_server_statements(path: Path) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """Return (server_id, `ClientState.server_statements`) from the state at `path`. Used to check a
+    proof without any key. Raises `LocalError`."""
     with translate_errors(path):
         if not path.exists():
             hint = "give the log's key by --vkey: `sfsc status` shows it on an enrolled machine"
@@ -487,7 +481,9 @@ def read_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
             found = database.execute("SELECT value FROM meta WHERE key = 'account'").fetchone()
             if found is None:
                 raise sqlite3.DatabaseError("no account is named in it")
-            rows = database.execute(_SERVER_STATEMENTS)
-            return bytes(found[0][:32]), [bytes(body) for (body,) in rows]
+            rows = database.execute(_SERVER_STATEMENTS).fetchall()
+            if {type(value) for row in (found, *rows) for value in row} != {bytes}:
+                raise sqlite3.DatabaseError("a value has a wrong type")
+            return found[0][:32], rows
         finally:
             database.close()

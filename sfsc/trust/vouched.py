@@ -99,7 +99,7 @@ class VouchedRows:
                 key: self._database.fetch_row(query, (bucket, kind, key))
                 for key, bucket in buckets.items()
             }
-            return {key: bytes(row[0]) for key, row in found.items() if row is not None}
+            return {key: row[0] for key, row in found.items() if row is not None}
 
     def items(self, kind: str) -> Iterator[tuple[str, bytes]]:
         """Return an iterator over (key, value) of all rows of one kind, in no order."""
@@ -108,7 +108,7 @@ class VouchedRows:
                 return iter(())
             query = "SELECT key, value FROM vouched WHERE kind = ?"
             rows = self._database.fetch_rows(query, (kind,))
-        return ((key, bytes(value)) for key, value in rows)
+        return iter(rows)
 
     def put(self, kind: str, key: str, value: bytes) -> None:
         """Store one row."""
@@ -125,7 +125,7 @@ class VouchedRows:
             for bucket, kind, key, value in placed:
                 before = self._database.fetch_row(query, (bucket, kind, key))
                 if before is not None:
-                    sums[bucket] -= self._digest(kind, key, bytes(before[0]))
+                    sums[bucket] -= self._digest(kind, key, before[0])
                 sums[bucket] = (sums[bucket] + self._digest(kind, key, value)) % _MODULUS
                 self._database.execute(
                     "INSERT OR REPLACE INTO vouched VALUES (?, ?, ?, ?)", (bucket, kind, key, value)
@@ -154,7 +154,7 @@ class VouchedRows:
             sums = [0] * _BUCKETS
             for kind, name, value in rows:
                 bucket = _bucket(kind, name)
-                sums[bucket] = (sums[bucket] + self._digest(kind, name, bytes(value))) % _MODULUS
+                sums[bucket] = (sums[bucket] + self._digest(kind, name, value)) % _MODULUS
             self._save(sums)
             self._checked = set(range(_BUCKETS))
 
@@ -199,17 +199,16 @@ class VouchedRows:
             query = "SELECT bucket, kind, key, value FROM vouched"
             for bucket, kind, key, value in self._database.fetch_rows(query):
                 # A number that no bucket has is a change too.
-                found.setdefault(bucket, []).append((kind, key, bytes(value)))
+                found.setdefault(bucket, []).append((kind, key, value))
             return found
         query = "SELECT kind, key, value FROM vouched WHERE bucket = ?"
         for bucket in buckets:
-            rows = self._database.fetch_rows(query, (bucket,))
-            found[bucket] = [(kind, key, bytes(value)) for kind, key, value in rows]
+            found[bucket] = self._database.fetch_rows(query, (bucket,))
         return found
 
     def _discard(self, stored: bytes) -> bool:
         """Remove everything, and say so unless there was nothing. Return False."""
-        empty = self._database.fetch_row("SELECT 1 FROM vouched LIMIT 1") is None
+        empty = self._database.fetch_row("SELECT bucket FROM vouched LIMIT 1") is None
         self._database.execute("DELETE FROM vouched")
         self._save([0] * _BUCKETS)
         self._checked = set(range(_BUCKETS))

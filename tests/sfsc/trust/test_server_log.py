@@ -22,7 +22,7 @@ from sfsc.errors import (
     Rollback,
     WrongServer,
 )
-from sfsc.trust.server_log import SentChange, ServerTrust, TreeHead
+from sfsc.trust.server_log import SentChange, ServerTrust, TreeHead, log_keys, stored_statements
 from tests.sfsc.simulator import SPKI, SimulatedLog
 
 RECORD = b"the exact bytes that were signed"
@@ -166,6 +166,25 @@ def test_older_or_duplicate_server_statement_is_refused() -> None:
 
 
 # --- checkpoints
+
+
+def test_stored_statements_count_if_the_server_has_signed_them() -> None:
+    """Otherwise an edited state would make the client refuse the honest server."""
+    log, eve = SimulatedLog(), SigningKey.generate()
+    first, third = log.statement(1), log.statement(3)
+    forged = log.statement(9)[0]
+    stored = [
+        SimulatedLog().statement(7),
+        third,
+        (forged, eve.sign(Label.SERVER_STATEMENT, forged)),
+        (b"\x80", bytes(64)),
+        (third[0], first[1]),
+        (b"", b""),
+        first,
+    ]
+    found = stored_statements(log.server_id, stored)
+    assert [(body, signature) for body, signature, _ in found] == [third, first]
+    assert [key.public for key in log_keys(log.server_id, stored)] == [log.key.public] * 2
 
 
 def test_a_checkpoint_of_another_key_or_log() -> None:

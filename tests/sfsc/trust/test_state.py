@@ -60,7 +60,7 @@ def vouched(rev: int, file_id: str = "a" * 32) -> KnownRevision:
 def test_new_state_is_empty(path: Path) -> None:
     with opened(path) as state:
         assert state.followed() == LOG_START
-        assert state.server_statement() is None
+        assert state.server_statements() == []
         assert state.file("a" * 32) is None
         assert state.listed_size() == 0
         assert (state.all_revisions(), list(state.entries())) == ({}, [])
@@ -76,7 +76,7 @@ def test_state_is_persistent(path: Path) -> None:
         assert state.followed() == position(7)
         assert state.contacts() == {b"c" * 32: 7}
         assert state.logged_heads() == {"b" * 32: LoggedHead(7, b"\x07" * 32, 6)}
-        assert state.server_statement() == (b"statement", b"signature")
+        assert state.server_statements() == [(b"statement", b"signature")]
         assert state.file("a" * 32) == known(3)
         assert state.all_revisions() == {"a" * 32: known(3).revision}
         assert state.known_revisions(["a" * 32, "b" * 32]) == {"a" * 32: vouched(3), "b" * 32: None}
@@ -106,7 +106,7 @@ def test_state_only_moves_forward(path: Path) -> None:
             state.remember_listed_size(step)
         for state in (late, early):
             assert state.followed() == position(9)
-            assert state.server_statement() == (b"statement 9", b"")
+            assert state.server_statements()[-1] == (b"statement 9", b"")
             assert state.file("a" * 32) == known(9)
             assert list(state.entries()) == [("a" * 32, b"entry 9")]
             assert state.listed_size() == 9
@@ -130,7 +130,7 @@ def test_known_server_statement_is_not_replaced(path: Path) -> None:
     with opened(path) as state:
         state.remember_server_statement(1, b"first", b"")
         state.remember_server_statement(1, b"another", b"")
-        assert state.server_statement() == (b"first", b"")
+        assert state.server_statements() == [(b"first", b"")]
 
 
 def test_cached_entry_belongs_to_one_record(path: Path) -> None:
