@@ -130,10 +130,12 @@ def accept(
         kept = state.distrust_evidence()
         session = Session(file.contents, state, anew=True)
         try:
-            connect_accepting(session)
-            session.accept_log()
-            newest = session.trust.newest
-            restored = continue_restored(session, file, skip)
+            with session.thread_guard:
+                connect_accepting(session)
+                session.accept_log()
+                newest = session.trust.newest
+                report = None if skip is None else session.thread_guard.reporting(skip)
+                restored = continue_restored(session, file, report)
         finally:
             session.close()
     return newest.size, None if kept is None else str(kept), restored

@@ -168,16 +168,30 @@ class WeakRecipient(Denied):
 
 
 class IntegrityError(SfscError):
-    """Data differs from what was signed. Never retried, never ignored."""
+    """Data differs from what was signed. Never retried, never ignored.
+
+    If the server has lied (`blames_server`), what proves it is kept: `evidence` is the path of the
+    file. `notes` are two signed texts that cannot both be true, the known one and the one that was
+    shown, if there are two. `proofs` are other bytes that prove the lie, each with a name, beside
+    the server's last answers.
+    """
 
     exit_code = 5
     usual_hint = "the changed data was not used: report this to the server's operator"
+    blames_server = True
+
+    def __init__(self, cause: str, hint: str | None = None) -> None:
+        super().__init__(cause, hint)
+        self.evidence: str | None = None
+        self.notes: tuple[bytes, bytes] | None = None
+        self.proofs: tuple[tuple[str, bytes], ...] = ()
 
 
 class Damaged(IntegrityError):
     """A version of which the server has lost bytes. `file_id` and `version` name it, if it is known
     which one that is (else "" and 0)."""
 
+    blames_server = False
     usual_hint = (
         "ask the operator to restore it; otherwise `sfsc rm --purge --damaged NAME` gives it up"
     )
@@ -228,16 +242,13 @@ class BadReceipt(IntegrityError):
 
 
 class _LogConflict(IntegrityError):
-    """The server's log contradicts what was seen. `notes` are the signed checkpoint that was known
-    and the one that was shown, if both are known; `evidence` is the file that they were written to.
-    """
+    """The server's log contradicts what was seen."""
 
     def __init__(
         self, cause: str, hint: str | None = None, *, notes: tuple[bytes, bytes] | None = None
     ) -> None:
         super().__init__(cause, hint)
         self.notes = notes
-        self.evidence: str | None = None
 
 
 class Rollback(_LogConflict):
@@ -253,6 +264,7 @@ class TakenOver(IntegrityError):
     `first` is the number of the first statement to undo, 0 if it is unknown."""
 
     usual_hint = "take the account back: `sfsc init --recovery --take-back`"
+    blames_server = False
 
     def __init__(self, cause: str, hint: str | None = None, *, first: int = 0) -> None:
         super().__init__(cause, hint)
@@ -263,11 +275,14 @@ class Destroyed(IntegrityError):
     """A version that an attacker with stolen keys removed, replaced, or wrapped for another key."""
 
     usual_hint = "see `sfsc history`; restore the contents from another copy, if there is one"
+    blames_server = False
 
 
 class Distrusted(IntegrityError):
     """The server has shown two histories of its log. Nothing is signed until the user
     accepts it."""
+
+    blames_server = False
 
 
 class ConflictError(SfscError):

@@ -125,7 +125,8 @@ class Store(Closing):
                 self._adopt_newer_keys()
             self._renew_keys(auto_rotate)
             self._session.require_followed()
-        except BaseException:
+        except BaseException as exc:
+            self._session.keep_evidence(exc)
             self.close()
             raise
         self._uploads = Uploads(self._session)
@@ -156,6 +157,7 @@ class Store(Closing):
         except SfscError as exc:
             if self._session.is_restricted:
                 raise
+            self._session.keep_evidence(exc)
             retry = "" if "`sfsc rotate`" in exc.hint else "; `sfsc rotate` tries it again"
             log_warning("your keys could not be renewed", exc.cause, exc.hint + retry)
 

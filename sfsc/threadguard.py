@@ -1,7 +1,8 @@
-"""Refuse concurrent use: a call from a second thread fails before it changes anything.
+"""Guards the steps of the work with one server: refuses concurrent use, and reports errors.
 
-Replies mixed up between two threads look like those of a lying server, and would be kept as
-evidence against it. So concurrent use is checked, not only documented.
+A call from a second thread fails before it changes anything. Replies mixed up between two threads
+look like those of a lying server, and would be kept as evidence against it. So concurrent use is
+checked, not only documented.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Callable, Iterator
 from types import FunctionType, GeneratorType
 from typing import Any, Protocol, TypeVar
 
-from sfsc.errors import UsageError
+from sfsc.errors import SfscError, UsageError
 
+_Skip = Callable[[str, SfscError], None]
 _Class = TypeVar("_Class", bound=type)
 
 
@@ -22,11 +24,22 @@ class ThreadGuard:
     """Context manager around each step of the work. Raises `UsageError` if another thread is inside
     one, or the work has ended."""
 
-    __slots__ = ("_lock", "ended")
+    __slots__ = ("_lock", "_report", "ended")
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[BaseException], None] = lambda _error: None) -> None:
+        """`report` is called with each error that ends a step, or that a caller is told of."""
         self._lock = threading.RLock()
+        self._report = report
         self.ended = False
+
+    def reporting(self, skip: _Skip) -> _Skip:
+        """Return a function like `skip` that reports the errors that it is called with."""
+
+        def reported(what: str, error: SfscError) -> None:
+            self._report(error)
+            skip(what, error)
+
+        return reported
 
     def __enter__(self) -> None:
         # Never block: two threads that wait for each other, as at the ends of a pipe, would
@@ -38,8 +51,12 @@ class ThreadGuard:
             self._lock.release()
             raise UsageError("the store is closed", "connect again")
 
-    def __exit__(self, *_error: object) -> None:
-        self._lock.release()
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        try:
+            if error is not None:
+                self._report(error)
+        finally:
+            self._lock.release()
 
 
 class _Guarded(Protocol):
@@ -50,7 +67,7 @@ class _Guarded(Protocol):
 def single_threaded(kind: _Class) -> _Class:
     """Class decorator: every public method runs inside the object's `thread_guard`. If a method
     returns an iterator, each step of the iterator does. `close` is exempt: it ends the work under
-    way."""
+    way. Errors that are passed to the argument `skip` are reported as those that are raised."""
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and not name.startswith("_") and name != "close":
             setattr(kind, name, _guarded(method))
@@ -59,7 +76,9 @@ def single_threaded(kind: _Class) -> _Class:
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def called(self: _Guarded, *arguments: object, **options: object) -> object:
+    def called(self: _Guarded, *arguments: object, **options: Any) -> object:
+        if options.get("skip") is not None:
+            options["skip"] = self.thread_guard.reporting(options["skip"])
         with self.thread_guard:
             result = method(self, *arguments, **options)
         # A file object is an iterator too; it enters the guard when it reads.

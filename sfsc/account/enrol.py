@@ -34,10 +34,11 @@ from protocol.wire.messages import session as opening
 from sfsc.account.key_status import new_device, public_device
 from sfsc.crypto.primitives import new_key
 from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
-from sfsc.errors import BadReceipt, Denied, LocalError, UsageError
+from sfsc.errors import BadReceipt, Denied, IntegrityError, LocalError, UsageError
 from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.home import keyring_path
 from sfsc.keys.keyring import GenerationKeys, Keyring, KeyringFile, PendingStatement
+from sfsc.session import evidence
 from sfsc.session.follow import follow_log
 from sfsc.session.handshake import dial, key_lifetime
 from sfsc.session.limits import Timeouts
@@ -76,7 +77,8 @@ def enrol_account(
     # Before connecting: generating an RSA key may take longer than the login timeout.
     wrapping = None if imported_keys is None else imported_keys.wrapping
     ready = unfinished or wrapping or PrivateKey.generate(key_type)
-    transport = dial((invitation.address,), timeouts)
+    answers = evidence.Answers()
+    transport = dial((invitation.address,), timeouts, answers)
     try:
         trust = ServerTrust(invitation.pin)
         welcome = transport.welcome()
@@ -119,6 +121,10 @@ def enrol_account(
         finally:
             if useless:
                 _remove_attempt(home, with_state=removable_state)
+    except IntegrityError as exc:
+        about = f"server {invitation.pin.hex()}, user {invitation.user}"
+        evidence.keep(home, about, exc, answers)
+        raise
     finally:
         transport.close()
     return file.contents

@@ -25,7 +25,6 @@ from sfsc.account.recover import find_last_bundle, take_back_account
 from sfsc.crypto.wrap import XWING, PrivateKey
 from sfsc.errors import (
     BrokenChain,
-    Fork,
     IntegrityError,
     KeyringError,
     LocalError,
@@ -36,7 +35,7 @@ from sfsc.keys.bundle import Bundle, SeenCheckpoint, open_bundle
 from sfsc.keys.home import check_no_keyring, keyring_path
 from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
-from sfsc.session import fork_evidence
+from sfsc.session import evidence
 from sfsc.session.handshake import LoginKey, build_login, dial
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
@@ -113,10 +112,11 @@ def join_account(
     the recovery code, `Denied`, `IntegrityError`, ….
     """
     check_no_keyring(home)
+    answers = evidence.Answers()
     try:
-        welcome, chain, bundle, seen = _open_account(link, credentials, timeouts, options)
-    except (Rollback, Fork) as exc:
-        _keep_evidence(exc, home, link)
+        welcome, chain, bundle, seen = _open_account(link, credentials, timeouts, options, answers)
+    except IntegrityError as exc:
+        evidence.keep(home, f"server {link.pin.hex()}, user {link.user}", exc, answers)
         raise
     keyring = Keyring(
         server_id=link.pin,
@@ -150,27 +150,12 @@ def join_account(
             return file
         session = Session(file.contents, state, timeouts)
         try:
-            session.connect()
-            Devices(session, file).finish_pending()
+            with session.thread_guard:
+                session.connect()
+                Devices(session, file).finish_pending()
         finally:
             session.close()
     return file
-
-
-def _keep_evidence(found: Rollback | Fork, home: Path, link: AccountLink) -> None:
-    """Write what another device of the account has proven, and what the server shows now, to a file
-    in `home`. There are no keys that could be kept from signing."""
-    if found.notes is None:
-        return
-    path = fork_evidence.place(home, found.notes)
-    try:
-        about = f"server {link.pin.hex()}, user {link.user}"
-        fork_evidence.save(path, about, found.cause, found.notes)
-    except LocalError as fault:
-        found.hint = f"{found.hint} ({fault.cause})"
-        return
-    found.evidence = str(path)
-    found.hint = f"both are in {path}; show them to others"
 
 
 class TakeBackOptions(Value):
@@ -186,10 +171,11 @@ def _open_account(
     credentials: AccountCredentials,
     timeouts: Timeouts | None,
     options: TakeBackOptions | None,
+    answers: evidence.Answers,
 ) -> tuple[opening.Welcome, tuple[bytes, ...], Bundle, SeenCheckpoint | None]:
     """Log in on a new connection. Return the server's greeting, the account's chain as exact bytes,
-    its opened bundle, and the checkpoint in it."""
-    transport = dial((link.address,), timeouts)
+    its opened bundle, and the checkpoint in it. What the server says is added to `answers`."""
+    transport = dial((link.address,), timeouts, answers)
     try:
         trust = ServerTrust(link.pin)
         welcome = transport.welcome()

@@ -179,12 +179,13 @@ def open_recovery_session(
     account's."""
     session = Session(file.contents, state, timeouts, recovery=code.signing_key)
     try:
-        session.connect()
-    except Denied as exc:
-        cause = "the server does not accept this recovery code"
-        raise Denied(cause, "check that it is this account's newest recovery code") from exc
-    try:
-        yield session, Devices(session, file)
+        with session.thread_guard:
+            try:
+                session.connect()
+            except Denied as exc:
+                cause = "the server does not accept this recovery code"
+                raise Denied(cause, "check that it is this account's newest recovery code") from exc
+            yield session, Devices(session, file)
     finally:
         session.close()
 

@@ -239,7 +239,7 @@ class Rotation:
                 damaged |= self._response.reencrypt(chosen, result.left_out)
                 leaves = self._leaves(left_out)
             if automatic and damaged:
-                raise IntegrityError(
+                raise _NotRenewed(
                     f"the rotation is not finished, because {counted(len(damaged), 'version')} "
                     "cannot be renewed",
                     _DAMAGED,
@@ -408,7 +408,7 @@ class Rotation:
         if item.wrap is None or account.is_lost((item.wrap,)):
             return False
         if item.wrap.key_id != account.own_key.key_id:
-            raise BadRecord("a version is wrapped for an older key", "run `sfsc rotate`")
+            raise _NotRenewed("a version is wrapped for an older key", "run `sfsc rotate`")
         if item.owner == account.user:
             self._check_reencrypted(item)
         return True
@@ -421,10 +421,16 @@ class Rotation:
         chosen = state.reencrypt_choice(generation)
         old = self._session.account.verify_record(item.content, item.file_id).generation
         if old < generation and (chosen is None or item.file_id in chosen):
-            raise BadRecord(
+            raise _NotRenewed(
                 "its content is damaged: it is still encrypted as before the theft",
                 "restore the file from another copy, or remove it by `sfsc rm --purge`",
             )
+
+
+class _NotRenewed(BadRecord):
+    """A version that a rotation has left out."""
+
+    blames_server = False
 
 
 def _describe(place: Place, user: str, names: Mapping[str, str]) -> str:

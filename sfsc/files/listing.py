@@ -238,11 +238,13 @@ class Files:
             try:
                 file = session.account.verify_newest(view, None, None)
             except IntegrityError as exc:
+                session.keep_evidence(exc)
                 invalid[parse_record(view.content).file_id] = exc
                 continue
             try:
                 session.check_head(file.head, file.head_body, view.at, since)
             except IntegrityError as exc:
+                session.keep_evidence(exc)
                 invalid[file.file_id] = exc
                 self._remember_name(file)
             else:

@@ -50,7 +50,7 @@ class AccountLog:
 
         def follow() -> None:
             head = session.refresh_log()
-            with session.keeping_fork_evidence(head):
+            with session.keeping_evidence(head):
                 follow_log(session.transport, log, head)
 
         session.with_reconnect(follow)

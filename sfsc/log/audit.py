@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
 from protocol.log.auditlog import IDENTITY_OPS, LogEntry
-from protocol.log.checkpoint import Verifier
 from protocol.log.tlogproof import TlogProof
 from protocol.records.record_signatures import verify_record_signature
 from protocol.records.records import FileRecord, Statement, record_hash
 from protocol.records.signatures import Label
 from protocol.wire.messages.base import DamagedVersion, Receipt
 from protocol.wire.messages.log import CONSISTENCY, LogProof
-from sfsc.errors import BadRecord, BrokenChain, Damaged, LocalError, NotFound, Rollback
+from sfsc.errors import BadRecord, BrokenChain, Damaged, NotFound, Rollback
 from sfsc.log.account_log import RECORDS, AccountLog
 from sfsc.session.pipeline import changed_since
 from sfsc.session.server_errors import expect_proof
@@ -197,8 +196,14 @@ class Audit:
         """
         session = self._session
         session.refresh_log()
-        theirs = session.trust.verify_checkpoint(note, self._log_keys())
-        with session.keeping_fork_evidence():
+        try:
+            theirs = session.trust.verify_checkpoint(
+                note, log_keys(session.trust.pin, session.state.server_statements())
+            )
+        except BadRecord as exc:
+            exc.blames_server = False  # the note does not come from it
+            raise
+        with session.keeping_evidence():
             ours = session.trust.newest
             if theirs.size > ours.size:
                 raise Rollback(
@@ -208,13 +213,6 @@ class Audit:
                 )
             session.trust.check_continues(theirs, ours, self._consistency(theirs.size, ours.size))
         return theirs.size, ours.size
-
-    def _log_keys(self) -> list[Verifier]:
-        state = self._session.state
-        try:
-            return log_keys(self._session.trust.pin, state.server_statements())
-        except RemoteProtocolError as exc:
-            raise LocalError(f"the remembered server statements are damaged: {exc}") from exc
 
     def proof_of(self, receipt: Receipt | None, record: bytes) -> bytes:
         """Return a C2SP tlog-proof that the log holds `record`, whose `receipt` shows the line if

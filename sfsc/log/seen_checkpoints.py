@@ -76,5 +76,5 @@ class SeenCheckpoints:
             pass
 
     def _check(self, point: TreeHead, newest: TreeHead, proof: tuple[bytes, ...]) -> None:
-        with self._session.keeping_fork_evidence():
+        with self._session.keeping_evidence():
             self._session.trust.check_continues(point, newest, proof)

@@ -20,6 +20,7 @@ from sfsc.trust.server_log import ServerTrust
 from sfsc.trust.state import ClientState
 
 if TYPE_CHECKING:
+    from sfsc.session.evidence import Answers
     from sfsc.session.transport import Transport
 
 DAY: Final = 86_400
@@ -94,15 +95,18 @@ def build_login(
     return SentLogin(message, body, key_id("ed25519", login.key.public).hex())
 
 
-def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
-    """Connect to the first address (HOST:PORT) that answers. Raises `NetworkError`."""
+def dial(
+    addresses: tuple[str, ...], timeouts: Timeouts | None, answers: Answers | None = None
+) -> Transport:
+    """Connect to the first address (HOST:PORT) that answers. What the server says is added to
+    `answers`. Raises `NetworkError`."""
     from sfsc.session.transport import Transport  # slow to import; see `limits`
 
     failure: SfscError | None = None
     for address in addresses:
         try:
             host, port = parse_address(address)
-            return Transport.dial(host, port, timeouts)
+            return Transport.dial(host, port, timeouts, answers)
         except MessageError as exc:
             failure = KeyringDamaged(f"the keyring has a malformed address: {exc}")
         except LOST as exc:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from protocol.log.auditlog import LogEntry
@@ -57,7 +56,7 @@ from sfsc.errors import (
 )
 from sfsc.keys.bundle import SeenCheckpoint
 from sfsc.keys.keyring import Keyring
-from sfsc.session import fork_evidence
+from sfsc.session import evidence
 from sfsc.session.follow import check_signed_to, follow_log, search_statements
 from sfsc.session.handshake import (
     LoginKey,
@@ -91,6 +90,9 @@ if TYPE_CHECKING:
 
 _OWN_ENTRIES: Final = 65_536
 """Own entries whose hashes are kept, for receipts that arrive late."""
+_EVIDENCE: Final = 4
+"""Files of evidence that one session writes, beside that of a split view: one command may find many
+versions changed."""
 RESTRICTED_REQUESTS: Final = (Lookup, GetBundle, NewStatement, RotateBegin, PutAbort)
 """Requests of a session that does not follow the log: to adopt the account's newest keys, to join,
 and to take the account back. Their answers are checked when the next session follows the log."""
@@ -203,7 +205,9 @@ class Session:
         """Leaves these readers out of new files, because of what the text says."""
         self._timeouts = timeouts
         self._pause = pause
-        self.thread_guard = ThreadGuard()
+        self._answers = evidence.Answers()
+        self._kept = 0
+        self.thread_guard = ThreadGuard(self.keep_evidence)
         self.progress = progress or _Nobody()
         self.uploading = 0
         """Number of puts that are not done: the server may hold uploads of theirs."""
@@ -343,9 +347,9 @@ class Session:
 
     def _log_in(self, login: LoginKey) -> None:
         server, user = self.keyring.server_id, self.keyring.user
-        transport = dial(self.keyring.addresses, self._timeouts)
+        transport = dial(self.keyring.addresses, self._timeouts, self._answers)
         try:
-            with self.keeping_fork_evidence():
+            with self.keeping_evidence():
                 self.limits = verify_welcome(transport, self.trust, self.state).limits
             if self._log is None:
                 self._log, self._log_failure = self._saved_log(), None
@@ -483,7 +487,7 @@ class Session:
             newest, proof = self.trust.newest, tuple[bytes, ...]()
             if point.size < newest.size:
                 proof = expect_proof(self.ask(LogProof(CONSISTENCY, point.size, newest.size)))
-            with self.keeping_fork_evidence():
+            with self.keeping_evidence():
                 self.trust.check_continues(point, newest, proof)
 
     def expect_seen(self, seen: SeenCheckpoint | None) -> None:
@@ -491,7 +495,7 @@ class Session:
         by a bundle that it sealed. From the next login on, the log must pass that checkpoint.
         Raises `Fork` and `Rollback`."""
         if seen is not None and self.trust.find_seen(seen) is not None:
-            with self.keeping_fork_evidence():
+            with self.keeping_evidence():
                 self.trust.check_seen_statement(seen)
             self.state.remember_seen(seen)
 
@@ -625,7 +629,7 @@ class Session:
         """Verify that the entry in `receipt` is the change that was sent; `link_receipts` then
         verifies that the log has it. Raises as `ServerTrust.verify_receipt`."""
         entry, head = self.trust.verify_receipt(receipt, sent)
-        with self.keeping_fork_evidence(head):
+        with self.keeping_evidence(head):
             self._read_receipt(receipt, entry, head)
         self._receipts.append((entry.seq, entry.hash, head))
         return entry
@@ -643,39 +647,48 @@ class Session:
             self._confirm(head)
 
     @contextlib.contextmanager
-    def keeping_fork_evidence(self, head: TreeHead | None = None) -> Iterator[None]:
-        """Save the evidence of a split view if the block finds one, and sign nothing more for this
-        server (`Distrusted`) until the user has looked at it. `head` is the checkpoint that was
+    def keeping_evidence(self, head: TreeHead | None = None) -> Iterator[None]:
+        """Keep evidence as `keep_evidence` if the block raises. `head` is the checkpoint that was
         shown. The followed log is not used any further after an error."""
         try:
             yield
         except IntegrityError as exc:
             log, self._log, self._log_failure = self._log, None, exc
-            if isinstance(exc, (Rollback, Fork)):
-                if exc.notes is None and head is not None and log is not None and log.start.note:
-                    exc.notes = (log.start.note, head.note)
-                self._keep_evidence(exc)
+            known = b"" if log is None else log.start.note
+            if isinstance(exc, (Rollback, Fork)) and exc.notes is None and head and known:
+                exc.notes = (known, head.note)
+            self.keep_evidence(exc)
             raise
 
-    def _keep_evidence(self, exc: Rollback | Fork) -> None:
-        if exc.notes is None or exc.evidence is not None:
+    def keep_evidence(self, exc: BaseException) -> None:
+        """Save what proves that the server has lied, if `exc` says so, and name the file in its
+        hint. After two signed texts that contradict each other, sign nothing more for this server
+        (`Distrusted`) until the user has looked at them. Idempotent."""
+        if not isinstance(exc, IntegrityError) or exc.evidence or not exc.blames_server:
             return
         try:
-            kept = self.state.distrust_evidence() or self._keep(exc.cause, exc.notes)
-            exc.evidence = str(kept)
-            exc.hint = f"both are in {exc.evidence}; show them to others"
+            kept = None if exc.notes is None else self.state.distrust_evidence()
+            if kept is not None:
+                exc.evidence = str(kept)
+                exc.hint = f"two signed texts that contradict each other are in {kept}"
+            elif exc.notes is not None or self._kept < _EVIDENCE:
+                self._kept += 1
+                evidence.keep(self.state.home, self._about, exc, self._answers, self._in_force())
+            if exc.notes is not None and kept is None:
+                self.state.distrust(evidence.place(self.state.home, exc).name)
         except LocalError as fault:
-            # Report the fork all the same: a full disk must not hide it.
+            # Report the lie all the same: a full disk must not hide it.
             exc.hint = f"{exc.hint} ({fault.cause})"
 
-    def _keep(self, what: str, notes: tuple[bytes, bytes]) -> Path:
-        about = f"server {self.keyring.server_id.hex()}, user {self.keyring.user}"
-        path = fork_evidence.place(self.state.home, notes)
-        try:
-            fork_evidence.save(path, about, what, notes)
-        finally:
-            self.state.distrust(path.name)
-        return path
+    @property
+    def _about(self) -> str:
+        return f"server {self.keyring.server_id.hex()}, user {self.keyring.user}"
+
+    def _in_force(self) -> str:
+        """Return the server's statement, and the checkpoint to which this machine has followed the
+        log, as text."""
+        note = self.trust.newest.note or self.state.followed().note
+        return f"{self.trust.signed_statement()}\n{note.decode(errors='backslashreplace')}"
 
     @property
     def followed_size(self) -> int:
@@ -728,7 +741,7 @@ class Session:
     def _follow_receipts(self) -> None:
         newest = max((head for _, _, head in self._receipts), key=lambda head: head.size)
         self._follow(self.transport, newest)
-        with self.keeping_fork_evidence():
+        with self.keeping_evidence():
             for seq, digest, _ in self._receipts:
                 if self._own_entries.get(seq) != digest:
                     cause = f"the log does not have entry {seq}, which the server has confirmed"
@@ -762,7 +775,7 @@ class Session:
             # At exactly the checkpoint to which the log was followed.
             head = self.refresh_log()
             sequence = self.log.identity_sequence(first)
-            with self.keeping_fork_evidence(head):
+            with self.keeping_evidence(head):
                 search_statements(self.transport, sequence, head)
             self.log.watch_found(first, sequence)
 
@@ -772,7 +785,7 @@ class Session:
     def _follow_login(self, transport: Transport, head: TreeHead, receipt: Receipt | None) -> None:
         """Follow the log to the checkpoint of this login, whose entry must be in it. Without a
         `receipt`, the server can log nothing at present: the session only reads."""
-        with self.keeping_fork_evidence(head):
+        with self.keeping_evidence(head):
             if head.size < self.log.size:
                 raise Rollback(
                     f"the server's log has {head.size} entries, fewer than {self.log.size} seen",
@@ -833,7 +846,7 @@ class Session:
         """Follow the log to `head`, past the checkpoints of receipts and of other devices, and save
         how far."""
         points = {one.size: one for _, _, one in self._receipts}
-        with self.keeping_fork_evidence(head):
+        with self.keeping_evidence(head):
             if (others := self._others_checkpoint(head)) is not None:
                 points[others.size] = others
             for size in sorted(points):
@@ -917,7 +930,7 @@ class Session:
         and `Rollback` if the server does not prove it."""
         theirs = TreeHead(saved.size, saved.root, saved.note)
         old, new = sorted((theirs, self.trust.newest), key=lambda point: point.size)
-        with self.keeping_fork_evidence():
+        with self.keeping_evidence():
             try:
                 proof = _consistency(transport, old, new)
             except BadReceipt as exc:

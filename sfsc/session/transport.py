@@ -31,6 +31,7 @@ from protocol.wire.messages.session import Welcome
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, StaleGeneration, TimedOut, Unreachable
 from sfsc.interrupts import deferred
+from sfsc.session.evidence import Answers, Asked
 from sfsc.session.limits import MAX_REQUESTS, MAX_WINDOW, Ticket, Timeouts
 
 _CORKED: Final = 16
@@ -48,9 +49,11 @@ class Transport(Closing):
     `close` works. `peer_spki_sha256` is the SHA-256 of the peer's SubjectPublicKeyInfo, whose
     private key the peer has proven to hold. `timeouts` are those given to `dial`."""
 
-    def __init__(self, tls: ssl.SSLSocket, timeouts: Timeouts) -> None:
+    def __init__(self, tls: ssl.SSLSocket, timeouts: Timeouts, answers: Answers) -> None:
         tls.setblocking(False)
         self.timeouts = timeouts
+        self._answers = answers
+        self._unattributed = 0  # bytes received since the last message
         self.peer_spki_sha256 = spki_sha256(tls.getpeercert(binary_form=True) or b"")
         self._tls = tls
         self._connection = Connection(Role.CLIENT)
@@ -60,7 +63,8 @@ class Transport(Closing):
         self._corked: list[bytes] = []
         self._corked_size = 0
         self._weights: dict[Ticket, int] = {}
-        self._replies: dict[Ticket, Reply] = {}
+        self._asked: dict[Ticket, Asked] = {}
+        self._replies: dict[Ticket, tuple[Reply, int]] = {}
         self._abandoned: set[Ticket] = set()
         self._in_flight = 0
         self._window = PIECE
@@ -70,13 +74,20 @@ class Transport(Closing):
         self._failure: NetworkError | None = None
 
     @classmethod
-    def dial(cls, host: str, port: int, timeouts: Timeouts | None = None) -> Self:
-        """Connect over TCP and TLS. Callers send nothing before they have verified `welcome`."""
+    def dial(
+        cls,
+        host: str,
+        port: int,
+        timeouts: Timeouts | None = None,
+        answers: Answers | None = None,
+    ) -> Self:
+        """Connect over TCP and TLS. Callers send nothing before they have verified `welcome`. What
+        the server answers is added to `answers`."""
         limits = timeouts or Timeouts()
         address = format_address(host, port)
         tls = _handshake(_connect(host, port, address, limits.connect), address)
         try:
-            return cls(tls, limits)
+            return cls(tls, limits, Answers() if answers is None else answers)
         except BaseException:
             tls.close()
             raise
@@ -118,6 +129,8 @@ class Transport(Closing):
             number, pieces = self._connection.request(message)
             ticket = Ticket(number)
             self._weights[ticket] = weight
+            # Contents are not kept: they are large, and not what the server says.
+            self._asked[ticket] = message if message.BULK is None else type(message)
             self._in_flight += weight
             self._enqueue(pieces, at_once=isinstance(message, Read))
         return ticket
@@ -136,7 +149,9 @@ class Transport(Closing):
             if deadline is not None:
                 left = min(left, deadline - time.monotonic())
             self._advance(left)
-        return self._replies.pop(ticket)
+        reply, size = self._replies.pop(ticket)
+        self._answers.add(self._asked.pop(ticket, None), reply, size)
+        return reply
 
     def has_reply(self, ticket: Ticket) -> bool:
         """Whether `result` would return without waiting."""
@@ -148,6 +163,7 @@ class Transport(Closing):
 
     def abandon(self, ticket: Ticket) -> None:
         """Discard the reply to this request, now or when it arrives."""
+        self._asked.pop(ticket, None)
         if self._replies.pop(ticket, None) is None and ticket in self._weights:
             self._abandoned.add(ticket)
 
@@ -263,6 +279,7 @@ class Transport(Closing):
         received = 0
         while received < PIECE and (filled := self._fill(self._connection.get_buffer(-1))):
             received += filled
+            self._unattributed += filled
             for incoming in self._connection.buffer_updated(filled):
                 self._deliver(Ticket(incoming.request_id), incoming.message)
         return received > 0
@@ -291,11 +308,12 @@ class Transport(Closing):
             # repeats it on a new connection, which reaches the server that starts next.
             self._fail(Unreachable("the server is stopping", _AGAIN))
             return
+        size, self._unattributed = self._unattributed, 0
         self._in_flight -= self._weights.pop(ticket, 0)
         if ticket in self._abandoned:
             self._abandoned.remove(ticket)
         elif isinstance(message, Reply):
-            self._replies[ticket] = message
+            self._replies[ticket] = message, size
 
 
 def _weight(message: Request) -> int:

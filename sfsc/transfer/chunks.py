@@ -233,21 +233,30 @@ class PieceDecryptor:
     """Decrypts the pieces of one version in any order, on any thread.
 
     Each piece is verified against its leaf of the signed `segments_root`, then by its own tag. The
-    caller has verified `leaves` (32 bytes each) against the root.
+    caller has verified `leaves` (32 bytes each) against the root, which is in `record`.
     """
 
-    def __init__(self, decryptor: Decryptor, leaves: bytes) -> None:
+    def __init__(self, decryptor: Decryptor, leaves: bytes, record: bytes) -> None:
         self._decryptor = decryptor
         self._leaves = leaves
+        self._record = record
         self.segment_count = decryptor.segment_count
         self.piece_size = decryptor.piece_size
 
     def decrypt(self, index: int, piece: Buffer, allocate: Allocate = bytearray) -> memoryview:
         """Return the plaintext of piece `index`, in memory from `allocate`. Raises `Tampered`."""
         expected = self._leaves[32 * index : 32 * index + 32]
-        if not hmac.compare_digest(leaf_hash(piece), expected):
-            raise Tampered(f"piece {index} of the file is not what was signed")
-        return self._decryptor.open_segment(index, piece, allocate)
+        try:
+            if not hmac.compare_digest(leaf_hash(piece), expected):
+                raise Tampered(f"piece {index} of the file is not what was signed")
+            return self._decryptor.open_segment(index, piece, allocate)
+        except Tampered as exc:
+            exc.proofs = (
+                ("the record of the content", self._record),
+                (f"piece {index} of {PIECE} bytes each", bytes(piece)),
+                ("leaf hashes of all pieces, whose root is in the record", self._leaves),
+            )
+            raise
 
 
 class DownloadStream:

@@ -18,6 +18,7 @@ from sfsc.crypto.envelope import FILE, ContentKey, Metadata
 from sfsc.crypto.segments import HEADER_SIZE, Allocate, segment_count
 from sfsc.errors import (
     ConflictError,
+    IntegrityError,
     KeyringError,
     NotFound,
     ProtocolFailure,
@@ -26,6 +27,7 @@ from sfsc.errors import (
     Tampered,
     UnsupportedKind,
 )
+from sfsc.session.evidence import shown_answer
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.transfer.chunks import DownloadStream, PieceDecryptor
@@ -197,6 +199,7 @@ class RemoteVersion:
                     try:
                         step(version)
                     except SfscError as exc:
+                        version.add_proof(exc)
                         failures[place] = exc
         return [failures.get(place) or version for place, version in enumerate(versions)]
 
@@ -216,12 +219,18 @@ class RemoteVersion:
             raise found
         return found
 
+    def add_proof(self, error: SfscError) -> None:
+        """Add the server's answer to an error about it: it may not be one of the last answers when
+        the error is raised."""
+        if isinstance(error, IntegrityError) and not error.proofs:
+            error.proofs = (shown_answer(self._wanted.message, self._reply),)
+
     def decryptor(self) -> PieceDecryptor:
         """Fetch all leaf hashes and verify them against the record, so that pieces can be decrypted
         in any order."""
         self._session.with_reconnect(self._complete)
         decryptor = self._key.decryptor(memoryview(self.first)[:HEADER_SIZE], self.size)
-        return PieceDecryptor(decryptor, self._leaves)
+        return PieceDecryptor(decryptor, self._leaves, self.file.content_body)
 
     def segments(self, allocate: Allocate | None = None) -> Iterator[memoryview]:
         """Yield the plaintext in order, each segment valid until the next is requested.

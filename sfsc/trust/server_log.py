@@ -183,6 +183,13 @@ class ServerTrust:
             shown = (self._statement, self._signature)
             _check_successor((seen.statement, seen.signature), shown)
 
+    def signed_statement(self) -> str:
+        """Return the server's statement in force and its signature as text, for evidence; "" before
+        the first Welcome."""
+        if self._statement is None:
+            return ""
+        return _signed_text(self._statement, self._signature).decode()
+
     @property
     def log_vkey(self) -> str:
         """The log's verification key in force; "" before the Welcome."""

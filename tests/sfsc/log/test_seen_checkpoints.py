@@ -9,7 +9,7 @@ import pytest
 
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.log import LogHead, LogProof
-from sfsc.errors import BadReceipt, Distrusted, Fork, Rollback
+from sfsc.errors import BadReceipt, Distrusted, Fork, IntegrityError, Rollback
 from sfsc.files.tree import Trees
 from sfsc.log import seen_checkpoints as seen_module
 from sfsc.log.seen_checkpoints import SeenCheckpoints
@@ -136,6 +136,8 @@ def test_evidence_is_kept_and_nothing_more_is_signed(
     assert "ada signed that the log had" in text
     assert "— sfs/" in text
     with pytest.raises(Distrusted):
+        other.check_trusted()
+    with pytest.raises(IntegrityError):
         put(other, "b")
 
 
