@@ -14,7 +14,19 @@ from protocol.codec.names import SERVER
 from protocol.log.auditlog import EntryDraft
 from sfsd import server_keys
 from sfsd.config import Config
-from sfsd.errors import DamagedError, RecoveryError, RootBusyError
+from sfsd.errors import (
+    DamagedError,
+    JournalBusyError,
+    JournalFullError,
+    JournalRefusedError,
+    RecoveryError,
+    RootBusyError,
+    StoreBusyError,
+    StoreFailedError,
+    StoreFullError,
+    StoreRefusedError,
+    StoreWaitsError,
+)
 from sfsd.fs.files import Files
 from sfsd.log.cut import check_no_cut
 from sfsd.log.journal import Journal
@@ -31,6 +43,13 @@ from sfsd.storage.store import DirectoryStore
 _log = logging.getLogger(__name__)
 USERS = "store/users"
 """Folder below the root; exists since `init`."""
+_NO_ROOM = (
+    JournalBusyError,
+    JournalFullError,
+    StoreBusyError,
+    StoreFullError,
+    StoreWaitsError,
+)
 STATEMENT_OP = "server-statement"
 """Op of the log entry that holds a statement of this server."""
 
@@ -112,8 +131,14 @@ def _set_aside(
     if not after_cut:
         for file in lost:
             _log.error("entry %d: the bytes of %s are on no disk any more", file.seq, file.path)
-    for change in lost_changes(store, journal, lost, after_cut=after_cut):
-        committer.submit(change).result()
+    try:
+        for change in lost_changes(store, journal, lost, after_cut=after_cut):
+            committer.submit(change).result()
+    except (StoreRefusedError, StoreFailedError, JournalRefusedError) as exc:
+        # The mark stays where it is, so that the next start finds the same files missing.
+        store.syncs.record(
+            f"setting lost files aside: {exc}", awaits_room=isinstance(exc, _NO_ROOM)
+        )
 
 
 def repair_settings(context: ServerContext) -> None:

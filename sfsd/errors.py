@@ -232,6 +232,17 @@ class LostVersionError(DamagedError):
     client_text = "the server has lost this version"
 
 
+class UnreadableError(DamagedError):
+    """The bytes under `path` are there, or may be, and the system cannot read them now. Nothing is
+    ever dropped because of this."""
+
+    client_text = "the server's disk cannot read what is stored"
+
+    def __init__(self, problem: str, *, path: str) -> None:
+        super().__init__(problem, path=path)
+        self.problem = problem
+
+
 class PathError(StoreError):
     """Not a path that the store can have: a bug of the code that built it."""
 

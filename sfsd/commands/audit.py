@@ -17,7 +17,9 @@ from protocol.log import auditlog
 from protocol.log.auditlog import LogEntry
 from protocol.wire.messages.log import LogCheckpoint, LogHead
 from sfsd.commands import answer, answer_json, json_option, operator_client, root_option
-from sfsd.errors import CommandError, JournalDamagedError
+from sfsd.datadir import lock_root
+from sfsd.errors import CommandError, ConfigError, JournalDamagedError, RootBusyError
+from sfsd.log.path_table import NAME, TABLE_HINT, TableComparison
 from sfsd.log.verify import complete_lines, verify_links, verify_log
 
 _ROTATION: Final = frozenset({"enrol", "rotate-force", "rotate-begin", "rewrap", "rotate-finish"})
@@ -127,19 +129,56 @@ def _format(entry: LogEntry) -> str:
 def verify(root: Path, as_json: bool, *, strict: bool) -> None:
     """Check the hash of every line, the chain, the tree, and the signed checkpoint.
 
-    Exit code 5 and the first wrong entry if the log is damaged.
+    Without a running daemon, the table of newest files (logs/tree/paths) is compared with the log
+    too; a daemon checks it while it runs. Exit code 5 and the first wrong entry if the log or the
+    table is damaged.
 
     Example: sfsd audit verify --strict
     """
     found = verify_log(root) if strict else verify_links(root)
+    table, not_compared, differs = _compare_table(root, found.entries)
     if as_json:
-        answer_json({"entries": found.entries, "signed": found.signed, "root": found.root.hex()})
-        return
-    answer(
-        f"{counted(found.entries, 'entry', 'entries')} verified,"
-        f" {found.signed} of them under the signed checkpoint"
-    )
-    answer(f"root {found.root.hex()}")
+        answer_json(
+            {
+                "entries": found.entries,
+                "signed": found.signed,
+                "root": found.root.hex(),
+                "table": table,
+            }
+        )
+    else:
+        answer(
+            f"{counted(found.entries, 'entry', 'entries')} verified,"
+            f" {found.signed} of them under the signed checkpoint"
+        )
+        answer(f"root {found.root.hex()}")
+        if not_compared is not None:
+            answer(f"the table of newest files was not compared: {not_compared}")
+        elif table:
+            answer(f"the table of newest files is that of {counted(table, 'entry', 'entries')}")
+    if differs is not None:
+        raise CommandError(
+            f"{NAME}: the table of newest files differs from the log, first for entry {differs}",
+            TABLE_HINT,
+            exit_code=CommandError.DAMAGED,
+        )
+
+
+def _compare_table(root: Path, entries: int) -> tuple[int | None, str | None, int | None]:
+    """Compare the table of newest files with the verified log of `entries` entries. Return (size
+    of the log that it follows, why it was not compared, first entry that differs), each None if it
+    does not apply. Raises `TableUnreadableError`."""
+    try:
+        with lock_root(root):  # so that no daemon starts meanwhile
+            table = TableComparison(root / "logs" / "tree")
+    except RootBusyError:
+        return None, "a daemon uses it", None
+    except (OSError, ConfigError) as exc:
+        why = exc.cause if isinstance(exc, ConfigError) else f"no lock: {exc.strerror}"
+        return None, why, None
+    if not table.size:
+        return 0, "there is none, and a start makes it", None
+    return table.size, None, table.compare(complete_lines(root), entries)
 
 
 @command.command()

@@ -23,6 +23,7 @@ from sfsd.errors import (
     StoreFullError,
     StoreRefusedError,
     StoreWaitsError,
+    UnreadableError,
 )
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
 
@@ -47,6 +48,14 @@ def store_error(exc: OSError, doing: str) -> StoreRefusedError:
     elif exc.errno in NO_DESCRIPTORS:
         kind = StoreBusyError
     return kind(f"{doing}: {exc.strerror or exc}")
+
+
+def read_error(exc: OSError, path: str, doing: str) -> StoreBusyError | UnreadableError:
+    """Return the error of a failed read of the store's file `path`, which is not missing. A lack of
+    descriptors or memory says nothing about the file."""
+    if exc.errno in NO_DESCRIPTORS:
+        return StoreBusyError(f"{doing}: {exc.strerror or exc}")
+    return UnreadableError(f"{doing}: {exc.strerror or exc}", path=path)
 
 
 class SyncGuard:

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import logging
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -39,7 +40,7 @@ from protocol.codec import merkle
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value
 from protocol.log import auditlog
-from sfsd.errors import JournalDamagedError, JournalError
+from sfsd.errors import JournalDamagedError, JournalError, SfsdError
 from sfsd.fs.files import Files
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ _RECENT: Final = 4096
 """Rows kept in memory; accounts and statements are looked up at every request."""
 _CHECK_EVERY: Final = 3600.0
 """Seconds after which a bucket is verified again."""
+TABLE_HINT: Final = "the next start of `sfsd serve` makes the table again from the log"
 _ACCOUNT: Final = "/account.json"
 _LEFT_OUT: Final = (".ct", ".leaves")
 _PATHS: Final = b'"paths":{'
@@ -101,6 +103,15 @@ class Log(Protocol):
     def frontier_at(self, size: int) -> merkle.Frontier: ...
 
     def lines(self, first: int = 0, end: int | None = None) -> Iterator[bytes]: ...
+
+
+class TableUnreadableError(SfsdError):
+    """The stored table cannot be read, or is no such table. A start makes it again."""
+
+    exit_code = 5
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause, TABLE_HINT)
 
 
 class _WrongTableError(Exception):
@@ -457,12 +468,50 @@ def is_kept(path: str) -> bool:
     return not path.endswith(_LEFT_OUT)
 
 
-def stored_rows(folder: Path) -> tuple[int, dict[str, tuple[int, bytes]]] | None:
+class TableComparison:
+    """Compares the table in a folder with the log, whose entries are passed to `apply` in order.
+    No key is needed: the rows are compared, not their sums. No daemon runs."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the table. Raises `TableUnreadableError`."""
+        self.size, self._rows = _stored_rows(folder)
+        """`size` is how many entries of the log the table follows; 0 if there is no table."""
+        self._newest: dict[str, tuple[int, bytes | None]] = {}
+
+    def apply(self, seq: int, paths: Mapping[str, bytes | None]) -> None:
+        """Note what entry `seq` left of each path."""
+        if seq < self.size:
+            self._newest.update((path, (seq, digest)) for path, digest in paths.items())
+
+    def first_difference(self, entries: int) -> int | None:
+        """Return the first entry whose row differs, None if the table is what the log says, which
+        has this number of entries."""
+        wanted = {
+            path: newest
+            for path, newest in self._newest.items()
+            if newest[1] is not None and is_kept(path)
+        }
+        differing = {path for path, _ in wanted.items() ^ self._rows.items()}
+        known = (self._newest.get(path) or self._rows[path] for path in differing)
+        seqs = [seq for seq, _ in known]
+        if self.size > entries:
+            seqs.append(entries)
+        return min(seqs, default=None)
+
+    def compare(self, lines: Iterable[bytes], entries: int) -> int | None:
+        """Apply the lines of a verified log; return `first_difference`."""
+        for seq, line in enumerate(itertools.islice(lines, self.size)):
+            if _PATHS in line:
+                self.apply(seq, auditlog.paths_of(line))
+        return self.first_difference(entries)
+
+
+def _stored_rows(folder: Path) -> tuple[int, dict[str, tuple[int, bytes]]]:
     """Return the size of the log at the mark of the table in `folder`, and each path's (seq,
-    digest), all unverified; None if the table is missing or cannot be read. No daemon runs."""
-    if not (folder / "paths").is_file():
-        return None
+    digest), all unverified; (0, {}) if there is no table. Raises `TableUnreadableError`."""
     try:
+        if not (folder / "paths").stat().st_size:
+            return 0, {}  # a start was interrupted
         database = sqlite3.connect(folder / "paths")
         try:
             database.execute(_PRAGMAS[0])
@@ -470,6 +519,15 @@ def stored_rows(folder: Path) -> tuple[int, dict[str, tuple[int, bytes]]] | None
             rows = database.execute("SELECT path, seq, digest FROM paths").fetchall()
         finally:
             database.close()
+        if type(size) is not int or not 0 <= size < 1 << 53:
+            raise ValueError("a malformed mark")
+        for path, seq, digest in rows:
+            if (type(path), type(seq), type(digest)) != (str, int, bytes):
+                raise ValueError("a malformed row")
         return size, {path: (seq, digest) for path, seq, digest in rows}
-    except (sqlite3.Error, ValueError):
-        return None
+    except FileNotFoundError:
+        return 0, {}
+    except OSError as exc:
+        raise TableUnreadableError(f"{NAME} cannot be read: {exc.strerror}") from exc
+    except (sqlite3.Error, ValueError) as exc:
+        raise TableUnreadableError(f"{NAME} cannot be read: {exc}") from exc

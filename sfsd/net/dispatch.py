@@ -35,6 +35,7 @@ from sfsd.errors import (
     Refused,
     StoreBusyError,
     StoreRefusedError,
+    UnreadableError,
 )
 from sfsd.fs.files import NO_DESCRIPTORS
 from sfsd.net.batches import BatchRunner, OperationError
@@ -55,12 +56,13 @@ class Dispatcher:
     """Handles the requests of all sessions. Call its methods on the loop's thread.
 
     The server sets `on_revoke(user, which)`, which closes the user's sessions that `which` selects,
-    or all if it is None. `unwritten` counts failed writes by cause.
+    or all if it is None. `disk_failures` counts failed reads and
+    writes by cause.
     """
 
     def __init__(self, context: ServerContext) -> None:
         self.context = context
-        self.unwritten = IncidentCounter()
+        self.disk_failures = IncidentCounter()
         self.on_revoke: Revoke = lambda _user, _which: None
         self._batches = BatchRunner(context.committer)
         self._data: dict[Principal, set[asyncio.Future[None]]] = {}
@@ -157,7 +159,9 @@ class Dispatcher:
             ):
                 self.context.refusals.note(who.address, who.user, error.code)
             if isinstance(outcome, (JournalRefusedError, StoreRefusedError)):
-                self.unwritten.count(outcome.cause)
+                self.disk_failures.count(outcome.cause)
+            elif isinstance(outcome, UnreadableError):
+                self.disk_failures.count(outcome.problem)  # without its path: there may be many
             return error
         if isinstance(outcome, Done):
             self._revoke(who, message)

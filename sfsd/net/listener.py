@@ -266,8 +266,8 @@ class Server:
             self.ended.set()
 
     def _report(self) -> None:
-        if report := self.dispatcher.unwritten.report():
-            _log.warning("failed writes since the last report: %s", report)
+        if report := self.dispatcher.disk_failures.report():
+            _log.warning("failed reads and writes since the last report: %s", report)
         if report := self._incidents.report():
             _log.info("rejected or disconnected since the last report: %s", report)
 

@@ -13,7 +13,7 @@ from protocol.codec.values import changed
 from protocol.log.auditlog import LOST, EntryDraft
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.files import GiveUp
-from sfsd.errors import Absent, Refused
+from sfsd.errors import Absent, Refused, UnreadableError
 from sfsd.rules.context import (
     USER,
     Decision,
@@ -111,7 +111,7 @@ def _is_damaged(
     *,
     read_data: bool,
 ) -> bool:
-    """Return whether a file of the version is missing or differs from the log."""
+    """Return whether a file of the version is missing, unreadable or differs from the log."""
     try:
         document = files.undamaged_sidecar(logged.file_id, version)
     except Absent:
@@ -120,12 +120,13 @@ def _is_damaged(
         return True
     if document.value.metadata is None:
         return False  # purged, or lost already
-    if logged.paths.get(paths.leaves) != server.store.digest_in_place(paths.leaves):
-        return True
-    if read_data:
-        return logged.paths.get(paths.ciphertext) != server.store.digest_in_place(paths.ciphertext)
     try:
+        if logged.paths.get(paths.leaves) != server.store.digest_in_place(paths.leaves):
+            return True
+        if read_data:
+            digest = server.store.digest_in_place(paths.ciphertext)
+            return logged.paths.get(paths.ciphertext) != digest
         with closing(server.store.open_blob(paths.ciphertext)) as blob:
             return blob.size != document.value.content_record.ciphertext_size
-    except Absent:
+    except (Absent, UnreadableError):
         return True

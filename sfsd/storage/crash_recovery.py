@@ -4,8 +4,9 @@ Entries past staging/applied may not be in place, or not durably. The last of th
 path decides its content: a file in place with the right digest stays, any other is installed from
 the stage. If an entry's bytes are in neither place and do not follow from other files, the report
 names them, and `sfsd.storage.set_aside` makes the changes with which the root is served without
-them. The rest of the stage belongs to changes that were never committed, and is removed. A second
-start changes nothing.
+them. A file that is in place and cannot be read is not gone: it stays, and requests for it fail
+until it can be read. The rest of the stage belongs to changes that were never committed, and is
+removed. A second start changes nothing.
 
 A disk that takes no more data does not prevent a start. If files are in place, only staging/applied
 stays as it was, and the next start compares the same entries again. If files cannot be put in
@@ -34,6 +35,7 @@ from sfsd.errors import (
     StoreFailedError,
     StoreFullError,
     StoreRefusedError,
+    UnreadableError,
     cut_hint,
 )
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
@@ -77,11 +79,11 @@ def recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
         installed = sum([restorer.restore(file) for file in expected.values()])
         lost = tuple(restorer.lost)
         if entries:
-            missing = {file.path for file in lost}
+            left_out = {file.path for file in lost} | restorer.unreadable
             steps = [
                 InstallStep(file.path, file.digest)
                 for file in expected.values()
-                if file.path not in missing
+                if file.path not in left_out
             ]
             store.installer.sync(steps, ancestors=True)
         if lost:
@@ -140,7 +142,8 @@ def _expected_files(store: DirectoryStore, journal: Journal) -> dict[str, Expect
 
 
 class _Restorer:
-    """Restores paths one by one; `lost` has those whose bytes are gone."""
+    """Restores paths one by one; `lost` has those whose bytes are gone, `unreadable` those that
+    stay as they are."""
 
     def __init__(self, store: DirectoryStore, journal: Journal) -> None:
         self._store = store
@@ -148,13 +151,18 @@ class _Restorer:
         self._stage = StagedFiles(store.files, store.staging, store.users)
         self._logged: LoggedState | None = None
         self.lost: list[ExpectedFile] = []
+        self.unreadable = set[str]()
 
     def restore(self, file: ExpectedFile) -> bool:
-        """Restore one path; return whether it was changed. Raises OSError, StoreRefusedError."""
+        """Restore one path; return whether it was changed. Raises OSError, StoreBusyError."""
         store, digest = self._store, file.digest
         store.installer.remove_temporary(file.path)
-        if self._is_in_place(file):
-            return False
+        problem: UnreadableError | None = None
+        try:
+            if store.digest_in_place(file.path) == digest:
+                return False
+        except UnreadableError as exc:
+            problem = exc
         if digest is None:
             store.installer.install(InstallStep(file.path, None))
             return True
@@ -163,18 +171,14 @@ class _Restorer:
         except RecoveryError:
             if derive_file(store.files, store.users, self._read_log(), file.path, digest):
                 return True
-            self.lost.append(file)
+            if problem is None:
+                self.lost.append(file)
+            else:
+                _log.error("entry %d: it stays as it is: %s", file.seq, problem)
+                self.unreadable.add(file.path)
             return False
         store.installer.install(step)
         return True
-
-    def _is_in_place(self, file: ExpectedFile) -> bool:
-        try:
-            return self._store.digest_in_place(file.path) == file.digest
-        except (StoreFullError, StoreBusyError):
-            raise
-        except StoreRefusedError:
-            return False  # what cannot be read is replaced from the stage
 
     def _read_log(self) -> LoggedState:
         if self._logged is None:

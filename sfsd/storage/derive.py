@@ -7,9 +7,12 @@ bundle once it has a successor. A file is put in place only if it has the digest
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from protocol.codec import merkle
 from protocol.codec.base64text import from_text
@@ -19,11 +22,12 @@ from protocol.codec.values import Mutable, Value, field
 from protocol.log.auditlog import IDENTITY_OPS, LogEntry
 from protocol.records.records import Statement
 from sfsd.errors import DamagedError
-from sfsd.fs.files import Files
+from sfsd.fs.files import NO_DESCRIPTORS, Files
 from sfsd.storage.change import is_ciphertext
 from sfsd.storage.json_files import StoredStatement, encode_statements, parse_account
 from sfsd.storage.paths import account_path
 
+_Read = TypeVar("_Read")
 _EMPTY_DIGEST: Final = hashlib.sha256(b"").digest()
 
 
@@ -71,7 +75,7 @@ class LoggedState(Mutable):
 
 def derive_file(files: Files, users: Path, logged: LoggedState, path: str, digest: bytes) -> bool:
     """Put the file `path` with this digest in place durably, if it follows from the rest; return
-    whether it does. Raises OSError."""
+    whether it does. A source that cannot be read is passed over. Raises OSError."""
     if is_ciphertext(path):
         return _link_same_content(files, users, logged, path, digest)
     derived = None
@@ -79,14 +83,13 @@ def derive_file(files: Files, users: Path, logged: LoggedState, path: str, diges
         derived = b""  # an inbox note is empty: its name is its content
     elif path.endswith(".leaves"):
         blob = users / f"{path.removesuffix('.leaves')}.ct"
-        derived = b"".join(leaves_of(blob)) if blob.is_file() else None
+        leaves = _read(lambda: leaves_of(blob))
+        derived = None if leaves is None else b"".join(leaves)
     elif path.endswith("/statements.json"):
         chain = logged.chains.get(path.partition("/")[0])
         derived = encode_statements(chain) if chain else None
     elif path.endswith("/bundle"):
-        kept = (users / path).parent.glob("bundle.*")
-        found = (one.read_bytes() for one in sorted(kept))
-        derived = next((one for one in found if hashlib.sha256(one).digest() == digest), None)
+        derived = _find_bundle((users / path).parent, digest)
     elif path.endswith("/tag.key"):
         derived = _tag_key_of(users, path.partition("/")[0])
     if derived is None or hashlib.sha256(derived).digest() != digest:
@@ -99,10 +102,21 @@ def derive_file(files: Files, users: Path, logged: LoggedState, path: str, diges
 def _tag_key_of(users: Path, user: str) -> bytes | None:
     """Return the tag key in an account's settings."""
     path = account_path(user)
+    raw = _read((users / path).read_bytes)
     try:
-        return parse_account(path, (users / path).read_bytes()).tag_key
-    except (FileNotFoundError, DamagedError):
+        return None if raw is None else parse_account(path, raw).tag_key
+    except DamagedError:
         return None
+
+
+def _find_bundle(folder: Path, digest: bytes) -> bytes | None:
+    """Return the kept bundle with this digest, None if none can be read."""
+    for name in sorted(_read(lambda: os.listdir(folder)) or ()):
+        if name.startswith("bundle."):
+            found = _read((folder / name).read_bytes)
+            if found is not None and hashlib.sha256(found).digest() == digest:
+                return found
+    return None
 
 
 def _link_same_content(
@@ -113,13 +127,25 @@ def _link_same_content(
         if known != digest or other == path or not is_ciphertext(other):
             continue
         source, target = users / other, users / path
-        if source.is_file() and merkle.root(leaves_of(source)) == digest:
+        leaves = _read(functools.partial(leaves_of, source))
+        if leaves is not None and merkle.root(leaves) == digest:
             files.remove(target)
             files.make_folder(target.parent)
             files.link_or_copy(source, target)
             files.sync_folder(target.parent)
             return True
     return False
+
+
+def _read(read: Callable[[], _Read]) -> _Read | None:
+    """Return the result of `read`, None if its file is missing or cannot be read. Raises OSError if
+    this process or the system has too much open: that says nothing about the file."""
+    try:
+        return read()
+    except OSError as exc:
+        if exc.errno in NO_DESCRIPTORS:
+            raise
+        return None
 
 
 def leaves_of(ciphertext: Path) -> list[bytes]:

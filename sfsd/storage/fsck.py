@@ -17,8 +17,8 @@ from protocol.codec.values import Value
 from protocol.log.auditlog import LOST, LogEntry
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
 from sfsd.fs.descriptors import SyncGuard
-from sfsd.fs.files import Files
-from sfsd.log.path_table import FILES, NAME, is_kept, stored_rows
+from sfsd.fs.files import NO_DESCRIPTORS, Files
+from sfsd.log.path_table import FILES, NAME, TableComparison, TableUnreadableError
 from sfsd.log.verify import verify_log
 from sfsd.storage.change import is_ciphertext
 from sfsd.storage.crash_recovery import StagedFiles
@@ -29,8 +29,8 @@ from sfsd.storage.set_aside import STRAY, move_aside
 
 
 class Finding(Value):
-    """One difference. `kind` is log, cache, waiting, missing, changed, stray or lost; `seq` is the
-    entry that last wrote `path` (relative to the root), if there is one."""
+    """One difference. `kind` is log, cache, waiting, missing, changed, unreadable, stray or lost;
+    `seq` is the entry that last wrote `path` (relative to the root), if there is one."""
 
     kind: str
     path: str
@@ -52,11 +52,14 @@ class Fsck:
         self._stage = StagedFiles(self._files, root / "staging", self._users)
         self._sizes: dict[str, int] = {}
         self._lost: list[str] = []
-        self._removed: dict[str, int] = {}
+        self._table: TableComparison | None = None
+        self._unlisted: dict[str, str] = {}
+        """Folders of the store that cannot be listed, and why."""
         self.checked = 0
 
     def run(self) -> Iterator[Finding]:
         """Yield every difference. A waiting file is no damage: a start installs it."""
+        yield from self._read_table()
         try:
             verified = verify_log(self._root, self._apply)
         except JournalDamagedError as exc:
@@ -64,7 +67,7 @@ class Fsck:
             return
         if verified.cache_differs is not None:
             yield self._drop_cache(verified.cache_differs)
-        yield from self._check_table()
+        yield from self._check_table(verified.entries)
         present = set(self._walk())
         wanted = self._logged.waiting.values()
         waiting = {one.path: one.seq for one in wanted if self._waits(one, present)}
@@ -83,44 +86,38 @@ class Fsck:
 
     def _apply(self, entry: LogEntry) -> None:
         self._logged.apply(entry)
-        for path, digest in entry.paths.items():
-            if digest is None:
-                self._removed[path] = entry.seq
-            else:
-                self._removed.pop(path, None)
+        if self._table is not None:
+            self._table.apply(entry.seq, entry.paths)
 
-    def _check_table(self) -> Iterator[Finding]:
-        """Compare the table of the newest entries with the log, up to the mark of the table."""
-        folder = self._root / "logs" / "tree"
-        if (stored := stored_rows(folder)) is None:
-            return  # a start makes it
-        size, rows = stored
-        wanted = {
-            path: (seq, digest)
-            for path, (digest, seq) in self._logged.paths.items()
-            if seq < size and is_kept(path)
-        }
-        seqs = [seq for _, (seq, _) in wanted.items() - rows.items()]
-        seqs += [
-            seq
-            for path, (seq, _) in rows.items()
-            if path not in self._logged.paths and self._removed.get(path, -1) < size
-        ]
-        if not seqs:
-            return
+    def _read_table(self) -> Iterator[Finding]:
+        """Read the table of the newest entries, to compare it with the log."""
+        try:
+            self._table = TableComparison(self._root / "logs" / "tree")
+        except TableUnreadableError as exc:
+            yield self._drop_table(exc.cause, None)
+
+    def _check_table(self, entries: int) -> Iterator[Finding]:
+        """Compare the table with the log, up to the mark of the table."""
+        seq = None if self._table is None else self._table.first_difference(entries)
+        if seq is not None:
+            yield self._drop_table("the table of newest files differs from the log", seq)
+
+    def _drop_table(self, text: str, seq: int | None) -> Finding:
         if self._repair:
             for name in FILES:
-                self._files.remove(folder / name)
-        text = "the table of newest files differs from the log; a start makes a missing one"
-        yield Finding("cache", NAME, min(seqs), self._repair, text)
+                self._files.remove(self._root / "logs" / "tree" / name)
+        return Finding("cache", NAME, seq, self._repair, f"{text}; a start makes a missing one")
 
     def _waits(self, want: ExpectedFile, present: set[str]) -> bool:
         """Return whether a start will restore the path, which does not match the log yet."""
         there = want.path in present
         if want.digest is None:
             return there
-        if there and self._matches(want.path, want.digest):
-            return False
+        try:
+            if there and self._matches(want.path, want.digest):
+                return False
+        except OSError:
+            pass  # a start installs what cannot be read, too
         try:
             self._stage.find(want)
         except RecoveryError:
@@ -128,11 +125,26 @@ class Fsck:
         return True
 
     def _walk(self) -> Iterator[str]:
-        for folder, folders, names in os.walk(self._users):
+        for folder, folders, names in os.walk(self._users, onerror=self._note_unlisted):
             # Uploads of a store on a disk of its own; no user has such a name.
             folders[:] = [one for one in folders if not one.startswith(".")]
             for name in names:
                 yield (Path(folder) / name).relative_to(self._users).as_posix()
+
+    def _note_unlisted(self, exc: OSError) -> None:
+        if exc.errno in NO_DESCRIPTORS:
+            raise exc
+        if isinstance(exc, FileNotFoundError):
+            return  # what it held is missing
+        folder = Path(os.fsdecode(exc.filename)).relative_to(self._users).as_posix()
+        self._unlisted[folder] = exc.strerror or str(exc)
+
+    def _unlisted_folder(self, path: str) -> str | None:
+        """Return why the folder of a path cannot be listed, None if it was."""
+        for parent in Path(path).parents:
+            if (why := self._unlisted.get(parent.as_posix())) is not None:
+                return why
+        return None
 
     def _check(self, path: str, *, there: bool) -> Iterator[Finding]:
         known = self._logged.paths.get(path)
@@ -140,24 +152,34 @@ class Fsck:
             yield self._move_stray(path)
             return
         digest, seq = known
-        problem = None if there else "missing"
-        if there and not self._matches(path, digest):
-            problem = "changed"
-        if problem is None:
+        if (problem := self._problem(path, digest, there=there)) is None:
             return
+        kind, text = problem
         # Only a file with the digest that the log says is put in place.
         repaired = self._repair and derive_file(
             self._files, self._users, self._logged, path, digest
         )
-        what = (
-            "the file is in the log but not on the disk"
-            if problem == "missing"
-            else "the content is not what was written"
-        )
-        yield Finding(problem, f"store/users/{path}", seq, repaired, what)
+        yield Finding(kind, f"store/users/{path}", seq, repaired, text)
+
+    def _problem(self, path: str, digest: bytes, *, there: bool) -> tuple[str, str] | None:
+        """Return (kind, text) of what is wrong with a file that the log says is there. Raises
+        OSError if this process has too much open."""
+        if not there:
+            if (why := self._unlisted_folder(path)) is not None:
+                return "unreadable", f"its folder cannot be listed: {why}"
+            return "missing", "the file is in the log but not on the disk"
+        try:
+            if self._matches(path, digest):
+                return None
+        except OSError as exc:
+            if exc.errno in NO_DESCRIPTORS:
+                raise
+            return "unreadable", f"the file cannot be read: {exc.strerror}"
+        return "changed", "the content is not what was written"
 
     def _matches(self, path: str, digest: bytes) -> bool:
-        """Return whether the file matches the log; a ciphertext by its size, unless all is read."""
+        """Return whether the file matches the log; a ciphertext by its size, unless all is read.
+        Raises OSError."""
         target = self._users / path
         if is_ciphertext(path):
             size = self._sizes.get(path)

@@ -29,7 +29,7 @@ from protocol.log.tags import check_tag_key
 from protocol.records.chain import RENEWING
 from protocol.records.records import FileRecord, Statement, record_hash
 from protocol.wire.messages.base import SignedRecord
-from sfsd.errors import Absent, DamagedError, JournalRangeError, RecoveryError, StoreRefusedError
+from sfsd.errors import Absent, DamagedError, JournalRangeError, RecoveryError, UnreadableError
 from sfsd.fs.descriptors import store_error
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
@@ -207,7 +207,7 @@ def _tag_key(
 ) -> bytes | None:
     """Return the account's tag key, None if it is lost."""
     stored = [] if known is None or known.tag_key is None else [known.tag_key]
-    with suppress(Absent, StoreRefusedError):
+    with suppress(Absent, UnreadableError):
         stored.append(store.read(tag_key_path(user)))
     return next((key for key in stored if check_tag_key(key, commit)), None)
 
@@ -236,7 +236,7 @@ def _stored_before(
         raw = store.read(path)
         found = parse(path, raw)
         written = journal.paths(found.seq).get(path)
-    except (Absent, DamagedError, StoreRefusedError, JournalRangeError):
+    except (Absent, DamagedError, JournalRangeError):
         return None
     return found if written == digest_of(path, raw) else None
 
@@ -249,7 +249,7 @@ def _stored_after(
     Readers are those of the `last` record."""
     try:
         found = parse_sidecar(path, store.read(path))
-    except (Absent, DamagedError, StoreRefusedError):
+    except (Absent, DamagedError):
         return None
     record = bare.content_record
     if found.content.record != bare.content.record or found.metadata is None:
@@ -295,7 +295,7 @@ def _generation(store: DirectoryStore, user: str) -> int:
     path = statements_path(user)
     try:
         return parse_statements(path, store.read(path))[-1].statement.generation
-    except (Absent, DamagedError, StoreRefusedError):
+    except (Absent, DamagedError):
         return 0
 
 

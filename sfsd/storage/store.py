@@ -20,8 +20,8 @@ from pathlib import Path
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE
-from sfsd.errors import Absent, StoreFullError
-from sfsd.fs.descriptors import SharedHandle, SyncGuard, store_error
+from sfsd.errors import Absent, StoreFullError, UnreadableError
+from sfsd.fs.descriptors import SharedHandle, SyncGuard, read_error, store_error
 from sfsd.fs.direct_io import DirectFile, RecentlyOpened
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
 from sfsd.fs.spare_files import SpareFiles
@@ -37,6 +37,8 @@ PACK_SPARE_SIZE = 1 << 20
 """Spare files for packs, and their bytes: each can hold the pack of one group on a full disk."""
 MIN_FREE_FILES = 256
 """Files that must be left to create before a daemon that waits for room tries again."""
+UNREADABLE = b""
+"""Stands for the digest of a file that cannot be read."""
 _APPLIED_LAG = 4096
 """Entries without effects that a start may have to read again."""
 
@@ -45,16 +47,17 @@ class Blob:
     """An open file: its content when it was opened, whatever is written to its path later."""
 
     def __init__(
-        self, files: Files, handle: int, size: int, direct: DirectFile | None = None
+        self, files: Files, path: str, handle: int, size: int, direct: DirectFile | None = None
     ) -> None:
         self._files = files
+        self._path = path
         self._shared = SharedHandle(files, handle)
         self._direct = direct
         self.size = size
 
     def read_range(self, offset: int, length: int) -> Buffer:
         """Return up to `length` bytes from `offset`. Any thread. Raises StagingClosedError once
-        closed, StoreRefusedError if the disk cannot be read."""
+        closed, `UnreadableError`, StoreBusyError."""
         with self._shared.use() as handle:
             try:
                 if self._direct is not None:
@@ -63,7 +66,7 @@ class Blob:
                         return data
                 return self._files.read_at(handle, length, offset)
             except OSError as exc:
-                raise store_error(exc, "reading a file") from exc
+                raise read_error(exc, self._path, "reading a file") from exc
 
     def close(self) -> None:
         """Close the file; running reads finish first. Idempotent."""
@@ -117,7 +120,7 @@ class DirectoryStore:
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the whole file, or up to `length` bytes from `offset`. Raises `Absent`,
-        `PathError`, StoreRefusedError."""
+        `PathError`, `UnreadableError`, StoreBusyError."""
         handle = self._open(path)
         try:
             if length is not None:
@@ -128,7 +131,7 @@ class DirectoryStore:
                 data += more
             return data
         except OSError as exc:
-            raise store_error(exc, "reading a file") from exc
+            raise read_error(exc, path, "reading a file") from exc
         finally:
             self.files.close(handle)
 
@@ -151,7 +154,7 @@ class DirectoryStore:
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise Absent(path) from exc
         except OSError as exc:
-            raise store_error(exc, "opening a file") from exc
+            raise read_error(exc, path, "opening a file") from exc
 
     def open_blob(self, path: str) -> Blob:
         """Open a file; later changes of `path` do not affect it. Raises as `read`."""
@@ -160,20 +163,24 @@ class DirectoryStore:
             size, direct = self.files.size(handle), None
             if size >= LARGE and not self._recently_opened.seen_again(path):
                 direct = DirectFile(self.files, handle, writing=False)
-            return Blob(self.files, handle, size, direct)
+            return Blob(self.files, path, handle, size, direct)
         except OSError as exc:
             self.files.close(handle)
-            raise store_error(exc, "opening a file") from exc
+            raise read_error(exc, path, "opening a file") from exc
 
     def stored_digest(self, path: str) -> bytes | None:
-        """Return the digest of the file (`sfsd.storage.change`), cached; None if there is none.
-        Reads the file if its digest is not cached. Raises `PathError`, StoreRefusedError."""
+        """Return the digest of the file (`sfsd.storage.change`), cached; None if there is no file,
+        `UNREADABLE` if it cannot be read. Reads the file if its digest is not cached. Raises
+        `PathError`, StoreBusyError."""
         with self._lock:
             published = self._published
             if path in self._digests:
                 self._digests.move_to_end(path)
                 return self._digests[path]
-        digest = self.digest_in_place(path)
+        try:
+            digest = self.digest_in_place(path)
+        except UnreadableError:
+            return UNREADABLE
         self._cache_digest(path, digest, published)
         return digest
 
@@ -190,14 +197,15 @@ class DirectoryStore:
                 self._remember(path, digest)
 
     def digest_in_place(self, path: str) -> bytes | None:
-        """Return the digest of the bytes that are in place now, None if there is no file."""
+        """Return the digest of the bytes that are in place now, None if there is no file. Raises
+        `PathError`, `UnreadableError`, StoreBusyError."""
         try:
             # The common case, a path that must be new, without the cost of opening a file.
             os.stat(f"{self._users_text}/{path}")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
-            raise store_error(exc, "examining a file") from exc
+            raise read_error(exc, path, "examining a file") from exc
         try:
             if not is_ciphertext(path):
                 return digest_of(path, self.read(path))

@@ -40,8 +40,10 @@ def place(daemon: Daemon, version: int, suffix: str = "json") -> Path:
 
 
 def damage(path: Path, how: str) -> None:
-    if how == "lost":
+    if how in ("lost", "unreadable"):
         path.unlink()
+        if how == "unreadable":
+            path.symlink_to(path.name)  # opening it fails: too many levels of symbolic links
         return
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -58,7 +60,7 @@ def names(client: Client) -> tuple[list[str], list[tuple[str, type[SfscError]]]]
     return listed, found
 
 
-@pytest.mark.parametrize("how", ["flipped", "lost"])
+@pytest.mark.parametrize("how", ["flipped", "lost", "unreadable"])
 def test_damaged_current_version_is_named_and_given_up(
     stopped: Daemon, alice: Client, tmp_path: Path, how: str
 ) -> None:
@@ -205,14 +207,17 @@ def test_damaged_sidecar_of_a_purged_file_is_given_up(stopped: Daemon, alice: Cl
     stopped.run("fsck", "--read-data")
 
 
-@pytest.mark.parametrize("suffix", ["json", "ct"])
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [("json", "flipped"), ("ct", "flipped"), ("json", "unreadable"), ("ct", "unreadable")],
+)
 def test_the_operator_gives_a_damaged_version_up(
-    stopped: Daemon, alice: Client, suffix: str
+    stopped: Daemon, alice: Client, suffix: str, how: str
 ) -> None:
     file_id = place(stopped, 2).name.partition(".")[0]
     for wrong in ((file_id, "2"), (file_id, "3"), ("f" * 32, "1")):
         stopped.run("fsck", "--give-up", "alice", *wrong, code=3)
-    damage(place(stopped, 2, suffix), "flipped")
+    damage(place(stopped, 2, suffix), how)
     stopped.run("fsck", "--read-data", code=5)
     stopped.run("fsck", "--give-up", "alice", file_id, "2")
     stopped.run("fsck", "--give-up", "alice", file_id, "2", code=3)

@@ -96,14 +96,22 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("harm", [flip, cut, lengthen, remove])
+def make_unreadable(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)  # opening it fails: too many levels of symbolic links
+
+
+KINDS: dict[Callable[[Path], None], str] = {remove: "missing", make_unreadable: "unreadable"}
+
+
+@pytest.mark.parametrize("harm", [flip, cut, lengthen, remove, make_unreadable])
 @pytest.mark.parametrize("suffix", [".json", ".ct", ".leaves", "bundle", "account.json"])
 def test_damage_in_every_file_is_found(
     daemon: Daemon, harm: Callable[[Path], None], suffix: str
 ) -> None:
     path = named(daemon, suffix)
     harm(path)
-    kind = "missing" if harm is remove else "changed"
+    kind = KINDS.get(harm, "changed")
     assert found(daemon, "--read-data") == [(kind, path.name, False)]
     # A changed ciphertext of the same size is found only by reading everything.
     if suffix == ".ct" and harm is flip:
@@ -112,7 +120,7 @@ def test_damage_in_every_file_is_found(
         assert found(daemon) == [(kind, path.name, False)]
 
 
-@pytest.mark.parametrize("harm", [flip, cut, remove])
+@pytest.mark.parametrize("harm", [flip, cut, remove, make_unreadable])
 @pytest.mark.parametrize("suffix", [".leaves", "statements.json"])
 def test_derived_files_are_rebuilt(
     daemon: Daemon, harm: Callable[[Path], None], suffix: str
@@ -121,7 +129,7 @@ def test_derived_files_are_rebuilt(
     before = path.read_bytes()
     harm(path)
     ((kind, name, repaired),) = found(daemon, "--repair", code=0)
-    assert (kind, name, repaired) == ("missing" if harm is remove else "changed", path.name, True)
+    assert (kind, name, repaired) == (KINDS.get(harm, "changed"), path.name, True)
     assert path.read_bytes() == before
     assert found(daemon, "--read-data", code=0) == []
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from protocol.log.auditlog import EntryDraft
+from protocol.log.auditlog import LOST, EntryDraft
 from protocol.records.records import ServerStatement
 from protocol.records.signatures import SigningKey
+from protocol.wire.messages.accounts import UserAdd
 from sfsd import server_keys
 from sfsd.cli import main
+from sfsd.commands.operator_client import send_requests
 from sfsd.datadir import STATEMENT_OP, lock_root, open_server_context
 from sfsd.errors import ConfigError, JournalDamagedError, RecoveryError, RootBusyError
+from sfsd.fs.files import Files
 from sfsd.storage.change import Change
 
 
@@ -109,3 +114,27 @@ def test_unmounted_store_is_not_served(root: Path) -> None:
     (root / "store").rmdir()
     (root / "elsewhere").rename(root / "store")
     assert logged_statements(root)
+
+
+class NoMemory(Files):
+    """A system without the memory to open an account's settings."""
+
+    def open_read(self, path: Path | str) -> int:
+        if str(path).endswith("account.json"):
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return super().open_read(path)
+
+
+def test_nothing_is_set_aside_until_there_is_memory(root: Path) -> None:
+    send_requests(root, [UserAdd("ada", bytes(32), 2_000_000_000, 0)])
+    (root / "staging" / "applied").write_bytes(b"0\n")
+    (root / "store" / "users" / "ada" / "account.json").unlink()
+    with lock_root(root), open_server_context(root, files=NoMemory()) as context:
+        assert context.failed is not None
+        assert "setting lost files aside" in context.failed
+        assert context.committer.awaits_room
+        size = context.journal.size
+    with lock_root(root), open_server_context(root) as context:
+        assert (context.failed, context.journal.size) == (None, size + 1)
+        assert context.journal.entry(size).op == LOST
+        assert context.documents.account("ada") is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from protocol.records.records import ServerStatement
 from protocol.wire.messages.accounts import UserAccess, UserAdd
 from sfsd import server_keys
 from sfsd.commands.operator_client import send_requests
+from sfsd.datadir import lock_root
 from tests.sfsd.rewritten_log import rewritten
 
 Sfsd = Callable[..., Any]
@@ -42,6 +44,40 @@ def test_valid_log(log: Path, sfsd: Sfsd) -> None:
     assert told["entries"] == told["signed"] == entries
     assert people.lines[1] == f"root {told['root']}"
     assert people.lines[0].startswith(f"{entries} entries")
+
+
+def table(log: Path) -> Path:
+    return log.parent / "tree" / "paths"
+
+
+def test_the_table_of_newest_files_is_compared(log: Path, sfsd: Sfsd) -> None:
+    whole = len(log.read_bytes().splitlines())
+    assert f"the table of newest files is that of {whole} entries" in sfsd("audit", "verify").lines
+    database = sqlite3.connect(table(log))
+    with database:
+        changed = "UPDATE paths SET seq = 3, digest = zeroblob(32) WHERE path LIKE 'user05/%'"
+        assert database.execute(changed).rowcount == 1
+    database.close()
+    (seq,) = [seq for seq, line in enumerate(log.read_bytes().splitlines()) if b"user05" in line]
+    for option in ((), ("--strict",), ("--json",)):
+        told = sfsd("audit", "verify", *option, code=5)
+        assert f"differs from the log, first for entry {seq}\n" in told.err
+        assert "sfsd serve" in told.err
+
+
+def test_a_table_that_cannot_be_read_is_reported(log: Path, sfsd: Sfsd) -> None:
+    table(log).write_bytes(b"nothing that SQLite wrote" * 100)
+    assert "logs/tree/paths cannot be read" in sfsd("audit", "verify", code=5).err
+    table(log).unlink()
+    assert "a start makes it" in sfsd("audit", "verify").lines[-1]
+    table(log).symlink_to("paths")
+    assert "logs/tree/paths cannot be read" in sfsd("audit", "verify", code=5).err
+
+
+def test_the_table_is_not_compared_beside_a_daemon(log: Path, root: Path, sfsd: Sfsd) -> None:
+    with lock_root(root):
+        assert "was not compared: a daemon uses it" in sfsd("audit", "verify").lines[-1]
+        assert json.loads(sfsd("audit", "verify", "--json").out)["table"] is None
 
 
 def test_log_as_json(log: Path, sfsd: Sfsd) -> None:

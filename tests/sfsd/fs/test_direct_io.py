@@ -218,7 +218,7 @@ def blob(folder: Path, files: Way, content: bytes) -> Blob:
     path = folder / "blob"
     path.write_bytes(content)
     handle = files.open_read(path)
-    return Blob(files, handle, files.size(handle), DirectFile(files, handle, writing=False))
+    return Blob(files, "a", handle, files.size(handle), DirectFile(files, handle, writing=False))
 
 
 _CONTENT = os.urandom(3 * PIECE_SIZE + 4321)

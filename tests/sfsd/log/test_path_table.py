@@ -17,7 +17,7 @@ from protocol.records.signatures import SigningKey
 from sfsd.errors import JournalDamagedError
 from sfsd.log import path_table
 from sfsd.log.journal import Journal
-from sfsd.log.path_table import LatestEntry, stored_rows
+from sfsd.log.path_table import LatestEntry, TableComparison
 from tests.sfsd.faults import FaultyFiles
 from tests.sfsd.journals import ORIGIN, SmallJournal, open_journal
 
@@ -107,10 +107,10 @@ def test_the_table_is_what_the_log_says(
         assert {f"{user}/account.json" for user in journal.latest.users()} == accounts
         assert {path: journal.latest.get(path) for path in expected} == expected
     journal.close()
-    found = stored_rows(logs / "tree")
-    assert found is not None
-    assert found[0] == 300
-    assert found[1] == {path: (one.seq, one.digest) for path, one in expected.items()}
+    found = TableComparison(logs / "tree")
+    assert found.size == 300
+    assert found._rows == {path: (one.seq, one.digest) for path, one in expected.items()}
+    assert found.compare((logs / "audit.jsonl").read_bytes().splitlines(), 300) is None
 
 
 def test_ciphertext_and_leaf_hashes_are_left_out(logs: Path) -> None:
@@ -243,9 +243,7 @@ def test_an_entry_that_is_not_in_place_stays_out_until_the_next_start(logs: Path
     assert journal.latest.size == 5
     assert journal.latest.get(PATH) == LatestEntry(3, NEW)
     journal.close()
-    found = stored_rows(logs / "tree")
-    assert found is not None
-    assert found[0] == 5
+    assert TableComparison(logs / "tree").size == 5
     journal = open_journal(logs)
     assert journal.latest.get(PATH) is None
     journal.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from protocol.wire.messages.accounts import (
     UserQuota,
     UserShow,
 )
+from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, Opened, Read
 from protocol.wire.messages.files import GiveUp, History, List, Listing, Record, Stat, Stated
 from protocol.wire.messages.log import (
@@ -61,6 +64,7 @@ from protocol.wire.messages.uploads import (
 from sfsd.errors import Refused
 from sfsd.rules.context import OPERATIONS, Access, Principal
 from sfsd.state.uploads import WINDOW
+from sfsd.storage.paths import VersionPaths
 from tests.sfsd.builders import (
     ADDRESS,
     SERVER_KEY,
@@ -298,7 +302,7 @@ def test_full_disk_refuses_and_goes_on(tmp_path: Path) -> None:
         put = ada.version(F, b"x" * 6000)
         error = refused(ada.ask(put.small()), "unavailable")
         assert "disk is full" in error.text
-        told = served.dispatcher.unwritten.report()
+        told = served.dispatcher.disk_failures.report()
         assert told is not None
         assert "disk is full" in told
         # Its reservation of quota was released.
@@ -330,6 +334,22 @@ def test_unreadable_log_is_reported_to_the_client(tmp_path: Path) -> None:
         files.broken = True
         refused(ada.ask(LogEntries(0, 10, own=True)), "unavailable")
         assert isinstance(ada.ask(Stat("ada", F, 0)), Stated)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_the_operator_is_told_of_an_unreadable_file(tmp_path: Path) -> None:
+    with daemon(tmp_path) as served:
+        ada = served.person("ada")
+        ada.put(F)
+        paths = VersionPaths.for_version("ada", F, 1)
+        ciphertext = tmp_path / "store" / "users" / paths.ciphertext
+        ciphertext.unlink()
+        ciphertext.symlink_to(ciphertext.name)  # opening it fails
+        answer = refused(ada.ask(GetOpen("ada", F, 0)), "damaged")
+        assert answer.damaged == DamagedVersion("ada", F, 1)
+        assert "cannot read" in answer.text
+        told = served.dispatcher.disk_failures.report()
+    assert told == f"opening a file: {os.strerror(errno.ELOOP)}: 1"
 
 
 @pytest.mark.parametrize("message", [RotateFinish(b"", (), b"", b"", S), Inbox("", 1, 0), Usage()])

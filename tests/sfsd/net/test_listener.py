@@ -298,8 +298,8 @@ def test_failed_writes_are_reported(
     async def run() -> None:
         server = Server(served.context, tls)
         await server.start(HERE)
-        server.dispatcher.unwritten.count("the disk is full")
-        server.dispatcher.unwritten.count("the disk is full")
+        server.dispatcher.disk_failures.count("the disk is full")
+        server.dispatcher.disk_failures.count("the disk is full")
         await until(lambda: len(caplog.records) >= 2)
         await server.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,6 +21,7 @@ from sfsd.errors import (
     SfsdError,
     StoreFailedError,
     StoreRefusedError,
+    UnreadableError,
 )
 from sfsd.fs.files import Files
 from sfsd.storage.crash_recovery import RecoveryReport, recover
@@ -320,6 +322,38 @@ def test_a_start_reports_the_file_that_is_missing(
         assert model.store.installer.applied == -1
         model.journal.close()
     assert path not in stored(unsettled)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("path", [SIDE, f"{A}.1.ct"])
+def test_a_file_in_place_that_cannot_be_read_is_not_lost(unsettled: Path, path: str) -> None:
+    StoreModel(unsettled).journal.close()
+    (unsettled / "staging" / "applied").unlink()
+    target = unsettled / "store" / "users" / path
+    kept = target.read_bytes()
+    target.unlink()
+    target.symlink_to(target.name)  # opening it fails: too many levels of symbolic links
+    model = StoreModel(unsettled)
+    assert (model.recovered.lost, model.store.failed) == ((), None)
+    assert model.store.installer.applied == 0
+    with pytest.raises(UnreadableError):
+        model.store.read(path)
+    model.journal.close()
+    target.unlink()
+    target.write_bytes(kept)  # the operator has repaired the disk
+    model = StoreModel(unsettled)
+    assert model.store.digest_in_place(path) == model.journal.entry(0).paths[path]
+    model.journal.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_what_cannot_be_read_is_replaced_from_the_stage(unsettled: Path) -> None:
+    target = unsettled / "store" / "users" / SIDE
+    target.symlink_to(target.name)
+    model = StoreModel(unsettled)
+    assert model.recovered == RecoveryReport(entries=1, installed=2, dropped=2)
+    assert stored(unsettled) == {SIDE: b"side", f"{A}.1.ct": b"cipher"}
+    model.journal.close()
 
 
 def test_an_empty_stage_is_reported_and_refuses_no_start(unsettled: Path) -> None:

@@ -18,14 +18,16 @@ from sfsd.errors import (
     SfsdError,
     StagingClosedError,
     Stale,
+    StoreBusyError,
     StoreFailedError,
     StoreFullError,
     StoreRefusedError,
+    UnreadableError,
 )
 from sfsd.fs.files import Files
 from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.storage.prepare import PreparedGroup
-from sfsd.storage.store import DirectoryStore
+from sfsd.storage.store import UNREADABLE, DirectoryStore
 from tests.sfsd.simulated_disk import SimulatedDisk
 
 SIDE, BLOB, COPY = "alice/files/01/01.1.json", "alice/files/01/01.1.ct", "alice/files/02/02.1.ct"
@@ -553,8 +555,30 @@ def test_an_unreadable_file_is_not_reported_as_missing(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
     (store.users / "ada").mkdir()
     (store.users / "ada" / "a").symlink_to("a")  # repeatedly
-    with pytest.raises(StoreRefusedError):
-        store.stored_digest("ada/a")
+    for reads in (store.read, store.open_blob, store.read_with_digest, store.digest_in_place):
+        with pytest.raises(UnreadableError) as raised:
+            reads("ada/a")
+        assert raised.value.path == "ada/a"
+    assert store.stored_digest("ada/a") == UNREADABLE
+    (store.users / "ada" / "a").unlink()
+    (store.users / "ada" / "a").write_bytes(b"again")
+    assert store.stored_digest("ada/a") == digest_of("ada/a", b"again")
     assert store.stored_digest("ada/b") is None
     (store.users / "ada" / "c").write_bytes(b"")
     assert store.stored_digest("ada/c/d") is None
+
+
+class NoMemory(Files):
+    """The system has no memory to open or examine a file, or to read one."""
+
+    def open_read(self, path: Path | str) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+def test_a_lack_of_memory_says_nothing_about_a_file(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path, NoMemory())
+    (store.users / "ada").mkdir()
+    (store.users / "ada" / "a").write_bytes(b"there")
+    for reads in (store.read, store.open_blob, store.digest_in_place, store.stored_digest):
+        with pytest.raises(StoreBusyError):
+            reads("ada/a")
