@@ -14,6 +14,8 @@ import re
 import sys
 from pathlib import Path
 
+from protocol.buffers.file_status import exists
+
 if sys.platform == "darwin":
     import fcntl
 
@@ -48,7 +50,7 @@ def remove_temporary_files(path: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Create `folder` and its missing parents, durably."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    missing = [one for one in (folder, *folder.parents) if not exists(one)]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for one in missing:
         _sync_folder(one.parent)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from protocol.buffers.file_status import is_folder
 from protocol.codec.names import SERVER
 from protocol.log.auditlog import EntryDraft
 from sfsd import server_keys
@@ -157,7 +158,7 @@ def _check_mounted(root: Path, journal: Journal) -> None:
 
     An empty store must not be served: a newly invited user could take any user's name.
     """
-    if journal.size and not (root / USERS).is_dir():
+    if journal.size and not is_folder(root / USERS):
         raise RecoveryError(
             f"not there, and the log has {journal.size} entries",
             path=USERS,

@@ -25,6 +25,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+from protocol.buffers.file_status import exists
 from protocol.codec.errors import CheckpointError, RemoteProtocolError
 from protocol.codec.values import Value
 from protocol.log import checkpoint
@@ -79,7 +80,7 @@ def create(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
     Raises `ConfigError` if `folder` is not empty.
     """
     files = files or Files()
-    if folder.exists() and any(folder.iterdir()):
+    if exists(folder) and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty", "each root is one server; choose another")
     files.make_folder(folder)
     for name in ("server.key", "log.key", "operator.key"):
@@ -123,7 +124,8 @@ def readable_by_others(folder: Path) -> list[str]:
     """
     if os.name != "posix" or not folder.stat().st_mode & 0o011:
         return []
-    return sorted(path.name for path in folder.glob("*.key") if path.stat().st_mode & 0o044)
+    keys = (name for name in os.listdir(folder) if name.endswith(".key"))
+    return sorted(name for name in keys if (folder / name).stat().st_mode & 0o044)
 
 
 def update_statement(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
@@ -131,7 +133,7 @@ def update_statement(folder: Path, now: int, files: Files | None = None) -> Serv
 
     The caller holds the root's lock. `now` is Unix seconds. Raises `ConfigError`.
     """
-    if (folder / _NEXT_LOG_KEY).exists():
+    if exists(folder / _NEXT_LOG_KEY):
         _finish_log_key_change(folder, now, files or Files())
     known = ServerStatement.parse(read_server_statement(folder)[0])
     if _stored_spki(folder) not in known.tls_spki_sha256:
@@ -177,7 +179,7 @@ def _finish_log_key_change(folder: Path, now: int, files: Files) -> None:
     origin = origin_of(server_id(known.server_pub))
     verifier = Verifier(origin, new_key.public)
     note = folder.parent / "logs" / "checkpoint"
-    if note.exists() and verifier.vkey != known.log_vkey:
+    if exists(note) and verifier.vkey != known.log_vkey:
         _resign_checkpoint(note, Verifier.parse(known.log_vkey), verifier, new_key, files)
     files.replace_durable(folder / "log.key", new_key.seed.hex().encode() + b"\n")
     if verifier.vkey != known.log_vkey:

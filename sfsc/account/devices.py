@@ -8,7 +8,6 @@ the keyring before it is sent, so a retry sends the same bytes.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -35,7 +34,7 @@ from protocol.wire.messages.rotation import GetBundle, NewStatement, SealedBundl
 from sfsc.account.key_status import has_old_keys, is_rotating, new_device, public_device
 from sfsc.crypto.primitives import state_key
 from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
-from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UnsupportedKey, UsageError
+from sfsc.errors import BadRecord, ConflictError, Denied, UnsupportedKey, UsageError
 from sfsc.files.contacts import follow_user_chain
 from sfsc.keys.account_info import current_keys
 from sfsc.keys.bundle import Bundle, open_bundle, seal_bundle
@@ -47,6 +46,7 @@ from sfsc.keys.keyring import (
     KeyringFile,
     PendingStatement,
 )
+from sfsc.local_files import check_new_file
 from sfsc.session.handshake import key_lifetime
 from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session
@@ -126,9 +126,8 @@ class Devices:
 
     def backup(self, path: Path, passphrase: str | None) -> None:
         """Add a device for the file `path`, and write the keyring there with that device's key.
-        Raises `LocalError` if the file exists."""
-        if os.path.exists(path):
-            raise LocalError(f"the file exists: {path}", "choose another name")
+        Raises `LocalError` if the file exists or cannot be written."""
+        check_new_file(path, "choose another name", parents=True)
         device = new_device()
         self._publish_device(device, BACKUP)
         KeyringFile.create(path, changed(self._keyring, device=device, pending=None), passphrase)

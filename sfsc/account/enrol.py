@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -38,6 +37,7 @@ from sfsc.errors import BadReceipt, Denied, IntegrityError, LocalError, UsageErr
 from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.home import keyring_path
 from sfsc.keys.keyring import GenerationKeys, Keyring, KeyringFile, PendingStatement
+from sfsc.local_files import exists
 from sfsc.session import evidence
 from sfsc.session.follow import follow_log
 from sfsc.session.handshake import dial, key_lifetime
@@ -95,7 +95,7 @@ def enrol_account(
         if pending is None:
             raise LocalError("the keyring has no enrolment to finish")
         # What another account left here stays; a state that opens belongs to this attempt.
-        removable_state = not os.path.exists(state_path(home))
+        removable_state = not exists(state_path(home))
         useless = unfinished is None  # until the statement is sent
         try:
             with open_client_state(home, file) as state:
@@ -143,7 +143,7 @@ def _load_unfinished(
     invitation: Invitation, home: Path, passphrase: str | None
 ) -> KeyringFile | None:
     """Return the keyring of an interrupted enrolment, or None."""
-    if not os.path.exists(keyring_path(home)):
+    if not exists(keyring_path(home)):
         return None
     file = KeyringFile.unlock(keyring_path(home), passphrase)
     known = file.contents

@@ -15,6 +15,7 @@ from typing import Final
 from sfsc.crypto.envelope import check_name
 from sfsc.errors import NotFound, NotRegularFile, SfscError, UnreadableSource
 from sfsc.files.listing import Files
+from sfsc.local_files import is_folder
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
 from sfsc.transfer.destination import BY_UMASK, PRIVATE, DestinationTree
@@ -41,7 +42,7 @@ class Trees:
         """Store every regular file below `folder` under the prefix `name` (None: the folder's own
         path; "": no prefix). Links are not followed. They and files that cannot be stored are
         reported to `skip`. Raises `UnreadableSource` if `folder` is not a folder."""
-        if not os.path.isdir(folder):
+        if not is_folder(folder):
             raise UnreadableSource(f"{folder} is not a folder")
         prefix = folder_name(folder) if name is None else name.strip("/")
         if prefix:

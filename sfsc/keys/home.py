@@ -12,6 +12,7 @@ from protocol.codec.terminal_text import printable
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.errors import LocalError, UsageError, WrongPassphrase
 from sfsc.keys.keyring import KeyringFile, needs_passphrase
+from sfsc.local_files import exists
 
 PASSPHRASE: Final = "SFSC_PASSPHRASE"  # noqa: S105 - the variable's name
 PASSPHRASE_FILE: Final = "SFSC_PASSPHRASE_FILE"  # noqa: S105
@@ -94,7 +95,7 @@ def unlock_home(home: Path, passphrase: Passphrase) -> KeyringFile:
 
 def check_no_keyring(home: Path) -> None:
     """Raise `LocalError` if `home` already has an account."""
-    if os.path.exists(keyring_path(home)):
+    if exists(keyring_path(home)):
         raise LocalError(f"a keyring exists in {home}", "use another --home")
 
 

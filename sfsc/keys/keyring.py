@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
+from protocol.buffers.file_status import exists
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import (
     AtMost,
@@ -205,7 +206,7 @@ class KeyringFile:
         passphrase. None means no passphrase."""
         lock = _KeyringHeader.generate(passphrase)
         with _lock_file(path):
-            if path.exists():
+            if exists(path):
                 raise LocalError(f"a keyring exists at {path}")
             return cls(path, contents, lock, _write(path, contents, lock))
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from protocol.buffers.file_status import exists
 from protocol.codec.terminal_text import printable
 from protocol.wire.messages import Reply, Request, encode
 from sfsc.atomicfile import make_folder, replace_file
@@ -107,10 +109,11 @@ def save(path: Path, about: str, found: IntegrityError, answers: Answers, signed
     """Write the evidence atomically to `path` (mode 0600), unless the file exists. Arguments as in
     `keep`. Raises `LocalError`, also if there are too many files."""
     try:
-        if path.exists():
+        if exists(path):
             return
         make_folder(path.parent)
-        if found.notes is None and len(list(path.parent.glob(f"{_ANSWERS}-*"))) >= MAX_FILES:
+        others = [name for name in os.listdir(path.parent) if name.startswith(f"{_ANSWERS}-")]
+        if found.notes is None and len(others) >= MAX_FILES:
             cause = f"{path.parent} is full of evidence: move its files to another place"
             raise LocalError(cause)
         text = "".join(_text(about, found, answers, signed))

@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Final, Self, cast
 
+from protocol.buffers.file_status import exists, file_status, is_file, is_folder
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.names import fits_windows
 from protocol.codec.terminal_text import reorders
@@ -70,7 +71,7 @@ class DestinationFolder(Closing):
         `LocalError`."""
         with _translating_errors(path):
             if not _POSIX:
-                if not path.is_dir():
+                if not is_folder(path):
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 return cls(path, None)
             return cls(path, os.open(path, _FOLDER))
@@ -86,7 +87,7 @@ class DestinationFolder(Closing):
                 os.mkdir(self._at(part), mode, dir_fd=self._descriptor)
             try:
                 if not _POSIX:
-                    if _is_link(path) or not path.is_dir():
+                    if _is_link(path) or not is_folder(path):
                         raise NotADirectoryError
                     return DestinationFolder(path, None)
                 opened = os.open(part, _FOLDER | _NO_LINK, dir_fd=self._descriptor)
@@ -246,9 +247,10 @@ class DestinationTree(Closing):
         other = self._names.setdefault(name.casefold(), name)
         if other == name:
             return
-        with contextlib.suppress(OSError):  # one of them does not exist: they are not the same
-            if (self.path / other).samefile(self.path / name):
-                raise BadDestination(f"{name} would overwrite {other}, which is another file")
+        with _translating_errors(self.path, name):
+            first, second = file_status(self.path / other), file_status(self.path / name)
+        if first is not None and second is not None and os.path.samestat(first, second):
+            raise BadDestination(f"{name} would overwrite {other}, which is another file")
 
     def _folder(self, parts: list[str]) -> DestinationFolder:
         if parts != self._parts:
@@ -281,10 +283,10 @@ class DestinationTree(Closing):
 def make_folders(path: Path, mode: int = PRIVATE) -> None:
     """Create the folder `path` and its missing parents with `mode`. Raises `LocalError`."""
     with _translating_errors(path):
-        missing = itertools.takewhile(lambda one: not one.exists(), (path, *path.parents))
+        missing = itertools.takewhile(lambda one: not exists(one), (path, *path.parents))
         for one in reversed(list(missing)):
             one.mkdir(mode, exist_ok=True)
-        if not path.is_dir():
+        if not is_folder(path):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
 
@@ -333,7 +335,7 @@ def replacing_file(path: Path, metadata: Metadata) -> Iterator[BinaryIO]:
     A device or a pipe is written to, not replaced.
     """
     with _translating_errors(path):
-        if path.exists() and not path.is_file():
+        if exists(path) and not is_file(path):
             with path.open("wb") as stream:
                 yield stream
             return

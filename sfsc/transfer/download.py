@@ -19,6 +19,7 @@ from protocol.codec.values import Value
 from protocol.wire.messages.base import PIECE
 from sfsc.crypto.envelope import check_name, requested_version
 from sfsc.errors import NetworkError, SfscError
+from sfsc.local_files import is_folder
 from sfsc.log.seen_checkpoints import SeenCheckpoints
 from sfsc.session.pipeline import Skip, Window
 from sfsc.session.session import Session
@@ -271,8 +272,7 @@ def _got(remote: RemoteVersion, path: Path | None) -> Got:
 def _path(target: str | os.PathLike[str] | None, name: str) -> Path:
     last = PurePosixPath(name).name
     path = Path(last if target is None else target)
-    # Not `Path.is_dir`, which raises OSError if the name is too long for the file system.
-    return path / last if os.path.isdir(path) or _names_folder(target) else path
+    return path / last if _names_folder(target) or is_folder(path) else path
 
 
 def _names_folder(target: str | os.PathLike[str] | None) -> bool:

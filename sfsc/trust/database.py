@@ -17,6 +17,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Final, Self
 
+from protocol.buffers.file_status import exists, file_status
 from sfsc.closing import Closing
 from sfsc.crypto.primitives import Sealer, verification_mac_key, vouched_rows_key
 from sfsc.errors import LocalError, Tampered
@@ -116,7 +117,7 @@ class StateDatabase(Closing):
             opened = cls(path, database, key)
             opened.saved = False
             try:
-                if path.exists():
+                if exists(path):
                     _copy(path, database)
                 opened._prepare(account)
             except BaseException:
@@ -378,7 +379,8 @@ def _copy(path: Path, target: sqlite3.Connection) -> None:
     uri = path.resolve().as_uri()
     log = path.with_name(path.name + "-wal")
     ways = ["?mode=rw", "?mode=ro"]
-    if not log.exists() or not log.stat().st_size:
+    status = file_status(log)
+    if status is None or not status.st_size:
         ways.append("?mode=ro&immutable=1")
     for way in ways:
         try:

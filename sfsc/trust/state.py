@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+from protocol.buffers.file_status import exists
 from protocol.codec.terminal_text import printable
 from protocol.codec.values import Value, changed
 from protocol.records.records import FileRecord, ServerStatement, record_hash
@@ -473,7 +474,7 @@ def read_server_statements(path: Path) -> tuple[bytes, list[tuple[bytes, bytes]]
     """Return (server_id, `ClientState.server_statements`) from the state at `path`. Used to check a
     proof without any key. Raises `LocalError`."""
     with translate_errors(path):
-        if not path.exists():
+        if not exists(path):
             hint = "give the log's key by --vkey: `sfsc status` shows it on an enrolled machine"
             raise LocalError(f"no account in {path.parent}", hint)
         database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)

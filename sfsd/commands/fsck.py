@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from msgspec import structs
 
+from protocol.buffers.file_status import is_file
 from protocol.codec.errors import MessageError
 from protocol.codec.names import SERVER, check_file_id, check_user_name
 from protocol.codec.terminal_text import counted
@@ -128,7 +129,7 @@ def _cut_log(root: Path, count: int) -> None:
 def _recover(root: Path) -> None:
     """Recover the root as a start does. The check reports what prevents it, and a copy without the
     server's keys is only checked."""
-    if (root / "keys" / "log.key").is_file():
+    if is_file(root / "keys" / "log.key"):
         with (
             contextlib.suppress(JournalDamagedError, RecoveryError),
             open_server_context(root) as context,

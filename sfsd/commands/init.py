@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from protocol.buffers.file_status import exists
 from sfsd import config, server_keys
 from sfsd.commands import parse_with, root_option
 from sfsd.errors import ConfigError
@@ -29,7 +30,7 @@ def command(root: Path, public: str | None) -> None:
     Example: sfsd init --root /srv/sfs --public files.example:7373
     """
     settings = root / config.FILE_NAME
-    if settings.exists():
+    if exists(settings):
         raise ConfigError(f"{root} is already a root", "choose another folder")
     Files().make_folder(root)
     files = Files.below(root)

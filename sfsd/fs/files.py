@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Self
 
 from protocol.buffers import largefiles
+from protocol.buffers.file_status import is_folder
 from protocol.codec.encoding import Buffer
 
 if sys.platform == "darwin":
@@ -259,7 +260,7 @@ class Files:
         """Create `path` and its missing parents (0700); an existing folder is no error."""
         if self._owner is None:
             path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-        elif not path.is_dir():
+        elif not is_folder(path):
             self.make_folder(path.parent)
             with self._opened_parent(path) as parent:
                 os.mkdir(path.name, FOLDER_MODE, dir_fd=parent)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from protocol.buffers.file_status import is_file
 from sfsd.fs.files import FULL_DISK, Files
 
 
@@ -29,7 +30,7 @@ class SpareFiles:
         self._unused = [path for path in self._paths if self._is_whole(path)]
 
     def _is_whole(self, path: Path) -> bool:
-        return path.is_file() and path.stat().st_size == self._size
+        return is_file(path) and path.stat().st_size == self._size
 
     def _missing(self) -> list[Path]:
         """Return the paths of spare files that were used; the caller holds the lock."""

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from protocol.buffers.file_status import is_file
 from protocol.log.auditlog import MAX_LINE
 from sfsd.errors import (
     JournalBusyError,
@@ -167,7 +168,7 @@ class DiskReserve:
         self._path = path
         self._size = size
         self._files = files
-        self.held = path.is_file() and path.stat().st_size == size
+        self.held = is_file(path) and path.stat().st_size == size
 
     def release(self) -> None:
         """Free the space, if it is held."""

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from protocol.buffers.file_status import exists
 from protocol.codec import merkle
 from protocol.codec.errors import LogError, ProofError
 from protocol.codec.values import Value
@@ -77,7 +78,7 @@ def log_warnings(folder: Path) -> list[str]:
         f"the end of the log was cut, users run `sfsc audit accept`: see logs/{name}"
         for name in past_cuts(folder)
     ]
-    if (folder / SET_ASIDE).exists():
+    if exists(folder / SET_ASIDE):
         found.append(f"logs/checkpoint was malformed and was signed again: see logs/{SET_ASIDE}")
     return found
 

@@ -22,6 +22,7 @@ import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from protocol.buffers.file_status import exists, is_folder
 from protocol.codec.errors import LogError
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.codec.values import Value
@@ -233,7 +234,7 @@ class StagedFiles:
         if step.blob is None:
             return digest_of(step.path, step.data)
         name = f"{step.blob}.ct"
-        folder = next((one for one in self._uploads if (one / name).exists()), self._folder)
+        folder = next((one for one in self._uploads if exists(one / name)), self._folder)
         with self._files.closing(self._files.open_read(folder / name)) as handle:
             offsets = range(0, self._files.size(handle), PIECE_SIZE)
             return ciphertext_digest(self._files.read_at(handle, PIECE_SIZE, at) for at in offsets)
@@ -246,7 +247,7 @@ def _remove_leftovers(store: DirectoryStore) -> int:
     """Remove all staged files: everything that entries need from them is durable in place. A pack
     in a spare file becomes a spare file again; its inode would go to another program. A ciphertext
     must not: it may be a second name of an installed file."""
-    folders = [one for one in upload_folders(store.users, store.staging) if one.is_dir()]
+    folders = [one for one in upload_folders(store.users, store.staging) if is_folder(one)]
     found = [path for folder in folders for path in folder.iterdir()]
     leftovers = [path for path in found if _OURS.fullmatch(path.name)]
     for path in leftovers:

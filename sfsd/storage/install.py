@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from protocol.buffers.file_status import exists, is_folder
 from sfsd.errors import SfsdError
 from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import FULL_DISK, Files
@@ -89,9 +90,9 @@ class Installer:
             return
         for folder in upload_folders(self._users, self._staging):
             source = folder / f"{blob}.ct"
-            if source.exists():
+            if exists(source):
                 self._files.link_or_rename(source, target)
-                if not source.exists():
+                if not exists(source):
                     self._renamed.add(blob)  # a repeated installation finds it in place
                 return
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
@@ -129,7 +130,7 @@ class Installer:
         for folder in {path.rpartition("/")[0] for path in latest}:
             folders.update(_up_from(folder) if ancestors else [folder])
         for folder in sorted(folders, reverse=True):
-            if (self._users / folder).is_dir():  # all that it held may have been removed
+            if is_folder(self._users / folder):  # all that it held may have been removed
                 self._syncs.folder(self._users / folder)
 
     def write_applied(self, seq: int) -> None:
@@ -145,7 +146,7 @@ class Installer:
                 self._syncs.file(handle)
             self._files.replace(temporary, path)
         except OSError as exc:
-            if exc.errno not in FULL_DISK or not path.exists():
+            if exc.errno not in FULL_DISK or not exists(path):
                 raise
             # In place: the text never gets shorter, and fits into one sector. Should the disk
             # tear it nevertheless, the next start compares the whole store.

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -48,6 +49,51 @@ def read(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and not path.is_symlink()
     }
+
+
+IN_REMOVED_FOLDER = """
+import os, sys
+folder, *program = sys.argv[1:]
+os.mkdir(folder)
+os.chdir(folder)
+os.rmdir(folder)
+os.execv(program[0], program)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the working folder of a process is in use there")
+def test_commands_run_in_a_folder_that_was_removed(alice: Client, tmp_path: Path) -> None:
+    def run(*words: str | Path, code: int = 0) -> str:
+        program = [*command("sfsc"), *map(str, words)]
+        done = subprocess.run(
+            [sys.executable, "-c", IN_REMOVED_FOLDER, str(tmp_path / "removed"), *program],
+            input=b"from a pipe",
+            capture_output=True,
+            env=environment(alice.variables),
+            check=False,
+        )
+        assert done.returncode == code, done
+        assert b"Traceback" not in done.stderr
+        return (done.stdout + done.stderr).decode()
+
+    run("put", "-", "--name", "gone/pipe")
+    (tmp_path / "file").write_bytes(b"with a path")
+    run("put", tmp_path / "file", "--name", "gone/path")
+    assert run("cat", "gone/pipe", "gone/path") == "from a pipewith a path"
+    run("get", "gone/pipe", "-o", tmp_path / "fetched")
+    assert (tmp_path / "fetched").read_bytes() == b"from a pipe"
+    assert "no such file: file" in run("put", "file", code=1)
+    assert "cannot write pipe: No such file" in run("get", "gone/pipe", code=1)
+    devices = run("device", "list")
+    # Checked first: otherwise the account would have a device whose key is nowhere.
+    assert "cannot write kept: No such file" in run(
+        "key", "backup", "kept", "--no-passphrase", code=1
+    )
+    assert run("device", "list") == devices
+    assert "cannot write proof: " in run(
+        "put", "-", "--name", "gone/new", "--receipt", "proof", code=1
+    )
+    assert "gone/new" not in run("ls", "gone/")
 
 
 def test_upload_and_download_of_a_folder(daemon: Daemon, alice: Client, tmp_path: Path) -> None:

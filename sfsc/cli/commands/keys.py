@@ -112,7 +112,7 @@ def key_backup(context: Context, file: Path, *, no_passphrase: bool) -> None:
 
 
 @key.command("restore")
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path))
 @no_passphrase_option
 @click.pass_obj
 def key_restore(context: Context, file: Path, *, no_passphrase: bool) -> None:

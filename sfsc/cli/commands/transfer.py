@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,11 +12,13 @@ import click
 
 from protocol.codec.names import fits_windows
 from protocol.codec.terminal_text import counted, printable
+from sfsc import local_files
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, folder_hint
 from sfsc.cli.commands.sharing import confirm_trust, split_owner, trust_options
 from sfsc.cli.progress import ProgressBar
 from sfsc.errors import LocalError, UsageError
+from sfsc.local_files import check_new_file
 
 if TYPE_CHECKING:
     from sfsc.store import Store
@@ -71,16 +72,16 @@ def put(
     Example: sfsc put report.pdf
     """
     expected = _expected(files, if_version, no_overwrite=no_overwrite)
-    folders = [Path(file) for file in files if recursive and os.path.isdir(file)]
+    folders = [Path(file) for file in files if recursive and local_files.is_folder(file)]
     if folders and (expected is not None or (name is not None and len(files) > 1)):
         cause = "a folder takes no --if-version or --no-overwrite, and --name is for one folder"
         raise UsageError(cause, "store the folder by itself")
     items = list(_items([file for file in files if Path(file) not in folders], name))
     if receipt is not None and (len(items) != 1 or folders):
         raise UsageError("--receipt is for one file", "store the files one by one")
-    if receipt is not None and os.path.exists(receipt):
+    if receipt is not None and str(receipt) != "-":
         # Checked first: an error after the upload would look as if the file was not stored.
-        raise LocalError(f"there is a file {receipt} already", "use another --receipt PATH")
+        check_new_file(receipt, "use another --receipt PATH")
     if len(files) > 1:
         _check_names(folders, items)
     failures = terminal.Failures()
@@ -157,19 +158,19 @@ def _items(files: Sequence[str], name: str | None) -> Iterator[tuple[Path | Bina
         else:
             path = Path(file)
             # Checked before anything is sent: if the fifth file is missing, none is stored.
-            if not os.path.isfile(path):
+            if not local_files.is_file(path):
                 raise _no_file(file)
             yield path, name
 
 
 def _no_file(file: str) -> LocalError:
     """Return the error for the path `file`, which is not a regular file."""
-    if os.path.isdir(file):
+    if local_files.is_folder(file):
         return LocalError(f"{file} is a folder", "use -r to store it with its files")
-    if os.path.exists(file):
+    if local_files.exists(file):
         hint = "pipe its content: `… | sfsc put - --name NAME`"
         return LocalError(f"{file} is neither a file nor a folder", hint)
-    if os.path.islink(file):
+    if local_files.is_link(file):
         return LocalError(f"{file} is a broken link")
     return LocalError(f"no such file: {file}")
 

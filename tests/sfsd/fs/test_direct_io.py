@@ -16,7 +16,7 @@ from protocol.buffers.largefiles import LARGE
 from protocol.buffers.pool import PAGE, BufferPool
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.log.auditlog import EntryDraft
-from sfsd.errors import StagingClosedError, StoreFullError, StoreRefusedError
+from sfsd.errors import StagingClosedError, StoreFullError, StoreRefusedError, UnreadableError
 from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.direct_io import MIN_READ, DirectFile, RecentlyOpened
 from sfsd.fs.files import Files
@@ -259,7 +259,7 @@ def test_a_closed_or_failing_blob_raises(tmp_path: Path) -> None:
     files = Way()
     opened = blob(tmp_path, files, _CONTENT)
     files.failing = errno.EIO
-    with pytest.raises(StoreRefusedError):
+    with pytest.raises(UnreadableError):
         opened.read_range(0, PIECE_SIZE)
     opened.close()
     assert not files.direct
