@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 import stat
@@ -127,6 +128,8 @@ def test_malformed_names_do_not_end_the_inbox(
     client.run("inbox", "block", "mallory")
     assert client.run("inbox", "blocked").lines == ["mallory"]
     assert [line.split()[5] for line in client.run("inbox").lines] == ["ada:zebra"]
+    (one,) = client.run("inbox", "--json").lines
+    assert json.loads(one)["name"] == "zebra"
     client.run("inbox", "unblock", "mallory")
     client.run("inbox", "block", "nobody", code=3)
     client.run("inbox", "leave", "own-name", code=2)
@@ -173,6 +176,7 @@ def test_a_reader_leaves_a_file_and_the_owner_drops_them(
         ]
         store.put(io.BytesIO(b"3"), name="team/plan")
         assert [one.op for one in store.audit_log("team/plan")][-1] == "upload"
+        assert [one.op for one in store.history("team/plan")][-3:] == ["access", "put", "put"]
         store.put(io.BytesIO(b"1"), name="team/new")  # the folder is still shared
         store.audit_verify()
     with connect(bob) as store:
@@ -332,10 +336,10 @@ def test_a_blocked_sharer_stores_on_without_the_reader(
         assert names_of(store) == []
         assert store.rotate().files == 0
     with caplog.at_level(logging.WARNING), connect(ada) as store:
+        store.put(io.BytesIO(b"2"), name="other/gone")
         assert store.put(io.BytesIO(b"2"), name="team/plan").version == 2
         done = list(store.put_many((io.BytesIO(b"1"), f"team/{n}") for n in range(20)))
         assert [one.version for one in done] == [1] * 20
-        store.put(io.BytesIO(b"2"), name="other/gone")
         store.mv("private", "other/private")
         for name in ("team/0", "team/19"):
             assert [one.user for one in store.readers(name)] == ["carol"]
