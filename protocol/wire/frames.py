@@ -1,9 +1,10 @@
 """Frames: ``u32 big-endian length ‖ body``, with any body.
 
 The transport receives into `get_buffer`. That is normally a scratch buffer of 64 KiB, which takes
-many small frames per read. After the header of a large frame it is a buffer of exactly the body's
-length, so that bulk bytes need no copy. A large body is returned as a writable view of any
-lifetime; its buffer is not reused while a view exists.
+many small frames per read. A reader holds one only while it has bytes of an incomplete frame, so
+that an idle connection costs no memory. After the header of a large frame it is a buffer of exactly
+the body's length, so that bulk bytes need no copy. A large body is returned as a writable view of
+any lifetime; its buffer is not reused while a view exists.
 
 A length is checked before memory is allocated for it. Every byte is moved at most once: the rest of
 a read moves to the front of the scratch buffer only after frames were removed there.
@@ -12,6 +13,7 @@ a read moves to the front of the scratch buffer only after frames were removed t
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterator
 
 from protocol.buffers.pool import PAGE, BufferPool
@@ -27,6 +29,8 @@ TLS_RECORD = 16 * 1024
 _LONG = 512 * 1024
 """Smallest body in bytes received into a pool buffer; a shorter one would waste most of it."""
 _memory = BufferPool(-(-MAX_BODY // PAGE) * PAGE, keep=16)
+_free_scratches: deque[memoryview] = deque(maxlen=16)  # when full, appending drops one of them
+_NO_SCRATCH = memoryview(b"")
 _LENGTH = struct.Struct(">I")
 
 
@@ -39,7 +43,7 @@ class FrameReader:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._scratch = memoryview(bytearray(SCRATCH))
+        self._scratch = _NO_SCRATCH
         self._start = 0  # start of the received and unconsumed bytes in scratch; _end is their end
         self._end = 0
         self._body: memoryview | None = None  # of the incomplete large frame
@@ -49,6 +53,8 @@ class FrameReader:
         """Return the buffer for the next bytes; not empty once `next_body` has returned None."""
         if self._body is not None:
             return self._body[self._filled :]
+        if not self._scratch:
+            self._scratch = _acquire_scratch()
         return self._scratch[self._end :]
 
     def buffer_updated(self, count: int) -> None:
@@ -106,17 +112,32 @@ class FrameReader:
         self._body = _allocate(length)
         self._body[: self._filled] = self._scratch[first : first + self._filled]
         self._start = first + self._filled
+        if self._start == self._end:
+            self._compact()
 
     def _compact(self) -> None:
-        """Move the rest to the front, so that at least half of scratch is free.
+        """Move the rest to the front, so that at least half of scratch is free. Without a rest,
+        give scratch away.
 
         The rest is less than a small frame. It never moves again, because `_start` is above 0 only
         after a frame was removed at the front.
         """
-        if self._start:
+        if self._start == self._end:
+            if self._scratch:
+                _free_scratches.append(self._scratch)
+            self._scratch = _NO_SCRATCH
+            self._start = self._end = 0
+        elif self._start:
             held = self._end - self._start
             self._scratch[:held] = self._scratch[self._start : self._end]
             self._start, self._end = 0, held
+
+
+def _acquire_scratch() -> memoryview:
+    try:
+        return _free_scratches.pop()
+    except IndexError:  # also if another thread was faster
+        return memoryview(bytearray(SCRATCH))
 
 
 def _allocate(length: int) -> memoryview:
