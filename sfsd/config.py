@@ -10,8 +10,11 @@
     login_seconds = 10  # TLS handshake and login together
     unauthenticated = 64  # connections before login, in total and of one address
     unauthenticated_per_address = 16
-    connections = 512  # connections in total and of one address
+    connections = 512  # connections after login, in total, of one address and of one user
     connections_per_address = 64
+    user_connections = 32
+    user_requests_per_second = 0  # of one user; 0 is no limit
+    user_bytes_per_second = "0"  # in both directions together
     idle_seconds = 600  # without a request
     write_seconds = 60  # without reading its answers
     rotations = 40  # begun by one account within 30 days
@@ -44,6 +47,8 @@ from sfsd.errors import ConfigError
 
 FILE_NAME = "sfsd.toml"
 MAX_CONFIG = 64 * 1024
+LEAST_BYTES = 64 * 1024
+"""Least limit on a user's bytes a second. With a lower one, clients would time out."""
 DAY = 86_400
 
 _T = TypeVar("_T")
@@ -75,7 +80,8 @@ class ConnectionLimits(Value):
     """Table ``[limits]``: seconds, numbers of connections, and `rotations` per account in 30 days.
 
     Statements that keep the keys may be twice as many as `rotations`. `user_shared_files` are those
-    that one user can share with one other user. Each limit is at least 1.
+    that one user can share with one other user. `user_requests_per_second` and
+    `user_bytes_per_second` are 0 for no limit; each other limit is at least 1.
     """
 
     login_seconds: int = 10
@@ -87,11 +93,17 @@ class ConnectionLimits(Value):
     write_seconds: int = 60
     rotations: int = 40
     user_shared_files: int = 10_000
+    user_connections: int = 32
+    user_requests_per_second: int = 0
+    user_bytes_per_second: int = 0
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            if not 1 <= getattr(self, name) <= 10**6:
-                raise ConfigError(f"limits.{name} is not between 1 and 1,000,000")
+            least = 0 if name.endswith("_per_second") else 1
+            if name != "user_bytes_per_second" and not least <= getattr(self, name) <= 10**6:
+                raise ConfigError(f"limits.{name} is not between {least} and 1,000,000")
+        if 0 < self.user_bytes_per_second < LEAST_BYTES:
+            raise ConfigError(f"limits.user_bytes_per_second is not 0 or at least {LEAST_BYTES}")
 
 
 class RotationPolicy(Value):
@@ -221,6 +233,7 @@ _SETTINGS: dict[str, Callable[[object], str | int]] = {
     "public": _text,
     "quota": _size,
     **{f"limits.{name}": _number for name in ConnectionLimits.__struct_fields__},
+    "limits.user_bytes_per_second": _size,
     "rotation.max_age": lambda value: parse_duration(_text(value)),
     "rotation.grace": lambda value: parse_duration(_text(value)),
     "rotation.jitter": _number,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections import deque
 from typing import Final, Protocol, cast
 
@@ -23,6 +24,7 @@ from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
 from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget, weight_of
+from sfsd.net.user_rates import UserRate
 from sfsd.net.write_queue import WriteQueue
 from sfsd.rules.context import Principal
 
@@ -41,8 +43,11 @@ _log = logging.getLogger(__name__)
 class ConnectionObserver(Protocol):
     """Callbacks from a connection to the server that accepted it."""
 
-    def logged_in(self, connection: ClientConnection) -> None:
-        """Called when a login succeeded."""
+    def logged_in(self, connection: ClientConnection, user: str) -> UserRate | None:
+        """Called when the login of `user` was verified; return the limit on its rate, if any.
+
+        Raises `Refused`: the user has too many connections, or all users have.
+        """
 
     def closed(self, connection: ClientConnection) -> None:
         """Called once when the connection is gone, if it was ever made."""
@@ -87,8 +92,11 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._draining = False
+        self._aborted = False
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._rate: UserRate | None = None
+        self._rate_timer: asyncio.TimerHandle | None = None
         self._last_request = self._loop.time()
         self._transport: asyncio.Transport | None = None
 
@@ -96,6 +104,9 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._aborted:
+            self._transport.abort()
+            return
         self._queue = WriteQueue(self._transport)
         self._timer = self._loop.call_at(self._deadline, self._check_login)
         self._send(WELCOME_ID, self._dispatcher.welcome())
@@ -106,6 +117,8 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
+            if self._rate is not None:
+                self._rate.take(size=nbytes, now=self._loop.time())
             received = self._connection.buffer_updated(nbytes)
         except RemoteProtocolError:
             self._disconnect("broke the protocol")
@@ -124,8 +137,10 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._queue.resume()
             self._check_unsent()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
-        for timer in (self._timer, self._write_timer):
+    def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, ssl.SSLError):
+            self._observer.incident("no TLS")
+        for timer in (self._timer, self._write_timer, self._rate_timer):
             if timer is not None:
                 timer.cancel()
         self._waiting.clear()
@@ -145,7 +160,8 @@ class ClientConnection(asyncio.BufferedProtocol):
         return self._transport is not None
 
     def abort(self) -> None:
-        """Close the connection at once, without sending what is queued."""
+        """Close the connection now, or as soon as it is made, without sending what is queued."""
+        self._aborted = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -171,7 +187,11 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._waiting.clear()
             return
         batch, batch_weight = list[ReceivedMessage](), 0
-        while self._waiting and self._has_room(weight := weight_of(self._waiting[0].message)):
+        while (
+            self._waiting
+            and self._has_room(weight := weight_of(self._waiting[0].message))
+            and self._is_within_rate()
+        ):
             incoming = self._waiting.popleft()
             self._running += 1
             self._weight += weight
@@ -200,6 +220,24 @@ class ClientConnection(asyncio.BufferedProtocol):
             and self._weight + weight <= MAX_CONNECTION_BYTES
             and self._budget.used + weight <= self._budget.limit
         )
+
+    def _is_within_rate(self) -> bool:
+        """Count a request that starts. If its user has had too many, return False, and start it
+        later."""
+        if self._rate is None or self._draining:
+            return True
+        now = self._loop.time()
+        seconds = self._rate.wait(now)
+        if seconds == 0:
+            self._rate.take(requests=1, now=now)
+            return True
+        if self._rate_timer is None:
+            self._rate_timer = self._loop.call_later(seconds, self._end_wait)
+        return False
+
+    def _end_wait(self) -> None:
+        self._rate_timer = None
+        self._start_requests()
 
     def _is_fast(self, message: Message) -> bool:
         return self.principal is not None and self._dispatcher.is_fast(cast(Request, message))
@@ -274,13 +312,18 @@ class ClientConnection(asyncio.BufferedProtocol):
         if self._transport is None or self._transport.is_closing():
             self._dispatcher.close_session(principal)
             return
+        try:
+            self._rate = self._observer.logged_in(self, principal.user)
+        except Refused as exc:
+            self._dispatcher.close_session(principal)
+            self._refuse(request_id, Error(exc.code, exc.cause))
+            return
         self.principal = principal
         self._send(request_id, reply)
         if self._queue is not None:
             self._queue.flush()
         self._connection.established()
         self._watch_idle()
-        self._observer.logged_in(self)
 
     def _refuse(self, request_id: int, error: Error) -> None:
         self._send(request_id, error)
@@ -290,7 +333,10 @@ class ClientConnection(asyncio.BufferedProtocol):
         transport, queue = self._transport, self._queue
         if transport is None or queue is None or transport.is_closing():
             return
-        queue.put(self._connection.respond(request_id, reply))
+        frame = self._connection.respond(request_id, reply)
+        if self._rate is not None:
+            self._rate.take(size=sum(map(len, frame)), now=self._loop.time())
+        queue.put(frame)
         self._check_unsent()
 
     @property
@@ -324,7 +370,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         now = self._loop.time()
-        if self._tasks:
+        if self._tasks or self._waiting:
             self._last_request = now
         left = self._last_request + self._limits.idle_seconds - now
         # The login itself is a running task, so this is never true right after it.

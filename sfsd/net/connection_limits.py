@@ -1,16 +1,25 @@
 """Limits on the number of connections, and counters of those that were rejected.
 
 Connections are counted from the moment they are accepted, before TLS: a flood costs resources
-whatever its clients send.
+whatever its clients send. *Strangers*, who have not logged in, and sessions have separate places,
+so that neither can take those of the other.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections import Counter
+from collections.abc import Hashable
+from typing import Final, Generic, TypeVar
 
-from protocol.codec.values import Mutable, field
+from protocol.codec.names import OPERATOR
 from sfsd.config import ConnectionLimits
+from sfsd.errors import Refused
+
+KEPT_FOR_OPERATOR: Final = 4
+"""Places for sessions that users cannot take: during a flood the operator must be able to log in,
+look, and disable the accounts that cause it."""
+_Connection = TypeVar("_Connection", bound=Hashable)
 
 
 def normalized_address(host: str) -> str:
@@ -32,54 +41,110 @@ def source_network(host: str) -> str:
     return str(ipaddress.IPv6Network((host, 64), strict=False))
 
 
-def is_local(source: str) -> bool:
-    """Tell whether a `source_network` is this machine itself."""
-    return source.startswith("127.") or source == source_network("::1")
+class ConnectionLimiter(Generic[_Connection]):
+    """Decides which connections may stay, before login and after.
 
-
-class ConnectionLimiter(Mutable):
-    """Counts connections by source and in total, before login and after.
-
-    Connections of this machine are exempt from the limits on the total: during a flood the operator
-    must be able to log in, look, and disable the accounts that cause it.
+    A new connection always gets a place: if the strangers of its address, or all of them, fill
+    theirs, one of them must go. A login is refused if its user, its address, or all users have as
+    many sessions as allowed. The operator's sessions count in their total only.
     """
 
-    limits: ConnectionLimits
-    connections: Counter[str] = field(default_factory=Counter)
-    unauthenticated: Counter[str] = field(default_factory=Counter)
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self._limits = limits
+        self._sources: dict[_Connection, str] = {}
+        self._strangers: dict[str, dict[_Connection, None]] = {}  # by source, oldest first
+        self._stranger_count = 0
+        self._users: dict[_Connection, str] = {}
+        self._of_user = Counter[str]()
+        self._of_source = Counter[str]()  # sessions of users
 
-    def admit(self, source: str) -> bool:
-        """Count a new connection of `source`; return False if it would exceed a limit."""
-        limits = self.limits
-        crowded = (
-            self.connections.total() >= limits.connections
-            or self.unauthenticated.total() >= limits.unauthenticated
-        )
-        if (
-            (crowded and not is_local(source))
-            or self.connections[source] >= limits.connections_per_address
-            or self.unauthenticated[source] >= limits.unauthenticated_per_address
-        ):
-            return False
-        self.connections[source] += 1
-        self.unauthenticated[source] += 1
-        return True
+    @property
+    def connections(self) -> int:
+        """Number of all connections."""
+        return len(self._sources)
 
-    def authenticated(self, source: str) -> None:
-        """Count a connection of `source` as logged in."""
-        _decrease(self.unauthenticated, source)
+    @property
+    def sessions(self) -> int:
+        """Number of connections that have logged in, the operator's included."""
+        return len(self._users)
 
-    def release(self, source: str, *, logged_in: bool) -> None:
-        """Stop counting a connection of `source`; `logged_in` says if it had logged in."""
-        _decrease(self.connections, source)
-        if not logged_in:
-            _decrease(self.unauthenticated, source)
+    def users(self) -> set[str]:
+        """Return the users that have sessions."""
+        return set(self._of_user)
+
+    def admit(self, connection: _Connection, source: str) -> _Connection | None:
+        """Count a new connection; return the stranger to disconnect in its favour, if any.
+
+        If the strangers of `source` fill their places, it is the oldest of them. If all strangers
+        do, it is the oldest one of the source that has the most. So a flood from some addresses
+        disconnects itself, and not those who connect from others.
+        """
+        limits = self._limits
+        victim: _Connection | None = None
+        if len(self._strangers.get(source, ())) >= limits.unauthenticated_per_address:
+            victim = next(iter(self._strangers[source]))
+        elif self._stranger_count >= limits.unauthenticated:
+            largest = max(self._strangers, key=lambda one: len(self._strangers[one]))
+            victim = next(iter(self._strangers[largest]))
+        if victim is not None:
+            self.release(victim)
+        self._sources[connection] = source
+        self._strangers.setdefault(source, {})[connection] = None
+        self._stranger_count += 1
+        return victim
+
+    def log_in(self, connection: _Connection, user: str) -> None:
+        """Count an admitted connection as a session of `user`, whose login was verified.
+
+        Raises `Refused`: "busy". Then the connection still counts as a stranger.
+        """
+        source = self._sources[connection]
+        self._check(user, source)
+        if user != OPERATOR:
+            self._of_user[user] += 1
+            self._of_source[source] += 1
+        self._remove_stranger(connection, source)
+        self._users[connection] = user
+
+    def release(self, connection: _Connection) -> None:
+        """Stop counting a connection. Idempotent."""
+        source = self._sources.pop(connection, None)
+        if source is None:
+            return
+        user = self._users.pop(connection, None)
+        if user is None:
+            self._remove_stranger(connection, source)
+        elif user != OPERATOR:
+            _decrease(self._of_user, user)
+            _decrease(self._of_source, source)
+
+    def _check(self, user: str, source: str) -> None:
+        limits = self._limits
+        sessions = len(self._users)
+        if user != OPERATOR:
+            kept = min(KEPT_FOR_OPERATOR, limits.connections - 1)
+            sessions = max(sessions, self._of_user.total() + kept)
+        if sessions >= limits.connections:
+            raise Refused("busy", "the server has as many connections as it allows")
+        if user == OPERATOR:
+            return
+        if self._of_user[user] >= limits.user_connections:
+            raise Refused("busy", "this account has as many connections as the server allows")
+        if self._of_source[source] >= limits.connections_per_address:
+            raise Refused("busy", "your address has as many connections as the server allows")
+
+    def _remove_stranger(self, connection: _Connection, source: str) -> None:
+        mine = self._strangers[source]
+        del mine[connection]
+        self._stranger_count -= 1
+        if not mine:
+            del self._strangers[source]  # so that former sources cost no memory
 
 
-def _decrease(counter: Counter[str], source: str) -> None:
-    counter[source] -= 1
-    if counter[source] <= 0:
-        del counter[source]  # so that former sources cost no memory
+def _decrease(counter: Counter[str], key: str) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]
 
 
 class IncidentCounter:

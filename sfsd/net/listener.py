@@ -44,14 +44,14 @@ from sfsd.net.connection_limits import (
 )
 from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MemoryBudget
+from sfsd.net.tls_transport import TLSTransport, receive_buffer
+from sfsd.net.user_rates import UserRate, UserRates
 from sfsd.rules.context import Principal, ServerContext
 from sfsd.storage.change import Change
 
 BACKLOG: Final = 128
 STOP_SECONDS: Final = 7.0
 """Time for running requests when stopping; the rest of ten seconds is for the disk."""
-SHUTDOWN_SECONDS: Final = 5.0
-"""Time for the peer of a closed connection to take the last bytes and end TLS."""
 _TICK_SECONDS: Final = 5.0
 _REPORT_TICKS: Final = 12
 _REOPEN_SECONDS: Final = 30.0
@@ -73,11 +73,14 @@ class Server:
         self.context = context
         self.dispatcher = dispatcher or Dispatcher(context)
         self._tls = tls
-        self._limiter = ConnectionLimiter(_within_descriptors(context.config.limits))
+        limits = _within_descriptors(context.config.limits)
+        self._limiter = ConnectionLimiter[ClientConnection](limits)
+        self._rates = UserRates(limits)
         self._budget = MemoryBudget()
         self._incidents = IncidentCounter()
-        self._sources: dict[ClientConnection, str] = {}
+        self._connections: set[ClientConnection] = set()
         self._sockets: list[socket.socket] = []
+        self._received = receive_buffer()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._failed: str | None = None
@@ -120,7 +123,7 @@ class Server:
         await asyncio.gather(*tasks, return_exceptions=True)
         for listening in self._sockets:
             listening.close()
-        connections = [connection for connection in self._sources if connection.connected]
+        connections = [connection for connection in self._connections if connection.connected]
         if connections:
             await asyncio.gather(*(connection.drain(STOP_SECONDS) for connection in connections))
             await asyncio.wait([connection.closed for connection in connections], timeout=1.0)
@@ -133,14 +136,14 @@ class Server:
 
     # Callbacks of connections.
 
-    def logged_in(self, connection: ClientConnection) -> None:
-        self._limiter.authenticated(self._sources[connection])
+    def logged_in(self, connection: ClientConnection, user: str) -> UserRate | None:
+        self._limiter.log_in(connection, user)
         self._update_metrics()
+        return self._rates.of(user, asyncio.get_running_loop().time())
 
     def closed(self, connection: ClientConnection) -> None:
-        self._limiter.release(
-            self._sources.pop(connection), logged_in=connection.principal is not None
-        )
+        self._connections.discard(connection)
+        self._limiter.release(connection)
         self._update_metrics()
 
     def incident(self, kind: str) -> None:
@@ -174,18 +177,10 @@ class Server:
                 self.incident(f"not accepted, {errno.errorcode.get(exc.errno or 0, 'unknown')}")
                 await asyncio.sleep(0.1)
                 continue
-            host = normalized_address(str(peer[0]))
-            if self._limiter.admit(source_network(host)):
-                self._run(self._open_connection(accepted, host))
-            else:
-                self.incident("one connection too many")
-                accepted.close()
+            self._run(self._open_connection(accepted, normalized_address(str(peer[0]))))
 
     async def _open_connection(self, accepted: socket.socket, host: str) -> None:
-        """Do the TLS handshake, within the time for a login.
-
-        Afterwards the connection reports its end, and the loop closes the socket.
-        """
+        """Give an accepted socket to a connection, which reports its end."""
         loop = asyncio.get_running_loop()
         limits = self.context.config.limits
         connection = ClientConnection(
@@ -196,29 +191,28 @@ class Server:
             budget=self._budget,
             observer=self,
         )
-        self._sources[connection] = source_network(host)
+        self._connections.add(connection)
+        victim = self._limiter.admit(connection, source_network(host))
+        if victim is not None:
+            self.incident("one connection too many")
+            victim.abort()
         self._update_metrics()
         try:
             await loop.connect_accepted_socket(
-                lambda: connection,
-                accepted,
-                ssl=self._tls,
-                ssl_handshake_timeout=limits.login_seconds,
-                ssl_shutdown_timeout=SHUTDOWN_SECONDS,
+                lambda: TLSTransport(self._tls, connection, self._received), accepted
             )
-        except OSError:  # also ssl.SSLError and TimeoutError
-            self.incident("no TLS")
+        except OSError as exc:
+            self.incident(f"not accepted, {errno.errorcode.get(exc.errno or 0, 'unknown')}")
         finally:
             if not connection.connected:
                 self.closed(connection)
 
     def _update_metrics(self) -> None:
         metrics = self.context.metrics
-        metrics.connections = self._limiter.connections.total()
-        metrics.sessions = metrics.connections - self._limiter.unauthenticated.total()
+        metrics.connections, metrics.sessions = self._limiter.connections, self._limiter.sessions
 
     def _revoke(self, user: str, which: Callable[[Principal], bool] | None) -> None:
-        for connection in list(self._sources):
+        for connection in list(self._connections):
             principal = connection.principal
             if connection.user == user and (
                 which is None or (principal is not None and which(principal))
@@ -232,6 +226,7 @@ class Server:
                 await self.dispatcher.tick()
             except (SfsdError, OSError) as exc:
                 _log.warning("housekeeping: %s", exc)
+            self._rates.forget_idle(self._limiter.users(), asyncio.get_running_loop().time())
             self._report_failure()
             self._reopen_if_room()
             if turn % _REPORT_TICKS == 0:
@@ -344,14 +339,17 @@ def _within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
 
     The log and the store must never run out of descriptors: they would take no more changes.
     """
-    most = max(1, descriptor_quarter())
-    if limits.connections <= most:
+    most = max(2, descriptor_quarter())
+    if limits.connections + limits.unauthenticated <= most:
         return limits
+    strangers = min(limits.unauthenticated, most // 2)
     _log.warning(
-        "at most %d connections, not %d: this process may have no more than %d descriptors",
-        *(most, limits.connections, descriptor_limit()),
+        "at most %d connections, %d of them before login: this process may have no more than %d "
+        "descriptors",
+        *(most, strangers, descriptor_limit()),
     )
-    return changed(limits, connections=most)
+    sessions = min(limits.connections, most - strangers)
+    return changed(limits, connections=sessions, unauthenticated=strangers)
 
 
 async def _serve(

@@ -41,6 +41,10 @@ def test_every_setting() -> None:
     connections_per_address = 8
     idle_seconds = 9
     write_seconds = 11
+    rotations = 12
+    user_connections = 13
+    user_requests_per_second = 14
+    user_bytes_per_second = "15 MiB"
     [rotation]
     max_age = "4w"
     grace = "0d"
@@ -50,7 +54,7 @@ def test_every_setting() -> None:
         "[::]:7373",
         "files.example:7373",
         50 * 1024**3,
-        ConnectionLimits(3, 5, 6, 7, 8, 9, 11),
+        ConnectionLimits(3, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15 << 20),
         RotationPolicy(28 * DAY, 0, 0),
     )
 
@@ -68,6 +72,10 @@ def test_every_setting() -> None:
         (b"[limits]\nlogin_seconds = true", "limits.login_seconds"),
         (b'[limits]\nlogin_seconds = "1"', "limits.login_seconds"),
         (b"limits = 1", "limits"),
+        (b"[limits]\nuser_connections = 0", "limits.user_connections"),
+        (b"[limits]\nuser_requests_per_second = -1", "limits.user_requests_per_second"),
+        (b"[limits]\nuser_bytes_per_second = 100", "limits.user_bytes_per_second"),
+        (b'[limits]\nuser_bytes_per_second = "1 horse"', "limits.user_bytes_per_second"),
         (b"[rotation]\nmax_age = 90", "rotation.max_age"),
         (b'[rotation]\nmax_age = "1h"', "rotation.max_age"),
         (b"[rotation]\njitter = 101", "rotation.jitter"),

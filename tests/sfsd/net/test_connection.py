@@ -13,7 +13,7 @@ import pytest
 
 from protocol.codec.encoding import pack
 from protocol.wire.connection import Connection, Role
-from protocol.wire.messages import Error, Message, Reply, Request
+from protocol.wire.messages import Error, Message, Reply, Request, encode
 from protocol.wire.messages.accounts import Status, StatusAnswer
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetOpen, Read
@@ -22,9 +22,11 @@ from protocol.wire.messages.session import Ping, Pong, Welcome
 from protocol.wire.messages.session import Session as Opened
 from protocol.wire.messages.uploads import Data, PutSmall
 from sfsd.config import ConnectionLimits
+from sfsd.errors import Refused
 from sfsd.net.connection import MAX_BATCH, MAX_RUNNING, MAX_UNSENT, ClientConnection
 from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget
+from sfsd.net.user_rates import UserRate
 from sfsd.net.write_queue import CHUNK
 from sfsd.rules.context import Principal
 from tests.sfsd.builders import ADDRESS, OPERATOR_KEY, Daemon, login
@@ -117,12 +119,17 @@ class MemoryTransport(asyncio.Transport):
 class Observer:
     """Records the callbacks of a connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate: UserRate | None = None) -> None:
         self.incidents: list[str] = []
         self.calls: Counter[str] = Counter()
+        self.rate = rate
+        self.refusal: Refused | None = None
 
-    def logged_in(self, connection: ClientConnection) -> None:
+    def logged_in(self, connection: ClientConnection, user: str) -> UserRate | None:
         self.calls["logged_in"] += 1
+        if self.refusal is not None:
+            raise self.refusal
+        return self.rate
 
     def closed(self, connection: ClientConnection) -> None:
         self.calls["closed"] += 1
@@ -141,8 +148,9 @@ class Peer:
         *,
         budget: MemoryBudget | None = None,
         login_within: float = SECONDS,
+        rate: UserRate | None = None,
     ) -> None:
-        self.observer = Observer()
+        self.observer = Observer(rate)
         self.transport = MemoryTransport()
         self.server = ClientConnection(
             service,
@@ -480,11 +488,13 @@ def test_fast_requests_that_arrive_together_run_as_a_batch(served: Daemon) -> No
 
 def test_bug_in_a_batch_closes_the_connection(served: Daemon) -> None:
     async def run() -> None:
-        peer = Peer(FailingDispatcher(served.dispatcher.context))
+        service = FailingDispatcher(served.dispatcher.context)
+        peer = Peer(service)
         await peer.log_in()
         pings = [b"".join(peer.connection.request(Ping())[1]) for _ in range(2)]
         peer.push(b"".join(pings))
         await peer.gone()
+        await service.close()
         assert peer.transport.aborted
 
     served.run(run())
@@ -645,6 +655,112 @@ def test_drain_refuses_logins(served: Daemon) -> None:
         assert reply is None or (isinstance(reply, Error) and reply.code == "shutting-down")
         await peer.gone()
         assert peer.server.principal is None
+
+    served.run(run())
+
+
+def test_requests_over_the_rate_wait_and_nothing_more_is_read(served: Daemon) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        rate = UserRate(ConnectionLimits(user_requests_per_second=20), loop.time())
+        peers = [Peer(served.dispatcher, rate=rate) for _ in range(2)]
+        for peer in peers:
+            await peer.log_in()
+        began = loop.time()
+        asked = [[peer.ask(Ping()) for _ in range(20)] for peer in peers]
+        await peers[0].until(lambda: not peers[1].transport.is_reading())
+        for peer, ids in zip(peers, asked, strict=True):
+            for request_id in ids:
+                assert isinstance(await peer.answer(request_id), Pong)
+        assert loop.time() - began >= 0.9, "40 requests of one user, of which 20 were saved"
+        await peers[0].until(lambda: all(peer.transport.is_reading() for peer in peers))
+        for peer in peers:
+            peer.transport.close()
+            await peer.gone()
+
+    served.run(run())
+
+
+class CountedRate(UserRate):
+    """Rate that also sums the bytes that it was told of."""
+
+    size = 0
+
+    def take(self, *, requests: int = 0, size: int = 0, now: float) -> None:
+        super().take(requests=requests, size=size, now=now)
+        self.size += size
+
+
+def test_received_and_sent_bytes_count_for_the_rate(served: Daemon) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        rate = CountedRate(ConnectionLimits(user_bytes_per_second=2 * PIECE), loop.time())
+        peer = Peer(served.dispatcher, rate=rate)
+        await peer.log_in()
+        began, opened = loop.time(), rate.size
+        sent = received = 0
+        for message in (*(Data(bytes(16), 0, bytes(PIECE)) for _ in range(4)), Status()):
+            request_id, pieces = peer.connection.request(message)
+            peer.push(b"".join(pieces))
+            sent += sum(map(len, pieces))
+            reply = await peer.answer(request_id)
+            received += len(b"".join(encode(request_id, reply))) + 4
+        assert rate.size - opened == sent + received
+        assert loop.time() - began >= 0.9, "4 MiB at 2 MiB/s, of which 2 MiB were saved"
+        peer.transport.close()
+        await peer.gone()
+
+    served.run(run())
+
+
+def test_a_connection_that_waits_for_its_rate_is_not_idle(served: Daemon) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        rate = UserRate(ConnectionLimits(user_requests_per_second=1), loop.time())
+        rate.take(requests=2, now=loop.time())
+        peer = Peer(served.dispatcher, ConnectionLimits(idle_seconds=1), rate=rate)
+        await peer.log_in()
+        rate.take(requests=1, now=loop.time())
+        assert isinstance(await peer.answer(peer.ask(Ping())), Pong)
+        peer.transport.close()
+        await peer.gone()
+
+    served.run(run())
+
+
+def test_verified_login_may_still_be_refused(served: Daemon) -> None:
+    async def run() -> None:
+        peer = Peer(served.dispatcher)
+        peer.observer.refusal = Refused("busy", "too many connections")
+        reply = await peer.log_in()
+        assert isinstance(reply, Error)
+        assert (reply.code, reply.text) == ("busy", "too many connections")
+        await peer.gone()
+        assert peer.server.principal is None
+
+    served.run(run())
+
+
+def test_connection_aborted_before_it_is_made(served: Daemon) -> None:
+    async def run() -> None:
+        observer, transport = Observer(), MemoryTransport()
+        deadline = asyncio.get_running_loop().time() + SECONDS
+        server = ClientConnection(
+            served.dispatcher,
+            LIMITS,
+            ADDRESS,
+            deadline=deadline,
+            budget=MemoryBudget(),
+            observer=observer,
+        )
+        server.abort()
+        assert not observer.calls
+        transport.protocol = server
+        server.connection_made(transport)
+        assert transport.aborted
+        assert not transport.unsent
+        await server.closed
+        assert observer.calls == Counter(closed=1)
 
     served.run(run())
 

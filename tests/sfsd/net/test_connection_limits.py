@@ -6,11 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.codec.names import OPERATOR
+from protocol.codec.values import changed
 from sfsd.config import ConnectionLimits
+from sfsd.errors import Refused
 from sfsd.net.connection_limits import (
+    KEPT_FOR_OPERATOR,
     ConnectionLimiter,
     IncidentCounter,
-    is_local,
     normalized_address,
     source_network,
 )
@@ -35,79 +38,135 @@ def test_source_of_a_connection(host: str, shown: str, source: str) -> None:
     assert source_network(shown) == source
 
 
-@pytest.mark.parametrize(
-    ("host", "local"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::2:0:0:0:1", False),
-     ("192.0.2.127", False), ("fe80::1", False)],
-)  # fmt: skip
-def test_local_addresses(host: str, local: bool) -> None:
-    assert is_local(source_network(normalized_address(host))) is local
+def test_strangers_of_one_address_take_places_of_each_other_only() -> None:
+    limiter = ConnectionLimiter[str](LIMITS)
+    assert limiter.admit("other", "192.0.2.2") is None
+    assert [limiter.admit(f"s{n}", "192.0.2.1") for n in range(5)] == [None, None, None, "s0", "s1"]
+    assert limiter.connections == 4
 
 
-def test_limits_of_one_address() -> None:
-    limiter = ConnectionLimiter(LIMITS)
-    assert [limiter.admit("192.0.2.1") for _ in range(4)] == [True, True, True, False]
-    assert limiter.admit("192.0.2.2")
-    limiter.authenticated("192.0.2.1")
-    assert limiter.admit("192.0.2.1")
-    limiter.authenticated("192.0.2.1")
-    assert not limiter.admit("192.0.2.1"), "four connections of one address, two before login"
-    limiter.release("192.0.2.1", logged_in=True)
-    assert limiter.admit("192.0.2.1")
+def test_the_oldest_stranger_of_the_largest_source_goes_if_all_places_are_taken() -> None:
+    limiter = ConnectionLimiter[str](LIMITS)
+    for name, source in (("a1", "a"), ("b1", "b"), ("c1", "c"), ("b2", "b"), ("c2", "c")):
+        assert limiter.admit(name, source) is None
+    assert limiter.admit("d1", "d") == "b1"
+    assert limiter.admit("e1", "e") == "c1"
+    assert limiter.admit("f1", "f") == "a1", "the oldest, as none has more than one"
 
 
-def test_limit_on_all_unauthenticated_connections() -> None:
-    limiter = ConnectionLimiter(LIMITS)
-    assert [limiter.admit(f"192.0.2.{n}") for n in range(6)] == [True] * 5 + [False]
-    limiter.release("192.0.2.0", logged_in=False)
-    assert limiter.admit("192.0.2.9")
-
-
-def test_limit_on_all_connections() -> None:
-    limiter = ConnectionLimiter(LIMITS)
-    for n in range(8):
-        assert limiter.admit(f"192.0.2.{n}")
-        limiter.authenticated(f"192.0.2.{n}")
-    assert not limiter.admit("192.0.2.100")
-
-
-def test_local_connections_are_exempt_from_the_total() -> None:
-    limiter = ConnectionLimiter(LIMITS)
+@pytest.mark.parametrize("source", ["127.0.0.1", "127.1.2.3", source_network("::1")])
+def test_local_addresses_have_the_same_limits(source: str) -> None:
+    limiter = ConnectionLimiter[int](LIMITS)
     for n in range(5):
-        assert limiter.admit(f"192.0.2.{n}")
-    assert [limiter.admit("127.0.0.1") for _ in range(4)] == [True, True, True, False]
+        assert limiter.admit(n, f"192.0.2.{n}") is None
+    assert limiter.admit(5, source) == 0
+    assert limiter.connections == 5
 
 
-@given(st.lists(st.tuples(st.sampled_from(["in", "login", "out"]), st.integers(0, 4))))
-def test_limiter_agrees_with_a_list_of_connections(steps: list[tuple[str, int]]) -> None:
+def log_in(limiter: ConnectionLimiter[int], number: int, user: str, source: str) -> str:
+    """Admit a connection and log it in; return "", or code and cause of a refusal."""
+    limiter.admit(number, source)
+    try:
+        limiter.log_in(number, user)
+    except Refused as exc:
+        limiter.release(number)
+        return f"{exc.code}: {exc.cause}"
+    return ""
+
+
+def test_sessions_of_one_user() -> None:
+    limiter = ConnectionLimiter[int](changed(LIMITS, user_connections=2, connections=100))
+    for number in range(2):
+        assert not log_in(limiter, number, "ada", f"192.0.2.{number}")
+    assert "busy: this account" in log_in(limiter, 2, "ada", "192.0.2.2")
+    assert not log_in(limiter, 3, "bob", "192.0.2.2")
+    limiter.release(0)
+    assert not log_in(limiter, 4, "ada", "192.0.2.2")
+
+
+def test_sessions_of_one_address() -> None:
+    limiter = ConnectionLimiter[int](changed(LIMITS, connections=100))
+    for number in range(4):
+        assert not log_in(limiter, number, f"user{number}", "192.0.2.1")
+    assert "busy: your address" in log_in(limiter, 4, "user4", "192.0.2.1")
+    assert not log_in(limiter, 5, OPERATOR, "192.0.2.1")
+    limiter.release(0)
+    assert not log_in(limiter, 6, "user4", "192.0.2.1")
+
+
+def test_places_are_kept_for_the_operator() -> None:
+    limiter = ConnectionLimiter[int](LIMITS)
+    users = [log_in(limiter, n, f"user{n}", f"192.0.2.{n}") for n in range(5)]
+    assert [bool(cause) for cause in users] == [False] * 4 + [True], "eight less four"
+    assert "busy: the server" in users[4]
+    for number in range(100, 100 + KEPT_FOR_OPERATOR):
+        assert not log_in(limiter, number, OPERATOR, "127.0.0.1")
+    assert limiter.sessions == LIMITS.connections
+    assert log_in(limiter, 200, OPERATOR, "127.0.0.1")
+    limiter.release(0)
+    assert not log_in(limiter, 201, OPERATOR, "127.0.0.1")
+    assert log_in(limiter, 202, "user0", "192.0.2.0"), "five sessions of the operator, three users"
+
+
+def test_one_connection_in_total_is_the_first_to_come() -> None:
+    limiter = ConnectionLimiter[int](changed(LIMITS, connections=1))
+    assert not log_in(limiter, 1, "ada", "192.0.2.1")
+    assert log_in(limiter, 2, "bob", "192.0.2.2")
+
+
+SOURCES = st.integers(0, 4).map(lambda number: f"192.0.2.{number}")
+USERS = st.sampled_from(["ada", "bob", "eve", OPERATOR])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["in", "login", "out"]), SOURCES, USERS)))
+def test_limiter_agrees_with_a_list_of_connections(steps: list[tuple[str, str, str]]) -> None:
     """Compare with a list of connections; after all are released, nothing is counted."""
-    limiter = ConnectionLimiter(LIMITS)
-    here: list[tuple[str, bool]] = []
-    for step, which in steps:
-        source = f"192.0.2.{which}"
+    limits = changed(LIMITS, user_connections=3)
+    limiter = ConnectionLimiter[int](limits)
+    here: dict[int, tuple[str, str | None]] = {}
+    for number, (step, source, user) in enumerate(steps):
+        strangers = [one for one, (_, known) in here.items() if known is None]
         if step == "in":
-            mine = [known for other, known in here if other == source]
-            room = (
-                len(here) < 8
-                and sum(not known for _, known in here) < 5
-                and len(mine) < 4
-                and mine.count(False) < 3
+            same = [one for one in strangers if here[one][0] == source]
+            victim = limiter.admit(number, source)
+            if len(same) == limits.unauthenticated_per_address:
+                assert victim == same[0]
+            elif len(strangers) == limits.unauthenticated:
+                assert victim in strangers
+            else:
+                assert victim is None
+            if victim is not None:
+                del here[victim]
+            here[number] = (source, None)
+        elif step == "login" and strangers:
+            known = [(one, who) for one, who in here.values() if who is not None]
+            users = [(one, who) for one, who in known if who != OPERATOR]
+            source = here[strangers[0]][0]
+            room = len(known) < limits.connections and (
+                user == OPERATOR
+                or (
+                    len(users) < limits.connections - KEPT_FOR_OPERATOR
+                    and [who for _, who in users].count(user) < limits.user_connections
+                    and [one for one, _ in users].count(source) < limits.connections_per_address
+                )
             )
-            assert limiter.admit(source) is room
             if room:
-                here.append((source, False))
-        elif step == "login" and (source, False) in here:
-            here[here.index((source, False))] = (source, True)
-            limiter.authenticated(source)
-        elif step == "out" and which < len(here):
-            left, known = here.pop(which)
-            limiter.release(left, logged_in=known)
-        assert limiter.connections.total() == len(here)
-        assert limiter.unauthenticated.total() == sum(not known for _, known in here)
-    for source, known in here:
-        limiter.release(source, logged_in=known)
-    assert not limiter.connections
-    assert not limiter.unauthenticated
+                limiter.log_in(strangers[0], user)
+                here[strangers[0]] = (source, user)
+            else:
+                with pytest.raises(Refused):
+                    limiter.log_in(strangers[0], user)
+        elif step == "out" and here:
+            oldest = next(iter(here))
+            del here[oldest]
+            limiter.release(oldest)
+            limiter.release(oldest)
+        assert limiter.connections == len(here)
+        assert limiter.sessions == sum(known is not None for _, known in here.values())
+        assert limiter.users() == {who for _, who in here.values() if who not in (None, OPERATOR)}
+    for one in here:
+        limiter.release(one)
+    assert vars(limiter) == vars(ConnectionLimiter[int](limits))
 
 
 def test_incidents_are_reported_once() -> None:

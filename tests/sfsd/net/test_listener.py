@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from protocol.codec.values import changed
+from protocol.wire.messages import Error, Message
 from protocol.wire.messages.accounts import Status, StatusAnswer, UserAccess
 from protocol.wire.messages.session import Ping, Pong, Session
 from sfsd import server_keys
@@ -19,8 +20,9 @@ from sfsd.config import Config, ConnectionLimits
 from sfsd.errors import ConfigError
 from sfsd.net import listener as server_module
 from sfsd.net.connection import ClientConnection
+from sfsd.net.connection_limits import KEPT_FOR_OPERATOR
 from sfsd.net.listener import Server
-from tests.sfsd.builders import OPERATOR_KEY, SERVER_ID, SPKI, Daemon, daemon
+from tests.sfsd.builders import OPERATOR_KEY, SERVER_ID, SPKI, Daemon, Person, daemon
 from tests.wire import Wire, any_server
 
 FEW = ConnectionLimits(
@@ -28,6 +30,7 @@ FEW = ConnectionLimits(
     unauthenticated_per_address=3,
     connections=6,
     connections_per_address=4,
+    user_connections=1,
 )
 HASTY = changed(FEW, login_seconds=2)
 HERE = "127.0.0.1:0"
@@ -154,19 +157,69 @@ def test_limits_of_one_address(served: Daemon, tls: ssl.SSLContext) -> None:
         server = Server(served.context, tls)
         address = await server.start(HERE)
         clients = [await Wire.welcomed(address) for _ in range(3)]
-        fourth = await Wire.connect(address, None)
-        assert await fourth.ended(5) == b""
+        fourth = await Wire.welcomed(address)
+        oldest = clients.pop(0)
+        assert await oldest.ended(5) == b""
         known = clients.pop()
-        await known.ask(known.login(OPERATOR_KEY, SERVER_ID, SPKI))
-        clients.append(await Wire.welcomed(address))
-        fifth = await Wire.connect(address, None)
-        assert await fifth.ended(5) == b"", "there were four connections already"
-        for wire in (*clients, fourth, fifth):
+        assert isinstance(await known.ask(known.login(OPERATOR_KEY, SERVER_ID, SPKI)), Session)
+        fifth = await Wire.welcomed(address)
+        assert served.context.metrics.connections == 4
+        for wire in (*clients, oldest, fourth, fifth):
             await wire.close()
         await until(lambda: served.context.metrics.connections == 1)
         assert isinstance(await known.ask(Ping()), Pong)
         await known.close()
         await until(lambda: served.context.metrics.connections == 0)
+        await server.stop()
+
+    served.run(run())
+
+
+def test_limits_of_one_user(served: Daemon, tls: ssl.SSLContext) -> None:
+    ada, bob = served.person("ada"), served.person("bob")
+
+    async def enter(address: str, person: Person) -> tuple[Wire, Message]:
+        wire = await Wire.welcomed(address)
+        return wire, await wire.ask(person.login(welcome=wire.connection.welcome_sha256))
+
+    async def run() -> None:
+        server = Server(served.context, tls)
+        address = await server.start(HERE)
+        first, reply = await enter(address, ada)
+        assert isinstance(reply, Session)
+        second, reply = await enter(address, ada)
+        assert isinstance(reply, Error)
+        assert reply.code == "busy"
+        assert await second.ended(5) == b""
+        third, reply = await enter(address, bob)
+        assert isinstance(reply, Session)
+        assert served.context.metrics.sessions == 2
+        await first.close()
+        await until(lambda: served.context.metrics.sessions == 1)
+        fourth, reply = await enter(address, ada)
+        assert isinstance(reply, Session)
+        for wire in (second, third, fourth):
+            await wire.close()
+        await server.stop()
+
+    served.run(run())
+
+
+def test_users_cannot_take_the_places_of_the_operator(served: Daemon, tls: ssl.SSLContext) -> None:
+    people = [served.person(name) for name in ("ada", "bob", "eve")]
+
+    async def run() -> None:
+        server = Server(served.context, tls)
+        address = await server.start(HERE)
+        wires = [await Wire.welcomed(address) for _ in people]
+        replies = [
+            await wire.ask(person.login(welcome=wire.connection.welcome_sha256))
+            for wire, person in zip(wires, people, strict=True)
+        ]
+        assert [type(reply) for reply in replies] == [Session, Session, Error], "six less four"
+        wires += [await operator(address) for _ in range(KEPT_FOR_OPERATOR)]
+        for wire in wires:
+            await wire.close()
         await server.stop()
 
     served.run(run())
@@ -224,6 +277,34 @@ def test_older_tls_is_refused(
     with caplog.at_level(logging.INFO, "sfsd"):
         served.run(run())
     assert "no TLS: 1" in caplog.records[-1].getMessage()
+
+
+def test_users_share_their_rate_among_connections(served: Daemon, tls: ssl.SSLContext) -> None:
+    limits = changed(FEW, connections=10, user_connections=2, user_requests_per_second=5)
+    served.context.config = changed(served.context.config, limits=limits)
+    ada, bob = served.person("ada"), served.person("bob")
+
+    async def run() -> None:
+        server = Server(served.context, tls)
+        address = await server.start(HERE)
+        wires: list[Wire] = []
+        for person in (ada, ada, bob):
+            wires.append(await Wire.welcomed(address))
+            login = person.login(welcome=wires[-1].connection.welcome_sha256)
+            assert isinstance(await wires[-1].ask(login), Session)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for _ in range(5):
+            await asyncio.gather(*(wire.ask(Ping()) for wire in wires[:2]))
+        slowed = loop.time() - began
+        assert slowed >= 0.7, "ten requests at five a second, of which five were saved"
+        for _ in range(5):
+            assert isinstance(await wires[2].ask(Ping()), Pong)
+        for wire in wires:
+            await wire.close()
+        await server.stop()
+
+    served.run(run())
 
 
 def test_disabled_user_is_disconnected(served: Daemon, tls: ssl.SSLContext) -> None:
