@@ -16,7 +16,7 @@ DIST_TOOLS := 'build>=1.3' 'twine>=6.2'
 
 .DELETE_ON_ERROR:
 .PHONY: help venv lint format test test-pythons demo dist vectors clean
-.PHONY: soak crash-sweep fault-sweep rotation-sweep audit-sweep fuzz
+.PHONY: flood soak crash-sweep fault-sweep rotation-sweep audit-sweep fuzz
 .PHONY: bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make fault-sweep      fail a system call of the daemon on its root, at FAULT_POINTS (2,000) points"
 	@echo "make rotation-sweep   kill client and daemon at every step of a rotation (make test: a sample)"
 	@echo "make audit-sweep      change every bit of a log and try every truncation (make test: a sample)"
+	@echo "make flood            thousands of connections to one daemon: its memory, and others' logins (make test: a sample)"
 	@echo "make fuzz             change FUZZ_INPUTS inputs (1,000,000) of all parsers and of both sides of a connection"
 	@echo
 	@echo "make bench            files, folders, start-up and commits next to a bare pipe (BENCH_ROWS, BENCH_RUNS, ...)"
@@ -123,6 +124,9 @@ crash-sweep: $(STAMP)
 FAULT_POINTS ?= 2000
 fault-sweep: $(STAMP)
 	SFS_FAULT_POINTS=$(FAULT_POINTS) $(BIN)/python -m pytest -q -n 2 -rP --timeout=0 tests/e2e/test_fault_sweep.py
+
+flood: $(STAMP)
+	SFS_FLOOD=full $(BIN)/python -m pytest -q -rP --timeout=0 tests/e2e/test_flood.py
 
 audit-sweep: $(STAMP)
 	SFS_AUDIT_SWEEP=full $(BIN)/python -m pytest -q --timeout=0 tests/sfsd/commands/test_audit_sweep.py

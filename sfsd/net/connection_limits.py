@@ -1,8 +1,8 @@
 """Limits on the number of connections, and counters of those that were rejected.
 
 Connections are counted from the moment they are accepted, before TLS: a flood costs resources
-whatever its clients send. *Strangers*, who have not logged in, and sessions have separate places,
-so that neither can take those of the other.
+whatever its clients send. Connections before login and sessions have separate places, so that
+neither can take those of the other.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def source_network(host: str) -> str:
 class ConnectionLimiter(Generic[_Connection]):
     """Decides which connections may stay, before login and after.
 
-    A new connection always gets a place: if the strangers of its address, or all of them, fill
+    A new connection always gets a place: if those before login, of its address or in total, fill
     theirs, one of them must go. A login is refused if its user, its address, or all users have as
     many sessions as allowed. The operator's sessions count in their total only.
     """
@@ -52,8 +52,8 @@ class ConnectionLimiter(Generic[_Connection]):
     def __init__(self, limits: ConnectionLimits) -> None:
         self._limits = limits
         self._sources: dict[_Connection, str] = {}
-        self._strangers: dict[str, dict[_Connection, None]] = {}  # by source, oldest first
-        self._stranger_count = 0
+        self._waiting: dict[str, dict[_Connection, None]] = {}  # by source, oldest first
+        self._waiting_count = 0
         self._users: dict[_Connection, str] = {}
         self._of_user = Counter[str]()
         self._of_source = Counter[str]()  # sessions of users
@@ -73,37 +73,37 @@ class ConnectionLimiter(Generic[_Connection]):
         return set(self._of_user)
 
     def admit(self, connection: _Connection, source: str) -> _Connection | None:
-        """Count a new connection; return the stranger to disconnect in its favour, if any.
+        """Count a new connection; return the one to disconnect in its favour, if any.
 
-        If the strangers of `source` fill their places, it is the oldest of them. If all strangers
-        do, it is the oldest one of the source that has the most. So a flood from some addresses
-        disconnects itself, and not those who connect from others.
+        If those of `source` before login fill their places, it is the oldest of them. If those of
+        all sources do, it is the oldest one of the source that has the most. So a flood from some
+        addresses disconnects itself, and not those who connect from others.
         """
         limits = self._limits
         victim: _Connection | None = None
-        if len(self._strangers.get(source, ())) >= limits.unauthenticated_per_address:
-            victim = next(iter(self._strangers[source]))
-        elif self._stranger_count >= limits.unauthenticated:
-            largest = max(self._strangers, key=lambda one: len(self._strangers[one]))
-            victim = next(iter(self._strangers[largest]))
+        if len(self._waiting.get(source, ())) >= limits.unauthenticated_per_address:
+            victim = next(iter(self._waiting[source]))
+        elif self._waiting_count >= limits.unauthenticated:
+            largest = max(self._waiting, key=lambda one: len(self._waiting[one]))
+            victim = next(iter(self._waiting[largest]))
         if victim is not None:
             self.release(victim)
         self._sources[connection] = source
-        self._strangers.setdefault(source, {})[connection] = None
-        self._stranger_count += 1
+        self._waiting.setdefault(source, {})[connection] = None
+        self._waiting_count += 1
         return victim
 
     def log_in(self, connection: _Connection, user: str) -> None:
         """Count an admitted connection as a session of `user`, whose login was verified.
 
-        Raises `Refused`: "busy". Then the connection still counts as a stranger.
+        Raises `Refused`: "busy". Then the connection still counts as one before login.
         """
         source = self._sources[connection]
         self._check(user, source)
         if user != OPERATOR:
             self._of_user[user] += 1
             self._of_source[source] += 1
-        self._remove_stranger(connection, source)
+        self._remove_waiting(connection, source)
         self._users[connection] = user
 
     def release(self, connection: _Connection) -> None:
@@ -113,7 +113,7 @@ class ConnectionLimiter(Generic[_Connection]):
             return
         user = self._users.pop(connection, None)
         if user is None:
-            self._remove_stranger(connection, source)
+            self._remove_waiting(connection, source)
         elif user != OPERATOR:
             _decrease(self._of_user, user)
             _decrease(self._of_source, source)
@@ -133,12 +133,12 @@ class ConnectionLimiter(Generic[_Connection]):
         if self._of_source[source] >= limits.connections_per_address:
             raise Refused("busy", "your address has as many connections as the server allows")
 
-    def _remove_stranger(self, connection: _Connection, source: str) -> None:
-        mine = self._strangers[source]
+    def _remove_waiting(self, connection: _Connection, source: str) -> None:
+        mine = self._waiting[source]
         del mine[connection]
-        self._stranger_count -= 1
+        self._waiting_count -= 1
         if not mine:
-            del self._strangers[source]  # so that former sources cost no memory
+            del self._waiting[source]  # so that former sources cost no memory
 
 
 def _decrease(counter: Counter[str], key: str) -> None:

@@ -342,14 +342,14 @@ def _within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
     most = max(2, descriptor_quarter())
     if limits.connections + limits.unauthenticated <= most:
         return limits
-    strangers = min(limits.unauthenticated, most // 2)
+    before_login = min(limits.unauthenticated, most // 2)
     _log.warning(
         "at most %d connections, %d of them before login: this process may have no more than %d "
         "descriptors",
-        *(most, strangers, descriptor_limit()),
+        *(most, before_login, descriptor_limit()),
     )
-    sessions = min(limits.connections, most - strangers)
-    return changed(limits, connections=sessions, unauthenticated=strangers)
+    sessions = min(limits.connections, most - before_login)
+    return changed(limits, connections=sessions, unauthenticated=before_login)
 
 
 async def _serve(

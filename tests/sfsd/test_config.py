@@ -42,6 +42,7 @@ def test_every_setting() -> None:
     idle_seconds = 9
     write_seconds = 11
     rotations = 12
+    user_shared_files = 16
     user_connections = 13
     user_requests_per_second = 14
     user_bytes_per_second = "15 MiB"
@@ -54,7 +55,7 @@ def test_every_setting() -> None:
         "[::]:7373",
         "files.example:7373",
         50 * 1024**3,
-        ConnectionLimits(3, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15 << 20),
+        ConnectionLimits(3, 5, 6, 7, 8, 9, 11, 12, 16, 13, 14, 15 << 20),
         RotationPolicy(28 * DAY, 0, 0),
     )
 

@@ -38,14 +38,14 @@ def test_source_of_a_connection(host: str, shown: str, source: str) -> None:
     assert source_network(shown) == source
 
 
-def test_strangers_of_one_address_take_places_of_each_other_only() -> None:
+def test_connections_of_one_address_take_places_of_each_other_only() -> None:
     limiter = ConnectionLimiter[str](LIMITS)
     assert limiter.admit("other", "192.0.2.2") is None
     assert [limiter.admit(f"s{n}", "192.0.2.1") for n in range(5)] == [None, None, None, "s0", "s1"]
     assert limiter.connections == 4
 
 
-def test_the_oldest_stranger_of_the_largest_source_goes_if_all_places_are_taken() -> None:
+def test_the_oldest_connection_of_the_largest_source_goes_if_all_places_are_taken() -> None:
     limiter = ConnectionLimiter[str](LIMITS)
     for name, source in (("a1", "a"), ("b1", "b"), ("c1", "c"), ("b2", "b"), ("c2", "c")):
         assert limiter.admit(name, source) is None
@@ -125,23 +125,23 @@ def test_limiter_agrees_with_a_list_of_connections(steps: list[tuple[str, str, s
     limiter = ConnectionLimiter[int](limits)
     here: dict[int, tuple[str, str | None]] = {}
     for number, (step, source, user) in enumerate(steps):
-        strangers = [one for one, (_, known) in here.items() if known is None]
+        waiting = [one for one, (_, known) in here.items() if known is None]
         if step == "in":
-            same = [one for one in strangers if here[one][0] == source]
+            same = [one for one in waiting if here[one][0] == source]
             victim = limiter.admit(number, source)
             if len(same) == limits.unauthenticated_per_address:
                 assert victim == same[0]
-            elif len(strangers) == limits.unauthenticated:
-                assert victim in strangers
+            elif len(waiting) == limits.unauthenticated:
+                assert victim in waiting
             else:
                 assert victim is None
             if victim is not None:
                 del here[victim]
             here[number] = (source, None)
-        elif step == "login" and strangers:
+        elif step == "login" and waiting:
             known = [(one, who) for one, who in here.values() if who is not None]
             users = [(one, who) for one, who in known if who != OPERATOR]
-            source = here[strangers[0]][0]
+            source = here[waiting[0]][0]
             room = len(known) < limits.connections and (
                 user == OPERATOR
                 or (
@@ -151,11 +151,11 @@ def test_limiter_agrees_with_a_list_of_connections(steps: list[tuple[str, str, s
                 )
             )
             if room:
-                limiter.log_in(strangers[0], user)
-                here[strangers[0]] = (source, user)
+                limiter.log_in(waiting[0], user)
+                here[waiting[0]] = (source, user)
             else:
                 with pytest.raises(Refused):
-                    limiter.log_in(strangers[0], user)
+                    limiter.log_in(waiting[0], user)
         elif step == "out" and here:
             oldest = next(iter(here))
             del here[oldest]

@@ -1,0 +1,179 @@
+"""Floods of connections, before login and by a user, against a real daemon.
+
+`make test` runs a sample, `make flood` all of it, by the same code; it prints what it measured.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from protocol.wire.messages import Error
+from protocol.wire.messages.session import Ping, Pong, Session
+from protocol.wire.messages.uploads import Data
+from tests.e2e.flood import Account, BlockingWire, connect, local_address, memory
+from tests.harness import Daemon, command
+from tests.waiting import until
+
+FULL = os.environ.get("SFS_FLOOD") == "full"
+SILENT = 1_000 if FULL else 150
+GREEDY, PIECES = (60, 20) if FULL else (12, 6)
+IDLE = 4_900 if FULL else 300
+MIB = 1 << 20
+LOGIN_SECONDS = 2.0
+ACCOUNT_LIMITS = """[limits]
+unauthenticated = 32
+connections = 5000
+connections_per_address = 5000
+user_connections = 5000
+"""
+
+if sys.platform == "linux":
+    import resource
+
+    # The soft limit of this process, which holds the other ends of all connections.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.0/8 and /proc")
+
+
+def tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+@contextmanager
+def served(folder: Path, limits: str = "", program: tuple[str, ...] = ()) -> Iterator[Daemon]:
+    """Run a daemon; at the end, check that it printed no traceback and no lines of asyncio."""
+    daemon = Daemon(folder / "root", program=program)
+    daemon.init()
+    with (daemon.root / "sfsd.toml").open("a") as file:
+        file.write(limits)
+    with daemon:
+        yield daemon
+    output = daemon.log_path.read_text()
+    assert "Traceback" not in output, output
+    assert "asyncio" not in output, output
+    assert "socket.send" not in output, output
+
+
+def account_of(daemon: Daemon, folder: Path, name: str) -> Account:
+    return Account(daemon, daemon.client(name, folder / name, "--no-passphrase"))
+
+
+def login_seconds(account: Account, source: str | None = None) -> float:
+    began = time.monotonic()
+    wire, reply = BlockingWire.log_in(account, source)
+    assert isinstance(reply, Session), reply
+    assert isinstance(wire.ask(Ping()), Pong)
+    wire.close()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("own_address", [False, True], ids=["1,000 addresses", "own address"])
+def test_silent_connections(tmp_path: Path, own_address: bool) -> None:
+    """Connections that send nothing, each from another address or all from the user's own."""
+    with served(tmp_path) as daemon:
+        account = account_of(daemon, tmp_path, "ada")
+        idle = min(login_seconds(account) for _ in range(5))
+        before = memory(daemon)
+        held = []
+        for number in range(SILENT):
+            held.append(connect(daemon.address, None if own_address else local_address(number)))
+            if number % 50 == 49:
+                login_seconds(account)
+        took = max(login_seconds(account) for _ in range(5))
+        grown = memory(daemon, "VmHWM") - before
+        tell(f"login {took:.3f} s, idle {idle:.3f} s; memory +{grown / MIB:.1f} MiB at most")
+        assert took <= LOGIN_SECONDS
+        assert grown <= 64 * MIB
+        daemon.run("status")
+        for one in held:
+            one.close()
+
+
+def test_connections_that_come_again_and_again(tmp_path: Path) -> None:
+    """Each connection that is closed is replaced at once, from 200 addresses."""
+    with served(tmp_path) as daemon:
+        account = account_of(daemon, tmp_path, "ada")
+        held: list[socket.socket] = []
+        slowest = 0.0
+        for number in range(SILENT * 2):
+            held.append(connect(daemon.address, local_address(number % 200)))
+            if len(held) > 100:
+                held.pop(0).close()
+            if number % 50 == 49:
+                slowest = max(slowest, login_seconds(account))
+        tell(f"slowest login {slowest:.3f} s")
+        assert slowest <= LOGIN_SECONDS
+        for one in held:
+            one.close()
+
+
+def test_few_descriptors(tmp_path: Path) -> None:
+    """Connections before login cannot take the descriptors that log and store need."""
+    few = ("sh", "-c", 'ulimit -n 600; exec "$@"', "sh", *command("sfsd"))
+    with served(tmp_path, program=few) as daemon:
+        ada = daemon.client("ada", tmp_path / "ada", "--no-passphrase")
+        held = [connect(daemon.address, local_address(number)) for number in range(640)]
+        assert daemon.process is not None
+        handles = len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+        tell(f"{handles} of 600 descriptors")
+        assert handles < 300
+        ada.run("put", "-", "--name", "file", stdin=b"content")
+        assert ada.run("get", "file", "-o", "-").stdout == b"content"
+        daemon.run("status")
+        for one in held:
+            one.close()
+
+
+def test_refused_pieces_do_not_stay_in_memory(tmp_path: Path) -> None:
+    """Many connections send pieces of 1 MiB to an upload that does not exist, and read nothing."""
+    with served(tmp_path, ACCOUNT_LIMITS) as daemon:
+        account = account_of(daemon, tmp_path, "eve")
+        before = memory(daemon)
+        wires = [BlockingWire.log_in(account)[0] for _ in range(GREEDY)]
+        piece = Data(b"u" * 16, 0, bytes(MIB))
+        for _ in range(PIECES):
+            for wire in wires:
+                wire.send(piece)
+        for wire in wires:
+            for _ in range(PIECES):
+                reply = wire.receive()
+                assert isinstance(reply, Error), reply
+        peak = memory(daemon, "VmHWM")
+        for wire in wires:
+            wire.close()
+        began = time.monotonic()
+        until(lambda: memory(daemon) <= before + 32 * MIB)
+        later = time.monotonic() - began
+        tell(
+            f"{GREEDY} × {PIECES} pieces: before {before / MIB:.0f} MiB, at most {peak / MIB:.0f}, "
+            f"{later:.1f} s later {memory(daemon) / MIB:.0f}"
+        )
+        assert peak <= 250 * MIB
+        assert later <= 30
+
+
+def test_idle_sessions_cost_little(tmp_path: Path) -> None:
+    with served(tmp_path, ACCOUNT_LIMITS) as daemon:
+        account = account_of(daemon, tmp_path, "ada")
+        wires = [BlockingWire.log_in(account)[0] for _ in range(20)]
+        before = memory(daemon)
+        for _ in range(IDLE):
+            wire, reply = BlockingWire.log_in(account)
+            assert isinstance(reply, Session)
+            wires.append(wire)
+        each = (memory(daemon) - before) / IDLE / 1024
+        took = login_seconds(account)
+        tell(f"{len(wires):,} sessions, {each:.1f} KiB each; login {took:.3f} s")
+        assert each <= 40
+        assert took <= LOGIN_SECONDS
+        for wire in wires:
+            wire.close()
