@@ -845,15 +845,15 @@ class Session:
     def _follow(self, transport: Transport, head: TreeHead) -> None:
         """Follow the log to `head`, past the checkpoints of receipts and of other devices, and save
         how far."""
-        points = {one.size: one for _, _, one in self._receipts}
+        points = {(one.size, one.root): one for _, _, one in self._receipts}
         with self.keeping_evidence(head):
             if (others := self._others_checkpoint(head)) is not None:
-                points[others.size] = others
-            for size in sorted(points):
+                points[others.size, others.root] = others
+            for (size, _), point in sorted(points.items()):
                 if self.log.size < size or self.log.can_confirm(size):
-                    self._pass(transport, points[size], head)
-                elif points[size] == others:
-                    self.trust.check_continues(others, head, _consistency(transport, others, head))
+                    self._pass(transport, point, head)
+                else:
+                    self.trust.check_continues(point, head, _consistency(transport, point, head))
             follow_log(transport, self.log, head)
             self._confirm(head)
             self._check_newest_seen(transport, head)

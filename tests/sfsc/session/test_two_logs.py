@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from protocol.codec.values import changed
+from protocol.log import checkpoint
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import FileRecord, Statement, record_hash
-from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages import Error, Receipt, Reply, Request
 from protocol.wire.messages.log import LogCheckpoint, LogHead, LogProof
 from sfsc.errors import BadReceipt, Distrusted, Fork, Rollback
 from sfsc.keys.bundle import SeenCheckpoint
 from sfsc.keys.home import unlock_home
 from sfsc.session.session import Session
+from sfsc.trust.server_log import SentChange
 from sfsc.trust.state import ClientState, open_client_state
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.simulator import Simulator
@@ -175,3 +177,20 @@ def test_statements_of_a_contact_are_saved_if_the_position_is_the_same(
     assert session.state.followed() == before
     assert session.state.statement_leaf(first, 1) is not None
     assert session.state.contacts() == {first: 1}
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_each_checkpoint_of_a_receipt_is_passed(
+    server: Simulator, session: Session, size: int
+) -> None:
+    """One has a false root, and fewer entries than the others, or as many."""
+    log = server.log
+    draft = EntryDraft(op="test", actor="ada", accounts=("ada",))
+    seqs = [log.append(draft) for _ in range(3)]
+    assert log.size == 5
+    false = checkpoint.sign(log.key, checkpoint.origin_of(log.server_id), size, bytes(32))
+    sent = SentChange("test", "ada", None, None, None, b"", {})
+    for seq, note in zip(seqs, (log.checkpoint(), false, log.checkpoint()), strict=True):
+        session.accept_receipt(Receipt(log.lines[seq], note, 0, b""), sent)
+    with pytest.raises(Fork):
+        session.link_receipts()
