@@ -18,7 +18,7 @@ from protocol.wire.messages import Message
 from protocol.wire.messages.rotation import GetBundle
 from protocol.wire.messages.session import Login
 from sfsc.account import devices
-from sfsc.errors import Fork, NetworkError, Rollback
+from sfsc.errors import BadRecord, Fork, NetworkError, Rollback, TakenOver
 from sfsc.keys.bundle import Bundle, SeenCheckpoint, seal_bundle
 from sfsc.store import Store
 from sfsd import server_keys
@@ -45,11 +45,11 @@ class Account:
             store.backup(self.backup, no_passphrase=True)
         self.thief = server.copied(self.home, "thief")
 
-    def poison(self, seen: SeenCheckpoint) -> None:
-        """Publish a statement that changes only the checkpoint in the bundle."""
+    def poison(self, **false: object) -> None:
+        """Publish a statement that changes only these fields of the bundle."""
 
         def seal(bundle: Bundle, **others: object) -> bytes:
-            return seal_bundle(changed(bundle, checkpoint=seen), **others)  # type: ignore[arg-type]
+            return seal_bundle(changed(bundle, **false), **others)  # type: ignore[arg-type]
 
         published: list[int] = []
 
@@ -131,15 +131,26 @@ def forged(account: Account, how: str) -> SeenCheckpoint:
 def test_a_checkpoint_that_the_log_never_signed_stops_no_machine(
     account: Account, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    account.poison(forged(account, how))
+    account.poison(checkpoint=forged(account, how))
     with caplog.at_level(logging.WARNING):
         assert account.join("joined") == ["a", "a"]
     # The first machine that joined has sealed an honest bundle for the second.
     assert caplog.text.count("the account's bundle has a false checkpoint") == 1
 
 
+def test_a_bundle_with_another_tag_key_is_refused(account: Account) -> None:
+    """With it, the machine that joins would not find the account's entries in the log."""
+    account.poison(tag_key=os.urandom(32))
+    home = account.home.with_name("joining")
+    with pytest.raises(BadRecord, match="another tag key"):
+        account._restore(home)
+    with pytest.raises(TakenOver):  # a holder of the keys has made it
+        account._recover(home)
+    assert not (home / "keyring").exists()
+
+
 def test_taking_the_account_back_works_in_spite_of_a_false_checkpoint(account: Account) -> None:
-    account.poison(forged(account, "no signature"))
+    account.poison(checkpoint=forged(account, "no signature"))
     home = account.home.with_name("taken back")
     sfsc.recover(account.link, account.code, home=home, no_passphrase=True, take_back=True)
     with connect(home) as store:
@@ -150,12 +161,12 @@ def test_a_checkpoint_that_the_log_signed_still_counts(account: Account) -> None
     """Another device has proven more of the log than the server shows to the new one."""
     server, honest = account.server, account.seen()
     ahead = changed(honest, note=server.sign_note(2**40, os.urandom(32)))
-    account.poison(ahead)
+    account.poison(checkpoint=ahead)
     with pytest.raises(Rollback, match="fewer than") as caught:
         account.join("behind")
     assert_kept(caught.value, account.home.with_name("behind-0"), ahead.note)
     other = changed(honest, note=server.sign_note(server.journal.size - 1, os.urandom(32)))
-    account.poison(other)
+    account.poison(checkpoint=other)
     with pytest.raises(Fork, match="not those that the server signed") as forked:
         account.join("forked")
     assert_kept(forked.value, account.home.with_name("forked-0"), other.note)
@@ -210,7 +221,7 @@ def assert_kept(error: Rollback | Fork, home: Path, note: bytes) -> None:
 def test_an_older_log_key_is_accepted_with_the_servers_statement_of_its_time(
     account: Account,
 ) -> None:
-    account.poison(account.seen())
+    account.poison(checkpoint=account.seen())
     server = account.server
     server.stop()
     server_keys.renew_log_key(server.root / "keys", 1_900_000_000)

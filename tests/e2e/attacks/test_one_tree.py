@@ -4,7 +4,8 @@ every proof holds. It hides, repeats or contradicts entries of one account."""
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 import sfsc
 from protocol.codec.values import changed
+from protocol.log.auditlog import EntryDraft
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Done, Error, FileView, Message, Reply
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
@@ -28,7 +30,7 @@ from protocol.wire.messages.rotation import (
 from protocol.wire.messages.session import Notice, Session
 from protocol.wire.messages.sharing import Identity, SetReaders
 from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall
-from sfsc.errors import IntegrityError, SfscError
+from sfsc.errors import IntegrityError, Rollback, SfscError
 from sfsc.keys.home import unlock_home
 from sfsc.store import Store
 from sfsc.trust.followed_log import parse_line
@@ -272,6 +274,55 @@ def test_leaves_with_another_tag_are_not_those_of_the_signed_tree(
         attempt_put(fresh)
     assert caught.value.exit_code in (5, 7)
     assert watched.sent == []
+
+
+@pytest.mark.parametrize("machine", ["known", "fresh"])
+def test_an_earlier_login_is_not_ours(lying_server: LyingServer, machine: str) -> None:
+    """The server answers as it did once: it hides the log since, and this login with it."""
+    ada = lying_server.enrol("ada")
+    second = lying_server.copied(ada, "second")
+    old: list[Session] = []
+
+    def keep(_who: object, _request: object, reply: Message) -> Message:
+        old.extend([reply] if isinstance(reply, Session) else [])
+        return reply
+
+    lying_server.tamper = keep
+    put(second, "a", b"1")
+    lying_server.honest()
+    put(ada, "a", b"2")
+    home = lying_server.copied(ada, "third")
+    if machine == "known":
+        shutil.copytree(second, ada.with_name("known"))
+        home = ada.with_name("known")
+    # To the known machine the old log would be a shorter one.
+    size = lying_server.journal.size
+    note = lying_server.sign_note(size, lying_server.journal.root_at(size))
+    note = old[0].checkpoint if machine == "fresh" else note
+
+    def replay(_who: object, _request: object, reply: Message) -> Message:
+        return changed(old[0], checkpoint=note) if isinstance(reply, Session) else reply
+
+    lying_server.tamper = replay
+    with pytest.raises(Rollback, match="own login"):
+        put(home, "b", b"3")
+
+
+def test_an_account_whose_entries_have_another_tag_key_is_refused(
+    lying_server: LyingServer,
+) -> None:
+    """The server enrols the account with a tag key of its own choice, which everybody may know."""
+    real = lying_server.journal._tags
+
+    def other_key(draft: EntryDraft, accounts: Mapping[str, int]) -> list[bytes]:
+        return real(changed(draft, tag_keys=dict.fromkeys(draft.tag_keys, bytes(32))), accounts)
+
+    ada = lying_server.enrol("ada")
+    lying_server.journal._tags = other_key  # type: ignore[method-assign]
+    with pytest.raises(IntegrityError):
+        put(ada, "a", b"1")
+    with pytest.raises(IntegrityError):
+        lying_server.enrol("bob")
 
 
 # --- success without an entry

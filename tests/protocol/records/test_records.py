@@ -188,6 +188,17 @@ def test_the_keys_of_every_op(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OWN_KEYS)
+def test_no_key_is_left_out_because_it_is_nil(op: str) -> None:
+    written = plain(BY_OP[op])
+    nil = [key for key, value in written.items() if value is None]
+    assert nil
+    for key in nil:
+        less = {name: value for name, value in written.items() if name != key}
+        with pytest.raises(MessageError):
+            FileRecord.parse(encoding.pack(less))
+
+
+@pytest.mark.parametrize("op", OWN_KEYS)
 def test_foreign_and_missing_fields_of_an_op(op: str) -> None:
     record = BY_OP[op]
     present: dict[str, Any] = {"to": examples.FILE_ID, "purged": (1,)}

@@ -53,6 +53,7 @@ class Log:
         rec: bytes | None = None,
         more: Sequence[bytes] = (),
         untagged: bool = False,
+        tag_keys: dict[str, bytes] = KEYS,
         **changed: Any,
     ) -> int:
         """Append an entry of these accounts, with `more` tags; return its seq."""
@@ -60,7 +61,7 @@ class Log:
         who = {"actor": owner or "operator", "owner": owner}
         draft = EntryDraft(op=op, rec=rec, **(who | changed))
         accounts = {user: self.counts[user] for user in users}
-        own = [tags.account_tag(KEYS[user], SERVER, user, n) for user, n in accounts.items()]
+        own = [tags.account_tag(tag_keys[user], SERVER, user, n) for user, n in accounts.items()]
         line, self.prev = auditlog.encode(
             draft,
             seq=len(self.lines),
@@ -307,6 +308,42 @@ def test_false_logs_are_refused(lie: Callable[[Log], None], error: type[Integrit
     lie(log)
     with pytest.raises(error):
         follow(log, follower())
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("whose", [FIRST_HASH, BOB_FIRST], ids=["own", "of a contact"])
+def test_a_statement_that_is_logged_again_in_a_later_session_is_refused(
+    whose: bytes, n: int
+) -> None:
+    log = Log()
+    log.enrol()
+    start = LogPosition(1, 1, 2, (merkle.leaf_hash(log.leaves[0]),), b"note")
+    followed = follower(start)
+    followed.watch_contact(BOB_FIRST, 2)
+    log.append("statement", "bob", more=[tags.identity_tag(SERVER, whose, n)])
+    with pytest.raises(Fork):
+        follow(log, followed)
+
+
+def test_an_account_with_the_same_tag_key_is_another_account() -> None:
+    """Its user has enrolled it with our tag key."""
+    log = Log()
+    log.enrol()
+    for _ in range(3):
+        log.append("login", "bob", tag_keys={"bob": KEYS["alice"]})
+    log.append("login", "alice")
+    followed = follower()
+    follow(log, followed)
+    assert (followed.count, log.counts) == (2, {"alice": 2, "bob": 3})
+
+
+def test_entries_under_another_tag_key_are_not_ours() -> None:
+    """The server tags our entries by another key than the one that we have enrolled with."""
+    log = Log()
+    log.append("enrol", "alice", rec=FIRST, tag_keys={"alice": KEYS["bob"]})
+    followed = follower()
+    follow(log, followed)
+    assert (followed.count, followed.statements) == (0, {})
 
 
 def test_an_entry_without_our_tag_is_not_ours() -> None:
