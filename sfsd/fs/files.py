@@ -42,6 +42,7 @@ FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 """`OSError.errno` values that mean there is no room, as opposed to a broken disk."""
 NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """`OSError.errno` values that mean the process or system has too much open: it may work soon."""
+_NOT_DAMAGE = NO_DESCRIPTORS | FULL_DISK | {errno.EACCES, errno.EPERM}
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 """Errors of a file system that cannot sync a folder; it writes names in an order of its own."""
 
@@ -62,6 +63,12 @@ _TRUSTED = frozenset({_EXT, _XFS, _BTRFS})
 and to wait for the disk; a file system in user space is free to do nothing."""
 _STATFS_SIZE = 256
 """Bytes; the structure has 120, and `f_type` is its first word."""
+
+
+def is_damage(exc: OSError) -> bool:
+    """Return whether a failed open or read of a file that exists tells of a damaged disk, as
+    opposed to missing rights, or too little memory or too few descriptors."""
+    return exc.errno not in _NOT_DAMAGE
 
 
 class Files:

@@ -30,7 +30,10 @@ class SpareFiles:
         self._unused = [path for path in self._paths if self._is_whole(path)]
 
     def _is_whole(self, path: Path) -> bool:
-        return is_file(path) and path.stat().st_size == self._size
+        try:
+            return is_file(path) and path.stat().st_size == self._size
+        except OSError:
+            return False  # `refill` replaces it
 
     def _missing(self) -> list[Path]:
         """Return the paths of spare files that were used; the caller holds the lock."""
@@ -46,14 +49,17 @@ class SpareFiles:
                 self._files.make_folder(self._folder)
                 if self._files.free(self._folder) < 2 * len(missing) * self._size:
                     return
-                for path in missing:
+            except OSError:
+                return
+            for path in missing:
+                try:
                     self._files.remove(path)  # of another size: a crash came while it was used
                     with self._files.closing(self._files.open_new(path)) as handle:
                         self._files.allocate(handle, self._size)
-                    if self._is_whole(path):
-                        self._unused.append(path)
-            except OSError:
-                return  # the next call tries again
+                except OSError:
+                    continue  # the next call tries again
+                if self._is_whole(path):
+                    self._unused.append(path)
 
     def can_hold(self, sizes: Iterable[int]) -> bool:
         """Return whether files of these many bytes can be written now, all of them."""

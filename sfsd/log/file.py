@@ -168,7 +168,10 @@ class DiskReserve:
         self._path = path
         self._size = size
         self._files = files
-        self.held = is_file(path) and path.stat().st_size == size
+        try:
+            self.held = is_file(path) and path.stat().st_size == size
+        except OSError:
+            self.held = False  # `refill` replaces it
 
     def release(self) -> None:
         """Free the space, if it is held."""

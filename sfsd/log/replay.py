@@ -7,7 +7,7 @@ first line that is torn or does not chain ends the log.
 
 from __future__ import annotations
 
-import errno
+import logging
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +18,11 @@ from protocol.codec.values import Value
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import LogEntry
 from sfsd.errors import CheckpointDamagedError, JournalDamagedError
+from sfsd.fs.files import is_damage
 from sfsd.log.file import LogFile
 from sfsd.log.tree import LogTree, TreeLine, TreeMark, encode_leaf
 
+_log = logging.getLogger(__name__)
 _FLUSH_EVERY = 65_536
 """Lines between flushes while the cache is rebuilt: about 5 MiB of memory."""
 
@@ -54,7 +56,7 @@ def stored_checkpoint(path: Path, verifier: checkpoint.Verifier) -> checkpoint.C
     except FileNotFoundError:
         note = b""
     except OSError as exc:
-        if exc.errno != errno.EIO:
+        if not is_damage(exc):
             raise
         raise CheckpointDamagedError("the disk cannot read it") from exc
     # The note is replaced without a sync: after a power loss some file systems have the new name
@@ -73,8 +75,8 @@ def replay(
     """Load the cache up to its mark unless `use_mark` is false, and the lines past it as long as
     they chain. Raises `JournalDamagedError` with the first seq that differs from what `signed`
     covers."""
-    mark = tree.load_mark() if use_mark else None
-    if mark is None or not _fits(mark, file, tree):
+    mark = _fitting_mark(file, tree) if use_mark else None
+    if mark is None:
         # The cache does not match this log. Read all of it, and report damage in the log itself.
         tree.truncate(0, 0)
         unverified, counts = EMPTY, {}
@@ -134,6 +136,20 @@ def compare(file: LogFile, tree: LogTree, upto: LogState, stop: threading.Event)
         seq = min([exc.seq] + [one.seq for one in differences])
         raise JournalDamagedError(exc.problem, seq=seq) from exc
     return differences
+
+
+def _fitting_mark(file: LogFile, tree: LogTree) -> TreeMark | None:
+    """Return the mark of the cached tree if both match the log. None if they do not, or if the disk
+    cannot read the cache. Raises OSError."""
+    try:
+        mark = tree.load_mark()
+        return mark if mark is not None and _fits(mark, file, tree) else None
+    except OSError as exc:
+        if not is_damage(exc):
+            raise
+        # If it is the log that cannot be read, reading all of it fails again.
+        _log.error("logs/tree is made again from the log: %s", exc)
+        return None
 
 
 def _fits(mark: TreeMark, file: LogFile, tree: LogTree) -> bool:

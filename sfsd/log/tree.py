@@ -25,7 +25,7 @@ from protocol.codec.merkle import HASH_SIZE, node_count
 from protocol.codec.values import Value
 from protocol.records.records import SignedStruct
 from sfsd.errors import JournalUnreadableError
-from sfsd.fs.files import Files
+from sfsd.fs.files import Files, is_damage
 
 _PLACE = struct.Struct(">QQ")
 """Byte offset of a line in the log, and of its leaf in ``leaves``."""
@@ -60,7 +60,7 @@ class TreeMark(SignedStruct):
 
 def stored_mark(folder: Path) -> TreeMark | None:
     """Return the last mark that was saved in logs/tree/, None if it is missing or damaged. The rest
-    of the cache may be of another log."""
+    of the cache may be of another log. Raises OSError, but not for a disk that cannot read it."""
     try:
         stored = (folder / "mark").read_bytes()
         body = stored[_DIGEST_SIZE:]
@@ -68,6 +68,10 @@ def stored_mark(folder: Path) -> TreeMark | None:
             return None
         return TreeMark.parse(body)
     except (FileNotFoundError, RemoteProtocolError):
+        return None
+    except OSError as exc:
+        if not is_damage(exc):
+            raise
         return None
 
 
@@ -91,9 +95,9 @@ class LogTree:
         self._folder = folder
         self._files = files
         files.make_folder(folder)
-        self._node_handle = files.open_append(folder / "nodes")
-        self._place_handle = files.open_append(folder / "offsets")
-        self._leaf_handle = files.open_append(folder / "leaves")
+        self._node_handle = self._open("nodes")
+        self._place_handle = self._open("offsets")
+        self._leaf_handle = self._open("leaves")
         self._lock = threading.Lock()
         self._size = self._stored = 0
         self._stored_leaves = 0
@@ -101,6 +105,17 @@ class LogTree:
         self._places = bytearray()
         self._leaves = bytearray()
         self._frontier = merkle.Frontier()
+
+    def _open(self, name: str) -> int:
+        """Open a file of the cache; replace it by an empty one if the disk cannot read it."""
+        path = self._folder / name
+        try:
+            return self._files.open_append(path)
+        except OSError as exc:
+            if not is_damage(exc):
+                raise
+            self._files.remove(path)
+            return self._files.open_append(path)
 
     @property
     def size(self) -> int:

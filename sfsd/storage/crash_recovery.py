@@ -16,7 +16,6 @@ served, until there is room and the daemon opens the root again.
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 from contextlib import AbstractContextManager
@@ -39,7 +38,7 @@ from sfsd.errors import (
     UnreadableError,
     cut_hint,
 )
-from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
+from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files, is_damage
 from sfsd.log.journal import Journal
 from sfsd.storage import packs
 from sfsd.storage.change import check_path, ciphertext_digest, digest_of
@@ -210,7 +209,7 @@ class StagedFiles:
         except (PackError, FileNotFoundError, EOFError, KeyError) as exc:
             raise RecoveryError(problem, path=file.path) from exc
         except OSError as exc:
-            if exc.errno != errno.EIO:
+            if not is_damage(exc):
                 raise
             raise RecoveryError(f"{problem} (the disk cannot read them)", path=file.path) from exc
         if known != file.digest:

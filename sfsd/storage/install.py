@@ -21,7 +21,7 @@ from pathlib import Path
 from protocol.buffers.file_status import exists, is_folder
 from sfsd.errors import SfsdError
 from sfsd.fs.descriptors import SyncGuard
-from sfsd.fs.files import FULL_DISK, Files
+from sfsd.fs.files import FULL_DISK, Files, is_damage
 from sfsd.fs.spare_files import SpareFiles
 from sfsd.storage.prepare import InstallStep
 
@@ -175,6 +175,10 @@ class Installer:
         try:
             text = (self._staging / "applied").read_bytes()
         except FileNotFoundError:
+            return -1
+        except OSError as exc:
+            if not is_damage(exc):
+                raise
             return -1
         if not _APPLIED.fullmatch(text):
             return -1  # damaged: a start compares the whole store with the log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,61 @@ def test_nothing_is_set_aside_until_there_is_memory(root: Path) -> None:
         assert (context.failed, context.journal.size) == (None, size + 1)
         assert context.journal.entry(size).op == LOST
         assert context.documents.account("ada") is not None
+
+
+REPLACED = [
+    "logs/checkpoint",
+    "logs/reserve",
+    *(f"logs/tree/{name}" for name in ("leaves", "mark", "nodes", "offsets", "paths")),
+    "staging/.spare/000",
+    "staging/applied",
+    "store/users/.spare/000",
+]
+"""What follows from the rest of the root."""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_files_that_can_be_made_again_never_refuse_a_start(root: Path) -> None:
+    send_requests(root, [UserAdd("ada", bytes(32), 2_000_000_000, 0)])
+    for name in REPLACED:
+        path = root / name
+        path.unlink()
+        path.symlink_to(path.name)  # opening it fails: too many levels of symbolic links
+    with lock_root(root), open_server_context(root) as context:
+        assert context.failed is None
+        context.journal.verify_before_mark()
+        assert context.documents.account("ada") is not None
+    assert [name for name in REPLACED if (root / name).is_symlink()] == []
+    with lock_root(root), open_server_context(root) as context:
+        context.journal.verify_before_mark()
+        assert (context.failed, context.store.installer.applied) == (None, context.journal.size - 1)
+
+
+class UnreadableCache(Files):
+    """A disk that has lost the sectors of one file of the cached tree."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.handle: int | None = None
+
+    def open_append(self, path: Path) -> int:
+        handle = super().open_append(path)
+        if path.name == self.name:
+            self.handle = handle
+        return handle
+
+    def read_at(self, handle: int, length: int, offset: int) -> bytes:
+        if handle == self.handle:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read_at(handle, length, offset)
+
+
+@pytest.mark.parametrize("name", ["nodes", "offsets"])
+def test_a_start_makes_a_cache_again_that_the_disk_cannot_read(
+    root: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = len(logged_statements(root))
+    with lock_root(root), open_server_context(root, files=UnreadableCache(name)) as context:
+        assert (context.failed, context.journal.size) == (None, size)
+    assert "logs/tree is made again from the log" in caplog.text
+    assert len(logged_statements(root)) == size
