@@ -124,7 +124,8 @@ class _RewrapJob(Mutable):
 class RewrapBuilder(Value):
     """Rewraps and endorses versions with the account's present keys, without a server. Called with
     versions, it returns for each what to send (or None), the leaf hash of our resulting wrap (or
-    None), and why a version of ours cannot be renewed (or None). Each step runs for all versions
+    None), and why the version cannot be renewed (or None). The wrap of a shared version that cannot
+    be renewed is given up. Each step runs for all versions
     before the next step, which keeps its code and tables in the processor's cache and saves an
     eighth of the time."""
 
@@ -141,10 +142,9 @@ class RewrapBuilder(Value):
                 try:
                     step(one)
                 except (IntegrityError, KeyringError) as exc:
-                    # One version must never keep the others from being renewed. Nobody could ever
-                    # read a shared one: our wrap of it is dropped, and it is not named.
-                    if one.owner is None:
-                        one.error = exc
+                    # One version must never keep the others from being renewed. Our wrap of a
+                    # shared one is dropped, so that nothing depends on the old key.
+                    one.error = exc
                     if one.content is None:  # the records were not verified
                         one.older = []
                     one.signed, one.records = [], []
@@ -205,7 +205,7 @@ class RewrapBuilder(Value):
         wrap, renewed, error = item.wrap, None, None
         if one is not None:
             wrap, endorsed, error = one.wrap, one.endorsed, one.error
-            if error is None or endorsed:
+            if error is None or endorsed or one.owner is not None:
                 renewed = RewrapItem(item.owner, item.file_id, item.version, wrap, endorsed)
         leaf = leaf_of(item, wrap) if wrap is not None and self._is_new(wrap) else None
         return renewed, leaf, error
@@ -230,6 +230,8 @@ class Rewrapper:
         self._check_record = check_record
         self._result = RewrapResult()
         self._owners: dict[str, FileOwner] = {}
+        self.given_up: LeftOut = {}
+        """Shared versions whose wraps do not open and were given up, in all passes."""
 
     def run_pass(self) -> RewrapResult:
         """Rewrap and endorse all versions once. Raises like `check_record`, and `Distrusted`."""
@@ -255,7 +257,8 @@ class Rewrapper:
                 if leaf is not None:
                     self._result.leaves.append(leaf)
                 if error is not None:
-                    self._result.left_out[place_of(item)] = error
+                    ours = item.owner == self._session.account.user
+                    (self._result.left_out if ours else self.given_up)[place_of(item)] = error
 
     def builder(self) -> RewrapBuilder:
         session = self._session

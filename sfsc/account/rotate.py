@@ -66,9 +66,12 @@ from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import to_exception
 from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, FileOwner
+from sfsc.warning_log import log_warning
 
 MAX_PASSES: Final = 16
 """Attempts before giving up because other devices keep changing the account."""
+_NAMED: Final = 10
+"""Most versions of other users that are named one by one when they are given up."""
 _AGAIN: Final = "run the command again"
 _DAMAGED: Final = (
     "the operator may restore them from a backup; `sfsc rotate` finishes without them, and "
@@ -318,6 +321,7 @@ class Rotation:
             done += result.done
             if not result.left:
                 result.done = done
+                _warn_given_up(rewrapper.given_up, self._session.account.user)
                 return result
         raise ConflictError("other devices keep changing the account", _AGAIN)
 
@@ -431,6 +435,18 @@ class _NotRenewed(BadRecord):
     """A version that a rotation has left out."""
 
     blames_server = False
+
+
+def _warn_given_up(given_up: LeftOut, user: str) -> None:
+    """Warn of versions that others share and that do not open. They do not fail the rotation: what
+    a sharer has stored must not keep a reader from one."""
+    for place in sorted(given_up)[:_NAMED]:
+        hint = f"ask {place[0]} to share the file again"
+        log_warning(f"{_describe(place, user, {})} is given up", given_up[place].cause, hint)
+    if len(given_up) > _NAMED:
+        more = counted(len(given_up) - _NAMED, "other version")
+        hint = "`sfsc inbox block OWNER` hides an owner"
+        log_warning(f"{more} of other users: given up", "the keys do not open", hint)
 
 
 def _describe(place: Place, user: str, names: Mapping[str, str]) -> str:
