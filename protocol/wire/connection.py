@@ -114,18 +114,20 @@ class Connection:
         """Return the buffer for the next received bytes, never empty. `hint` is ignored."""
         return self._reader.get_buffer()
 
-    def buffer_updated(self, n: int) -> list[ReceivedMessage]:
+    def buffer_updated(self, n: int, most: int | None = None) -> list[ReceivedMessage]:
         """Take `n` bytes received into the buffer; return the messages that are now complete.
 
-        Raises `RemoteProtocolError` if the peer broke the rules. The connection is then closed, and
-        the messages of this call before the fault are dropped.
+        They are at most `most`, if given. After that many, call it again with 0 bytes until it
+        returns fewer, before the next `get_buffer`. Raises `RemoteProtocolError` if the peer broke
+        the rules. The connection is then closed, and the messages of this call before the fault are
+        dropped.
         """
         if self.state is ConnectionState.CLOSED:
             return []
         self._reader.buffer_updated(n)
         messages: list[ReceivedMessage] = []
         try:
-            while (body := self._reader.next_body()) is not None:
+            while len(messages) != most and (body := self._reader.next_body()) is not None:
                 messages.append(self._receive(body))
         except RemoteProtocolError:
             self._reader = FrameReader(0)  # takes bytes that still arrive; they are never read

@@ -6,7 +6,6 @@ again, at most `ATTEMPTS` times; after that the client is told `busy`.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
@@ -48,22 +47,42 @@ class BatchRunner:
         self._undecided = 0
         committer.expected = lambda: self._undecided
 
-    async def run(self, decide: Decide[_Answer], *, slow: bool = False) -> Outcome[_Answer]:
+    async def run(
+        self,
+        user: str,
+        decide: Decide[_Answer],
+        *,
+        slow: bool = False,
+        bulk: bool = False,
+        commits: bool = True,
+    ) -> Outcome[_Answer]:
         """Run one operation and return its outcome; as `run_all`."""
-        [(_, outcome)] = [answer async for answer in self.run_all([decide], slow=slow)]
+        asked = self.run_all(user, [decide], slow=slow, bulk=bulk, commits=int(commits))
+        [(_, outcome)] = [answer async for answer in asked]
         return outcome
 
     async def run_all(
-        self, decides: Sequence[Decide[_Answer]], *, slow: bool = False
+        self,
+        user: str,
+        decides: Sequence[Decide[_Answer]],
+        *,
+        slow: bool = False,
+        bulk: bool = False,
+        commits: int | None = None,
     ) -> AsyncIterator[tuple[int, Outcome[_Answer]]]:
         """Run operations and yield (index in `decides`, outcome) as each gets its outcome.
 
-        That is when it is decided or, for a `Transaction`, when the change is durable. `slow`
-        operations wait for the disk.
+        That is when it is decided or, for a `Transaction`, when the change is durable. They run in
+        turns of `user`. `slow` and `bulk` are as in `ThreadPool.run`. `commits` is how many may be
+        a `Transaction` (all if None): the committer waits a moment for these.
         """
+        commits = len(decides) if commits is None else commits
         left = list(range(len(decides)))
         for _ in range(ATTEMPTS):
-            decided = await self._decide_on_pool([decides[index] for index in left], slow=slow)
+            with self._lock:
+                self._undecided += commits
+            decide = partial(self._decide, [decides[index] for index in left], commits)
+            decided = await self.pool.run(user, decide, slow=slow, bulk=bulk)
             submitted: list[tuple[int, _Submitted[_Answer]]] = []
             stale: list[int] = []
             for index, one in zip(left, decided, strict=True):
@@ -73,7 +92,7 @@ class BatchRunner:
                     stale.append(index)
                 else:
                     yield index, one
-            answers = await self._answers([one for _, one in submitted])
+            answers = await self._answers(user, [one for _, one in submitted])
             for (index, _), answer in zip(submitted, answers, strict=True):
                 if isinstance(answer, Stale):
                     stale.append(index)
@@ -81,19 +100,12 @@ class BatchRunner:
                     yield index, answer
             if not stale:
                 return
-            left = stale
+            left, commits = stale, len(stale)
         for index in left:
             yield index, Refused("busy", "others change the same things; try again")
 
-    def _decide_on_pool(
-        self, decides: Sequence[Decide[_Answer]], *, slow: bool
-    ) -> asyncio.Future[list[_Submitted[_Answer] | Outcome[_Answer]]]:
-        with self._lock:
-            self._undecided += len(decides)
-        return self.pool.run(partial(self._decide, decides), slow=slow)
-
     def _decide(
-        self, decides: Sequence[Decide[_Answer]]
+        self, decides: Sequence[Decide[_Answer]], commits: int
     ) -> list[_Submitted[_Answer] | Outcome[_Answer]]:
         """Decide all and submit their changes; runs on a pool thread."""
         decided: list[Transaction[_Answer] | Outcome[_Answer]] = []
@@ -109,7 +121,7 @@ class BatchRunner:
             raise
         finally:
             with self._lock:
-                self._undecided -= len(decides)
+                self._undecided -= commits
 
     def _submit(
         self, decided: Sequence[Transaction[_Answer] | Outcome[_Answer]]
@@ -127,11 +139,15 @@ class BatchRunner:
             outcomes.append(_Submitted(one, future))
         return outcomes
 
-    async def _answers(self, submitted: Sequence[_Submitted[_Answer]]) -> list[Outcome[_Answer]]:
+    async def _answers(
+        self, user: str, submitted: Sequence[_Submitted[_Answer]]
+    ) -> list[Outcome[_Answer]]:
         if not submitted:
             return []
         return await self.pool.run_after(
-            [one.done for one in submitted], lambda: [_outcome_of(one.answer) for one in submitted]
+            user,
+            [one.done for one in submitted],
+            lambda: [_outcome_of(one.answer) for one in submitted],
         )
 
 

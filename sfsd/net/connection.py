@@ -85,6 +85,8 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._observer = observer
         self._connection = Connection(Role.SERVER)
         self._waiting: deque[ReceivedMessage] = deque()
+        self._unread = False  # whether complete requests may be among the received bytes
+        self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = 0
         self._weight = 0
@@ -116,16 +118,10 @@ class ClientConnection(asyncio.BufferedProtocol):
         return self._connection.get_buffer(sizehint)
 
     def buffer_updated(self, nbytes: int) -> None:
-        try:
-            if self._rate is not None:
-                self._rate.take(size=nbytes, now=self._loop.time())
-            received = self._connection.buffer_updated(nbytes)
-        except RemoteProtocolError:
-            self._disconnect("broke the protocol")
-            return
-        if received:
-            self._last_request = self._loop.time()
-            self._waiting.extend(received)
+        if self._rate is not None:
+            self._rate.take(size=nbytes, now=self._loop.time())
+        self._receive(nbytes)
+        if self._waiting:
             self._start_requests()
 
     def pause_writing(self) -> None:
@@ -144,6 +140,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             if timer is not None:
                 timer.cancel()
         self._waiting.clear()
+        self._unread = False
         if self._queue is not None:
             self._queue.drop()
         self._writable.set()  # waiting writers see that the transport is closing, and end
@@ -180,11 +177,31 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     # Requests.
 
+    def _receive(self, nbytes: int) -> None:
+        """Take received bytes, and at most `MAX_BATCH` requests of them or of earlier bytes."""
+        try:
+            received = self._connection.buffer_updated(nbytes, MAX_BATCH)
+        except RemoteProtocolError:
+            self._unread = False
+            self._disconnect("broke the protocol")
+            return
+        self._unread = len(received) == MAX_BATCH
+        if received:
+            self._last_request = self._loop.time()
+            self._waiting.extend(received)
+
+    def _receive_more(self) -> None:
+        self._scheduled = False
+        if self._unread and not self._waiting:
+            self._receive(0)
+            self._start_requests()
+
     def _start_requests(self) -> None:
         """Start waiting requests as far as the limits allow; read more only if none is left."""
         transport = self._transport
         if transport is None or transport.is_closing():
             self._waiting.clear()
+            self._unread = False
             return
         batch, batch_weight = list[ReceivedMessage](), 0
         while (
@@ -206,7 +223,11 @@ class ClientConnection(asyncio.BufferedProtocol):
                 batch, batch_weight = [], 0
         if batch:
             self._start(batch, batch_weight)
-        if self._waiting:
+        if self._unread and not self._waiting and not self._scheduled:
+            # In another turn of the loop: a peer that sends much must not keep others waiting.
+            self._scheduled = True
+            self._loop.call_soon(self._receive_more)
+        if self._waiting or self._unread:
             transport.pause_reading()
         else:
             transport.resume_reading()

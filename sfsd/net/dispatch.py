@@ -14,6 +14,7 @@ from typing import Final
 
 import sfsd.operations  # noqa: F401 - fills the table
 from protocol.codec.fields import shortened
+from protocol.codec.names import SERVER
 from protocol.records.records import COMPROMISED, RECOVERY, Statement
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import UserAccess
@@ -39,7 +40,7 @@ from sfsd.errors import (
 )
 from sfsd.fs.files import NO_DESCRIPTORS
 from sfsd.net.batches import BatchRunner, OperationError
-from sfsd.net.connection_limits import IncidentCounter
+from sfsd.net.connection_limits import IncidentCounter, source_network
 from sfsd.operations.login import enrol, log_in
 from sfsd.rules.context import OPERATIONS, Access, Principal, ServerContext, Transaction
 from sfsd.state.uploads import WINDOW
@@ -91,7 +92,8 @@ class Dispatcher:
                 return log_in(self.context, message, welcome_sha256, address)
             return enrol(self.context, message, welcome_sha256, address)
 
-        outcome = await self._batches.run(decide)
+        # Anybody can name any user, so the turns are those of the address.
+        outcome = await self._batches.run(f"login from {source_network(address)}", decide)
         if isinstance(outcome, OperationError):
             error = _error_of(outcome)
             if error.code in _LOGGED_CODES:
@@ -113,7 +115,13 @@ class Dispatcher:
             pieces.add(written)
         try:
             decide = partial(self._decide, who, message)
-            outcome = await self._batches.run(decide, slow=operation is not None and operation.slow)
+            outcome = await self._batches.run(
+                who.user,
+                decide,
+                slow=operation is not None and operation.slow,
+                bulk=operation is not None and operation.bulk,
+                commits=operation is not None and operation.logged is not None,
+            )
         finally:
             pieces.discard(written)
             written.cancel()
@@ -127,7 +135,8 @@ class Dispatcher:
         They are decided one after the other, and their changes are committed together.
         """
         decides = [partial(self._decide, who, message) for message in messages]
-        async for index, outcome in self._batches.run_all(decides):
+        commits = sum(OPERATIONS[type(message)].logged is not None for message in messages)
+        async for index, outcome in self._batches.run_all(who.user, decides, commits=commits):
             yield index, self._reply(who, messages[index], outcome)
 
     @staticmethod
@@ -140,6 +149,8 @@ class Dispatcher:
         operation = OPERATIONS.get(type(message))
         if operation is None:
             raise Refused("unknown-request", "this server does not know that request")
+        if who.ended and operation.logged is None:
+            raise Refused("shutting-down", "the connection is closed")  # nobody gets the answer
         if who.access not in operation.access:
             if Access.FULL in operation.access and self._is_superseded(who):
                 raise Refused("stale-generation", _SUPERSEDED)
@@ -207,7 +218,7 @@ class Dispatcher:
 
     async def tick(self) -> None:
         """Log refusals that are due and drop idle uploads; called every few seconds."""
-        await self._batches.pool.run(self.context.uploads.drop_idle, slow=True)
+        await self._batches.pool.run(SERVER, self.context.uploads.drop_idle, slow=True)
         self._log_refusals(last=False)
 
     async def close(self) -> None:

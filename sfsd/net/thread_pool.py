@@ -4,6 +4,11 @@ Handing a call to another thread costs more than most calls take: two wake-ups, 
 and a future for each. This pool tells the loop once about all calls that are done by the time it
 looks. A thread that is awake takes the next call itself. Another thread is woken only if many calls
 wait, or if all awake threads are in calls that wait for the disk.
+
+Users take turns. One slow call and one other call of a user run at the same time, and some that
+move bulk: so others find a free thread, and wait for Python's lock behind few. More threads would
+not be faster: of two calls that read many small files, each system call hands the lock to the
+other.
 """
 
 from __future__ import annotations
@@ -13,22 +18,37 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from protocol.codec.values import Value
+from sfsd.fair_queue import FairQueue
 
 WAITING_EACH: Final = 16
 """Calls that wait for one awake thread before another is woken; most take a tenth of a ms."""
+BULK_SPARE: Final = 4
+"""Threads that calls with bulk of one user leave to others."""
+TURNS: Final = 2
+"""Turns of the loop between two results of one user. With both in one turn, the requests of others
+would wait for both."""
 _Answer = TypeVar("_Answer")
 
 
+class _Kind(NamedTuple):
+    """Calls of a user that share a queue, and with it a turn and a limit."""
+
+    user: str
+    slow: bool
+    bulk: bool
+
+
 class _Call(Value):
+    kind: _Kind
     call: Callable[[], Any]
     future: asyncio.Future[Any]
-    slow: bool
 
 
 class _Done(Value):
+    user: str
     future: asyncio.Future[Any]
     value: Any = None
     error: BaseException | None = None
@@ -39,8 +59,10 @@ class ThreadPool:
 
     def __init__(self, threads: int, name: str) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._calls: deque[_Call] = deque()
+        bulk = max(1, threads - BULK_SPARE)
+        self._calls = FairQueue[_Kind, _Call](lambda kind: bulk if kind.bulk else 1)
         self._done: deque[_Done] = deque()
+        self._undelivered = FairQueue[str, _Done]()
         self._delivery_scheduled = False
         self._changed = threading.Condition()
         self._idle = 0
@@ -53,21 +75,26 @@ class ThreadPool:
         for thread in self._threads:
             thread.start()
 
-    def run(self, call: Callable[[], _Answer], *, slow: bool = False) -> asyncio.Future[_Answer]:
-        """Run `call` on a thread; the future is its result. `slow` calls wait for the disk."""
+    def run(
+        self, user: str, call: Callable[[], _Answer], *, slow: bool = False, bulk: bool = False
+    ) -> asyncio.Future[_Answer]:
+        """Run `call` on a thread in a turn of `user`; the future is its result.
+
+        `slow` calls wait for the disk, those with `bulk` for many bytes of it; they compute little.
+        """
         future = self._new_future()
-        self._put(_Call(call, future, slow))
+        self._put(_Call(_Kind(user, slow or bulk, bulk), call, future))
         return future
 
     def run_after(
-        self, futures: Sequence[Future[int]], call: Callable[[], _Answer]
+        self, user: str, futures: Sequence[Future[int]], call: Callable[[], _Answer]
     ) -> asyncio.Future[_Answer]:
         """Run `call` on a thread once all of `futures` are done; the future is its result.
 
         Cancelling the result cancels neither `futures` nor the call.
         """
         result = self._new_future()
-        waiting = [_Call(call, result, slow=False)]
+        waiting = [_Call(_Kind(user, slow=False, bulk=False), call, result)]
         left = len(futures)
         lock = threading.Lock()
 
@@ -99,41 +126,42 @@ class ThreadPool:
 
     def _put(self, call: _Call) -> None:
         """Queue a call; on any thread."""
-        self._calls.append(call)
         with self._changed:
+            self._calls.put(call.kind, call)
             self._wake()
 
     def _wake(self) -> None:
         """Wake a thread if too few are awake. The caller holds the lock."""
         ready = len(self._threads) - self._idle - self._slow
-        if self._idle and len(self._calls) > WAITING_EACH * ready:
+        if self._idle and self._calls.ready and len(self._calls) > WAITING_EACH * ready:
             self._idle -= 1  # here, so that the next call does not wake another thread too
             self._changed.notify()
 
     def _work(self) -> None:
-        while (call := self._take()) is not None:
+        call = self._take(None)
+        while call is not None:
             try:
-                done = _Done(call.future, call.call())
+                done = _Done(call.kind.user, call.future, call.call())
             except BaseException as exc:  # noqa: BLE001 - raised where the answer is awaited
-                done = _Done(call.future, error=exc)
-            if call.slow:
-                with self._changed:
-                    self._slow -= 1
+                done = _Done(call.kind.user, call.future, error=exc)
             self._schedule_delivery(done)
+            call = self._take(call)
 
-    def _take(self) -> _Call | None:
-        """Wait for the next call; return None once the pool is closing and empty."""
+    def _take(self, before: _Call | None) -> _Call | None:
+        """End the call `before`, and wait for the next; None once the pool is closing and empty."""
         with self._changed:
-            while not self._calls:
+            if before is not None:
+                self._calls.done(before.kind)
+                self._slow -= before.kind.slow
+            while not self._calls.ready:
                 if self._closing:
                     return None
                 self._idle += 1
                 self._changed.wait()
-            call = self._calls.popleft()
-            if call.slow:
+            call = self._calls.take()
+            if call.kind.slow:
                 self._slow += 1
-                if self._calls:
-                    self._wake()
+                self._wake()
             return call
 
     def _schedule_delivery(self, done: _Done) -> None:
@@ -144,12 +172,27 @@ class ThreadPool:
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
+        """Deliver one result of each user, and schedule the delivery of what is left."""
         self._delivery_scheduled = False  # first: what is appended from now on schedules again
         while self._done:
             done = self._done.popleft()
+            self._undelivered.put(done.user, done)
+        for _ in range(self._undelivered.ready):
+            done = self._undelivered.take()
             if done.future.done():
                 continue  # cancelled
             if done.error is None:
                 done.future.set_result(done.value)
             else:
                 done.future.set_exception(done.error)
+        if self._undelivered and not self._delivery_scheduled:
+            self._delivery_scheduled = True
+            self._pass_turns(TURNS)
+
+    def _pass_turns(self, left: int) -> None:
+        """Deliver after `left` turns of the loop, in which the earlier results are answered."""
+        loop = asyncio.get_running_loop()
+        if left:
+            loop.call_soon(self._pass_turns, left - 1)
+        else:
+            loop.call_soon(self._deliver)

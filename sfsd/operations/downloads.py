@@ -69,7 +69,7 @@ def get_leaves(server: ServerContext, who: Principal, message: GetLeaves) -> Lea
     return LeavesPage(leaves)
 
 
-@operation(Read, access=USER, slow=True, weight=lambda message: message.length)
+@operation(Read, access=USER, slow=True, bulk=True, weight=lambda message: message.length)
 def read(server: ServerContext, who: Principal, message: Read) -> Bytes:
     """Return a range of an open version's ciphertext."""
     session, visible, opened = _reopen(server, who, message.handle)

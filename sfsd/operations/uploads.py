@@ -151,7 +151,7 @@ def put_open(server: ServerContext, who: Principal, message: PutOpen) -> UploadS
     return UploadState(upload.upload_id, 0)
 
 
-@operation(Data, access=USER, slow=True, weight=lambda message: len(message.data))
+@operation(Data, access=USER, slow=True, bulk=True, weight=lambda message: len(message.data))
 def data(server: ServerContext, who: Principal, message: Data) -> UploadState:
     """Store one piece of an upload; the reply says how many bytes are kept without a gap."""
     upload = server.uploads.get(who.user, message.upload)

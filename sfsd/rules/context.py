@@ -209,8 +209,9 @@ class Operation(Value):
 
     `access` lists the sessions that may send the request. `logged` is the op of its log entry
     (None: not logged). With `after_data`, it waits for the Data that its session sent before. With
-    `slow`, it may wait for the disk many times, or for one MiB of it. `weight` is about how many
-    bytes of memory the request and its reply take, or a function that returns this for a request.
+    `slow`, it may wait for the disk many times, or for one MiB of it; with `bulk` it does little
+    else. `weight` is about how many bytes of memory the request and its reply take, or a function
+    that returns this for a request.
     """
 
     request: type[Request]
@@ -219,6 +220,7 @@ class Operation(Value):
     function: Callable[[ServerContext, Principal, Any], Decision]
     after_data: bool = False
     slow: bool = False
+    bulk: bool = False
     weight: Weight = REQUEST_WEIGHT
 
 
@@ -244,6 +246,7 @@ def operation(
     logged: str | None = None,
     after_data: bool = False,
     slow: bool = False,
+    bulk: bool = False,
     weight: Weight = REQUEST_WEIGHT,
 ) -> Callable[[_Function], _Function]:
     """Register a function ``(server, who, message) -> Reply | Transaction`` in the table.
@@ -255,7 +258,9 @@ def operation(
     def enter(function: _Function) -> _Function:
         if request in OPERATIONS:
             raise ValueError(f"duplicate operation for {request.__name__}")
-        OPERATIONS[request] = Operation(request, access, logged, function, after_data, slow, weight)
+        OPERATIONS[request] = Operation(
+            request, access, logged, function, after_data, slow, bulk, weight
+        )
         return function
 
     return enter

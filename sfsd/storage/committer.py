@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -31,6 +30,7 @@ from sfsd.errors import (
     StoreFullError,
     StoreWaitsError,
 )
+from sfsd.fair_queue import FairQueue
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Change, Write
@@ -249,7 +249,7 @@ class Committer:
         journal.published_size = journal.size  # the store was recovered
         self._settle_after = settle_after
         self._changed = threading.Condition()
-        self._waiting: deque[PendingChange] = deque()
+        self._waiting = FairQueue[str, PendingChange]()
         self.expected: Callable[[], int] = lambda: 0
         """Returns how many requests being decided may submit a change; set by `BatchRunner`."""
         self._closing = False
@@ -291,7 +291,8 @@ class Committer:
             elif failed is not None:
                 _fail(group, (StoreWaitsError if self.awaits_room else StoreFailedError)(failed))
             else:
-                self._waiting.extend(group)
+                for one in group:
+                    self._waiting.put(one.change.draft.actor, one)
                 self._changed.notify()
         return [submitted.future for submitted in group]
 
@@ -323,14 +324,15 @@ class Committer:
             with self._changed:
                 if group:
                     self._stopped = "the committer has stopped"
-                left = [*group, *self._waiting]
-                self._waiting.clear()
+                left = group
+                while self._waiting:
+                    left.append(self._waiting.take())
             for submitted in left:
                 if not submitted.future.done():
                     submitted.future.set_exception(StoreFailedError("the committer has stopped"))
 
     def _gather(self) -> list[PendingChange]:
-        """Return the next group, in the order of submission; an empty one at the end."""
+        """Return the next group, in which actors take turns; an empty one at the end."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -359,11 +361,11 @@ class Committer:
         group: list[PendingChange] = []
         effects = size = 0
         while self._waiting and len(group) < MAX_GROUP:
-            more_effects, more_size = self._waiting[0].cost()
+            more_effects, more_size = self._waiting.peek().cost()
             effects, size = effects + more_effects, size + more_size
             if group and (effects > MAX_GROUP_EFFECTS or size > MAX_GROUP_BYTES):
                 break
-            submitted = self._waiting.popleft()
+            submitted = self._waiting.take()
             if submitted.future.set_running_or_notify_cancel():
                 group.append(submitted)
         return group

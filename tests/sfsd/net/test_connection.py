@@ -399,6 +399,43 @@ def test_number_of_running_requests_is_limited(served: Daemon) -> None:
     served.run(run())
 
 
+def test_requests_that_arrive_together_start_over_several_turns_of_the_loop(served: Daemon) -> None:
+    """Else the requests of others would wait until all of them are decoded."""
+
+    async def run() -> None:
+        service = HoldingDispatcher(served.dispatcher)
+        peer = Peer(service)
+        await peer.log_in()
+        frames = [peer.connection.request(Ping())[1] for _ in range(200)]
+        peer.push(b"".join(piece for frame in frames for piece in frame))
+        for turn in range(1, 5):
+            await asyncio.sleep(0)
+            assert service.started <= turn * MAX_BATCH
+            assert not peer.transport.is_reading()
+        await peer.until(lambda: service.started == 200)
+        assert peer.transport.is_reading()
+        service.release.set()
+        await peer.until(lambda: len(peer.replies) == 2 + 200)
+        peer.transport.close()
+        await peer.gone()
+        await service.close()
+
+    served.run(run())
+
+
+def test_a_violation_behind_many_requests_disconnects(served: Daemon) -> None:
+    async def run() -> None:
+        peer = Peer(HoldingDispatcher(served.dispatcher))
+        await peer.log_in()
+        frames = [peer.connection.request(Ping())[1] for _ in range(3 * MAX_BATCH)]
+        valid = b"".join(piece for frame in frames for piece in frame)
+        peer.push(valid + framed(b"\xc1") + valid)
+        await peer.gone()
+        assert peer.observer.incidents == ["broke the protocol"]
+
+    served.run(run())
+
+
 @pytest.mark.parametrize(
     ("message", "weight"),
     [
