@@ -41,6 +41,12 @@ def is_link(path: str | os.PathLike[str]) -> bool:
         return status is not None and stat.S_ISLNK(status.st_mode)
 
 
+def mode_of(path: str | os.PathLike[str]) -> int:
+    """Return `st_mode` of a file that exists; links are followed. Raises `LocalError`."""
+    with _examining(path):
+        return os.stat(path).st_mode
+
+
 def check_new_file(path: Path, hint: str, *, parents: bool = False) -> None:
     """Check that the file `path` does not exist and can be created, for a command that writes it
     only after the server has done something. `parents` creates the folders that are missing;

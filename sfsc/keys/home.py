@@ -10,9 +10,9 @@ from typing import Final
 
 from protocol.codec.terminal_text import printable
 from protocol.records.records import WRAP_ALGORITHMS
+from sfsc import local_files
 from sfsc.errors import LocalError, UsageError, WrongPassphrase
 from sfsc.keys.keyring import KeyringFile, needs_passphrase
-from sfsc.local_files import exists
 
 PASSPHRASE: Final = "SFSC_PASSPHRASE"  # noqa: S105 - the variable's name
 PASSPHRASE_FILE: Final = "SFSC_PASSPHRASE_FILE"  # noqa: S105
@@ -95,7 +95,7 @@ def unlock_home(home: Path, passphrase: Passphrase) -> KeyringFile:
 
 def check_no_keyring(home: Path) -> None:
     """Raise `LocalError` if `home` already has an account."""
-    if exists(keyring_path(home)):
+    if local_files.exists(keyring_path(home)):
         raise LocalError(f"a keyring exists in {home}", "use another --home")
 
 
@@ -116,8 +116,9 @@ def unlock_keyring(path: Path, passphrase: Passphrase) -> KeyringFile:
 
 def _warn_if_exposed(path: str | Path) -> None:
     """Log a warning if other users of this machine may read a file of secrets. A program without
-    logging, such as `sfsc`, prints it on stderr. Windows has no such modes."""
-    mode = os.stat(path).st_mode
+    logging, such as `sfsc`, prints it on stderr. Windows has no such modes. Raises `LocalError` if
+    the file cannot be examined."""
+    mode = local_files.mode_of(path)
     if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o044:
         import logging  # takes milliseconds that other commands need not spend
 

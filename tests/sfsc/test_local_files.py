@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from sfsc.errors import LocalError
-from sfsc.local_files import check_new_file, exists, is_file, is_folder, is_link
+from sfsc.local_files import check_new_file, exists, is_file, is_folder, is_link, mode_of
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 @pytest.mark.parametrize("ask", [exists, is_file, is_folder])
 def test_what_cannot_be_examined_is_an_error(tmp_path: Path, ask: Callable[[Path], bool]) -> None:
     assert ask(tmp_path / "no") is False
+    with pytest.raises(LocalError, match="cannot examine"):
+        mode_of(tmp_path / "no")
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(LocalError, match="cannot examine"):
         ask(tmp_path / "loop")
