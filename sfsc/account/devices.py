@@ -164,24 +164,32 @@ class Devices:
         """Follow the account's chain, adopt keys that another device has rotated, join if this
         device is not listed, and return the newest statement. Raises `KeyringError` if this device
         no longer belongs to the account."""
-        head = self._adopt_newest()
-        if self._session.is_joining:
-            self.adopt_saved_device()
-            self._publish_device(self._keyring.device)
-            self._session.reconnect()
+        with self._session.adopting_keys():
             head = self._adopt_newest()
-        return head
+            if self._session.is_joining:
+                self.adopt_saved_device()
+                self._publish_device(self._keyring.device)
+                self._session.reconnect()
+                head = self._adopt_newest()
+            return head
 
     def _adopt_newest(self) -> Statement:
         """Like `catch_up`, but do not join."""
-        if not self._session.state.is_current:
+        session = self._session
+        if not session.state.is_current:
             self._reread()
         for _ in range(MAX_CONFLICTS):
+            before = self._keyring.statements
             try:
-                return self._catch_up()
+                head = self._catch_up()
             except ConflictError:
                 self._reread()
-        raise ConflictError("other processes keep changing the keyring", "run the command again")
+                continue
+            # While the keys were adopted, another device may have rotated them again.
+            behind = session.is_restricted or session.is_behind
+            if not behind or self._keyring.statements == before:
+                return head
+        raise ConflictError("other devices keep changing the account", "run the command again")
 
     def _reread(self) -> None:
         """Continue with a keyring that another process of this device has written."""
@@ -196,14 +204,14 @@ class Devices:
         chain = self.follow(keyring.statements)
         head = Statement.parse(chain[-1])
         if keyring.current is None or head.generation != keyring.current.generation:
-            head = self._renew(chain)
+            self._renew(chain)
         elif chain != keyring.statements:
             pending = keyring.pending
             if pending is not None and pending.statement in chain:
                 pending = None  # it was accepted; its reply was lost
             self._file.save(changed(keyring, statements=chain, pending=pending))
             session.use_keyring(self._keyring)
-        pending = self._keyring.pending
+        pending, head = self._keyring.pending, Statement.parse(self._keyring.statements[-1])
         begins = pending is not None and pending.keys is not None  # its rotation needs the old keys
         if not is_rotating(head) and not begins and has_old_keys(self._keyring):
             self.drop_old_keys()
@@ -214,9 +222,9 @@ class Devices:
         keyring = self._keyring
         return follow_user_chain(self._session, keyring.user, keyring.first, known)
 
-    def _renew(self, chain: tuple[bytes, ...]) -> Statement:
-        """Adopt the keys of a rotation made on another device, or of our own if its reply was lost.
-        Return the statement that introduced them."""
+    def _renew(self, chain: tuple[bytes, ...]) -> None:
+        """Adopt the keys of a rotation made on another device, or of our own if its reply was
+        lost."""
         keyring, session = self._keyring, self._session
         pending = keyring.pending
         if pending is not None and pending.keys is not None and pending.statement == chain[-1]:
@@ -234,7 +242,6 @@ class Devices:
         self._file.save(changed(renewed, statements=chain, pending=None))
         session.use_keyring(self._keyring)
         session.reconnect()
-        return Statement.parse(chain[-1])
 
     def _newest_bundle(self, chain: tuple[bytes, ...]) -> tuple[tuple[bytes, ...], Bundle]:
         """Return the chain and its newest statement's bundle, opened with this device's key or an
@@ -320,11 +327,11 @@ class Devices:
     ) -> None:
         """Append a statement to the chain; retry if another device was first. `also` signs in
         addition to the account's own key, `recovery` is the recovery key that it introduces."""
-        self._session.check_trusted()
         for _ in range(MAX_CONFLICTS):
             fields = change(self._adopt_newest())
             if fields is None:
                 return
+            self._session.check_trusted()
             keyring = self._keyring
             draft = next_statement(keyring.statements[-1], reason, int(time.time()), **fields)
             own = SigningKey.from_seed(current_keys(keyring).sign_seed)

@@ -6,7 +6,7 @@ received files, page by page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Final
 
@@ -14,20 +14,20 @@ from protocol.codec import merkle
 from protocol.codec.values import Mutable, Value, field
 from protocol.records.record_signatures import MAX_SIGNED
 from protocol.records.records import FileRecord, record_hash, version_leaf, wrap_leaf
-from protocol.wire.messages import Reply
+from protocol.wire.messages import Error, Reply
 from protocol.wire.messages.base import DamagedVersion, SignedRecord, Wrap
 from protocol.wire.messages.rotation import (
     MAX_BATCH,
     GetWraps,
     Rewrap,
     RewrapItem,
-    Rewrapped,
     WrapItem,
     WrapsPage,
 )
 from sfsc.crypto.envelope import ContentKey, Recipient, WrapBatches, open_wraps
 from sfsc.errors import (
     BadReceipt,
+    BadRecord,
     Distrusted,
     Fork,
     IntegrityError,
@@ -37,9 +37,9 @@ from sfsc.errors import (
     WrongServer,
 )
 from sfsc.files.contacts import Contacts
-from sfsc.files.endorse import rewrap_request
+from sfsc.files.endorse import rewrap_request, verify_rewrapped
 from sfsc.session.pipeline import pages, pipelined
-from sfsc.session.server_errors import damaged_version, expect_reply
+from sfsc.session.server_errors import damaged_version, to_exception
 from sfsc.session.session import Session
 from sfsc.trust.file_records import (
     FileOwner,
@@ -48,7 +48,8 @@ from sfsc.trust.file_records import (
     check_names_content,
     parse_record,
 )
-from sfsc.trust.server_log import SentChange
+from sfsc.trust.followed_log import LoggedHead, LoggedVersion
+from sfsc.trust.server_log import REPORT
 
 _FIRST: Final = 32
 """Wraps in the first page. It is small because nothing else can be done while waiting for it."""
@@ -81,6 +82,44 @@ def _damaged_place(one: DamagedVersion) -> Place:
     return one.owner, one.file_id, one.version
 
 
+def compare_with_log(
+    session: Session, items: Iterable[WrapItem], since: int
+) -> dict[Place, BadRecord | None]:
+    """Compare the records of own versions with the followed log. Return the versions whose records
+    are not those that the log has for exactly that version: the error, or None if the file has
+    changed since the log had `since` entries, which was before the items were asked for.
+
+    An endorsement makes a record count that an older key has signed, permanently and for everybody.
+    A thief with that key can sign records, but cannot have one logged after the key has ended.
+    Raises as `Session.refresh_log`.
+    """
+    false = [item for item in items if item.owner == session.account.user]
+    heads: dict[str, LoggedHead] = {}
+    for follows in (False, True):
+        if follows and false:
+            session.refresh_log()  # what is shown may be newer than what was followed
+        heads, versions = session.logged_versions([(one.file_id, one.version) for one in false])
+        false = [
+            item
+            for item in false
+            if not _is_logged(item, versions.get((item.file_id, item.version)))
+        ]
+    found: dict[Place, BadRecord | None] = {}
+    for item in false:
+        head = heads.get(item.file_id)
+        shown = f"the server shows another record of version {item.version} than its log has"
+        changed_since = head is not None and head.seq >= since
+        found[place_of(item)] = None if changed_since else BadRecord(shown, REPORT)
+    return found
+
+
+def _is_logged(item: WrapItem, logged: LoggedVersion | None) -> bool:
+    """Return whether the log has these records of exactly this version."""
+    if logged is None or record_hash(item.content.record) != logged.content:
+        return False
+    return item.head is None or record_hash(item.head.record) == logged.last
+
+
 _BATCHES: Final = 4
 """Batches in flight."""
 _CHUNK: Final = 32
@@ -106,7 +145,8 @@ class RewrapResult(Mutable):
 class _RewrapJob(Mutable):
     """The work on one version: `signed` records are verified, those in `older` are endorsed (their
     hashes are `endorsed`), and the `wrap`, if any, is replaced. `owner` is None for our own file.
-    `error` is why the version cannot be renewed."""
+    `is_mixed_up` tells whether a record is of another owner's file, `error` why the version cannot
+    be renewed."""
 
     owner: FileOwner | None
     item: WrapItem
@@ -118,6 +158,7 @@ class _RewrapJob(Mutable):
     content: FileRecord | None = None
     key: ContentKey | None = None
     endorsed: tuple[bytes, ...] = ()
+    is_mixed_up: bool = False
     error: SfscError | None = None
 
 
@@ -125,9 +166,9 @@ class RewrapBuilder(Value):
     """Rewraps and endorses versions with the account's present keys, without a server. Called with
     versions, it returns for each what to send (or None), the leaf hash of our resulting wrap (or
     None), and why the version cannot be renewed (or None). The wrap of a shared version that cannot
-    be renewed is given up. Each step runs for all versions
-    before the next step, which keeps its code and tables in the processor's cache and saves an
-    eighth of the time."""
+    be renewed is given up, unless the server shows a file of another owner in its place. Each step
+    runs for all versions before the next step, which keeps its code and tables in the processor's
+    cache and saves an eighth of the time."""
 
     account: OwnAccount
     generation: int
@@ -151,6 +192,13 @@ class RewrapBuilder(Value):
                     one.content = one.key = one.wrap = None
         pairs = zip(versions, looked_at, strict=True)
         return [self._answer(item, one) for (_, item, _), one in pairs]
+
+    def has_work(self, item: WrapItem) -> bool:
+        """Return whether an own version has a wrap or a record to renew, or a malformed record."""
+        try:
+            return self._look(None, item, None) is not None
+        except BadRecord:
+            return True
 
     def _look(
         self, owner: FileOwner | None, item: WrapItem, known: KnownRevision | None
@@ -176,6 +224,7 @@ class RewrapBuilder(Value):
 
     def _check_record(self, one: _RewrapJob) -> None:
         whose, item, content = one.owner or self.account, one.item, None
+        one.is_mixed_up = any(record.owner != item.owner for record in one.records)
         for signed, record in zip(one.signed, one.records, strict=True):
             judged = whose.verify_record(signed, item.file_id, record=record, known=one.known)
             if signed is item.content:
@@ -205,7 +254,7 @@ class RewrapBuilder(Value):
         wrap, renewed, error = item.wrap, None, None
         if one is not None:
             wrap, endorsed, error = one.wrap, one.endorsed, one.error
-            if error is None or endorsed or one.owner is not None:
+            if error is None or endorsed or not (one.owner is None or one.is_mixed_up):
                 renewed = RewrapItem(item.owner, item.file_id, item.version, wrap, endorsed)
         leaf = leaf_of(item, wrap) if wrap is not None and self._is_new(wrap) else None
         return renewed, leaf, error
@@ -217,36 +266,36 @@ class RewrapBuilder(Value):
 class Rewrapper:
     """Rewraps all versions. The session has the new keys already."""
 
-    def __init__(
-        self,
-        session: Session,
-        contacts: Contacts,
-        check_record: Callable[[SignedRecord], None] | None,
-    ) -> None:
-        """`check_record` raises `BadRecord` for a record of ours that must not be endorsed, such as
-        one that was logged after its key had ended. It is the only place that decides this."""
+    def __init__(self, session: Session, contacts: Contacts) -> None:
         self._session = session
         self._contacts = contacts
-        self._check_record = check_record
+        self._since = 0
+        self._left: dict[Place, tuple[RewrapItem, Rewrap]] = {}
         self._result = RewrapResult()
         self._owners: dict[str, FileOwner] = {}
         self.given_up: LeftOut = {}
         """Shared versions whose wraps do not open and were given up, in all passes."""
 
     def run_pass(self) -> RewrapResult:
-        """Rewrap and endorse all versions once. Raises like `check_record`, and `Distrusted`."""
-        self._result = RewrapResult()
+        """Rewrap and endorse all versions once, except those whose records the log does not have.
+        Raises `Distrusted`, and as `Session.refresh_log` and `Session.adopt_newest`."""
+        self._result, self._since = RewrapResult(), self._session.refresh_log().size
+        self._session.adopt_newest()
         for _ in pipelined(self._session, self._requests(), self._take, _BATCHES):
             pass
         self._session.link_receipts()
         return self._result
 
-    def _requests(self) -> Iterator[tuple[_Batch, Rewrap]]:
+    def _requests(self) -> Iterator[tuple[tuple[int, Rewrap], Rewrap]]:
         signer = self._session.record_signer()
         for batch in _batches(self._renewed()):
+            if self._session.is_behind:
+                self._result.left += len(batch)  # another device has rotated: start over
+                return
             # Do not send signatures to a server that has meanwhile shown a split view.
             self._session.check_trusted()
-            yield batch, rewrap_request(signer, batch)
+            request = rewrap_request(signer, batch)
+            yield (signer.generation, request), request
 
     def _renewed(self) -> Iterator[RewrapItem]:
         builder, versions = self.builder(), self._versions()
@@ -258,7 +307,8 @@ class Rewrapper:
                     self._result.leaves.append(leaf)
                 if error is not None:
                     ours = item.owner == self._session.account.user
-                    (self._result.left_out if ours else self.given_up)[place_of(item)] = error
+                    left = self._result.left_out if ours or renewed is None else self.given_up
+                    left[place_of(item)] = error
 
     def builder(self) -> RewrapBuilder:
         session = self._session
@@ -268,14 +318,20 @@ class Rewrapper:
         session = self._session
         account, items = session.account, wrap_items(session, self._result.left_out)
         while some := list(islice(items, _CHUNK)):
-            ours = [item.file_id for item in some if item.owner == account.user]
-            known = session.state.known_revisions(ours)
+            ours = [item for item in some if item.owner == account.user]
+            builder = self.builder()
+            renewed = [item for item in ours if builder.has_work(item)]
+            false = compare_with_log(session, renewed, self._since)
+            known = session.state.known_revisions([item.file_id for item in ours])
             for item in some:
                 if session.account is not account:
                     self._result.left += 1  # another device has rotated: start over
                     return
-                if item.owner == account.user:
-                    self._check(item)
+                place = place_of(item)
+                self._check_left(item)
+                if place in false:
+                    self._leave(place, false[place])
+                elif item.owner == account.user:
                     yield None, item, known[item.file_id]
                 else:
                     owner = self._owners.get(item.owner) or self._find_owner(item)
@@ -298,24 +354,39 @@ class Rewrapper:
             return None
         return self._owners[item.owner]
 
-    def _check(self, item: WrapItem) -> None:
-        if self._check_record is not None:
-            for one in valid_records(self._session.account, item):
-                if not _is_signed_by(one, self._session.author.generation):
-                    self._check_record(one)
+    def _leave(self, place: Place, error: SfscError | None) -> None:
+        """Leave out a version; without an error, until the next pass."""
+        if error is None:
+            self._result.left += 1
+        else:
+            self._result.left_out[place] = error
 
-    def _take(self, batch: _Batch, reply: Reply) -> None:
-        answer = expect_reply(reply, Rewrapped)
-        if answer.receipt is not None:
-            sent = SentChange(
-                "rewrap", self._session.author.actor, batch[0].owner, None, None, b"", {}
-            )
-            self._session.accept_receipt(answer.receipt, sent)
-        left = frozenset(answer.left)
-        self._result.done += sum(
-            [one.wrap is not None for place, one in enumerate(batch) if place not in left]
-        )
+    def _take(self, sent: tuple[int, Rewrap], reply: Reply) -> None:
+        (generation, request), session = sent, self._session
+        if isinstance(reply, Error):
+            if reply.code == "stale-generation":
+                session.renew_keys(reply)
+            if session.author.generation == generation:
+                raise to_exception(reply)
+            self._result.left += len(request.items)  # another device has rotated: start over
+            return
+        left = verify_rewrapped(session, request, reply)
+        for index, item in enumerate(request.items):
+            if index in left:
+                self._left[item.owner, item.file_id, item.version] = item, request
+            else:
+                self._result.done += item.wrap is not None
         self._result.left += len(left)
+
+    def _check_left(self, item: WrapItem) -> None:
+        """Raise `BadReceipt` if the server shows what it had left as stored, and the log does
+        not."""
+        if (left := self._left.pop(place_of(item), None)) is None:
+            return
+        sent, request = left
+        shows = _is_stored(item, sent, request.endorsement)
+        if shows and not self._session.rewrapped(request.items_sha256):
+            raise BadReceipt("the server shows wraps as stored that its log does not have", REPORT)
 
 
 def valid_records(account: OwnAccount, item: WrapItem) -> list[SignedRecord]:
@@ -341,6 +412,18 @@ def left_out_root(left_out: LeftOut) -> bytes:
 
 def _is_signed_by(signed: SignedRecord, generation: int) -> bool:
     return any(one.generation == generation for one in signed.signatures)
+
+
+def _is_stored(item: WrapItem, sent: RewrapItem, endorsement: bytes) -> bool:
+    """Return whether the server shows the wrap, or without one the endorsement, that was sent."""
+    if sent.wrap is not None:
+        return item.wrap == sent.wrap
+    records = [one for one in (item.content, item.head) if one is not None]
+    return bool(sent.endorsed) and any(
+        signature.signature.startswith(endorsement)
+        for one in records
+        for signature in one.signatures
+    )
 
 
 def _batches(items: Iterator[RewrapItem]) -> Iterator[_Batch]:

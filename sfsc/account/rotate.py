@@ -32,7 +32,7 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Error
 from protocol.wire.messages.rotation import RotateBegin, RotateFinish, WrapItem
-from sfsc.account.compromise import CompromiseResponse, files_of
+from sfsc.account.compromise import files_of, reencrypt_versions
 from sfsc.account.devices import MAX_CONFLICTS, Devices, next_statement
 from sfsc.account.key_status import is_rotating, public_device
 from sfsc.account.rewrap import (
@@ -122,7 +122,6 @@ class Rotation:
         self._file = file
         self._devices = devices
         self._contacts = contacts
-        self._response: CompromiseResponse | None = None
 
     @property
     def _keyring(self) -> Keyring:
@@ -173,8 +172,8 @@ class Rotation:
 
         Raises `SfscError`; run it again to continue.
         """
-        self._session.check_trusted()
         head = self._devices.catch_up()
+        self._session.check_trusted()
         if key_type is not None:
             self._contacts.check_strength("this account", key_type)
         if drop is not None:
@@ -199,9 +198,6 @@ class Rotation:
         if RECOVERY in self._reasons():
             repair = FileRepair(self._session, self._contacts, self._keyring.statements)
             repair.repair_files(report)
-        self._response = None
-        if self._is_compromised():
-            self._response = CompromiseResponse(self._session, self._keyring.statements)
         done, left_out = self._finish_all(automatic=automatic)
         self._report(left_out, report)
         if failures:
@@ -231,15 +227,19 @@ class Rotation:
         state.remember_reencrypt_choice(generation, chosen)
 
     def _finish_all(self, *, automatic: bool) -> tuple[RotationResult, LeftOut]:
-        """Return the result, and the versions that are damaged."""
-        wrapped = 0
+        """Return the result, and the versions that are damaged. Raises `ConflictError` if other
+        devices keep changing the account, `IntegrityError` if the server does not accept that
+        versions are left out which it shows."""
+        wrapped, compromised, left_out = 0, False, LeftOut()
         for _ in range(MAX_PASSES):
             result = self._rewrap()
             wrapped += result.done
             leaves, left_out, damaged = result.leaves, result.left_out, dict(result.left_out)
-            if self._response is not None:
+            # Another device may finish the rotation without this machine's chosen files.
+            compromised |= self._is_compromised()
+            if compromised:
                 chosen = self._session.state.reencrypt_choice(self._session.author.generation)
-                damaged |= self._response.reencrypt(chosen, result.left_out)
+                damaged |= reencrypt_versions(self._session, chosen, result.left_out)
                 leaves = self._leaves(left_out)
             if automatic and damaged:
                 raise _NotRenewed(
@@ -252,6 +252,9 @@ class Rotation:
                 now = Statement.parse(self._keyring.statements[-1])
                 about = now.generation, wrapped, files, len(damaged), now.wrap_alg, now.due
                 return RotationResult(*about), damaged | left_out
+        if left_out:
+            error = left_out[min(left_out)]
+            raise IntegrityError(f"the rotation cannot be finished: {error.cause}", error.hint)
         raise ConflictError("other devices keep changing the account", _AGAIN)
 
     def _begin(self, key_type: str | None, drop: bytes | None, reason: str) -> None:
@@ -314,8 +317,7 @@ class Rotation:
     def _rewrap(self) -> RewrapResult:
         """Run passes until one leaves nothing. `done` is the sum of all passes; the rest is that of
         the last."""
-        check_record = None if self._response is None else self._response.check
-        rewrapper, done = Rewrapper(self._session, self._contacts, check_record), 0
+        rewrapper, done = Rewrapper(self._session, self._contacts), 0
         for _ in range(MAX_PASSES):
             result = rewrapper.run_pass()
             done += result.done

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from protocol.codec.values import Value, changed
-from protocol.records.chain import RENEWING, split_voided
+from protocol.records.chain import split_voided
 from protocol.records.records import (
     ACCESS,
     CONTENT_OPS,
@@ -23,7 +23,6 @@ from protocol.records.records import (
     REENCRYPT,
     FileRecord,
     Statement,
-    record_hash,
 )
 from protocol.wire.messages.files import Stat, Stated
 from sfsc.account.rewrap import wrap_items
@@ -73,20 +72,13 @@ class FileRepair:
         finished = max(one.n for one in valid if one.reason in (FINISH, ENROL))
         recoveries = [one for one in valid if one.reason == RECOVERY]
         earlier = max((one.n for one in recoveries if one.n < finished), default=0)
-        recovery = next(one for one in recoveries if one.n > finished)
         # Statements undone since the last rotation that the owner finished.
         undone = [one for one in void if one.n > earlier]
         self._void_generations = {one.generation for one in undone}
-        self._recovered = recovery.generation
-        # The previous generation ended with the attacker's first statement that began another
-        # generation, or else with the recovery itself.
-        begun = [one.n for one in undone if one.reason in RENEWING]
-        self._end = statements[min([*begun, recovery.n]) - 1]
 
     def repair_files(self, on_destroyed: Skip) -> None:
         """Repair every file. `on_destroyed` gets (name or id, error) for each destroyed version.
-        Raises `BadRecord` if the log has an old key's record after that key ended, and session
-        errors."""
+        Raises as `AccountLog.entries`."""
         files, lost = self._records(), self._lost_versions()
         for file_id in sorted(files.keys() | lost.keys()):
             records = files.get(file_id, [])
@@ -108,26 +100,12 @@ class FileRepair:
     def _records(self) -> dict[str, list[_Record]]:
         """Return all records of the account's files from the log: by file, oldest first."""
         found: dict[str, list[_Record]] = {}
-        ended = False
         account, log = self._session.account, AccountLog(self._session)
         for entry in log.entries():
-            ended = ended or entry.rec == self._end
             if entry.owner == account.user and entry.op in RECORDS:
                 for record, body in log.verify_records(entry):
                     one = _Record(record, body, account.is_voided(record))
-                    # A holder of the old key can sign with it, but cannot insert a record before
-                    # the end.
-                    if ended and not one.voided and one.record.generation < self._recovered:
-                        cause = "a record of an old key was logged after that key ended"
-                        raise BadRecord(cause, REPORT)
-                    found.setdefault(one.record.file_id, []).append(one)
-        for records in found.values():
-            rev, prev = 0, b""
-            for one in records:
-                if (one.record.rev, one.record.prev) != (rev + 1, prev):
-                    cause = "the log has records of a file that do not follow each other"
-                    raise BadRecord(cause, REPORT)
-                rev, prev = one.record.rev, record_hash(one.body)
+                    found.setdefault(record.file_id, []).append(one)
         return found
 
     def _lost_versions(self) -> dict[str, dict[int, _Damage]]:

@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
+from protocol.codec.base64text import to_text
+from protocol.codec.errors import LocalProtocolError
 from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import record_hash
+from protocol.wire.messages import Reply
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.rotation import Rewrap, RewrapItem, Rewrapped
+from sfsc.errors import BadReceipt
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
-from sfsc.trust.server_log import SentChange
+from sfsc.trust.server_log import REPORT, SentChange
 
 _BATCH: Final = 64
 
@@ -26,7 +31,7 @@ def endorse_rebuilt(
     """Endorse the records of versions without content that no valid key has signed or endorsed.
     Only those are endorsed whose hash is `known`: the caller has verified that the owner signed
     them."""
-    account, author = session.account, session.author
+    account = session.account
     signer, items = session.record_signer(), list[RewrapItem]()
     for version in versions:
         view = session.call(Stat(account.user, file_id, version), Stated).view
@@ -39,21 +44,45 @@ def endorse_rebuilt(
         if made and not view.wraps:
             items.append(RewrapItem(account.user, file_id, version, None, tuple(made)))
     for start in range(0, len(items), _BATCH):
-        batch = tuple(items[start : start + _BATCH])
-        receipt = session.call(rewrap_request(signer, batch), Rewrapped).receipt
-        if receipt is not None:
-            sent = SentChange("rewrap", author.actor, account.user, None, None, b"", {})
-            session.accept_receipt(receipt, sent)
-            session.link_receipts()
+        request = rewrap_request(signer, items[start : start + _BATCH])
+        verify_rewrapped(session, request, session.ask(request))
+        session.link_receipts()
 
 
 def rewrap_request(signer: RecordSigner, items: Sequence[RewrapItem]) -> Rewrap:
     """Return the request for items of one owner, with one endorsement of all their records.
 
-    A record that two items name is endorsed once.
+    A record that two items name is endorsed once. Raises `LocalProtocolError` for items of several
+    owners: a signature and a batch of wraps are valid for the files of one owner.
     """
+    if len({item.owner for item in items}) > 1:
+        raise LocalProtocolError("wraps of several owners' files cannot be stored together")
     hashes = list(dict.fromkeys(digest for item in items for digest in item.endorsed))
     return Rewrap(tuple(items), signer.endorse(hashes) if hashes else b"")
+
+
+def verify_rewrapped(session: Session, request: Rewrap, reply: Reply) -> frozenset[int]:
+    """Return the indexes of the items that the log does not show as stored. Call `link_receipts`
+    before the others count as done.
+
+    After a lost connection the request was sent twice, and the server leaves what the first one has
+    stored. Raises `BadReceipt` unless the reply has a log entry of exactly this request, or leaves
+    all of its items; and as `Session.refresh_log`.
+    """
+    answer = expect_reply(reply, Rewrapped)
+    left = frozenset(answer.left)
+    stored = len(request.items) - len(left)
+    if answer.receipt is not None:
+        owner, actor = request.items[0].owner, session.author.actor
+        sent = SentChange("rewrap", actor, owner, None, None, b"", {})
+        detail = session.accept_receipt(answer.receipt, sent).detail
+        if (detail.get("items"), detail.get("count")) != (to_text(request.items_sha256), stored):
+            raise BadReceipt("the log entry of stored wraps is that of another request", REPORT)
+    elif stored:
+        raise BadReceipt("the server shows no log entry of wraps that it has stored", REPORT)
+    if left and session.rewrapped(request.items_sha256) == len(request.items):
+        return frozenset()
+    return left
 
 
 def _is_signed_by(signed: SignedRecord, valid: Container[int]) -> bool:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
+from protocol.codec.base64text import to_text
 from protocol.log.auditlog import LogEntry
 from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import (
@@ -71,7 +72,14 @@ from sfsc.session.retry import connect_again, retry
 from sfsc.session.server_errors import expect_proof, expect_reply, to_exception
 from sfsc.threadguard import ThreadGuard
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount, VerifiedFile
-from sfsc.trust.followed_log import LOG_START, FollowedLog, LoggedHead, LogPosition, parse_line
+from sfsc.trust.followed_log import (
+    LOG_START,
+    FollowedLog,
+    LoggedHead,
+    LoggedVersion,
+    LogPosition,
+    parse_line,
+)
 from sfsc.trust.record_chain import RecordChain
 from sfsc.trust.server_log import (
     REPORT,
@@ -184,6 +192,7 @@ class Session:
         self._log_failure: IntegrityError | None = None
         self._same_log = LOG_START  # saved position that the followed log was found to continue
         self._own_entries: dict[int, bytes] = {}  # hashes of the newest own entries, by seq
+        self._rewraps: dict[str, int] = {}  # wraps stored by each request, by `items_sha256`
         self._receipts: list[tuple[int, bytes, TreeHead]] = []
         self.notice: opening.Notice | None = None
         """The server's notice about our keys at the last login."""
@@ -300,13 +309,16 @@ class Session:
             self.state.check_current()
 
     def _renew(self) -> None:
-        """Call `renewer`, but not from within itself. All of its requests are allowed with older
-        keys: if the server calls these stale too, they are not renewed again."""
+        if self.renewer is not None:
+            self.renewer()
+
+    @contextlib.contextmanager
+    def adopting_keys(self) -> Iterator[None]:
+        """Look for newer keys in the block, and nowhere within it again. All of its requests are
+        allowed with older keys: if the server calls these stale too, they are not renewed."""
         renewer, self.renewer = self.renewer, None
-        if renewer is None:
-            return
         try:
-            renewer()
+            yield
         finally:
             self.renewer = renewer
 
@@ -346,6 +358,14 @@ class Session:
                 raise Denied(exc.cause, f"{_ENDED_HINT}; {exc.hint}") from exc
 
     def _log_in(self, login: LoginKey) -> None:
+        try:
+            self._open(login)
+        except StaleGeneration:
+            # The keys were rotated after the server had accepted the login, so that it shows this
+            # connection no more of the log. It opens the next one to adopt the newer keys.
+            self._open(login)
+
+    def _open(self, login: LoginKey) -> None:
         server, user = self.keyring.server_id, self.keyring.user
         transport = dial(self.keyring.addresses, self._timeouts, self._answers)
         try:
@@ -529,6 +549,20 @@ class Session:
         if followed < self.log.start.size or any(one.seq >= size for one in saved.values()):
             return {one: self.head_at(one, self.followed_size) for one in file_ids}
         return {one: self.log.head_at(one, size, saved.get) for one in file_ids}
+
+    def logged_versions(
+        self, places: Sequence[tuple[str, int]]
+    ) -> tuple[dict[str, LoggedHead], dict[tuple[str, int], LoggedVersion]]:
+        """Return what the followed log has of these versions (file_id, number) of our files: the
+        newest record of each file, and the records of each version. What the log does not have is
+        left out. Follow the log first."""
+        ids = list(dict.fromkeys(file_id for file_id, _ in places))
+        heads = self.state.logged_heads(ids)
+        if missing := [file_id for file_id in ids if file_id not in heads]:
+            for file_id in missing:
+                self.head_at(file_id, self.followed_size)  # follows again what the state has lost
+            heads = self.state.logged_heads(ids)
+        return heads, self.state.logged_versions(places, heads)
 
     def confirm_version(
         self, file: VerifiedFile, owner: FileOwner | None = None, *, newest: bool = False
@@ -899,12 +933,28 @@ class Session:
         self.log.confirm(head.size, head.root)
         for seq, entry in self.log.take_entries().items():
             self._own_entries[seq] = entry.hash
+            if entry.op == "rewrap":
+                self._count_rewrap(entry)
             if self.login is not None and self.login.is_logged_by(entry):
                 self._login_seq = seq
         while len(self._own_entries) > _OWN_ENTRIES:
             del self._own_entries[next(iter(self._own_entries))]
         if head.size == self.log.size:
             self.trust.newest = head
+
+    def _count_rewrap(self, entry: LogEntry) -> None:
+        items, count = entry.detail.get("items"), entry.detail.get("count")
+        if isinstance(items, str) and isinstance(count, int):
+            # The same request may be logged twice, if its first answer was lost.
+            self._rewraps[items] = self._rewraps.pop(items, 0) + count
+        while len(self._rewraps) > _OWN_ENTRIES:
+            del self._rewraps[next(iter(self._rewraps))]
+
+    def rewrapped(self, items_sha256: bytes) -> int:
+        """Return how many items of a `Rewrap` are stored according to the present end of the log.
+        Its reply may be lost. Raises as `refresh_log`."""
+        self.refresh_log()
+        return self._rewraps.get(to_text(items_sha256), 0)
 
     def _save(self, transport: Transport) -> None:
         """Remember how far the log was followed, if it is the one that other processes of this

@@ -1,6 +1,6 @@
 """Keeps what one account knows of the server's log, without I/O: which entries are its own, the
-newest record of each of its files and the readers who have left it, its identity statements and
-those of its contacts.
+newest record of each of its files, the one that made each version last, and the readers who have
+left it, its identity statements and those of its contacts.
 
 `sfsc.session.follow` asks the server for what this needs: leaf data up to a signed checkpoint, then
 the lines of the account's own entries. Nothing counts before `confirm` has returned, and what it
@@ -20,7 +20,13 @@ from protocol.codec.errors import EncodingError, LogError, MessageError
 from protocol.codec.values import Mutable, Value, changed
 from protocol.log import auditlog, tags
 from protocol.log.auditlog import IDENTITY_OPS, LEAVE, LogEntry
-from protocol.records.records import FileRecord, LeaveRecord, Statement, record_hash
+from protocol.records.records import (
+    CONTENT_OPS,
+    FileRecord,
+    LeaveRecord,
+    Statement,
+    record_hash,
+)
 from sfsc.errors import BadReceipt, Rollback
 from sfsc.trust.follower import REPORT, FoundLeaf, LogFollower, TagSequence
 
@@ -30,36 +36,39 @@ RECORD_OPS: Final = frozenset(
 """Ops of entries whose `rec` is a file record of their owner."""
 _OWN_NEAR: Final = 64
 _IDENTITY_NEAR: Final = 4
-_POSITION: Final = struct.Struct(">QQIH")
-_HEAD: Final = struct.Struct(">QQ32s")
+_POSITION: Final = struct.Struct(">QQIIH")
+_HEAD: Final = struct.Struct(">QQ32sI32s")
 _CONTACT: Final = struct.Struct(">32sI")
 _LEAVE: Final = struct.Struct(">H64s?")
 
 
 class LogPosition(Value):
     """How far the log was followed: `size` entries with the frontier `peaks`, of which `count` are
-    the account's and hold `statements` of its identity statements. `contacts` are pairs (hash of
-    the first statement, number of the last statement in the log). `note` is the signed checkpoint.
+    the account's and hold `statements` of its identity statements; the newest of these is of key
+    `generation` (0: none). `note` is the signed checkpoint.
     """
 
     size: int
     count: int
     statements: int
+    generation: int
     peaks: tuple[bytes, ...]
     note: bytes
 
     def pack(self) -> bytes:
         """Encode for the state."""
-        head = _POSITION.pack(self.size, self.count, self.statements, len(self.peaks))
+        head = _POSITION.pack(
+            self.size, self.count, self.statements, self.generation, len(self.peaks)
+        )
         return head + b"".join(self.peaks) + self.note
 
     @classmethod
     def unpack(cls, packed: bytes) -> LogPosition:
         """Decode the output of `pack`, which only a holder of the keyring's key could store."""
-        size, count, statements, peaks = _POSITION.unpack_from(packed)
+        size, count, statements, generation, peaks = _POSITION.unpack_from(packed)
         at, end = _POSITION.size, _POSITION.size + 32 * peaks
         hashes = tuple(packed[place : place + 32] for place in range(at, end, 32))
-        return cls(size, count, statements, hashes, packed[end:])
+        return cls(size, count, statements, generation, hashes, packed[end:])
 
     @property
     def root(self) -> bytes:
@@ -67,27 +76,49 @@ class LogPosition(Value):
         return merkle.Frontier(self.size, self.peaks).root()
 
 
-LOG_START: Final = LogPosition(0, 0, 0, (), b"")
+LOG_START: Final = LogPosition(0, 0, 0, 0, (), b"")
 """Position before the first entry."""
 
 
 class LoggedHead(Value):
     """The newest record of a file of ours in the log: its `rev`, its hash (32 bytes), and the
-    entry that logged it."""
+    entry that logged it. `version` is the file's newest version, and `content` the hash of the
+    record that made it last (32 bytes); 0 and b"" if only another process knows that.
+    """
 
     rev: int
     hash: bytes
     seq: int
+    version: int
+    content: bytes
 
     def pack(self) -> bytes:
         """Encode for the state."""
-        return _HEAD.pack(self.rev, self.seq, self.hash)
+        return _HEAD.pack(self.rev, self.seq, self.hash, self.version, self.content)
 
     @classmethod
     def unpack(cls, packed: bytes) -> LoggedHead:
         """Decode the output of `pack`."""
-        rev, seq, digest = _HEAD.unpack(packed)
-        return cls(rev, digest, seq)
+        rev, seq, digest, version, content = _HEAD.unpack(packed)
+        return cls(rev, digest, seq, version, content)
+
+
+class LoggedVersion(Value):
+    """The hashes (32 bytes) of the record that made a version last, `content`, and of the file's
+    `last` record while that version was its newest; b"" if the content was encrypted again since,
+    because then no other record is stored beside it."""
+
+    content: bytes
+    last: bytes
+
+    def pack(self) -> bytes:
+        """Encode for the state."""
+        return self.content + self.last
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> LoggedVersion:
+        """Decode the output of `pack`."""
+        return cls(packed[:32], packed[32:])
 
 
 class StatementLeaf(Value):
@@ -109,18 +140,22 @@ class SignedLeave(Value):
 
 
 class _History(Mutable):
-    """Records of one file that were followed in this session, oldest first, and the head before."""
+    """Records of one file that were followed in this session, oldest first, and the head before.
+    `ahead` is a later head that another process of this machine has saved, until it is reached."""
 
-    before: tuple[int, bytes] | None
+    before: LoggedHead | None
     heads: list[LoggedHead]
+    ahead: LoggedHead | None
 
 
 class LogChanges(Value):
-    """Changes in a stretch of the log: the newest head of each file in it, by file_id, and the
-    statements of contacts. `left` holds all leave records whose readers were not added again; it is
-    None if these have not changed."""
+    """Changes in a stretch of the log: the newest head of each file in it, by file_id; the records
+    of versions that are not their file's newest, by (file_id, version); and the statements of
+    contacts. `left` holds all leave records whose readers were not added again; it is None if these
+    have not changed."""
 
     heads: dict[str, LoggedHead]
+    versions: dict[tuple[str, int], LoggedVersion]
     statements: list[StatementLeaf]
     left: tuple[SignedLeave, ...] | None = None
 
@@ -157,6 +192,7 @@ class FollowedLog:
         self._follower.watch(self._own)
         self._identities: dict[bytes, TagSequence] = {}
         self._watch_identity(first, start.statements)
+        self._generation = start.generation
         self._without_line: deque[FoundLeaf] = deque()
         self._shown: dict[int, LogEntry] = {}
         self._histories: dict[str, _History] = {}
@@ -171,6 +207,7 @@ class FollowedLog:
         self._left_changed = False
         self._own_leaves: set[bytes] = set()
         self._unsaved_heads: dict[str, LoggedHead] = {}
+        self._unsaved_versions: dict[tuple[str, int], LoggedVersion] = {}
         self._unsaved_statements: list[StatementLeaf] = []
         self._entries: dict[int, LogEntry] = {}
 
@@ -294,7 +331,8 @@ class FollowedLog:
         if entry.owner != self._user:
             return
         if entry.op in IDENTITY_OPS and entry.rec is not None:
-            number = Statement.parse(entry.rec).n
+            statement = Statement.parse(entry.rec)
+            number = statement.n
             leaf = self.statement_leaves(self.first).get(number)
             if leaf is None or leaf.seq != entry.seq:
                 raise BadReceipt(
@@ -303,6 +341,7 @@ class FollowedLog:
                     REPORT,
                 )
             self.statements[number] = entry.rec
+            self._generation = statement.generation
         if entry.op in RECORD_OPS:
             for body, _ in entry.records:
                 record = FileRecord.parse(body)
@@ -353,30 +392,60 @@ class FollowedLog:
             self._left_changed = True
 
     def _learn_record(self, record: FileRecord, body: bytes, seq: int) -> None:
-        """Take a record, which must follow from the one before it in the log."""
-        history = self._histories.get(record.file_id)
-        if history is None:
-            saved = self.known_head(record.file_id)
-            before = (record.rev - 1, record.prev)
-            # What another process has saved from beyond this position says nothing about it.
-            if saved is not None and saved.seq < self.start.size:
-                before = (saved.rev, saved.hash)
-            elif saved is None:
-                before = (0, b"")
-            history = _History(before if before[0] else None, [])
-            self._histories[record.file_id] = history
-        last = (history.heads[-1].rev, history.heads[-1].hash) if history.heads else history.before
-        if (record.rev, record.prev) != ((1, b"") if last is None else (last[0] + 1, last[1])):
+        """Take a record, which must follow from the one before it in the log, and be signed by the
+        keys that were in force: a thief with older keys cannot make one that counts."""
+        history = self._histories.get(record.file_id) or self._begin_history(record)
+        last = history.heads[-1] if history.heads else history.before
+        if (record.rev, record.prev) != ((1, b"") if last is None else (last.rev + 1, last.hash)):
             raise BadReceipt(
                 f"entry {seq} of the log holds revision {record.rev} of a file, which does not"
                 " follow from the one before",
                 REPORT,
             )
-        head = LoggedHead(record.rev, record_hash(body), seq)
+        if record.generation != self._generation:
+            raise BadReceipt(
+                f"entry {seq} of the log holds a record of key generation {record.generation}, and"
+                f" generation {self._generation} was in force",
+                REPORT,
+            )
+        digest = record_hash(body)
+        if history.ahead is None:
+            head = self._next_head(last, record, digest, seq)
+        else:
+            # The other process has noted the versions up to its head.
+            head = LoggedHead(record.rev, digest, seq, 0, b"")
+            if history.ahead.hash == digest:
+                head, history.ahead = history.ahead, None
         history.heads.append(head)
         if self._newest_seen is None or record.seen[0] > self._newest_seen[0].seen[0]:
             self._newest_seen = record, body
         self._unsaved_heads[record.file_id] = head
+
+    def _begin_history(self, record: FileRecord) -> _History:
+        """Return a new history of a file, whose first record in this session is `record`."""
+        before, ahead = self.known_head(record.file_id), None
+        if before is not None and before.seq >= self.start.size:
+            # What another process has saved from beyond this position says nothing about it.
+            ahead = before
+            before = LoggedHead(record.rev - 1, record.prev, 0, 0, b"") if record.prev else None
+        history = self._histories[record.file_id] = _History(before, [], ahead)
+        return history
+
+    def _next_head(
+        self, last: LoggedHead | None, record: FileRecord, digest: bytes, seq: int
+    ) -> LoggedHead:
+        """Return the head that `record`, whose hash is `digest`, makes after `last`. Note the
+        records of a version that is not the newest from now on."""
+        version, content = (0, b"") if last is None else (last.version, last.content)
+        if record.op in CONTENT_OPS and record.version is not None:
+            if record.version < version:
+                self._unsaved_versions[record.file_id, record.version] = LoggedVersion(digest, b"")
+            else:
+                if last is not None and 0 < version < record.version:
+                    made = LoggedVersion(content, last.hash)
+                    self._unsaved_versions[record.file_id, version] = made
+                version, content = record.version, digest
+        return LoggedHead(record.rev, digest, seq, version, content)
 
     # --- confirming
 
@@ -402,17 +471,20 @@ class FollowedLog:
     def position(self, note: bytes) -> LogPosition:
         """Return the position to save, once the checkpoint `note` of exactly `self.size` was
         confirmed."""
-        return LogPosition(
-            self.size, self.count, self.statement_count(self.first), self._follower.peaks, note
-        )
+        statements = self.statement_count(self.first)
+        peaks = self._follower.peaks
+        return LogPosition(self.size, self.count, statements, self._generation, peaks, note)
 
     def take_changes(self) -> LogChanges:
         """Return what was learnt since the last call, to be saved with `position`."""
         left = None
         if self._left_changed:
             left = tuple(one for found in self._left.values() for one in found.values())
-        changes = LogChanges(self._unsaved_heads, self._unsaved_statements, left)
-        self._unsaved_heads, self._unsaved_statements, self._left_changed = {}, [], False
+        changes = LogChanges(
+            self._unsaved_heads, self._unsaved_versions, self._unsaved_statements, left
+        )
+        self._unsaved_heads, self._unsaved_versions, self._unsaved_statements = {}, {}, []
+        self._left_changed = False
         return changes
 
     def take_newest_seen(self) -> tuple[FileRecord, bytes] | None:
@@ -459,7 +531,8 @@ class FollowedLog:
             for head in reversed(history.heads):
                 if head.seq < at:
                     return head.rev, head.hash
-            return history.before
+            before = history.before
+            return None if before is None else (before.rev, before.hash)
         saved = (known_head or self.known_head)(file_id)
         if saved is None:
             return None

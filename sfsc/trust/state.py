@@ -1,10 +1,10 @@
 """State of this client in ``HOME/state.sqlite3`` (0600), which detects a server that rolls back.
 
-It holds how far the log was followed, the newest record of every file in it, and every server
-statement. As a cache, it also holds the newest verified record and the listing entry of each file,
-and a MAC showing that the record's signature was found valid. What decides is authenticated as a
-whole (`sfsc.trust.vouched`). Names are encrypted under a key from the keyring, because the keyring
-may be locked and this file is not.
+It holds how far the log was followed, the newest record of every file in it, the record that made
+each version, and every server statement. As a cache, it also holds the newest verified record and
+the listing entry of each file, and a MAC showing that the record's signature was found valid. What
+decides is authenticated as a whole (`sfsc.trust.vouched`). Names are encrypted under a key from the
+keyring, because the keyring may be locked and this file is not.
 
 Several processes may use one file: writes are short transactions that wait for each other, and each
 only moves forward, so a late process cannot undo what another has learned. If the file is lost, the
@@ -14,7 +14,7 @@ log is followed from its beginning.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -32,6 +32,7 @@ from sfsc.trust.followed_log import (
     LOG_START,
     LogChanges,
     LoggedHead,
+    LoggedVersion,
     LogPosition,
     SignedLeave,
     pack_contacts,
@@ -70,6 +71,7 @@ _CONTACTS: Final = "contacts"
 _LEFT: Final = "left"
 _OTHERS_NOTE: Final = "others-note"
 _HEAD: Final = "head"
+_VERSION: Final = "version"
 _STATEMENT: Final = "statement"
 _CHOICE: Final = "choice"
 _EVIDENCE: Final = "evidence"
@@ -148,6 +150,10 @@ class ClientState(StateDatabase):
                 if file_id not in known or known[file_id].rev < head.rev:
                     rows.append((_HEAD, file_id, head.pack()))
             rows += [
+                (_VERSION, _version_key(*place), version.pack())
+                for place, version in changes.versions.items()
+            ]
+            rows += [
                 (_STATEMENT, f"{one.first.hex()}:{one.n}", one.leaf.pack())
                 for one in changes.statements
             ]
@@ -168,6 +174,20 @@ class ClientState(StateDatabase):
         else:
             found = self.vouched.get_many(_HEAD, file_ids)
         return {file_id: LoggedHead.unpack(value) for file_id, value in found.items()}
+
+    def logged_versions(
+        self, places: Sequence[tuple[str, int]], heads: Mapping[str, LoggedHead]
+    ) -> dict[tuple[str, int], LoggedVersion]:
+        """Return the records of these versions (file_id, number) in the followed log. `heads` is
+        what `logged_heads` returns of the files. A version that the log does not have is left
+        out."""
+        found = {
+            (file_id, head.version): LoggedVersion(head.content, head.hash)
+            for file_id, head in heads.items()
+        }
+        older = {_version_key(*place): place for place in places if place not in found}
+        rows = self.vouched.get_many(_VERSION, list(older))
+        return found | {older[key]: LoggedVersion.unpack(value) for key, value in rows.items()}
 
     def must_pass(self) -> bytes | None:
         """Return the checkpoint that another device of this account has seen and that the log was
@@ -274,7 +294,7 @@ class ClientState(StateDatabase):
             self.execute("DELETE FROM meta WHERE key IN ('listed', 'received')")
             for table in ("file", "shared", "statement"):
                 self.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
-            for kind in (_LOG, _HEAD, _STATEMENT):
+            for kind in (_LOG, _HEAD, _VERSION, _STATEMENT):
                 self.vouched.remove(kind)
         self._keep_in_keyring("")
         self._distrust = ""
@@ -424,6 +444,10 @@ class ClientState(StateDatabase):
     def remember_listed_size(self, size: int) -> None:
         """Record that all changes in the first `size` log entries are cached."""
         self.raise_meta_number("listed", size)
+
+
+def _version_key(file_id: str, version: int) -> str:
+    return f"{file_id}.{version}"
 
 
 def _mac_name(file_id: str, deleted: bool) -> str:

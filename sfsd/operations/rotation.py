@@ -339,7 +339,7 @@ def get_wraps(server: ServerContext, who: Principal, message: GetWraps) -> Wraps
 def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
     """Replace the user's wraps and add endorsements; skip items that changed meanwhile.
 
-    The reply lists the skipped items. An item that is stored already counts as done.
+    The reply lists the skipped items, and those that need no change.
     """
     user = server.users.require_active(who.user)
     places = [(item.owner, item.file_id, item.version) for item in message.items]
@@ -371,9 +371,9 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
             expect.setdefault(path, digest)
         made = {digest: endorsed[digest] for digest in item.endorsed}
         renewed = _renewed(document.value, item, made, keys, kept)
-        if renewed is None:
+        if renewed is None or renewed is document.value:
             left.append(place)
-        elif renewed is not document.value:
+        else:
             written.append(SidecarWrite(document.path, renewed))
             rewritten.append((item.file_id, item.version))
     if not written:
@@ -388,7 +388,11 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
         who,
         "rewrap",
         owner=owner,
-        detail={"generation": user.chain.head.generation, "count": len(written)},
+        detail={
+            "generation": user.chain.head.generation,
+            "count": len(written),
+            "items": to_text(message.items_sha256),
+        },
         accounts=tuple(sorted({owner, user.name})),
     )
     change = Change(entry, expect, tuple([one.effect for one in written]), None, on_published)

@@ -16,18 +16,15 @@ import pytest
 
 import sfsc
 from protocol.codec.values import changed
-from protocol.records.records import COMPROMISED, ROTATE, FileRecord, Statement
+from protocol.records.records import ROTATE, Statement
 from protocol.wire.messages import FileView
-from protocol.wire.messages.base import SignedRecord
 from sfsc.account import devices
-from sfsc.account.compromise import CompromiseResponse
 from sfsc.account.key_status import new_device
 from sfsc.account.rotate import Rotation
 from sfsc.errors import BadRecord, ConflictError, NotFound
 from sfsc.files.listing import Files
 from sfsc.keys.bundle import Bundle, private_keys, seal_bundle
 from sfsc.keys.keyring import KeyringFile, PendingStatement
-from sfsc.log.account_log import AccountLog
 from sfsc.trust.file_records import OwnAccount
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
@@ -312,63 +309,6 @@ def test_killed_rotation_resumes(daemon: Daemon, alice: Client, rerun: str) -> N
     found = rekeyed_sidecars(before, deks(daemon, keyring(alice)))
     assert found == sidecars_of(daemon, alice, *named, NAMES[2])
     check_all(alice)
-
-
-def test_old_key_record_after_rotation_is_rejected(alice: Client) -> None:
-    """A record logged before the rotation still counts; one logged later does not."""
-    with sfsc.connect(alice.home) as store:
-        session = store._session
-
-        def head(name: str) -> SignedRecord:
-            return SignedRecord(session.fetch_newest(session.account.file_id(name)).head_body, ())
-
-        early = head(NAMES[7])
-        store.rotate(compromised=True, names=[NAMES[3]])
-        response = CompromiseResponse(session, keyring(alice).statements)
-        store.put(io.BytesIO(b"later"), name="later")
-        for known in (response, CompromiseResponse(session, keyring(alice).statements)):
-            known.check(early)
-            with pytest.raises(BadRecord):
-                known.check(forge_with_old_key(head("later")))
-            with pytest.raises(BadRecord):
-                known.check(SignedRecord(b"\x80", ()))
-
-
-def test_record_between_two_compromised_rotations(alice: Client) -> None:
-    """A second rotation does not restore what the first one ended."""
-    with sfsc.connect(alice.home, auto_rotate=False) as store:
-        session, rotation = store._session, store._rotation
-        entries = AccountLog(session).entries
-
-        def response_with(body: bytes) -> CompromiseResponse:
-            """Replace the log's first upload of the second generation with `body`."""
-            theirs = entries()
-            at = next(
-                at
-                for at, one in enumerate(theirs)
-                if one.op == "upload" and FileRecord.parse(one.rec or b"").generation == 2
-            )
-            theirs[at] = changed(theirs[at], rec=body)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(AccountLog, "entries", lambda _: theirs)
-                return CompromiseResponse(session, keyring(alice).statements)
-
-        store._devices.catch_up()
-        rotation._begin("xwing", None, COMPROMISED)
-        store.put(io.BytesIO(b"new"), name="between")
-        body = session.fetch_newest(session.account.file_id("between")).head_body
-        rotation._begin("xwing", None, COMPROMISED)
-        own = SignedRecord(body, ())
-        response_with(body).check(own)
-        forged = forge_with_old_key(own)
-        response = response_with(forged.record)
-        with pytest.raises(BadRecord):
-            response.check(forged)
-
-
-def forge_with_old_key(signed: SignedRecord) -> SignedRecord:
-    record = FileRecord.parse(signed.record)
-    return SignedRecord(changed(record, generation=1).encode(), ())
 
 
 def restore_on_another_device(alice: Client, folder: Path) -> Client:

@@ -59,7 +59,7 @@ class Thief:
     def rewrap(self, *names: str) -> None:
         """Rewrap these files for the thief's key."""
         ids = {self.store._session.account.file_id(name) for name in names}
-        rewrapper = Rewrapper(self.store._session, self.store._contacts, None)
+        rewrapper = Rewrapper(self.store._session, self.store._contacts)
         items = [one for one in wrap_items(self.store._session) if one.file_id in ids]
         rewraps = [one for one, _, _ in rewrapper.builder()([(None, one, None) for one in items])]
         renewed = [one for one in rewraps if one is not None]

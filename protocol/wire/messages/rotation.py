@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated
 
+from protocol.codec import encoding
 from protocol.codec.fields import (
     AtMost,
     Between,
@@ -141,9 +143,10 @@ class RewrapItem(Struct):
 
 @message(137)
 class Rewrapped(Reply):
-    """Result of a `Rewrap`; `receipt` is None if no item needed a change.
+    """Result of a `Rewrap`; `receipt` is None if no item was stored.
 
-    `left` are the indexes of items whose version changed meanwhile and must be fetched again.
+    `left` are the indexes of items that were not stored, because their version changed meanwhile or
+    needs no change: they must be fetched again.
     """
 
     receipt: Receipt | None
@@ -161,6 +164,11 @@ class Rewrap(Request):
 
     items: Annotated[tuple[RewrapItem, ...], AtMost(MAX_BATCH)]
     endorsement: Annotated[bytes, AtMost(SIGNATURE_SIZE)]
+
+    @property
+    def items_sha256(self) -> bytes:
+        """SHA-256 of the encoded `items`, which the log entry of this request names."""
+        return hashlib.sha256(encoding.pack(self.items)).digest()
 
 
 @message(138, replies=(Done,))

@@ -11,14 +11,20 @@ from pathlib import Path
 import pytest
 
 from sfsc.errors import LocalError
-from sfsc.trust.followed_log import LogChanges, LoggedHead, LogPosition, StatementLeaf
+from sfsc.trust.followed_log import (
+    LogChanges,
+    LoggedHead,
+    LoggedVersion,
+    LogPosition,
+    StatementLeaf,
+)
 from sfsc.trust.follower import FoundLeaf
 from sfsc.trust.peer_state import KnownSharedFile, PeerState
 from sfsc.trust.state import ClientState, KnownFile
 
 ACCOUNT, KEY = bytes(32) + b"ada", b"k" * 32
 FILE, DELETED, FIRST = "a" * 32, "d" * 32, b"f" * 32
-POSITION = LogPosition(1, 1, 1, (b"p" * 32,), b"note")
+POSITION = LogPosition(1, 1, 1, 1, (b"p" * 32,), b"note")
 VALUES = (None, 7, -(2**63), 1.5, "text", b"", b"\xff" * 40)
 
 LOOSER = (
@@ -38,7 +44,8 @@ def opened(path: Path) -> ClientState:
 def fill(state: ClientState) -> None:
     """Store a row of each kind in each table."""
     peers, leaf = PeerState(state), StatementLeaf(FIRST, 1, FoundLeaf(1, 0, b"l" * 48))
-    changes = LogChanges({FILE: LoggedHead(1, b"h" * 32, 0)}, [leaf])
+    head, version = LoggedHead(1, b"h" * 32, 0, 2, b"c" * 32), LoggedVersion(b"v" * 32, b"")
+    changes = LogChanges({FILE: head}, {(FILE, 1): version}, [leaf])
     state.save_followed(POSITION, changes, {FIRST: 1})
     state.remember_server_statement(1, b"statement", b"signature")
     state.distrust("evidence.txt")
@@ -69,6 +76,7 @@ USES: tuple[Callable[[ClientState], object], ...] = (
     lambda state: list(state.entries()),
     lambda state: state.statement_leaf(FIRST, 1),
     lambda state: state.logged_head(FILE),
+    lambda state: state.logged_versions([(FILE, 1)], state.logged_heads([FILE])),
     lambda state: state.reencrypt_choice(2),
     lambda state: state.file(FILE),
     lambda state: state.verified_file(FILE),

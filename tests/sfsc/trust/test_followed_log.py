@@ -15,12 +15,19 @@ from protocol.codec import merkle
 from protocol.codec.values import changed
 from protocol.log import auditlog, tags
 from protocol.log.auditlog import EntryDraft
-from protocol.records.records import FileRecord, LeaveRecord, ReaderEntry, record_hash
+from protocol.records.records import (
+    FileRecord,
+    LeaveRecord,
+    ReaderEntry,
+    Statement,
+    record_hash,
+)
 from sfsc.errors import BadReceipt, Fork, IntegrityError, Rollback
 from sfsc.trust.followed_log import (
     LOG_START,
     FollowedLog,
     LoggedHead,
+    LoggedVersion,
     LogPosition,
     pack_contacts,
     pack_leaves,
@@ -317,7 +324,7 @@ def test_a_statement_that_is_logged_again_in_a_later_session_is_refused(
 ) -> None:
     log = Log()
     log.enrol()
-    start = LogPosition(1, 1, 2, (merkle.leaf_hash(log.leaves[0]),), b"note")
+    start = LogPosition(1, 1, 2, 1, (merkle.leaf_hash(log.leaves[0]),), b"note")
     followed = follower(start)
     followed.watch_contact(BOB_FIRST, 2)
     log.append("statement", "bob", more=[tags.identity_tag(SERVER, whose, n)])
@@ -405,7 +412,7 @@ def test_what_another_process_saved_later_is_not_taken_for_the_past() -> None:
     log, records = Log(), chain(3)
     log.enrol()
     seqs = [log.append("purge", "alice", rec=body) for body in records]
-    heads = [LoggedHead(n, record_hash(records[n - 1]), seqs[n - 1]) for n in (1, 2, 3)]
+    heads = [LoggedHead(n, record_hash(records[n - 1]), seqs[n - 1], 0, b"") for n in (1, 2, 3)]
     early = follower()
     follow(log, early, seqs[1])
     start = early.position(b"")
@@ -472,3 +479,106 @@ def test_a_leave_record_of_ours_is_known_by_its_hash() -> None:
     assert followed.has_left(record_hash(body))
     assert not followed.has_left(record_hash(theirs))
     assert followed.left_readers(examples.FILE_ID) == {}
+
+
+def statement(n: int, generation: int) -> bytes:
+    """Return the statement that follows `n - 1` others and names keys of this generation."""
+    first = Statement.parse(FIRST)
+    return changed(
+        first, n=n, prev=bytes(32), generation=generation, oldest=1, reason="rotate"
+    ).encode()
+
+
+def append_statement(log: Log, n: int, generation: int) -> None:
+    tag = tags.identity_tag(SERVER, FIRST_HASH, n)
+    body = statement(n, generation)
+    log.append("rotate-begin", "alice", rec=body, more=[tag])
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_record_of_keys_that_were_not_in_force_is_refused(*, resumed: bool) -> None:
+    """A thief with older keys, or with newer ones that nobody has announced, can sign records, but
+    none that counts after the rotation has begun."""
+    log = Log()
+    log.enrol()
+    own = record(1, b"")
+    log.append("purge", "alice", rec=own)
+    append_statement(log, 2, 2)
+    renewed = changed(FileRecord.parse(record(2, record_hash(own))), generation=2).encode()
+    log.append("purge", "alice", rec=renewed)
+    followed, size = follower(), len(log.lines)
+    follow(log, followed)
+    head = followed.take_changes().heads[examples.FILE_ID]
+    position = LogPosition.unpack(followed.position(b"").pack())
+    for generation in (1, 3):
+        forged = FileRecord.parse(record(3, record_hash(renewed)))
+        log.append("purge", "alice", rec=changed(forged, generation=generation).encode())
+        again = follower(position, lambda _file_id: head) if resumed else follower()
+        with pytest.raises(BadReceipt, match=f"generation {generation}, and generation 2"):
+            follow(log, again)
+        del log.lines[size:], log.leaves[size:]
+        log.prev, log.counts["alice"] = auditlog.parse(log.lines[-1], seq=size - 1).hash, size
+
+
+def content(op: str, version: int, prev: bytes, rev: int, current: int) -> bytes:
+    """Return a record of `op`, which makes the content of a version of alice's file."""
+    made = FileRecord.parse(record(rev, prev))
+    return changed(
+        made,
+        op=op,
+        purged=None,
+        version=version,
+        current=current,
+        content=b"" if current in (0, version) else bytes(32),
+        content_id=bytes(16),
+        ciphertext_size=0,
+        segments_root=merkle.EMPTY_ROOT,
+        dek_commit=bytes(32),
+        metadata_sha256=bytes(32),
+    ).encode()
+
+
+@pytest.mark.parametrize("ahead", [0, *range(2, 9)])
+@pytest.mark.parametrize("stop", range(1, 10))
+def test_knows_the_records_of_each_version(stop: int, ahead: int) -> None:
+    """However the log is read: at once, in two sessions, or while another process of this machine
+    has read up to the record `ahead`."""
+    log, bodies = Log(), list[bytes]()
+    log.enrol()
+    steps = [("put", 1), ("purge", 0), ("put", 2), ("reencrypt", 1), ("purge", 0)]
+    steps += [("reencrypt", 2), ("purge", 0), ("put", 3), ("purge", 0)]
+    for rev, (op, version) in enumerate(steps, 1):
+        prev = record_hash(bodies[-1]) if bodies else b""
+        if version:
+            current = max(number for _, number in steps[:rev])
+            bodies.append(content(op, version, prev, rev, current))
+        else:
+            bodies.append(record(rev, prev))
+        log.append("upload", "alice", rec=bodies[-1])
+    hashes = [record_hash(one) for one in bodies]
+    heads, versions = dict[str, LoggedHead](), dict[tuple[str, int], LoggedVersion]()
+
+    def save(followed: FollowedLog) -> None:
+        """As `ClientState.save_followed`."""
+        changes = followed.take_changes()
+        for file_id, head in changes.heads.items():
+            if file_id not in heads or heads[file_id].rev < head.rev:
+                heads[file_id] = head
+        versions.update(changes.versions)
+
+    first = follower(known=heads.get)
+    follow(log, first, stop)
+    save(first)
+    second = follower(first.position(b""), heads.get)
+    if ahead > stop:
+        other = follower(first.position(b""), dict(heads).get)
+        follow(log, other, 1 + ahead)
+        save(other)
+    follow(log, second)
+    save(second)
+    head = heads[examples.FILE_ID]
+    assert (head.rev, head.version, head.content, head.hash) == (9, 3, hashes[7], hashes[8])
+    assert versions == {
+        (examples.FILE_ID, 1): LoggedVersion(hashes[3], b""),
+        (examples.FILE_ID, 2): LoggedVersion(hashes[5], hashes[6]),
+    }

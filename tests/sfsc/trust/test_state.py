@@ -44,13 +44,13 @@ def known(rev: int, file_id: str = "a" * 32, mark: str = "") -> KnownFile:
 
 def position(size: int) -> LogPosition:
     peaks = tuple(bytes([size]) * 32 for _ in range(size.bit_count()))
-    return LogPosition(size, size, 1, peaks, b"note %d" % size)
+    return LogPosition(size, size, 1, 1, peaks, b"note %d" % size)
 
 
 def follow(state: ClientState, size: int) -> None:
     """Remember that the log was followed to `size`, and a file that has changed there."""
-    head = LoggedHead(size, bytes([size]) * 32, size - 1)
-    state.save_followed(position(size), LogChanges({"b" * 32: head}, []), {b"c" * 32: size})
+    head = LoggedHead(size, bytes([size]) * 32, size - 1, 1, b"c" * 32)
+    state.save_followed(position(size), LogChanges({"b" * 32: head}, {}, []), {b"c" * 32: size})
 
 
 def vouched(rev: int, file_id: str = "a" * 32) -> KnownRevision:
@@ -75,7 +75,7 @@ def test_state_is_persistent(path: Path) -> None:
     with opened(path) as state:
         assert state.followed() == position(7)
         assert state.contacts() == {b"c" * 32: 7}
-        assert state.logged_heads() == {"b" * 32: LoggedHead(7, b"\x07" * 32, 6)}
+        assert state.logged_heads() == {"b" * 32: LoggedHead(7, b"\x07" * 32, 6, 1, b"c" * 32)}
         assert state.server_statements() == [(b"statement", b"signature")]
         assert state.file("a" * 32) == known(3)
         assert state.all_revisions() == {"a" * 32: known(3).revision}
@@ -91,9 +91,9 @@ def test_a_position_is_not_saved_without_what_was_known_before_it(path: Path) ->
     with opened(path) as state:
         follow(state, 7)
         state.reset_log()
-        state.save_followed(position(9), LogChanges({}, []), {}, start=7)
+        state.save_followed(position(9), LogChanges({}, {}, []), {}, start=7)
         assert state.followed() == LOG_START
-        state.save_followed(position(9), LogChanges({}, []), {}, start=0)
+        state.save_followed(position(9), LogChanges({}, {}, []), {}, start=0)
         assert state.followed() == position(9)
 
 
@@ -402,7 +402,7 @@ with ClientState.open_database(path, bytes(32) + b"ada", b"k" * 32) as state:
         size = step * 4 + number
         with state.transaction():
             peaks = (bytes(32),) * size.bit_count()
-            state.save_followed(LogPosition(size, 0, 0, peaks, b""), LogChanges({}, []), {})
+            state.save_followed(LogPosition(size, 0, 0, 0, peaks, b""), LogChanges({}, {}, []), {})
             known = KnownFile("a" * 32, size, bytes(32), b"r", size)
             state.remember_file(known, b"entry %d" % size)
 """
@@ -491,9 +491,9 @@ def test_readers_who_have_left_are_remembered_with_the_position(path: Path) -> N
     leave = SignedLeave(b"a leave record", b"s" * 64)
     with opened(path) as state:
         assert state.left_readers() == ()
-        state.save_followed(position(3), LogChanges({}, [], (leave,)), {})
-        state.save_followed(position(4), LogChanges({}, []), {})
-        state.save_followed(position(2), LogChanges({}, [], ()), {})
+        state.save_followed(position(3), LogChanges({}, {}, [], (leave,)), {})
+        state.save_followed(position(4), LogChanges({}, {}, []), {})
+        state.save_followed(position(2), LogChanges({}, {}, [], ()), {})
     with opened(path) as state:
         assert state.left_readers() == (leave,)
         state.reset_log()

@@ -413,18 +413,23 @@ def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
     assert isinstance(served.ask(again, GetBundle(0)), SealedBundle)
     refused(ada.ask(finished(ada)), "conflict")
     items = tuple(rewrapped(ada, one) for one in wraps(ada))
-    reply = ada.ask(ada.rewrap(*items[:4]))
+    request = ada.rewrap(*items[:4])
+    reply = ada.ask(request)
     assert isinstance(reply, Rewrapped)
     assert reply.receipt is not None
     entry = check_receipt(reply.receipt)
     assert (entry.op, entry.detail["count"], reply.left) == ("rewrap", 4, ())
+    assert from_text(entry.detail["items"]) == request.items_sha256
     assert len(wraps(ada)) == 2
-    # Half of the items are renewed already: only the rest is written.
-    reply = ada.ask(ada.rewrap(*items))
+    # Those that are renewed already are not stored again, and the reply says so.
+    request = ada.rewrap(*items)
+    reply = ada.ask(request)
     assert isinstance(reply, Rewrapped)
     assert reply.receipt is not None
-    assert check_receipt(reply.receipt).detail["count"] == 2
-    assert ada.ask(ada.rewrap(*items)) == Rewrapped(None, ())
+    entry = check_receipt(reply.receipt)
+    assert (entry.detail["count"], reply.left) == (2, (0, 1, 2, 3))
+    assert from_text(entry.detail["items"]) == request.items_sha256
+    assert ada.ask(ada.rewrap(*items)) == Rewrapped(None, (0, 1, 2, 3, 4, 5))
     assert wraps(ada) == []
     end = finished(ada)
     entry = check_receipt(done(ada.ask(end)), end.statement)
@@ -595,7 +600,7 @@ def test_invalid_rewraps_are_refused(served: Daemon, ada: Person) -> None:
         refused(ada.ask(Rewrap((wrong,), endorsement)), code)
     assert ada.ask(ada.rewrap(changed(right, endorsed=(bytes(32),)))) == Rewrapped(None, (0,))
     assert ada.ask(ada.rewrap(changed(right, version=1, wrap=None, endorsed=()))) == Rewrapped(
-        None, ()
+        None, (0,)
     )
     # A missing file and one that is not shared with ada give the same reply.
     for elsewhere in (
@@ -627,6 +632,28 @@ def forged_endorsements(ada: Person, right: RewrapItem) -> Iterator[tuple[str, R
     # Items are also checked if their version does not exist.
     yield "refused", changed(right, version=7), bytes(64)
     yield "bad-request", changed(right, endorsed=()), valid
+
+
+def test_wraps_of_two_owners_are_not_stored_together(served: Daemon, ada: Person) -> None:
+    """The log entry of a request names one owner, and each wrap is for one owner's files."""
+    bob = served.person("bob")
+    bob.put(
+        file_id(1), b"shared", readers=(("ada", ada.origin, 0),), wraps=(bob.wrap(), ada.wrap())
+    )
+    ada.put(file_id(2), b"own")
+    begun(ada)
+    own, shared = (
+        rewrapped(ada, item, **({} if item.owner == "ada" else {"endorsed": ()}))
+        for item in wraps(ada)
+    )
+    assert (own.owner, shared.owner) == ("ada", "bob")
+    before = wraps(ada)
+    for items in ((own, shared), (shared, own)):
+        refused(ada.ask(ada.rewrap(*items)), "bad-request")
+    assert wraps(ada) == before
+    for item in (own, shared):
+        assert ada.ask(ada.rewrap(item)) != Rewrapped(None, (0,))
+    assert wraps(ada) == []
 
 
 def test_one_signature_endorses_at_most_256_records(ada: Person) -> None:

@@ -415,7 +415,7 @@ def test_a_reader_can_replace_only_their_own_wrap(served: Daemon, ada: Person, b
     before = served.context.index.for_user("ada").sidecar(F, 1).value.wraps
     mine = bob.wrap()
     # bob's key is unchanged, so nothing is written; ada's versions are not shared with others.
-    assert bob.ask(bob.rewrap(RewrapItem("ada", F, 1, mine, ()))) == Rewrapped(None, ())
+    assert bob.ask(bob.rewrap(RewrapItem("ada", F, 1, mine, ()))) == Rewrapped(None, (0,))
     assert eve.ask(eve.rewrap(RewrapItem("ada", F, 1, eve.wrap(), ()))) == Rewrapped(None, (0,))
     for code, wrap in (
         ("bad-request", ada.wrap()),
