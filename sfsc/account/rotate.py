@@ -258,8 +258,8 @@ class Rotation:
         raise ConflictError("other devices keep changing the account", _AGAIN)
 
     def _begin(self, key_type: str | None, drop: bytes | None, reason: str) -> None:
-        """Begin the next generation, or continue one that another device began if it meets the
-        request. Raises `ConflictError` if it does not, or if it is finished."""
+        """Begin the next generation, or adopt one that another device began meanwhile if it meets
+        the request. Raises `ConflictError` if it does not."""
         for _ in range(MAX_CONFLICTS):
             before = current_keys(self._keyring).generation
             if self._try_begin(key_type, drop, reason):
@@ -270,15 +270,17 @@ class Rotation:
             # Another device's generation counts, and ours was never used. Its keys will do if only
             # new keys are wanted: it removes no device, encrypts no content again, and has its own
             # type of key.
-            will_do = drop is None and reason == ROTATE and key_type in (None, head.wrap_alg)
-            if will_do and is_rotating(head):
+            if drop is None and reason == ROTATE and key_type in (None, head.wrap_alg):
                 return
             raise ConflictError("another device has just rotated the keys", _AGAIN)
         raise ConflictError("other devices keep changing the account", _AGAIN)
 
     def _try_begin(self, key_type: str | None, drop: bytes | None, reason: str) -> bool:
         """Send the statement that begins a generation. Return whether it was accepted; False if
-        another device was first."""
+        another device was first. Raises `Distrusted`."""
+        if self._session.is_behind:
+            return False
+        self._session.check_trusted()
         pending = self._keyring.pending
         kept = None if pending is None else pending.keys
         again = kept is not None and key_type in (None, kept.wrap_alg)
@@ -357,6 +359,10 @@ class Rotation:
         if not is_rotating(head):
             self._devices.drop_old_keys()
             return len(leaves)
+        if session.is_behind:
+            self._devices.catch_up()
+            return None
+        session.check_trusted()
         now = int(self._clock())
         draft = next_statement(before, FINISH, now, oldest=head.generation)
         signing = SigningKey.from_seed(current.sign_seed)

@@ -23,7 +23,12 @@ from sfsc.errors import (
     Rollback,
     SfscError,
 )
-from sfsc.session.commit import build_tombstone, delete_file, find_current_file
+from sfsc.session.commit import (
+    build_tombstone,
+    delete_file,
+    find_current_file,
+    with_present_wraps,
+)
 from sfsc.session.pipeline import Skip, changed_since, pipelined
 from sfsc.session.server_errors import damaged_version, expect_reply
 from sfsc.session.session import Session, known_file
@@ -88,9 +93,10 @@ class Files:
         deleted = delete_file(session, file, lambda onto: onto.deleted)
         try:
             # Another device may have deleted it first: then the head names no content.
-            return session.account.listing_entry(session.confirm_version(deleted))
-        except Damaged:
-            made = deleted.content  # its sealed metadata is lost, so size and mode are unknown
+            shown = with_present_wraps(session, session.confirm_version(deleted))
+            return session.account.listing_entry(shown)
+        except (Damaged, KeyringError):
+            made = deleted.content  # its metadata is lost or does not open: size and mode unknown
             size, when = made.ciphertext_size or 0, made.created
             revision, version = deleted.head.rev, deleted.version
             return Entry(name, file.file_id, version, revision, 0, size, when, None, when)

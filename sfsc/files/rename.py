@@ -14,7 +14,13 @@ from protocol.wire.messages import Done, Error
 from protocol.wire.messages.files import Record, RecordChange
 from sfsc.crypto.envelope import Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
-from sfsc.session.commit import MAX_CONFLICTS, build_tombstone, find_current_file, was_accepted
+from sfsc.session.commit import (
+    MAX_CONFLICTS,
+    build_tombstone,
+    find_current_file,
+    was_accepted,
+    with_present_wraps,
+)
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
@@ -44,7 +50,7 @@ class Renames:
                 raise ConflictError(
                     f"there is a file {to} already", "delete it first, or choose another name"
                 )
-            session.adopt_newest()
+            file = with_present_wraps(session, file)
             move = _Move.build(session, file, target, file_id, to)
             connection, since = session.connections, session.followed_size
             reply = session.ask(move.request)

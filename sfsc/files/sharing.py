@@ -30,6 +30,7 @@ from sfsc.session.commit import (
     find_current_file,
     find_file,
     was_accepted,
+    with_present_wraps,
 )
 from sfsc.session.pipeline import pipelined
 from sfsc.session.server_errors import expect_reply
@@ -220,7 +221,7 @@ class Sharing:
             added = tuple(one for one in readers if one[0] not in having)
             if not added or present.deleted:
                 return []
-            key, _ = session.account.open_version(present)
+            key, _ = session.account.open_version(with_present_wraps(session, present))
             recipients = self._contacts.recipients(added)
             made = session.account.wrap_batches().wrap(key, recipients)
             return [VersionWrap(present.version, wrap) for wrap in made]

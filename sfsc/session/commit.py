@@ -65,13 +65,37 @@ def find_current_file(session: Session, name: str) -> VerifiedFile:
 
 def fetch_version(session: Session, file: VerifiedFile, version: int) -> VerifiedFile:
     """Return one version of `file`, whose newest version is given, confirmed to be the one that the
-    file's records name. Raises `NotFound`, and as `Session.confirm_version`."""
+    file's records name, and with a wrap for a key of this machine if there is one. Raises
+    `NotFound`, and as `Session.confirm_version`."""
     if version != file.version:
-        since = session.followed_size
-        stated = session.call(Stat(session.account.user, file.file_id, version), Stated)
-        file = session.account.verify_version(stated.view, file.file_id, version, None)
-        session.check_head(file.head, file.head_body, stated.view.at, since)
-    return session.confirm_version(file)
+        file = _fetch_stated(session, file.file_id, version)
+    return with_present_wraps(session, session.confirm_version(file))
+
+
+def with_present_wraps(session: Session, file: VerifiedFile) -> VerifiedFile:
+    """Adopt the account's newest keys, and return a version of ours with a wrap for one of them.
+
+    If the keys were rotated twice since it was fetched, those that its wraps are for are destroyed,
+    and it is fetched again. Without any wrap for us it is returned as it is. Raises as
+    `fetch_version`.
+    """
+    for _ in range(MAX_CONFLICTS):
+        session.adopt_newest()
+        account = session.account
+        if not file.wraps or any(wrap.key_id in account.private_keys for wrap in file.wraps):
+            break
+        file = session.confirm_version(_fetch_stated(session, file.file_id, file.version))
+        if session.account is account and not session.is_behind:
+            break
+    return file
+
+
+def _fetch_stated(session: Session, file_id: str, version: int) -> VerifiedFile:
+    since = session.followed_size
+    stated = session.call(Stat(session.account.user, file_id, version), Stated)
+    file = session.account.verify_version(stated.view, file_id, version, None)
+    session.check_head(file.head, file.head_body, stated.view.at, since)
+    return file
 
 
 def build_tombstone(

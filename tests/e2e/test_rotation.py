@@ -225,9 +225,7 @@ def test_two_devices_rotate_and_upload_at_once(
     for process in (*rotating, *uploading):
         _, stderr = process.communicate(timeout=100)
         assert b"Traceback" not in stderr
-        # One of two rotations may fail because the other was first.
-        assert process.returncode in ((0, 6) if process in rotating else (0,)), stderr.decode()
-    assert 0 in [process.returncode for process in rotating]
+        assert process.returncode == 0, stderr.decode()
     for machine in (alice, *others):
         machine.run("ls")  # finishes its own rotation, which may be another one
     for machine in (*others, alice):
