@@ -31,7 +31,7 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.rotation import GetBundle, NewStatement, SealedBundle
-from sfsc.account.key_status import has_old_keys, is_rotating, new_device, public_device
+from sfsc.account.key_status import has_old_keys, is_listed, is_rotating, new_device, public_device
 from sfsc.crypto.primitives import state_key
 from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
 from sfsc.errors import BadRecord, ConflictError, Denied, UnsupportedKey, UsageError
@@ -100,18 +100,24 @@ class Devices:
 
     def renew_key(self) -> Statement:
         """Give this device new keys, because the present ones may have been copied. Return the
-        newest statement. If this is interrupted before the keyring is saved, the device still has
-        its old keys and joins again with them."""
+        newest statement. If this is interrupted, the device continues with those keys that the
+        account names then."""
         device = new_device(self._keyring.device.device_id)
-        # Not saved before it is sent: if another device's rotation wins the race, only the old key
-        # opens the bundle sealed there.
+        # Before it is sent: another device may rotate the keys at once, so that only the new key
+        # logs in and opens the bundle. If its rotation is first, only the old one does.
+        self._file.update(lambda keyring: changed(keyring, next_device=device))
         self._publish_device(device)
-        self._file.update(lambda keyring: changed(keyring, device=device))
+        self._use_device(device)
+        self._session.reconnect()  # the key that opened this session no longer counts
+        return self.catch_up()
+
+    def _use_device(self, device: DeviceKey) -> None:
+        """Continue with the device's new keys, which the account names."""
+        if self._keyring.device != device:
+            self._file.update(lambda keyring: changed(keyring, device=device, next_device=None))
         # Last: a process that finds the state under another key finds that key in the keyring.
         self._session.state.change_key(state_key(device.xwing_private))
         self._session.use_keyring(self._keyring)
-        self._session.reconnect()  # the key that opened this session no longer counts
-        return self.catch_up()
 
     def list_devices(self) -> list[DeviceInfo]:
         """Return the account's present devices, backups included."""
@@ -130,7 +136,8 @@ class Devices:
         check_new_file(path, "choose another name", parents=True)
         device = new_device()
         self._publish_device(device, BACKUP)
-        KeyringFile.create(path, changed(self._keyring, device=device, pending=None), passphrase)
+        kept = changed(self._keyring, device=device, next_device=None, pending=None)
+        KeyringFile.create(path, kept, passphrase)
 
     def has_recovery(self) -> bool:
         """Return whether the account has a recovery code."""
@@ -203,6 +210,9 @@ class Devices:
         keyring, session = self._keyring, self._session
         chain = self.follow(keyring.statements)
         head = Statement.parse(chain[-1])
+        if keyring.next_device is not None and is_listed(head, keyring.next_device):
+            self._use_device(keyring.next_device)
+            keyring = self._keyring
         if keyring.current is None or head.generation != keyring.current.generation:
             self._renew(chain)
         elif chain != keyring.statements:

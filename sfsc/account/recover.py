@@ -284,7 +284,7 @@ class AccountRecovery:
                 voids=() if first is None else (record_hash(chain[first - 1]),),
             )
             self._session.state.change_key(state_key(device.xwing_private))
-            self._file.save(changed(keyring, device=device, pending=pending))
+            self._file.save(changed(keyring, device=device, next_device=None, pending=pending))
             reply = self._session.ask(
                 RotateBegin(pending.statement, pending.signatures, pending.bundle)
             )

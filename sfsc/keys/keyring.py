@@ -112,6 +112,8 @@ class Keyring(Struct):
     `tag_key` the key of tags in the log; the account keeps both for life. `pins` are (user, hash of
     that user's first statement), sorted by user. `distrust` is "" or, once the server has shown two
     histories, the name of the file in HOME/evidence that proves it, until the user accepts it.
+    `next_device` are new keys of this machine that the account may name already; they replace
+    `device` once it does.
     """
 
     AS_MAP: ClassVar[bool] = True
@@ -129,6 +131,7 @@ class Keyring(Struct):
     pending: PendingStatement | None
     pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(MAX_PINS)]
     distrust: Text = ""
+    next_device: DeviceKey | None = None
 
     @property
     def current(self) -> GenerationKeys | None:

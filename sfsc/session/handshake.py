@@ -41,19 +41,22 @@ class LoginKey(Value):
         return cls(device.device_id, generation, SigningKey.from_seed(device.sign_seed))
 
 
-def login_keys(keyring: Keyring, account_key: LoginKey) -> tuple[LoginKey, LoginKey]:
-    """Return the key to log in with, and another for the case that it is refused. `account_key` is
-    the account's own newest key.
+def login_keys(keyring: Keyring, account_key: LoginKey) -> list[LoginKey]:
+    """Return the keys to log in with, each for the case that those before are refused.
+    `account_key` is the account's own newest key.
 
     A device that the newest statement names logs in by itself. Any other first joins by the
     account's key. The account may have changed since: a statement of ours was accepted and its
     answer lost, or somebody with the account's key has replaced this device. A device that was
-    dropped by a rotation has neither key.
+    dropped by a rotation has none of the keys.
     """
     device = LoginKey.from_device(keyring.device, account_key.generation)
     listed = Statement.parse(keyring.statements[-1]).find_device(keyring.device.device_id)
     joined = listed is not None and listed.sign_pub == device.key.public
-    return (device, account_key) if joined else (account_key, device)
+    found = [device, account_key] if joined else [account_key, device]
+    if keyring.next_device is not None:
+        found.append(LoginKey.from_device(keyring.next_device, account_key.generation))
+    return found
 
 
 class SentLogin(Value):

@@ -348,14 +348,14 @@ class Session:
         if self._recovery is not None:
             return self._log_in(LoginKey(None, 0, self._recovery))
         account_key = LoginKey(None, self.author.generation, self._signing)
-        first, second = login_keys(self.keyring, account_key)
+        first, *others = login_keys(self.keyring, account_key)
         try:
             self._log_in(first)
         except Denied as exc:
-            try:
-                self._log_in(second)
-            except Denied:
-                raise Denied(exc.cause, f"{_ENDED_HINT}; {exc.hint}") from exc
+            for login in others:
+                with contextlib.suppress(Denied):
+                    return self._log_in(login)
+            raise Denied(exc.cause, f"{_ENDED_HINT}; {exc.hint}") from exc
 
     def _log_in(self, login: LoginKey) -> None:
         try:

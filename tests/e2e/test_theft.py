@@ -132,13 +132,13 @@ sfsc.connect(sys.argv[1], auto_rotate=False).rotate(compromised=True)
 """
 
 
-@pytest.mark.parametrize("before", ["keyring", "state"])
-def test_killed_before_new_device_key_is_saved(
-    daemon: Daemon, alice: Client, tmp_path: Path, before: str
+@pytest.mark.parametrize(("before", "rotated"), [("keyring", 0), ("keyring", 1), ("state", 0)])
+def test_killed_before_new_device_key_is_used(
+    daemon: Daemon, alice: Client, tmp_path: Path, before: str, rotated: bool
 ) -> None:
-    """The account already names the new key. The device joins again with the old one, so another
-    device's rotation does not lock it out, and the next attempt replaces it. If only the state
-    lacks the new key, its cached entries are listed again."""
+    """The account already names the new key, which this machine has saved, so that the rotation of
+    another device does not lock it out. If only the state lacks the new key, its cached entries are
+    listed again."""
     alice.run("key", "backup", tmp_path / "backup", "--no-passphrase")
     other, thief = Client(tmp_path / "other"), copied(alice, tmp_path / "thief")
     other.run("key", "restore", tmp_path / "backup", "--no-passphrase")
@@ -149,8 +149,10 @@ def test_killed_before_new_device_key_is_saved(
         check=False,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
-    alice.run("ls")
+    if not rotated:
+        alice.run("ls")
     other.run("rotate")
+    thief.run("ls", code=4)
     alice.run("ls")
     assert len(objects(alice.run("--json", "device", "list"))) == 3
     alice.run("rotate", "--compromised", NAMES[3])

@@ -15,6 +15,7 @@ from protocol.wire.messages.files import Record, Stat, Stated
 from protocol.wire.messages.rotation import (
     GetBundle,
     GetWraps,
+    NewStatement,
     Rewrap,
     RotateBegin,
     RotateFinish,
@@ -120,7 +121,7 @@ def test_no_false_alarm(
         assert done.size > 0
 
 
-MEETINGS = (RotateBegin, GetWraps, Rewrap, RotateFinish, GetBundle, Lookup)
+MEETINGS = (NewStatement, RotateBegin, GetWraps, Rewrap, RotateFinish, GetBundle, Lookup)
 
 
 @pytest.mark.parametrize(
