@@ -107,7 +107,9 @@ def main() -> int:
         scratch = Path(made)
         daemon = Daemon(scratch / "root")
         daemon.init()
-        (daemon.root / "sfsd.toml").write_text("[limits]\nconnections_per_address = 80\n")
+        (daemon.root / "sfsd.toml").write_text(
+            "[limits]\nconnections_per_address = 80\nuser_connections = 80\n"
+        )
         with daemon:
             client = daemon.client("mover", scratch / "home", "--no-passphrase")
             one(daemon, client, scratch)

@@ -72,7 +72,9 @@ def main() -> None:
         daemon = Daemon(scratch / "root")
         daemon.init()
         # One more than the default allows: 64 clients at once, and one beside them.
-        (daemon.root / "sfsd.toml").write_text("[limits]\nconnections_per_address = 80\n")
+        (daemon.root / "sfsd.toml").write_text(
+            "[limits]\nconnections_per_address = 80\nuser_connections = 80\n"
+        )
         with daemon, bare_pipe(scratch / "pipe") as pipe:
             client = daemon.client("bench", scratch / "home")
             for works in groups(client, pipe, scratch):

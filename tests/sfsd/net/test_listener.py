@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from protocol.codec.values import changed
+from protocol.records.invitation import parse_address
 from protocol.wire.messages import Error, Message
 from protocol.wire.messages.accounts import Status, StatusAnswer, UserAccess
 from protocol.wire.messages.session import Ping, Pong, Session
@@ -173,6 +176,48 @@ def test_limits_of_one_address(served: Daemon, tls: ssl.SSLContext) -> None:
         await server.stop()
 
     served.run(run())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit of Unix")
+def test_without_descriptors_a_connection_is_accepted_later(
+    served: Daemon, tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def run() -> None:
+        server = Server(served.context, tls)
+        host, port = parse_address(await server.start(HERE))
+        client = socket.socket()
+        client.setblocking(False)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, hard))
+        fillers = fill_descriptors()
+        try:
+            await asyncio.get_running_loop().sock_connect(client, (host, port))
+            await asyncio.sleep(0.3)
+            assert served.context.metrics.connections == 0
+        finally:
+            for handle in fillers:
+                os.close(handle)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await until(lambda: served.context.metrics.connections == 1)
+        client.close()
+        await server.stop()
+
+    with caplog.at_level(logging.INFO, "sfsd"):
+        served.run(run())
+    assert "not accepted, EMFILE" in caplog.records[-1].getMessage()
+
+
+def fill_descriptors() -> list[int]:
+    """Open descriptors until this process may open no more."""
+    handles: list[int] = []
+    while True:
+        try:
+            handles.append(os.dup(0))
+        except OSError:
+            return handles
 
 
 def test_limits_of_one_user(served: Daemon, tls: ssl.SSLContext) -> None:
