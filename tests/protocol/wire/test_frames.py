@@ -218,3 +218,18 @@ def test_long_bodies_do_not_change_while_a_view_exists() -> None:
             del body
     assert [bytes(end) for _, end in kept] == [bytes([number]) * 5 for number, _ in kept]
     assert len(kept) == 14
+
+
+def test_readers_without_bytes_of_a_frame_hold_no_buffer() -> None:
+    tracemalloc.start()
+    try:
+        readers = [FrameReader(MAX_BODY) for _ in range(200)]
+        for reader in readers:
+            frame = framed([b"body"])
+            reader.get_buffer()[: len(frame)] = frame
+            reader.buffer_updated(len(frame))
+            assert reader.next_body() == b"body"
+            assert reader.next_body() is None
+        assert tracemalloc.get_traced_memory()[0] < 20 * SCRATCH
+    finally:
+        tracemalloc.stop()

@@ -140,14 +140,22 @@ def test_bytes_arrive_in_order_both_ways(tls: ssl.SSLContext, room: int) -> None
 def test_connections_share_one_buffer_and_never_see_each_other(tls: ssl.SSLContext) -> None:
     async def work() -> None:
         shared = receive_buffer()
-        pairs = [await Pair.make(tls, shared) for _ in range(4)]
+        pairs = [await Pair.make(tls, shared, room=1000) for _ in range(4)]
         streams = [await pair.connect() for pair in pairs]
-        for pair in pairs[::2]:  # these hold what arrives
+        for pair in pairs[::2]:
+            pair.transport.pause_reading()
+        for number, (_, writer) in enumerate(streams):
+            writer.write(bytes([number]) * 400_000)
+        await asyncio.sleep(0.05)
+        for pair in pairs[::2]:  # these hold most of what has arrived
             pair.protocol.on_data = pair.transport.pause_reading
-        for _ in range(8):
-            for number, (_, writer) in enumerate(streams):
-                writer.write(bytes([number]) * 50_000)
-            await asyncio.sleep(0.01)
+            pair.transport.resume_reading()
+        await until(lambda: all(pair.transport._backlog for pair in pairs[::2]))
+        for pair, (_, writer) in zip(pairs[1::2], streams[1::2], strict=True):
+            await until(lambda pair=pair: len(pair.protocol.received) == 400_000)  # type: ignore[misc]
+            pair.protocol.received.clear()
+            writer.write(bytes([pairs.index(pair)]) * 400_000)
+            await until(lambda pair=pair: len(pair.protocol.received) == 400_000)  # type: ignore[misc]
         for pair in pairs[::2]:
             pair.protocol.on_data = lambda: None
             pair.transport.resume_reading()
@@ -274,6 +282,20 @@ def test_close_sends_all_first_and_waits_for_the_peer(tls: ssl.SSLContext) -> No
     run(work)
 
 
+def test_close_while_reading_is_paused_sees_the_end_of_the_peer(tls: ssl.SSLContext) -> None:
+    async def work() -> None:
+        pair = await Pair.make(tls)
+        reader, writer = await pair.connect()
+        pair.transport.pause_reading()
+        writer.write(b"request")
+        pair.transport.close()
+        assert await reader.read() == b""
+        writer.close()
+        await asyncio.wait_for(pair.protocol.lost, tls_transport.SHUTDOWN_SECONDS - 2)
+
+    run(work)
+
+
 @pytest.mark.parametrize("half_closed", [False, True])
 def test_peer_that_takes_nothing_cannot_delay_the_end(
     tls: ssl.SSLContext, half_closed: bool, monkeypatch: pytest.MonkeyPatch
@@ -307,6 +329,7 @@ def test_writes_after_a_reset_are_not_logged(
         _, writer = await pair.connect()
         raw: socket.socket = writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        pair.transport.pause_reading()  # so that a write meets the reset
         writer.transport.abort()
         await until(lambda: raw.fileno() == -1)
         for _ in range(50):
@@ -328,7 +351,6 @@ def test_lost_connection_needs_no_cycle_collection(tls: ssl.SSLContext) -> None:
         gone: list[weakref.ref[object]] = [weakref.ref(pair.transport), weakref.ref(pair.protocol)]
         writer.transport.abort()
         await pair.protocol.lost
-        pair.protocol.transport = None  # a `ClientConnection` is dropped as a whole
         del pair
         await asyncio.sleep(0)
         assert [one() for one in gone] == [None, None]
