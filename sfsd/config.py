@@ -15,6 +15,7 @@
     user_connections = 32
     user_requests_per_second = 0  # of one user; 0 is no limit
     user_bytes_per_second = "0"  # in both directions together
+    user_log_lines_per_day = 10000000  # of changes, and as many of logins; 0 is no limit
     idle_seconds = 600  # without a request
     write_seconds = 60  # without reading its answers
     rotations = 40  # begun by one account within 30 days
@@ -76,12 +77,16 @@ def parse_duration(text: str) -> int:
     return int(matched[1]) * _SECONDS[matched[2]]
 
 
+_LARGE = ("user_bytes_per_second", "user_log_lines_per_day")
+
+
 class ConnectionLimits(Value):
     """Table ``[limits]``: seconds, numbers of connections, and `rotations` per account in 30 days.
 
     Statements that keep the keys may be twice as many as `rotations`. `user_shared_files` are those
-    that one user can share with one other user. `user_requests_per_second` and
-    `user_bytes_per_second` are 0 for no limit; each other limit is at least 1.
+    that one user can share with one other user. `user_requests_per_second`,
+    `user_bytes_per_second` and `user_log_lines_per_day` are 0 for no limit; each other limit is at
+    least 1.
     """
 
     login_seconds: int = 10
@@ -96,12 +101,17 @@ class ConnectionLimits(Value):
     user_connections: int = 32
     user_requests_per_second: int = 0
     user_bytes_per_second: int = 0
+    user_log_lines_per_day: int = 10_000_000
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             least = 0 if name.endswith("_per_second") else 1
-            if name != "user_bytes_per_second" and not least <= getattr(self, name) <= 10**6:
+            if name in _LARGE:
+                continue
+            if not least <= getattr(self, name) <= 10**6:
                 raise ConfigError(f"limits.{name} is not between {least} and 1,000,000")
+        if not 0 <= self.user_log_lines_per_day <= 10**9:
+            raise ConfigError("limits.user_log_lines_per_day is not between 0 and 1,000,000,000")
         if 0 < self.user_bytes_per_second < LEAST_BYTES:
             raise ConfigError(f"limits.user_bytes_per_second is not 0 or at least {LEAST_BYTES}")
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import sfsd.operations  # noqa: F401 - fills the table
 from protocol.codec.fields import shortened
 from protocol.codec.names import SERVER
+from protocol.log.auditlog import IDENTITY_OPS
 from protocol.records.records import COMPROMISED, RECOVERY, Statement
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import UserAccess
@@ -41,6 +43,7 @@ from sfsd.errors import (
 from sfsd.fs.files import NO_DESCRIPTORS
 from sfsd.net.batches import BatchRunner, OperationError
 from sfsd.net.connection_limits import IncidentCounter, source_network
+from sfsd.net.line_limits import LineLimits
 from sfsd.operations.login import enrol, log_in
 from sfsd.rules.context import OPERATIONS, Access, Principal, ServerContext, Transaction
 from sfsd.state.uploads import WINDOW
@@ -67,6 +70,8 @@ class Dispatcher:
         self.on_revoke: Revoke = lambda _user, _which: None
         self._batches = BatchRunner(context.committer)
         self._data: dict[Principal, set[asyncio.Future[None]]] = {}
+        limits = context.config.limits
+        self._lines = LineLimits(limits.user_log_lines_per_day, time.monotonic)
 
     def welcome(self) -> Welcome:
         """Return a new first frame: the server's statement, a login challenge, and limits."""
@@ -88,9 +93,12 @@ class Dispatcher:
         """
 
         def decide() -> tuple[Principal, Session] | Transaction[tuple[Principal, Session]]:
-            if isinstance(message, Login):
-                return log_in(self.context, message, welcome_sha256, address)
-            return enrol(self.context, message, welcome_sha256, address)
+            if isinstance(message, Enroll):
+                return enrol(self.context, message, welcome_sha256, address)
+            found = log_in(self.context, message, welcome_sha256, address)
+            if isinstance(found, Transaction):
+                self._count_line(message.user, found, login=True)
+            return found
 
         # Anybody can name any user, so the turns are those of the address.
         outcome = await self._batches.run(f"login from {source_network(address)}", decide)
@@ -160,7 +168,22 @@ class Dispatcher:
         follows = who.published and isinstance(message, LogLeaves | LogLines)
         if Access.RESTRICTED not in operation.access and not follows and self._is_superseded(who):
             raise Refused("stale-generation", _SUPERSEDED)
-        return operation.function(self.context, who, message)
+        found = operation.function(self.context, who, message)
+        if isinstance(found, Transaction):
+            self._count_line(who.user, found, login=False)
+        return found
+
+    def _count_line(self, user: str, found: Transaction[Any], *, login: bool) -> None:
+        """Raise `Refused` if the user's line would be one too many. Statements have a limit of
+        their own: a flood by a thief must not stop the owner from ending the thief's keys."""
+        if found.change.draft.op in IDENTITY_OPS:
+            return
+        try:
+            self._lines.take(user, login=login)
+        except Refused:
+            if found.undo is not None:
+                found.undo()
+            raise
 
     def _reply(self, who: Principal, message: Request, outcome: Reply | OperationError) -> Reply:
         if isinstance(outcome, OperationError):
@@ -219,6 +242,7 @@ class Dispatcher:
     async def tick(self) -> None:
         """Log refusals that are due and drop idle uploads; called every few seconds."""
         await self._batches.pool.run(SERVER, self.context.uploads.drop_idle, slow=True)
+        self._lines.forget_idle()
         self._log_refusals(last=False)
 
     async def close(self) -> None:

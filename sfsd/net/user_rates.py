@@ -18,13 +18,13 @@ _BURST_SECONDS: Final = 1.0
 class TokenBucket:
     """Token bucket that may go into debt: the size of an answer is known only once it is made.
 
-    It gains `rate` tokens a second, and holds at most what it gains in `_BURST_SECONDS`. A `rate`
+    It gains `rate` tokens a second, and holds at most what it gains in `saved_seconds`. A `rate`
     of 0 is no limit. `now` is in seconds of any clock that never goes back.
     """
 
-    def __init__(self, rate: float, now: float) -> None:
+    def __init__(self, rate: float, now: float, saved_seconds: float = _BURST_SECONDS) -> None:
         self._rate = rate
-        self._tokens = rate * _BURST_SECONDS
+        self._most = self._tokens = rate * saved_seconds
         self._at = now
 
     def take(self, amount: float, now: float) -> None:
@@ -33,21 +33,24 @@ class TokenBucket:
             self._refill(now)
             self._tokens -= amount
 
-    def wait(self, now: float) -> float:
-        """Return the seconds until the bucket holds a token or part of one: 0 if it does now."""
+    def wait(self, now: float, tokens: float = 0) -> float:
+        """Return the seconds until the bucket holds that many tokens, or with 0 any part of one: 0
+        if it does now."""
         if not self._rate:
             return 0.0
         self._refill(now)
-        return 0.0 if self._tokens > 0 else -self._tokens / self._rate + _LEAST_WAIT
+        if self._tokens > 0 and self._tokens >= tokens:
+            return 0.0
+        return (tokens - self._tokens) / self._rate + _LEAST_WAIT
 
     def is_full(self, now: float) -> bool:
         """Tell whether a new bucket would hold as many tokens."""
         self._refill(now)
-        return self._tokens >= self._rate * _BURST_SECONDS
+        return self._tokens >= self._most
 
     def _refill(self, now: float) -> None:
         gained = (now - self._at) * self._rate
-        self._tokens = min(self._tokens + gained, self._rate * _BURST_SECONDS)
+        self._tokens = min(self._tokens + gained, self._most)
         self._at = now
 
 

@@ -46,6 +46,7 @@ def test_every_setting() -> None:
     user_connections = 13
     user_requests_per_second = 14
     user_bytes_per_second = "15 MiB"
+    user_log_lines_per_day = 20000000
     [rotation]
     max_age = "4w"
     grace = "0d"
@@ -55,7 +56,7 @@ def test_every_setting() -> None:
         "[::]:7373",
         "files.example:7373",
         50 * 1024**3,
-        ConnectionLimits(3, 5, 6, 7, 8, 9, 11, 12, 16, 13, 14, 15 << 20),
+        ConnectionLimits(3, 5, 6, 7, 8, 9, 11, 12, 16, 13, 14, 15 << 20, 20_000_000),
         RotationPolicy(28 * DAY, 0, 0),
     )
 
@@ -76,6 +77,8 @@ def test_every_setting() -> None:
         (b"[limits]\nuser_connections = 0", "limits.user_connections"),
         (b"[limits]\nuser_requests_per_second = -1", "limits.user_requests_per_second"),
         (b"[limits]\nuser_bytes_per_second = 100", "limits.user_bytes_per_second"),
+        (b"[limits]\nuser_log_lines_per_day = -1", "limits.user_log_lines_per_day"),
+        (b"[limits]\nuser_log_lines_per_day = 2000000000", "limits.user_log_lines_per_day"),
         (b'[limits]\nuser_bytes_per_second = "1 horse"', "limits.user_bytes_per_second"),
         (b"[rotation]\nmax_age = 90", "rotation.max_age"),
         (b'[rotation]\nmax_age = "1h"', "rotation.max_age"),

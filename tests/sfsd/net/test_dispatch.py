@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,7 @@ from protocol.wire.messages.uploads import (
     PutResume,
     PutSmall,
 )
+from sfsd.config import Config, ConnectionLimits
 from sfsd.errors import Refused
 from sfsd.rules.context import OPERATIONS, Access, Principal
 from sfsd.state.uploads import WINDOW
@@ -229,6 +232,33 @@ def test_disabling_a_user_revokes_their_sessions(served: Daemon, ada: Person) ->
     assert revoked == []
     done(served.ask(operator, UserAccess("ada", disabled=True, reason="")))
     assert revoked == ["ada"]
+
+
+def test_a_user_who_fills_the_log_is_refused_and_nobody_else(tmp_path: Path) -> None:
+    config = Config(limits=ConnectionLimits(user_log_lines_per_day=10))
+    with daemon(tmp_path, config=config) as served:
+        ada, bob = served.person("ada"), served.person("bob")
+        puts = [ada.ask(ada.version(file_id(n), b"c" * 56).small()) for n in range(10, 22)]
+        assert [type(one) for one in puts] == [Done] * 10 + [Error] * 2
+        error = refused(puts[-1], "busy")
+        assert re.search(r"try again in [0-9,]+ s$", error.text)
+        upload = ada.upload(F, b"c" * 56)
+        for _ in range(2):  # the first did not leave the upload as one that is being committed
+            error = refused(ada.ask(ada.version(F, b"c" * 56).commit(upload)), "busy")
+            assert "the log has" in error.text
+        assert isinstance(ada.ask(Stat("ada", file_id(10), 0)), Stated)
+        bob.put(F)
+        operator = served.operator()
+        for number in range(20):
+            done(served.ask(operator, UserAccess("bob", disabled=number % 2 == 0, reason="")))
+        for _ in range(10):
+            ada.log_in()
+        with pytest.raises(Refused) as too_often:
+            ada.log_in()
+        assert too_often.value.code == "busy"
+        served.operator()
+        lines = [entry for entry in served.entries() if entry.actor == "ada"]
+    assert Counter(entry.op for entry in lines) == {"enrol": 1, "upload": 10, "login": 10}
 
 
 def test_refused_attempts_are_logged_by_source_and_minute(served: Daemon, ada: Person) -> None:

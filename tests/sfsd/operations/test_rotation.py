@@ -49,7 +49,7 @@ from protocol.wire.messages.rotation import (
     WrapsPage,
 )
 from protocol.wire.messages.sharing import Identity, Lookup
-from sfsd.config import DAY, ConnectionLimits
+from sfsd.config import DAY, Config, ConnectionLimits
 from sfsd.errors import Stale
 from sfsd.operations.rotation import NEWEST_ENDORSEMENTS, rewrap
 from sfsd.rules.context import Access, Transaction
@@ -329,6 +329,16 @@ def begun(person: Person, **changes: Any) -> None:
     person.key, person.wrap_pub = person.next_key, person.next_wrap
     person.first, person.generation = person.renewed, person.renewed.generation
     person.who = person.log_in()
+
+
+def test_a_log_that_a_thief_filled_stops_no_rotation(tmp_path: Path) -> None:
+    config = Config(limits=ConnectionLimits(user_log_lines_per_day=1))
+    with daemon(tmp_path, config=config) as served:
+        ada = served.person("ada")
+        ada.put(file_id(1))
+        refused(ada.ask(ada.version(file_id(2), b"c" * 56).small()), "busy")
+        message = renewed(ada)
+        check_receipt(done(ada.ask(message)), message.statement)
 
 
 def wraps(person: Person, *, everything: bool = False, limit: int = 256) -> list[WrapItem]:
