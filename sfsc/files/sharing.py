@@ -140,8 +140,8 @@ class Sharing:
         if file is None or file.deleted != deleted:
             return None
         # Who has left the file gets it again only if it is shared by its name.
-        left = self._session.log.left_readers(file.file_id)
-        having = {reader[0] for reader in file.head.readers}.union(left)
+        left = self._left_of(file, found)
+        having = {reader[0] for reader in file.head.readers} | left
         while added := [reader for reader in found if reader[0] not in having]:
             try:
                 return self.set_readers(file, tuple(sorted([*file.head.readers, *added])))
@@ -155,13 +155,17 @@ class Sharing:
     def drop_left(self, file: VerifiedFile) -> VerifiedFile:
         """Drop the readers who have left the file, as they have signed; return the file as it is
         then. A leave record that its reader has not signed is ignored, with a warning."""
+        gone = self._left_of(file, file.head.readers)
+        return self._change(file, _drop_readers(gone)) if gone else file
+
+    def _left_of(self, file: VerifiedFile, readers: Iterable[ReaderEntry]) -> set[str]:
+        """Return those of `readers` who have left the file, and were not added again."""
         left = self._session.log.left_readers(file.file_id)
-        gone = {
+        return {
             user
-            for user, first, _ in file.head.readers
+            for user, first, _ in readers
             if user in left and self._has_signed(left[user], user, first)
         }
-        return self._change(file, _drop_readers(gone)) if gone else file
 
     def _has_signed(self, leave: SignedLeave, user: str, first: bytes) -> bool:
         """Return whether the reader with this first statement has signed the leave record."""

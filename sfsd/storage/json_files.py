@@ -202,6 +202,8 @@ def _account(value: dict[str, Any]) -> StoredAccount:
     blocked = tuple(value.get("blocked", ()))
     for name in blocked:
         check_user_name(name)
+    if list(blocked) != sorted(set(blocked)):
+        raise ValueError("the blocked users are not sorted and unique")
     return StoredAccount(
         seq=_number(value["seq"]),
         token_sha256=None if value["token"] is None else bytes.fromhex(value["token"]),

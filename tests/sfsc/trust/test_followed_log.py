@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -253,14 +253,15 @@ def other_record(log: Log) -> None:
     log.append("purge", "alice", rec=record(2, b"x" * 32))
 
 
-def leave(log: Log, of: bytes, **changes: Any) -> None:
+def leave(log: Log, of: bytes, sigs: Mapping[str, bytes] | None = None, **changes: Any) -> None:
     """Append an entry by which bob leaves the file of alice, whose last record is `of`."""
     fields = {"owner": "alice", "file_id": examples.FILE_ID, "user": "bob"} | changes
     body = LeaveRecord(
         server=SERVER, first=bytes(32), generation=1, record=record_hash(of), created=1, **fields
     ).encode()
     entry: dict[str, Any] = {"actor": "bob", "owner": "alice", "file": examples.FILE_ID}
-    log.append("leave", "alice", rec=body, sigs={"00" * 32: b"s" * 64}, **entry)
+    sigs = {"00" * 32: b"s" * 64} if sigs is None else sigs
+    log.append("leave", "alice", rec=body, sigs=sigs, **entry)
 
 
 def leave_before(log: Log) -> None:
@@ -278,6 +279,18 @@ def leave_of_another(log: Log) -> None:
     (first,) = chain(1)
     log.append("purge", "alice", rec=first)
     leave(log, first, user="carol")
+
+
+def leave_unsigned(log: Log) -> None:
+    (first,) = chain(1)
+    log.append("purge", "alice", rec=first)
+    leave(log, first, sigs={})
+
+
+def leave_signed_shortly(log: Log) -> None:
+    (first,) = chain(1)
+    log.append("purge", "alice", rec=first)
+    leave(log, first, sigs={"00" * 32: b"s" * 63})
 
 
 def malformed_record(log: Log) -> None:
@@ -306,6 +319,8 @@ def false_count(log: Log) -> None:
         (leave_before, BadReceipt),
         (leave_of_nothing, BadReceipt),
         (leave_of_another, BadReceipt),
+        (leave_unsigned, BadReceipt),
+        (leave_signed_shortly, BadReceipt),
         (false_count, BadReceipt),
     ],
 )
@@ -420,6 +435,8 @@ def test_what_another_process_saved_later_is_not_taken_for_the_past() -> None:
     followed = follower(start, lambda _file_id: heads[2])
     with pytest.raises(Rollback):
         followed.head_at(examples.FILE_ID, start.size)
+    leave(log, records[2])
+    followed = follower(start, lambda _file_id: heads[2])
     follow(log, followed)
     assert followed.head_at(examples.FILE_ID, start.size) == (1, heads[0].hash)
     assert followed.head_at(examples.FILE_ID, followed.size) == (3, heads[2].hash)
@@ -458,6 +475,22 @@ def test_readers_who_have_left_stay_known_until_they_are_added_again() -> None:
     follow(log, again)
     assert again.left_readers(examples.FILE_ID) == {}
     assert again.take_changes().left == ()
+
+
+def test_a_leave_record_after_a_record_that_another_process_saved_is_taken() -> None:
+    log, (first,) = Log(), chain(1)
+    log.enrol()
+    start = follower()
+    follow(log, start)
+    begun = start.position(b"")
+    second = record(2, record_hash(first))
+    # The file's records up to the second are saved by a process that has followed farther.
+    saved = LoggedHead(2, record_hash(second), 2)
+    log.append("login", "alice")
+    leave(log, first)
+    followed = follower(begun, lambda _file_id: saved)
+    follow(log, followed)
+    assert list(followed.left_readers(examples.FILE_ID)) == ["bob"]
 
 
 def test_a_leave_record_of_ours_is_known_by_its_hash() -> None:

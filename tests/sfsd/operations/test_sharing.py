@@ -28,7 +28,7 @@ from protocol.wire.messages.sharing import (
     VersionWrap,
 )
 from sfsd.config import DAY
-from sfsd.errors import Stale
+from sfsd.errors import Refused, Stale
 from sfsd.operations import sharing
 from sfsd.operations.records import RecordEffects
 from sfsd.rules.context import Access, Transaction
@@ -472,6 +472,37 @@ def test_a_reader_who_has_left_sees_nothing_and_needs_no_wrap(
     assert received(bob) == [("ada", F, True)]
     assert [set(one.accounts) for one in served.entries("access")][-2:] == [{"ada"}, {"ada", "bob"}]
     check_tags(served, {"ada": ada.tag_key, "bob": bob.tag_key})
+
+
+def test_leaving_makes_room_for_another_file(
+    served: Daemon, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.context.wishes, "_shared_files", 1)
+    both = (ada.wrap(), bob.wrap())
+    ada.put(F, b"one", readers=(reader(bob),), wraps=both)
+    other = ada.version(file_id(2), b"two", readers=(reader(bob),), wraps=both)
+    refused(ada.ask(other.small()), "share-refused")
+    left(bob, ada)
+    done(ada.ask(other.small()))
+    assert received(bob) == [("ada", file_id(2), True)]
+
+
+def test_a_new_file_needs_a_wrap_for_each_reader(ada: Person, bob: Person) -> None:
+    """Nobody can have left it yet."""
+    made = ada.version(F, b"one", readers=(reader(bob),), wraps=(ada.wrap(),))
+    refused(ada.ask(made.small()), "stale-recipient")
+
+
+def test_a_reader_whose_account_is_damaged_stops_no_put(tmp_path: Path) -> None:
+    with daemon(tmp_path) as served:
+        ada, bob = served.person("ada"), served.person("bob")
+    (tmp_path / "store/users/bob/account.json").write_bytes(b"{}")
+    with daemon(tmp_path) as served:
+        ada.served, ada.who = served, served.open(ada.login())[0]
+        with pytest.raises(Refused):
+            served.open(bob.login())
+        ada.put(F, b"one", readers=(reader(bob),), wraps=(ada.wrap(),))
+        ada.put(F, b"two", wraps=(ada.wrap(),))
 
 
 def test_wrong_leave_records_are_refused(served: Daemon, ada: Person, bob: Person) -> None:

@@ -179,6 +179,7 @@ LINK = StoredStatement(STATEMENT.encode(), (bytes(64),), 5, STATEMENT)
         ACCOUNT,
         changed(ACCOUNT, used_by=HASH, tag_key=bytes(32), disabled=True, quota=2**40),
         changed(ACCOUNT, token_sha256=None, forced="key stolen"),
+        changed(ACCOUNT, blocked=("bob", "carol")),
     ],
 )
 def test_an_account_round_trips(account: StoredAccount) -> None:
@@ -222,6 +223,11 @@ def test_a_chain_round_trips() -> None:
         ACCOUNT.encode(3).replace(b"false", b"0"),
         ACCOUNT.encode(3).replace(b"null}", b"7}"),
         ACCOUNT.encode(3).replace(b"null}", b'null,"more":1}'),
+        ACCOUNT.encode(3).replace(b"null}", b'null,"blocked":[]}'),
+        ACCOUNT.encode(3).replace(b"null}", b'null,"blocked":"bob"}'),
+        ACCOUNT.encode(3).replace(b"null}", b'null,"blocked":["a/b"]}'),
+        ACCOUNT.encode(3).replace(b"null}", b'null,"blocked":["bob","ada"]}'),
+        ACCOUNT.encode(3).replace(b"null}", b'null,"blocked":["bob","bob"]}'),
         SIDECAR.encode(7),
     ],
 )
