@@ -183,8 +183,8 @@ def test_a_file_of_an_account_does_not_stop_a_start(ada: Person, tmp_path: Path,
     with daemon(tmp_path) as running:
         done(running.ask(running.operator(), UserQuota("ada", 1 << 20)))
         served_again(ada, running)
-        for blocked in (True, False, True):
-            done(ada.ask(BlockOwner("bob", blocked)))
+        done(ada.ask(BlockOwner("bob", blocked=True)))
+        done(ada.ask(BlockOwner("eve", blocked=False)))
     unsettle(tmp_path)
     (users(tmp_path) / "ada" / name).unlink()
     with daemon(tmp_path) as running:
