@@ -485,7 +485,7 @@ def test_a_leave_record_after_a_record_that_another_process_saved_is_taken() -> 
     begun = start.position(b"")
     second = record(2, record_hash(first))
     # The file's records up to the second are saved by a process that has followed farther.
-    saved = LoggedHead(2, record_hash(second), 2)
+    saved = LoggedHead(2, record_hash(second), 2, 0, b"")
     log.append("login", "alice")
     leave(log, first)
     followed = follower(begun, lambda _file_id: saved)
