@@ -1,9 +1,10 @@
-"""`sfsd fsck --cut-log`: only where the log is damaged, and never halfway."""
+"""`sfsd fsck --cut-log`: only where the log is damaged, and never halfway. The table of the log."""
 
 from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,27 @@ def test_a_cut_that_was_interrupted_is_continued(
     sfsd("fsck", "--cut-log", str(count))
     sfsd("fsck", "--read-data")
     assert (root / "logs" / f"cut-{count}.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("how", ["changed", "malformed"])
+def test_a_wrong_table_of_newest_files_is_found_and_made_again(
+    root: Path, sfsd: Sfsd, lines: list[bytes], how: str
+) -> None:
+    sfsd("fsck")
+    table = root / "logs" / "tree" / "paths"
+    if how == "malformed":
+        table.write_bytes(b"nothing that SQLite wrote" * 100)
+    else:
+        database = sqlite3.connect(table)
+        with database:
+            assert database.execute("DELETE FROM paths WHERE path LIKE 'bea/%'").rowcount
+        database.close()
+    assert "cache: logs/tree/paths" in sfsd("fsck", code=5).out
+    key = (root / "keys" / "log.key").rename(root / "log.key")
+    assert "repaired cache: logs/tree/paths" in sfsd("fsck", "--repair").out
+    assert not table.exists()
+    key.rename(root / "keys" / "log.key")
+    sfsd("fsck", "--repair")  # with the key, as a start does
+    assert table.stat().st_size
+    sfsd("fsck")
+    sfsd("audit", "verify")
