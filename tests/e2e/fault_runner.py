@@ -44,15 +44,19 @@ from tests.e2e.accounts import enrolled, new_root
 from tests.harness import Daemon
 
 POINT_SIZE = 192
-MOST_SEEN = 2000
+MOST_SEEN = 8000
 OFF, COUNT, FAIL = range(3)
 MODES = ("told", "client killed", "daemon killed")
+READING = ("open-read", "stat", "fstat", "read")
+"""Calls that change nothing; the long sweep has them too."""
 NO_ROOM = "no room"
 """Mode of a disk that is full until there is room again: no sync fails, no bytes are lost."""
 FAULTS = {
     "EIO": errno.EIO,
     "ENOSPC": errno.ENOSPC,
     "EMFILE": errno.EMFILE,
+    "ENOMEM": errno.ENOMEM,
+    "EACCES": errno.EACCES,
     "short": 0,
     "instead": -1,
     "after": -2,
@@ -76,6 +80,7 @@ class Plan(ctypes.Structure):
         ("lasting", ctypes.c_int),
         ("mode", ctypes.c_int),
         ("client", ctypes.c_int),
+        ("reads", ctypes.c_int),
         ("point", ctypes.c_char * POINT_SIZE),
         ("matched", ctypes.c_int),
         ("fired", ctypes.c_int),
@@ -89,6 +94,7 @@ class Plan(ctypes.Structure):
     lasting: int
     mode: int
     client: int
+    reads: int
     point: bytes
     matched: int
     fired: int
@@ -348,6 +354,8 @@ class Runner:
         self._output = folder / "output"
         self._processes: list[Process] = []
         self._outcomes: dict[str, Outcome] = {}
+        self.reads = False
+        """Whether `count` counts calls of `READING` too."""
 
     # Daemons and commands.
 
@@ -534,6 +542,7 @@ class Runner:
             if point.mode == NO_ROOM:
                 plan.lasting = 2
             plan.mode = MODES.index(point.mode) if point.mode in MODES else 0
+        plan.reads = self.reads if point is None else point.call.split()[0] in READING
         plan.state = COUNT if point is None else FAIL
 
     def run(self, scenario: str, point: Point | None) -> None:
@@ -782,7 +791,7 @@ class Runner:
 
 
 def main() -> None:
-    """Answer requests, one a line: ``{"count": SCENARIO}``, ``{"point": {...}}`` or
+    """Answer requests, one a line: ``{"count": SCENARIO, "reads": BOOL}``, ``{"point": {...}}`` or
     ``{"without_room": {...}}``."""
     # The commands that run here set up their standard input, which must be unread for that.
     requests, sys.stdin = sys.stdin, open(os.devnull)  # noqa: SIM115 - until the end
@@ -791,6 +800,7 @@ def main() -> None:
     for line in requests:
         request = json.loads(line)
         if "count" in request:
+            runner.reads = request["reads"]
             answer: object = runner.count(request["count"])
         elif "without_room" in request:
             answer = runner.run_without_room(Point(**request["without_room"]))

@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #define POINT 192
-#define MOST 2000
+#define MOST 8000
 enum { OFF, COUNT, FAIL };                     /* plan.state */
 enum { TOLD, KILL_CLIENT, KILL_DAEMON };       /* plan.mode */
 enum { ONCE, LASTING, NO_ROOM };               /* plan.lasting */
@@ -27,7 +27,7 @@ enum { SHORT = 0, INSTEAD = -1, AFTER = -2 };  /* plan.error; a positive number 
 
 struct plan {
     atomic_int state;
-    int number, error, lasting, mode, client;
+    int number, error, lasting, mode, client, reads;
     char point[POINT]; /* "CALL CLASS" */
     atomic_int matched, fired, doomed, counted;
     char seen[MOST][POINT];
@@ -70,7 +70,7 @@ static int classify(const char *call, const char *path, char *point) {
 static int path_of(int fd, char *path) {
     char link[64];
     struct stat status;
-    if (fstat(fd, &status) || !(S_ISREG(status.st_mode) || S_ISDIR(status.st_mode))) return 0;
+    if (((int (*)(int, struct stat *))real("fstat"))(fd, &status) || !(S_ISREG(status.st_mode) || S_ISDIR(status.st_mode))) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, 4095);
     if (length < 0) return 0;
@@ -92,7 +92,7 @@ static void kill_client(void) {
     snprintf(name, sizeof name, "/proc/%d/stat", plan->client);
     for (int turn = 0; turn < 200; turn++, usleep(1000)) {
         int fd = REAL(open)(name, O_RDONLY | O_CLOEXEC);
-        ssize_t length = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+        ssize_t length = fd < 0 ? 0 : REAL(read)(fd, text, sizeof text - 1);
         if (fd >= 0) close(fd);
         text[length > 0 ? length : 0] = 0;
         char *end = strrchr(text, ')');
@@ -101,10 +101,15 @@ static void kill_client(void) {
     usleep(2000);
 }
 
+static int is_reading(const char *call) {
+    return !strncmp(call, "open-read", 9) || !strncmp(call, "stat", 4) || !strncmp(call, "fstat", 5) || !strncmp(call, "read", 4);
+}
+
 /* Return whether this failure, once it lasts, also affects `call`: a full disk still removes and
  * truncates, and too many open files only prevent opening. With NO_ROOM a sync does not fail: no
  * written bytes are lost. */
 static int affects(const char *call) {
+    if (is_reading(call)) return 0;
     if (plan->lasting == NO_ROOM)
         return !strcmp(call, "open-create") || strstr(call, "pwrite") || !strcmp(call, "write") || !strcmp(call, "writev") || !strcmp(call, "fallocate") ||
                !strcmp(call, "link") || !strcmp(call, "mkdir");
@@ -117,6 +122,7 @@ enum { PASS, FAULT, CUT, KILL_AFTER };
 
 static int decide_at(const char *call, const char *path) {
     char point[POINT];
+    if (!plan->reads && is_reading(call)) return PASS;
     if (!classify(call, path, point)) return PASS;
     if (plan->state == COUNT) {
         int index = atomic_fetch_add(&plan->counted, 1);
@@ -233,7 +239,7 @@ static int decide_open(const char *path, int flags) {
     if (flags & O_CREAT) return decide("open-create", path);
     if ((flags & O_ACCMODE) != O_RDONLY) return decide("open-write", path);
     if (flags & O_DIRECTORY) return decide("open-folder", path);
-    return PASS;
+    return decide("open-read", path);
 }
 #define MODE(flags)                                    \
     mode_t mode = 0;                                   \
@@ -257,3 +263,15 @@ OPEN(open64)
     }
 OPENAT(openat)
 OPENAT(openat64)
+
+/* Examining and reading files, if plan.reads. */
+int stat(const char *path, struct stat *status) { AROUND(decide("stat", path), int, REAL(stat)(path, status)); }
+int stat64(const char *path, struct stat64 *status) { AROUND(decide("stat", path), int, REAL(stat64)(path, status)); }
+int lstat(const char *path, struct stat *status) { AROUND(decide("stat", path), int, REAL(lstat)(path, status)); }
+int lstat64(const char *path, struct stat64 *status) { AROUND(decide("stat", path), int, REAL(lstat64)(path, status)); }
+int fstatat(int fd, const char *path, struct stat *status, int flags) { AROUND(decide("stat", path), int, REAL(fstatat)(fd, path, status, flags)); }
+int fstatat64(int fd, const char *path, struct stat64 *status, int flags) { AROUND(decide("stat", path), int, REAL(fstatat64)(fd, path, status, flags)); }
+int fstat64(int fd, struct stat64 *status) { AROUND(decide_fd("fstat", fd), int, REAL(fstat64)(fd, status)); }
+ssize_t read(int fd, void *data, size_t length) { AROUND(decide_fd("read", fd), ssize_t, REAL(read)(fd, data, length)); }
+ssize_t pread64(int fd, void *data, size_t length, off64_t at) { AROUND(decide_fd("read", fd), ssize_t, REAL(pread64)(fd, data, length, at)); }
+ssize_t preadv64(int fd, const struct iovec *parts, int count, off64_t at) { AROUND(decide_fd("read", fd), ssize_t, REAL(preadv64)(fd, parts, count, at)); }

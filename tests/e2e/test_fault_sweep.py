@@ -1,6 +1,7 @@
 """One failed system call of the daemon on a file of its root, at every call of some scenarios.
 
-A call fails with EIO, ENOSPC, EMFILE or a short write, once or until the daemon ends. The client is
+A call fails with EIO, ENOSPC, EMFILE or a short write, once or until the daemon ends. In the long
+sweep, opening, examining and reading a file also fail, with EIO, EACCES or ENOMEM. The client is
 told, or is killed first, or the daemon is killed while it handles the failure. A counting run of
 each scenario finds the calls. Afterwards the daemon must start. Acknowledged files open, every
 other file is old or new, other users' files open, and the account can be used. No logged bytes are
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.fault_runner import MODES, NO_ROOM, Point
+from tests.e2e.fault_runner import MODES, NO_ROOM, READING, Point
 from tests.harness import environment
 
 SAMPLE = 80
@@ -58,6 +59,10 @@ def points_of(scenario: str, calls: Sequence[str]) -> list[Point]:
 
 
 def _faults(call: str, mode: str) -> Iterator[tuple[str, bool]]:
+    if call in READING:
+        if mode == "told":
+            yield from (("EIO", False), ("EACCES", False), ("ENOMEM", False))
+        return
     for fault in ("EIO", "ENOSPC", *(["EMFILE"] if call.startswith("open-") else [])):
         yield from ((fault, False), (fault, True))
     if call in ("write", "pwrite"):
@@ -124,7 +129,7 @@ def runner(tmp_path: Path) -> Iterator[Runner]:
 
 
 def chosen_points(runner: Runner, scenario: str) -> list[Point]:
-    calls = runner.ask(count=scenario)
+    calls = runner.ask(count=scenario, reads=COUNT > SAMPLE)
     assert isinstance(calls, list)
     share, rest = divmod(COUNT, len(SCENARIOS))
     return sampled(
