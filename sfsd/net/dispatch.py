@@ -34,9 +34,11 @@ from protocol.wire.messages.session import (
 from protocol.wire.messages.uploads import Data
 from sfsd.errors import (
     DamagedError,
+    JournalError,
     JournalRefusedError,
     Refused,
     StoreBusyError,
+    StoreError,
     StoreRefusedError,
     UnreadableError,
 )
@@ -207,8 +209,13 @@ class Dispatcher:
             self.on_revoke(message.user, None)
         elif isinstance(message, (NewStatement, RotateBegin)):
             who.published = True
-            found = self.context.users.chain(who.user)
             statement = Statement.parse(message.statement)
+            try:
+                found = self.context.users.chain(who.user)
+            except (StoreError, JournalError):
+                # It is unknown which sessions may go on, so all others are closed.
+                self.on_revoke(who.user, lambda one: one is not who)
+                return
             closes_older = statement.reason in (COMPROMISED, RECOVERY)
 
             def has_ended(one: Principal) -> bool:

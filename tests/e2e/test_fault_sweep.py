@@ -8,8 +8,9 @@ other file is old or new, other users' files open, and the account can be used. 
 lost, and `sfsd fsck --read-data` and `sfsd audit verify` find nothing. `tests.e2e.fault_runner`
 runs a point.
 
-A test run has 80 of about 25,000 points. `make fault-sweep` sets SFS_FAULT_POINTS to 2,000. Each of
-the two workers has one core and takes about a second a point.
+A test run has 80 of about 25,000 points, and the long sweep chooses from 32,000. `make fault-sweep`
+sets SFS_FAULT_POINTS to 2,000. Each of the two workers has one core and takes about a second a
+point.
 """
 
 from __future__ import annotations

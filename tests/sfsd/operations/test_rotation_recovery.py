@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from protocol.wire.messages.rotation import GetBundle, Rewrapped, RotateBegin, S
 from protocol.wire.messages.session import Ping
 from sfsd.config import DAY, ConnectionLimits
 from sfsd.errors import Refused, Stale
+from sfsd.fs.files import Files
 from sfsd.rules import bundles
 from sfsd.rules.context import Principal
 from sfsd.rules.users import MAX_RUN
@@ -248,6 +251,38 @@ def test_sessions_of_older_generations_are_closed(
     done(ada.ask(renewed(ada, reason)))
     assert gone == ([sessions[1]] if closed else [])
     assert not isinstance(served.ask(asker, Ping()), Refused)
+
+
+class LosesStatements(Files):
+    """A disk that cannot read the next statements.json that is written."""
+
+    armed = broken = False
+
+    def replace(self, source: Path | str, target: Path | str) -> None:
+        super().replace(source, target)
+        self.broken |= self.armed and str(target).endswith("statements.json")
+
+    def open_read(self, path: Path | str) -> int:
+        if self.broken and str(path).endswith("statements.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().open_read(path)
+
+
+def test_all_other_sessions_are_closed_if_the_chain_cannot_be_read(tmp_path: Path) -> None:
+    files = LosesStatements()
+    with daemon(tmp_path, files=files) as served:
+        ada = served.person("ada")
+        sessions = [ada.who, ada.log_in()]
+        gone: list[Principal] = []
+
+        def revoke(_user: str, which: Any) -> None:  # noqa: ANN401 - a predicate
+            gone.extend(one for one in sessions if which(one))
+
+        served.dispatcher.on_revoke = revoke
+        files.armed = True
+        done(ada.ask(renewed(ada, "rotate")))
+        assert files.broken
+        assert gone == sessions[1:]
 
 
 def test_removing_old_bundles_is_stale_after_a_rotation(served: Daemon) -> None:
