@@ -34,7 +34,7 @@ help:
 	@echo "make fault-sweep      fail a system call of the daemon on its root, at FAULT_POINTS (2,000) points"
 	@echo "make rotation-sweep   kill client and daemon at every step of a rotation (make test: a sample)"
 	@echo "make audit-sweep      change every bit of a log and try every truncation (make test: a sample)"
-	@echo "make flood            thousands of connections to one daemon: its memory, and others' logins (make test: a sample)"
+	@echo "make flood            thousands of connections and requests to one daemon: memory, and others' logins (make test: a sample)"
 	@echo "make fuzz             change FUZZ_INPUTS inputs (1,000,000) of all parsers and of both sides of a connection"
 	@echo
 	@echo "make bench            files, folders, start-up and commits next to a bare pipe (BENCH_ROWS, BENCH_RUNS, ...)"
@@ -127,6 +127,7 @@ fault-sweep: $(STAMP)
 
 flood: $(STAMP)
 	SFS_FLOOD=full $(BIN)/python -m pytest -q -rP --timeout=0 tests/e2e/test_flood.py
+	$(BIN)/python -m benchmarks.flood
 
 audit-sweep: $(STAMP)
 	SFS_AUDIT_SWEEP=full $(BIN)/python -m pytest -q --timeout=0 tests/sfsd/commands/test_audit_sweep.py
