@@ -10,7 +10,13 @@ import pytest
 import sfsc
 from protocol.codec.values import changed
 from protocol.wire.messages import Done, Error, Message, Reply, Request
-from protocol.wire.messages.rotation import GetWraps, RotateBegin, RotateFinish, WrapsPage
+from protocol.wire.messages.rotation import (
+    GetWraps,
+    NewStatement,
+    RotateBegin,
+    RotateFinish,
+    WrapsPage,
+)
 from sfsc.errors import BadReceipt, BadRecord, SfscError
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring
@@ -95,6 +101,40 @@ def test_a_receipt_of_another_entry_is_refused(
         with pytest.raises(BadReceipt):
             store.rotate()
     assert len(saved(ada).generations) >= (1 if kind is RotateBegin else 2)
+
+
+def test_a_statement_that_the_server_only_says_it_has_logged_is_refused(
+    lying_server: LyingServer, ada: Path
+) -> None:
+    """Otherwise a user would put a recovery code into a safe that recovers nothing."""
+    receipts = []
+
+    def note(_who: object, _request: Message, reply: Message) -> Message:
+        if isinstance(reply, Done):
+            receipts.append(reply.receipt)
+        return reply
+
+    def pretend(_who: object, request: Request) -> Reply | None:
+        return Done(receipts[-1]) if isinstance(request, NewStatement) else None
+
+    lying_server.tamper = note
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"2"), name="a")
+        lying_server.intercept = pretend
+        with pytest.raises(BadReceipt):
+            store.set_recovery(sfsc.new_recovery_code())
+    assert len(saved(ada).statements) == 1
+    lying_server.honest()
+    with connect(ada) as store:
+        assert store.has_recovery()  # it was pending, and is sent again
+
+
+def test_a_plan_counts_versions_and_their_bytes(ada: Path) -> None:
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"12345"), name="a")
+        store.put(io.BytesIO(b""), name="b")
+        plan = store.rotation_plan()
+    assert (plan.versions, plan.size, plan.begun, plan.damaged) == (3, 6, False, 0)
 
 
 def test_a_wrap_for_an_older_key_fails_the_verification(

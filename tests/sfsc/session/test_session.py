@@ -12,6 +12,7 @@ from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.base import ERROR_CODES
 from protocol.wire.messages.files import Stat
+from protocol.wire.messages.log import LogLeavesPage
 from protocol.wire.messages.session import Login, Welcome
 from sfsc import errors
 from sfsc.keys.home import unlock_home
@@ -217,3 +218,42 @@ def test_a_login_is_logged_by_the_entry_of_its_own_connection(
         changed(two, actor="eve"),
     ):
         assert not second.is_logged_by(wrong)
+
+
+def test_an_older_head_is_a_rollback_and_another_one_has_no_receipt(
+    server: Simulator, session: Session
+) -> None:
+    put(session, b"1", "a")
+    file_id = session.account.file_id("a")
+    older = session.fetch_newest(file_id)
+    put(session, b"2", "a")
+    at = session.followed_size
+    with pytest.raises(errors.Rollback, match="revision 1 of a file; its log has revision 2"):
+        session.check_head(older.head, older.head_body, at, 0)
+    newest = session.fetch_newest(file_id)
+    session.check_head(newest.head, newest.head_body, at, 0)
+    forged = changed(newest.head, created=newest.head.created + 1)
+    with pytest.raises(errors.BadReceipt):
+        session.check_head(forged, forged.encode(), at, 0)
+    assert server.log.size == at
+
+
+def test_a_log_that_was_wrong_stays_wrong_until_another_login(
+    server: Simulator, session: Session
+) -> None:
+    def cut(_request: Request, reply: Reply) -> Reply:
+        return changed(reply, leaves=b"\0\1x") if isinstance(reply, LogLeavesPage) else reply
+
+    server.log.fill(3)
+    server.tamper = cut
+    with pytest.raises(errors.IntegrityError) as first:
+        session.refresh_log()
+    with pytest.raises(errors.IntegrityError) as again:
+        _ = session.log
+    assert again.value is first.value
+    server.tamper = lambda _request, reply: reply
+    session.reconnect()
+    assert session.log.size == server.log.size
+    fresh = Session(session.keyring, session.state, QUICK)
+    with pytest.raises(errors.Unreachable):
+        _ = fresh.log

@@ -498,3 +498,18 @@ def test_readers_who_have_left_are_remembered_with_the_position(path: Path) -> N
         assert state.left_readers() == (leave,)
         state.reset_log()
         assert state.left_readers() == ()
+
+
+@pytest.mark.parametrize("chosen", [None, frozenset({"a" * 32}), frozenset({"a" * 32, "b" * 32})])
+def test_files_chosen_for_a_rotation_belong_to_its_generation(
+    path: Path, chosen: frozenset[str] | None
+) -> None:
+    with opened(path) as state:
+        assert not any(map(state.has_reencrypt_choice, range(1, 4)))
+        state.remember_reencrypt_choice(2, chosen)
+    with opened(path) as state:
+        assert [state.has_reencrypt_choice(n) for n in range(1, 4)] == [False, True, False]
+        assert state.reencrypt_choice(2) == chosen
+        assert state.reencrypt_choice(3) is None
+        state.remember_reencrypt_choice(3, None)
+        assert (state.has_reencrypt_choice(2), state.reencrypt_choice(3)) == (False, None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -14,8 +16,9 @@ import pytest
 from protocol.codec import merkle
 from protocol.log import auditlog, checkpoint
 from protocol.records.signatures import SigningKey
-from sfsd.errors import JournalDamagedError, JournalFailedError
+from sfsd.errors import CheckpointDamagedError, JournalDamagedError, JournalFailedError
 from sfsd.log.journal import Journal, log_warnings
+from sfsd.log.replay import stored_checkpoint
 from tests.sfsd.faults import Crash, FaultyFiles
 from tests.sfsd.journals import KEY, ORIGIN, VERIFIER, check, draft, drafts, open_journal
 
@@ -394,3 +397,27 @@ def test_a_crash_at_every_call_loses_nothing_acknowledged(tmp_path: Path) -> Non
         if not crashed:
             break
     assert calls > 40
+
+
+def test_a_checkpoint_that_the_disk_cannot_read_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is read again from its start then. Another error, such as a wrong mode, is the
+    operator's to mend: it must not count as no checkpoint."""
+    path = tmp_path / "checkpoint"
+    assert stored_checkpoint(path, VERIFIER).size == 0
+    path.write_bytes(b"")
+    assert stored_checkpoint(path, VERIFIER).size == 0
+
+    def fails(code: int) -> None:
+        def read(_path: Path) -> bytes:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(Path, "read_bytes", read)
+
+    fails(errno.EIO)
+    with pytest.raises(CheckpointDamagedError):
+        stored_checkpoint(path, VERIFIER)
+    fails(errno.EACCES)
+    with pytest.raises(PermissionError):
+        stored_checkpoint(path, VERIFIER)
