@@ -16,6 +16,7 @@ from protocol.log.tlogproof import TlogProof, verify
 from protocol.records.records import DELETE, FileRecord, Statement, record_hash
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.files import List, Listing
 from protocol.wire.messages.log import (
     LogCheckpoint,
@@ -28,6 +29,7 @@ from sfsc.errors import (
     BadReceipt,
     BadRecord,
     BrokenChain,
+    Damaged,
     Fork,
     IntegrityError,
     NotFound,
@@ -354,3 +356,24 @@ def test_a_server_that_declines_the_proof(server: Simulator, session: Session) -
     server.intercept = hook
     with pytest.raises(Exception, match="later"):
         audit(server, session)
+
+
+def test_a_damaged_file_is_named_and_the_log_is_complete(
+    server: Simulator, session: Session
+) -> None:
+    work(session)
+    gone = session.account.file_id("c")
+
+    def damage(_request: Request, reply: Reply) -> Reply:
+        if not isinstance(reply, Listing):
+            return reply
+        left = tuple(
+            one for one in reply.views if FileRecord.parse(one.content.record).file_id != gone
+        )
+        found = tuple(DamagedVersion("ada", gone, 1) for _ in reply.views[len(left) :])
+        return changed(reply, views=left, damaged=found)
+
+    server.tamper = damage
+    with pytest.raises(Damaged) as caught:
+        audit(server, session)
+    assert (caught.value.file_id, caught.value.version) == (gone, 1)

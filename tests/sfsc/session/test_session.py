@@ -22,7 +22,7 @@ from sfsc.session.session import Session
 from sfsc.trust.state import open_client_state
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.simulator import DropConnection, SimulatedLog, Simulator, Tamper
-from tests.sfsc.storing import put
+from tests.sfsc.storing import fetched, put
 
 
 def dropping(kind: type[Request], times: int) -> tuple[list[Request], Tamper]:
@@ -257,3 +257,9 @@ def test_a_log_that_was_wrong_stays_wrong_until_another_login(
     fresh = Session(session.keyring, session.state, QUICK)
     with pytest.raises(errors.Unreachable):
         _ = fresh.log
+
+
+def test_the_first_record_of_a_file_is_fetched_for_its_first_version(session: Session) -> None:
+    for content in (b"1", b"2", b"3"):
+        put(session, content, "a")
+    assert [fetched(session, "a", version) for version in (1, 2, 3)] == [b"1", b"2", b"3"]

@@ -741,6 +741,8 @@ def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: 
         ("conflict", {"left_out": 1}),
         ("conflict", {"left_out_root": bytes(32)}),
         ("bad-request", {"generation": 1}),
+        ("bad-request", {"user": "eve"}),
+        ("bad-request", {"server": bytes(32)}),
     ],
 )
 def test_a_wrong_finish_is_refused(ada: Person, code: str, changes: dict[str, Any]) -> None:

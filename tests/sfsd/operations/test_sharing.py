@@ -12,6 +12,7 @@ from protocol.log import auditlog
 from protocol.records.records import ACCESS, ReaderEntry, key_id, record_hash
 from protocol.records.signatures import Label
 from protocol.wire.messages import Error
+from protocol.wire.messages.accounts import ForceRotation
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.downloads import GetOpen, Opened, Read
 from protocol.wire.messages.files import Stat
@@ -287,6 +288,20 @@ def test_too_many_readers_or_versions_at_once_are_refused(
     eve = served.person("eve")
     eve.put(F, b"y", readers=(reader(bob),), wraps=(eve.wrap(), bob.wrap()))
     assert {owner for owner, _, _ in received(bob)} == {"ada", "eve"}
+
+
+def test_a_user_who_must_rotate_may_drop_readers_and_add_none(
+    served: Daemon, ada: Person, bob: Person
+) -> None:
+    """A thief of the key must not give anybody access."""
+    cat = served.person("cat")
+    ada.put(F, b"one", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
+    done(served.ask(served.operator(), ForceRotation("ada", "stolen laptop")))
+    for readers in ((reader(bob), reader(cat)), (reader(cat),)):
+        _, message = change(ada, *readers, wraps={1: [cat.wrap()]})
+        refused(ada.ask(message), "rotation-required")
+    shared(ada)
+    assert wrap_owners(served, "ada", 1) == {"ada"}
 
 
 def test_two_records_are_never_appended_to_the_same_head(
