@@ -87,7 +87,12 @@ class Devices:
         """Finish what was begun on this device, and add this device to the account."""
         self.catch_up()
         if self._keyring.pending is not None and self._keyring.pending.keys is None:
+            renewed = self._keyring.next_device
             self._send_pending()
+            head = Statement.parse(self._keyring.statements[-1])
+            if renewed is not None and is_listed(head, renewed):
+                self._use_device(renewed)
+                self._session.reconnect()  # the key that opened this session no longer counts
         self._publish_device(self._keyring.device)
 
     def adopt_saved_device(self) -> bool:

@@ -11,6 +11,8 @@ import pytest
 import sfsc
 from protocol.codec.values import changed
 from protocol.records.records import ROTATE, WRAP_ITEM_SIZE
+from protocol.wire.messages import Reply, Request
+from protocol.wire.messages.rotation import NewStatement
 from sfsc.account import rewrap
 from sfsc.crypto.envelope import open_wraps
 from sfsc.crypto.wrap import PrivateKey
@@ -18,6 +20,7 @@ from sfsc.errors import Tampered
 from sfsc.keys.bundle import private_keys
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring
+from sfsc.session.session import Session
 from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
@@ -306,6 +309,37 @@ def deks(daemon: Daemon, owner: Keyring) -> set[bytes]:
             key = open_wraps(sidecar.content_record, owner.first, (wrap,), keys)
             found.add(path.name.encode() + key.dek)
     return found
+
+
+class Interrupted(BaseException):
+    """The process ends here."""
+
+
+def test_new_device_keys_that_were_not_sent_count_from_the_next_command_on(
+    daemon: Daemon, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Session.ask
+
+    def interrupted(session: Session, message: Request) -> Reply:
+        if isinstance(message, NewStatement):
+            raise Interrupted
+        return ask(session, message)
+
+    before = unlock_home(alice.home, None).contents.device
+    with sfsc.connect(alice.home) as store, monkeypatch.context() as patched:
+        patched.setattr(Session, "ask", interrupted)
+        with pytest.raises(Interrupted):
+            store.rotate(compromised=True)
+    saved = unlock_home(alice.home, None).contents.next_device
+    assert saved is not None
+    with sfsc.connect(alice.home) as store:
+        assert [entry.name for entry in store.ls()] == [*NAMES[1:2], *NAMES[3:], "renamed"]
+        assert unlock_home(alice.home, None).contents.device == saved != before
+        [here] = store.devices()
+        assert here.here
+    lines = daemon.run("audit", "log", "--user", "alice", "--op", "statement").lines
+    assert len(lines) == 1  # and the old keys were not published again
+    check_all(alice)
 
 
 def test_dropped_device_is_locked_out(alice: Client, tmp_path: Path) -> None:
