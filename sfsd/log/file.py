@@ -33,7 +33,8 @@ from sfsd.errors import (
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
 
 RESERVE_SIZE = 16 * 1024 * 1024
-_CHUNK = 1 << 20
+_CHUNK = 128 << 10
+"""Bytes read at once. Python's lock is held while a chunk is split into lines."""
 _EXAMINE_SECONDS = 60.0
 """The longest time that an appended group waits for memory to examine the file."""
 _EXAMINE_PAUSE = 0.02

@@ -27,7 +27,9 @@ from sfsd.rules.context import EVERYONE, USER, Access, Principal, ServerContext,
 
 READERS: Final = frozenset({Access.FULL, Access.OPERATOR})
 PAGE_BYTES: Final = 1024 * 1024
-"""Maximum bytes of one page's entries; a frame holds 4 KiB more."""
+"""Maximum bytes of one page's lines; a frame holds 4 KiB more."""
+ENTRIES_BYTES: Final = 128 * 1024
+"""Bytes at which a page of `LogEntries` ends, unless it is one entry: other users wait for it."""
 _ITEM_OVERHEAD: Final = 15
 """Bytes of an array header (1), a seq (9) and the header of a byte string (5)."""
 SCAN: Final = 32 * 1024
@@ -100,10 +102,10 @@ def log_entries(server: ServerContext, who: Principal, message: LogEntries) -> L
     size = server.journal.size
     end = min(size, message.first + SCAN)
     entries: list[LogItem] = []
-    room = PAGE_BYTES
+    room = ENTRIES_BYTES
     for item in _items(server, who, range(message.first, end), own=message.own):
         room -= len(item.data) + _ITEM_OVERHEAD
-        if room < 0 or len(entries) == message.limit:
+        if (entries and room < 0) or len(entries) == message.limit:
             return LogPage(tuple(entries), item.seq)
         entries.append(item)
     return LogPage(tuple(entries), end if end < size else 0)

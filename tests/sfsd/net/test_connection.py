@@ -425,7 +425,7 @@ def test_requests_that_arrive_together_start_over_several_turns_of_the_loop(serv
 
 def test_a_violation_behind_many_requests_disconnects(served: Daemon) -> None:
     async def run() -> None:
-        peer = Peer(HoldingDispatcher(served.dispatcher))
+        peer = Peer(served.dispatcher)
         await peer.log_in()
         frames = [peer.connection.request(Ping())[1] for _ in range(3 * MAX_BATCH)]
         valid = b"".join(piece for frame in frames for piece in frame)
