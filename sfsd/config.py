@@ -8,8 +8,8 @@
 
     [limits]  # against floods and stuck clients
     login_seconds = 10  # TLS handshake and login together
-    unauthenticated = 64  # connections before login, in total and of one address
-    unauthenticated_per_address = 16
+    unauthenticated = 256  # connections before login, in total and of one address
+    unauthenticated_per_address = 64
     connections = 512  # connections after login, in total, of one address and of one user
     connections_per_address = 64
     user_connections = 32
@@ -90,8 +90,8 @@ class ConnectionLimits(Value):
     """
 
     login_seconds: int = 10
-    unauthenticated: int = 64
-    unauthenticated_per_address: int = 16
+    unauthenticated: int = 256
+    unauthenticated_per_address: int = 64
     connections: int = 512
     connections_per_address: int = 64
     idle_seconds: int = 600

@@ -41,19 +41,57 @@ def source_network(host: str) -> str:
     return str(ipaddress.IPv6Network((host, 64), strict=False))
 
 
+class _Stage(Generic[_Connection]):
+    """Places of connections that have reached one stage before the login."""
+
+    def __init__(self, total: int, per_source: int) -> None:
+        self._total = total
+        self._per_source = per_source
+        self._sources: dict[str, dict[_Connection, None]] = {}  # each oldest first
+        self._count = 0
+
+    def add(self, connection: _Connection, source: str) -> _Connection | None:
+        """Add a connection; remove and return the one that must go in its favour, if any."""
+        victim: _Connection | None = None
+        if len(self._sources.get(source, ())) >= self._per_source:
+            victim = next(iter(self._sources[source]))
+            self.remove(victim, source)
+        elif self._count >= self._total:
+            largest = max(self._sources, key=lambda one: len(self._sources[one]))
+            victim = next(iter(self._sources[largest]))
+            self.remove(victim, largest)
+        self._sources.setdefault(source, {})[connection] = None
+        self._count += 1
+        return victim
+
+    def remove(self, connection: _Connection, source: str) -> bool:
+        """Remove a connection; return False if it is not here."""
+        mine = self._sources.get(source)
+        if mine is None or connection not in mine:
+            return False
+        del mine[connection]
+        self._count -= 1
+        if not mine:
+            del self._sources[source]  # so that former sources cost no memory
+        return True
+
+
 class ConnectionLimiter(Generic[_Connection]):
     """Decides which connections may stay, before login and after.
 
-    A new connection always gets a place: if those before login, of its address or in total, fill
-    theirs, one of them must go. A login is refused if its user, its address, or all users have as
-    many sessions as allowed. The operator's sessions count in their total only.
+    A new connection always gets a place. Half of the places before login are for connections whose
+    TLS handshake is not done, so that those who send nothing, which costs them nothing, cannot take
+    the places of others. If those of a stage, of one address or in total, fill theirs, one of them
+    must go. A login is refused if its user, its address, or all users have as many sessions as
+    allowed. The operator's sessions count in their total only.
     """
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self._limits = limits
         self._sources: dict[_Connection, str] = {}
-        self._waiting: dict[str, dict[_Connection, None]] = {}  # by source, oldest first
-        self._waiting_count = 0
+        total, per_source = limits.unauthenticated, limits.unauthenticated_per_address
+        self._silent = _Stage[_Connection](-(-total // 2), -(-per_source // 2))
+        self._greeted = _Stage[_Connection](max(1, total // 2), max(1, per_source // 2))
         self._users: dict[_Connection, str] = {}
         self._of_user = Counter[str]()
         self._of_source = Counter[str]()  # sessions of users
@@ -75,22 +113,23 @@ class ConnectionLimiter(Generic[_Connection]):
     def admit(self, connection: _Connection, source: str) -> _Connection | None:
         """Count a new connection; return the one to disconnect in its favour, if any.
 
-        If those of `source` before login fill their places, it is the oldest of them. If those of
-        all sources do, it is the oldest one of the source that has the most. So a flood from some
-        addresses disconnects itself, and not those who connect from others.
+        If those of `source` fill their places, it is the oldest of them. If those of all sources
+        do, it is the oldest one of the source that has the most. So a flood from some addresses
+        disconnects itself, and not those who connect from others.
         """
-        limits = self._limits
-        victim: _Connection | None = None
-        if len(self._waiting.get(source, ())) >= limits.unauthenticated_per_address:
-            victim = next(iter(self._waiting[source]))
-        elif self._waiting_count >= limits.unauthenticated:
-            largest = max(self._waiting, key=lambda one: len(self._waiting[one]))
-            victim = next(iter(self._waiting[largest]))
-        if victim is not None:
-            self.release(victim)
         self._sources[connection] = source
-        self._waiting.setdefault(source, {})[connection] = None
-        self._waiting_count += 1
+        return self._forget(self._silent.add(connection, source))
+
+    def handshaken(self, connection: _Connection) -> _Connection | None:
+        """Count an admitted connection as one whose TLS handshake is done; return as `admit`."""
+        source = self._sources.get(connection)
+        if source is None or not self._silent.remove(connection, source):
+            return None
+        return self._forget(self._greeted.add(connection, source))
+
+    def _forget(self, victim: _Connection | None) -> _Connection | None:
+        if victim is not None:
+            del self._sources[victim]
         return victim
 
     def log_in(self, connection: _Connection, user: str) -> None:
@@ -103,7 +142,7 @@ class ConnectionLimiter(Generic[_Connection]):
         if user != OPERATOR:
             self._of_user[user] += 1
             self._of_source[source] += 1
-        self._remove_waiting(connection, source)
+        self._remove(connection, source)
         self._users[connection] = user
 
     def release(self, connection: _Connection) -> None:
@@ -113,7 +152,7 @@ class ConnectionLimiter(Generic[_Connection]):
             return
         user = self._users.pop(connection, None)
         if user is None:
-            self._remove_waiting(connection, source)
+            self._remove(connection, source)
         elif user != OPERATOR:
             _decrease(self._of_user, user)
             _decrease(self._of_source, source)
@@ -133,12 +172,10 @@ class ConnectionLimiter(Generic[_Connection]):
         if self._of_source[source] >= limits.connections_per_address:
             raise Refused("busy", "your address has as many connections as the server allows")
 
-    def _remove_waiting(self, connection: _Connection, source: str) -> None:
-        mine = self._waiting[source]
-        del mine[connection]
-        self._waiting_count -= 1
-        if not mine:
-            del self._waiting[source]  # so that former sources cost no memory
+    def _remove(self, connection: _Connection, source: str) -> None:
+        """Remove a connection from its stage before the login."""
+        if not self._silent.remove(connection, source):
+            self._greeted.remove(connection, source)
 
 
 def _decrease(counter: Counter[str], key: str) -> None:

@@ -192,20 +192,28 @@ class Server:
             observer=self,
         )
         self._connections.add(connection)
-        victim = self._limiter.admit(connection, source_network(host))
-        if victim is not None:
-            self.incident("one connection too many")
-            victim.abort()
+        self._disconnect(self._limiter.admit(connection, source_network(host)))
         self._update_metrics()
         try:
             await loop.connect_accepted_socket(
-                lambda: TLSTransport(self._tls, connection, self._received), accepted
+                lambda: TLSTransport(
+                    self._tls,
+                    connection,
+                    self._received,
+                    lambda: self._disconnect(self._limiter.handshaken(connection)),
+                ),
+                accepted,
             )
         except OSError as exc:
             self.incident(f"not accepted, {errno.errorcode.get(exc.errno or 0, 'unknown')}")
         finally:
             if not connection.connected:
                 self.closed(connection)
+
+    def _disconnect(self, victim: ClientConnection | None) -> None:
+        if victim is not None:
+            self.incident("one connection too many")
+            victim.abort()
 
     def _update_metrics(self) -> None:
         metrics = self.context.metrics

@@ -12,7 +12,7 @@ from sfsd.rules.context import OPERATIONS, REQUEST_WEIGHT
 
 MAX_CONNECTION_BYTES: Final = 24 * PIECE
 """Weight of one connection's running requests: the Welcome's window of Data, and some Reads."""
-MAX_TOTAL_BYTES: Final = 256 * PIECE
+MAX_TOTAL_BYTES: Final = 96 * PIECE
 """Weight of all running requests. Above it, each connection runs one request at a time."""
 
 

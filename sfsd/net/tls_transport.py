@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Callable
 from typing import Final, cast
 
 from protocol.wire.frames import TLS_RECORD
@@ -39,11 +40,15 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
     the handshake is done. It is told of a failed handshake, or of a peer that violates TLS, by an
     `ssl.SSLError` in `connection_lost`. Nothing here limits the time of a handshake. `received` may
     be shared by all connections of a loop: asyncio fills a protocol's buffer and reports it in one
-    step. All methods run on the loop's thread.
+    step. `on_handshake` is called once it is done. All methods run on the loop's thread.
     """
 
     def __init__(
-        self, context: ssl.SSLContext, protocol: asyncio.BufferedProtocol, received: memoryview
+        self,
+        context: ssl.SSLContext,
+        protocol: asyncio.BufferedProtocol,
+        received: memoryview,
+        on_handshake: Callable[[], object] | None = None,
     ) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
@@ -52,6 +57,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._protocol: asyncio.BufferedProtocol | None = protocol
+        self._on_handshake = on_handshake
         self._plain: asyncio.Transport | None = None
         self._early: list[bytes] = []  # written before the end of the handshake
         self._backlog = _NOTHING  # received and not yet given to OpenSSL
@@ -101,6 +107,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         protocol, self._protocol, self._plain = self._protocol, None, None
+        self._on_handshake = None
         self._early.clear()
         self._backlog = _NOTHING
         if protocol is not None:
@@ -212,6 +219,8 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             early, self._early = self._early, []
             for data in early:
                 self.write(data)
+            if self._on_handshake is not None:
+                self._on_handshake()
 
     def _deliver(self) -> None:
         """Fill the buffer of `protocol` as far as complete records are there."""

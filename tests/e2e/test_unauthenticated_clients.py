@@ -32,8 +32,8 @@ from tests.wire import GONE, Wire, any_server
 LIMITS = """
 [limits]
 login_seconds = 3
-unauthenticated = 24
-unauthenticated_per_address = 12
+unauthenticated = 48
+unauthenticated_per_address = 24
 connections = 64
 connections_per_address = 16
 user_connections = 40

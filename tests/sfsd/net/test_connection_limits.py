@@ -19,7 +19,7 @@ from sfsd.net.connection_limits import (
 )
 
 LIMITS = ConnectionLimits(
-    unauthenticated=5, unauthenticated_per_address=3, connections=8, connections_per_address=4
+    unauthenticated=10, unauthenticated_per_address=6, connections=8, connections_per_address=4
 )
 
 
@@ -52,6 +52,20 @@ def test_the_oldest_connection_of_the_largest_source_goes_if_all_places_are_take
     assert limiter.admit("d1", "d") == "b1"
     assert limiter.admit("e1", "e") == "c1"
     assert limiter.admit("f1", "f") == "a1", "the oldest, as none has more than one"
+
+
+def test_connections_after_the_handshake_have_places_of_their_own() -> None:
+    limiter = ConnectionLimiter[str](LIMITS)
+    for number in range(3):
+        assert limiter.admit(f"old{number}", "a") is None
+        assert limiter.handshaken(f"old{number}") is None
+    assert limiter.handshaken("old0") is None, "no second time"
+    for number in range(3):
+        assert limiter.admit(f"silent{number}", "a") is None
+    assert limiter.admit("new", "a") == "silent0"
+    assert limiter.handshaken("new") == "old0"
+    assert limiter.handshaken("old0") is None, "it is gone"
+    assert limiter.connections == 5
 
 
 @pytest.mark.parametrize("source", ["127.0.0.1", "127.1.2.3", source_network("::1")])
@@ -118,55 +132,82 @@ SOURCES = st.integers(0, 4).map(lambda number: f"192.0.2.{number}")
 USERS = st.sampled_from(["ada", "bob", "eve", OPERATOR])
 
 
-@given(st.lists(st.tuples(st.sampled_from(["in", "login", "out"]), SOURCES, USERS)))
+STEPS = st.sampled_from(["in", "handshake", "login", "out"])
+
+
+def has_room(
+    known: list[tuple[str, str]], limits: ConnectionLimits, source: str, user: str
+) -> bool:
+    """Tell whether `user` may log in from `source` beside sessions of (source, user)."""
+    users = [(origin, who) for origin, who in known if who != OPERATOR]
+    return len(known) < limits.connections and (
+        user == OPERATOR
+        or (
+            len(users) < limits.connections - KEPT_FOR_OPERATOR
+            and [who for _, who in users].count(user) < limits.user_connections
+            and [origin for origin, _ in users].count(source) < limits.connections_per_address
+        )
+    )
+
+
+def check_victim(victim: int | None, there: dict[int, str], source: str) -> None:
+    """Check which of the connections in a stage goes in favour of one of `source`."""
+    same = [number for number, origin in there.items() if origin == source]
+    if len(same) == LIMITS.unauthenticated_per_address // 2:
+        assert victim == same[0]
+    elif len(there) == LIMITS.unauthenticated // 2:
+        assert victim in there
+    else:
+        assert victim is None
+
+
+@given(st.lists(st.tuples(STEPS, SOURCES, USERS)))
 def test_limiter_agrees_with_a_list_of_connections(steps: list[tuple[str, str, str]]) -> None:
     """Compare with a list of connections; after all are released, nothing is counted."""
     limits = changed(LIMITS, user_connections=3)
     limiter = ConnectionLimiter[int](limits)
-    here: dict[int, tuple[str, str | None]] = {}
+    stages: dict[str, dict[int, str]] = {"in": {}, "handshake": {}}  # oldest first
+    known: dict[int, tuple[str, str]] = {}
     for number, (step, source, user) in enumerate(steps):
-        waiting = [one for one, (_, known) in here.items() if known is None]
-        if step == "in":
-            same = [one for one in waiting if here[one][0] == source]
-            victim = limiter.admit(number, source)
-            if len(same) == limits.unauthenticated_per_address:
-                assert victim == same[0]
-            elif len(waiting) == limits.unauthenticated:
-                assert victim in waiting
+        waiting = [*stages["handshake"], *stages["in"]]
+        if step == "in" or (step == "handshake" and stages["in"]):
+            if step == "in":
+                one, victim = number, limiter.admit(number, source)
             else:
-                assert victim is None
-            if victim is not None:
-                del here[victim]
-            here[number] = (source, None)
+                one, source = next(iter(stages["in"].items()))
+                del stages["in"][one]
+                victim = limiter.handshaken(one)
+            there = stages[step]
+            check_victim(victim, there, source)
+            there.pop(victim, None)  # type: ignore[arg-type]
+            there[one] = source
         elif step == "login" and waiting:
-            known = [(one, who) for one, who in here.values() if who is not None]
-            users = [(one, who) for one, who in known if who != OPERATOR]
-            source = here[waiting[0]][0]
-            room = len(known) < limits.connections and (
-                user == OPERATOR
-                or (
-                    len(users) < limits.connections - KEPT_FOR_OPERATOR
-                    and [who for _, who in users].count(user) < limits.user_connections
-                    and [one for one, _ in users].count(source) < limits.connections_per_address
-                )
-            )
-            if room:
-                limiter.log_in(waiting[0], user)
-                here[waiting[0]] = (source, user)
+            one = waiting[0]
+            source = stages["handshake"].get(one) or stages["in"][one]
+            if has_room(list(known.values()), limits, source, user):
+                limiter.log_in(one, user)
+                known[one] = (source, user)
+                for stage in stages.values():
+                    stage.pop(one, None)
             else:
                 with pytest.raises(Refused):
-                    limiter.log_in(waiting[0], user)
-        elif step == "out" and here:
-            oldest = next(iter(here))
-            del here[oldest]
-            limiter.release(oldest)
-            limiter.release(oldest)
-        assert limiter.connections == len(here)
-        assert limiter.sessions == sum(known is not None for _, known in here.values())
-        assert limiter.users() == {who for _, who in here.values() if who not in (None, OPERATOR)}
-    for one in here:
+                    limiter.log_in(one, user)
+        elif step == "out" and (waiting or known):
+            one = next(iter([*known, *waiting]))
+            for table in (known, *stages.values()):
+                table.pop(one, None)  # type: ignore[attr-defined]
+            limiter.release(one)
+            limiter.release(one)
+        assert limiter.connections == len(known) + sum(map(len, stages.values()))
+        assert limiter.sessions == len(known)
+        assert limiter.users() == {who for _, who in known.values() if who != OPERATOR}
+    for one in (*known, *stages["in"], *stages["handshake"]):
         limiter.release(one)
-    assert vars(limiter) == vars(ConnectionLimiter[int](limits))
+    assert limiter.connections == limiter.sessions == 0
+    assert not limiter.users()
+    assert not limiter._silent._sources
+    assert not limiter._greeted._sources
+    assert limiter._silent._count == limiter._greeted._count == limiter._of_source.total() == 0
 
 
 def test_incidents_are_reported_once() -> None:

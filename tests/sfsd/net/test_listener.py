@@ -29,8 +29,8 @@ from tests.sfsd.builders import OPERATOR_KEY, SERVER_ID, SPKI, Daemon, Person, d
 from tests.wire import Wire, any_server
 
 FEW = ConnectionLimits(
-    unauthenticated=5,
-    unauthenticated_per_address=3,
+    unauthenticated=10,
+    unauthenticated_per_address=6,
     connections=6,
     connections_per_address=4,
     user_connections=1,
