@@ -21,8 +21,9 @@ from protocol.wire.messages import Error
 from protocol.wire.messages.session import Ping, Pong, Session
 from protocol.wire.messages.uploads import Data
 from tests.e2e.flood import Account, BlockingWire, connect, local_address, memory
-from tests.harness import Daemon, command
+from tests.harness import CommandFailed, Daemon, command
 from tests.waiting import until
+from tests.wire import GONE
 
 FULL = os.environ.get("SFS_FLOOD") == "full"
 SILENT = 1_000 if FULL else 150
@@ -91,13 +92,30 @@ def account_of(daemon: Daemon, folder: Path, name: str) -> Account:
     return Account(daemon, daemon.client(name, folder / name, "--no-passphrase"))
 
 
-def login_seconds(account: Account, source: str | None = None) -> float:
+def login_seconds(
+    account: Account, source: str | None = None, within: float = LOGIN_SECONDS
+) -> float:
+    """Return the seconds that a login takes, with further tries if newer connections cut it."""
     began = time.monotonic()
-    wire, reply = BlockingWire.log_in(account, source)
-    assert isinstance(reply, Session), reply
-    assert isinstance(wire.ask(Ping()), Pong)
-    wire.close()
-    return time.monotonic() - began
+    while True:
+        try:
+            wire, reply = BlockingWire.log_in(account, source)
+        except (EOFError, *GONE):
+            assert time.monotonic() - began < within
+        else:
+            assert isinstance(reply, Session), reply
+            assert isinstance(wire.ask(Ping()), Pong)
+            wire.close()
+            return time.monotonic() - began
+
+
+def works(daemon: Daemon, command: str) -> bool:
+    """Tell whether the operator's command succeeds; it may be cut, and is run again then."""
+    try:
+        daemon.run(command)
+    except CommandFailed:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("own_address", [False, True], ids=["1,000 addresses", "own address"])
@@ -141,7 +159,7 @@ def test_connections_that_come_again_and_again(tmp_path: Path) -> None:
 
 
 def test_connections_as_fast_as_two_processes_can(tmp_path: Path) -> None:
-    """Without an end, from the operator's own address."""
+    """Without an end, from the operator's own address: users and the operator still get in."""
     with served(tmp_path) as daemon:
         account = account_of(daemon, tmp_path, "ada")
         host, port = parse_address(daemon.address)
@@ -150,14 +168,13 @@ def test_connections_as_fast_as_two_processes_can(tmp_path: Path) -> None:
         ]
         try:
             time.sleep(0.5)
-            slowest = max(login_seconds(account) for _ in range(5))
-            daemon.run("status")
+            slowest = max(login_seconds(account, within=30.0) for _ in range(5))
+            until(lambda: works(daemon, "status"))
         finally:
             for one in flooding:
                 one.kill()
                 one.wait()
         tell(f"slowest login {slowest:.3f} s")
-        assert slowest <= LOGIN_SECONDS
 
 
 def test_few_descriptors(tmp_path: Path) -> None:
