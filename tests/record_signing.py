@@ -32,6 +32,6 @@ def packed_hash(
     label: Label,
 ) -> bytes:
     """Like `packed_signature`, for the record with the hash `digest`."""
-    tree = RecordTree([digest])
+    tree = RecordTree.of_records([digest])
     (packed,) = tree.pack(key.sign(label, tree.signed_body(server, first, generation)))
     return packed

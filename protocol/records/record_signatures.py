@@ -20,8 +20,8 @@ never valid as one, because a leaf is the hash of a hash.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, Self
 
 from protocol.codec import merkle
 from protocol.codec.errors import LocalProtocolError, ProofError, SignatureError
@@ -41,24 +41,30 @@ _ALONE: Final = (1).to_bytes(2) + (0).to_bytes(2)
 
 
 class RecordTree:
-    """The tree over the hashes of records that are signed together."""
+    """The tree over the hashes of records that are signed together; `leaves` are its leaf hashes,
+    32 bytes each, some of which may be padding."""
 
-    def __init__(self, hashes: Sequence[bytes]) -> None:
-        """`hashes` are 1 to 256 different record hashes. Raises `LocalProtocolError`."""
-        if not 1 <= len(hashes) <= MAX_SIGNED:
-            raise LocalProtocolError(f"{len(hashes)} records cannot be signed together")
-        if len(set(hashes)) != len(hashes):
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        """`leaves` are 1 to 256 different leaf hashes. Raises `LocalProtocolError`."""
+        if not 1 <= len(leaves) <= MAX_SIGNED:
+            raise LocalProtocolError(f"{len(leaves)} records cannot be signed together")
+        if len(set(leaves)) != len(leaves):
             raise LocalProtocolError("a record is signed twice in one tree")
-        self._count = len(hashes)
-        self._root, self._paths = merkle.inclusion_paths([*map(merkle.leaf_hash, hashes)])
+        self.leaves = tuple(leaves)
+        self._root, self._paths = merkle.inclusion_paths(leaves)
+
+    @classmethod
+    def of_records(cls, hashes: Iterable[bytes]) -> Self:
+        """Return the tree of 1 to 256 different record hashes. Raises `LocalProtocolError`."""
+        return cls([*map(merkle.leaf_hash, hashes)])
 
     def signed_body(self, server: bytes, owner_first: bytes, generation: int) -> bytes:
         """Return the body that a signature of this tree covers."""
-        return signed_body(server, owner_first, generation, self._count, self._root)
+        return signed_body(server, owner_first, generation, len(self.leaves), self._root)
 
     def pack(self, signature: bytes) -> list[bytes]:
-        """Return the packed form for each record, in the order of the hashes."""
-        head = signature + self._count.to_bytes(2)
+        """Return the packed form for each leaf, in order."""
+        head = signature + len(self.leaves).to_bytes(2)
         return [head + index.to_bytes(2) + path for index, path in enumerate(self._paths)]
 
 
@@ -72,12 +78,16 @@ class RecordSigner(Value):
 
     def sign(self, bodies: Sequence[bytes]) -> list[bytes]:
         """Sign 1 to 256 different records (exact bytes) together; return the packed signatures."""
-        tree = RecordTree(list(map(record_hash, bodies)))
-        return tree.pack(self._sign(Label.RECORDS, tree))
+        tree = RecordTree.of_records(map(record_hash, bodies))
+        return tree.pack(self.sign_tree(tree))
+
+    def sign_tree(self, tree: RecordTree) -> bytes:
+        """Sign the records whose tree is given; return the 64-byte signature."""
+        return self._sign(Label.RECORDS, tree)
 
     def endorse(self, hashes: Sequence[bytes]) -> bytes:
         """Endorse 1 to 256 different records by their hashes; return the 64-byte signature."""
-        return self._sign(Label.ENDORSEMENTS, RecordTree(hashes))
+        return self._sign(Label.ENDORSEMENTS, RecordTree.of_records(hashes))
 
     def _sign(self, label: Label, tree: RecordTree) -> bytes:
         body = tree.signed_body(self.server, self.owner_first, self.generation)

@@ -15,15 +15,16 @@ from protocol.records.records import CONTENT_OPS, PURGED_AT_ONCE, FileRecord, re
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.downloads import GetOpen
 from protocol.wire.messages.files import GiveUp, Stat, Stated
+from sfsc.crypto.envelope import WrapBatches
 from sfsc.errors import NotFound
 from sfsc.files.endorse import endorse_rebuilt
 from sfsc.log.account_log import RECORDS, AccountLog
-from sfsc.session.commit import Built, build_purge, change_file, change_request, delete_file
+from sfsc.session.changeset import Draft
+from sfsc.session.commit import FileChange, build_purge, change_file, delete_file, draft_of
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.server_log import SentChange
-from sfsc.trust.state import KnownFile
 
 _FILE_ID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -93,12 +94,13 @@ class DamagedFiles:
             file = session.fetch_newest(file_id)
         for start in range(0, len(damaged), PURGED_AT_ONCE):
             chosen = tuple(damaged[start : start + PURGED_AT_ONCE])
-            made = change_file(session, file, partial(self._build_purge, chosen))
-            session.state.remember_file(KnownFile.from_record(*made, file.version), None)
+            change_file(session, FileChange(file, partial(self._draft_purge, chosen)))
             file = session.fetch_newest(file_id)
 
-    def _build_purge(self, chosen: tuple[int, ...], onto: VerifiedFile) -> Built:
-        return build_purge(self._session, onto, chosen), change_request()
+    def _draft_purge(
+        self, chosen: tuple[int, ...], onto: VerifiedFile, _batches: WrapBatches
+    ) -> Draft:
+        return draft_of(build_purge(self._session, onto, chosen))
 
 
 def find_logged(session: Session, which: str) -> tuple[str, dict[bytes, FileRecord], set[int]]:

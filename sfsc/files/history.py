@@ -18,16 +18,18 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.wire.messages.files import History, HistoryPage
-from sfsc.crypto.envelope import Metadata, content_record, requested_version
+from sfsc.crypto.envelope import Metadata, WrapBatches, content_record, requested_version
 from sfsc.crypto.segments import plaintext_size
 from sfsc.errors import BadRecord, ConflictError, Damaged, NotFound, Rollback, UsageError
 from sfsc.files.damaged import find_logged
 from sfsc.files.endorse import endorse_rebuilt
+from sfsc.session.changeset import Draft
 from sfsc.session.commit import (
-    Built,
+    FileChange,
     build_purge,
     change_file,
-    change_request,
+    commit_change,
+    draft_of,
     fetch_version,
     find_file,
 )
@@ -36,6 +38,8 @@ from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.state import KnownFile
 
+BuildDraft = Callable[[VerifiedFile, WrapBatches], Draft]
+"""Drafts a change onto a file."""
 MAX_REVISIONS: Final = 1_000_000
 """Maximum records of one file; a server that shows more is looping."""
 
@@ -108,26 +112,25 @@ class FileHistory:
         return self.apply_restore(file, *self.build_restore(source))[1]
 
     def apply_restore(
-        self, file: VerifiedFile, build: Callable[[VerifiedFile], Built], metadata: Metadata
+        self, file: VerifiedFile, build: BuildDraft, metadata: Metadata
     ) -> tuple[FileRecord, Entry]:
         """Add to `file` what `build_restore` returned. Return the record and the file's entry."""
-        session = self._session
-        made, body = change_file(session, file, build)
+        session, change = self._session, FileChange(file, build)
+        made = commit_change(session, change)
         entry = Entry.from_record(made, made, metadata)
         packed = None if session.account.is_settings(file.file_id) else entry.pack()
-        session.state.remember_file(KnownFile.from_record(made, body, entry.version), packed)
+        known = KnownFile.from_record(made, change.body, entry.version)
+        session.state.remember_file(known, packed)
         return made, entry
 
-    def build_restore(
-        self, source: VerifiedFile
-    ) -> tuple[Callable[[VerifiedFile], Built], Metadata]:
+    def build_restore(self, source: VerifiedFile) -> tuple[BuildDraft, Metadata]:
         """Return a builder of the record that makes the version `source` the newest one, and the
         metadata of that version. Raises like `OwnAccount.open_version`."""
         account, content = self._session.account, source.content
         key, metadata = account.open_version(source)
         sealed = key.seal_metadata(metadata)
 
-        def build(onto: VerifiedFile) -> Built:
+        def build(onto: VerifiedFile, batches: WrapBatches) -> Draft:
             readers = onto.head.readers
             record = content_record(
                 self._session.author,
@@ -144,8 +147,9 @@ class FileHistory:
                 op=RESTORE,
                 origin=(onto.file_id, source.version),
             )
-            wraps = self._session.wrap(key, readers)
-            return record, change_request(sealed, wraps)
+            made = self._session.wrap(key, readers, batches)
+            wraps = tuple((onto.version + 1, wrap) for wrap in made)
+            return Draft(record, record.encode(), sealed, wraps)
 
         return build, metadata
 
@@ -182,22 +186,18 @@ class FileHistory:
         removed: list[int] = []
         chosen: list[int] = []
 
-        def build(onto: VerifiedFile) -> Built | None:
-            nonlocal chosen, file
+        def build(onto: VerifiedFile, _batches: WrapBatches) -> Draft | None:
+            nonlocal chosen
             if keep == 0 and not onto.deleted:
                 raise ConflictError(
                     "the file is no longer deleted", "it was put or restored meanwhile"
                 )
             # Read the history again for each attempt: another device may be purging too.
-            file, chosen = onto, self._removable(onto, keep)[:PURGED_AT_ONCE]
-            if not chosen:
-                return None
-            return build_purge(self._session, onto, tuple(chosen)), change_request()
+            chosen = self._removable(onto, keep)[:PURGED_AT_ONCE]
+            return draft_of(build_purge(self._session, onto, tuple(chosen))) if chosen else None
 
-        while (made := change_file(self._session, file, build)) is not None:
+        while change_file(self._session, FileChange(file, build)):
             removed += chosen
-            known = KnownFile.from_record(*made, file.version)
-            self._session.state.remember_file(known, None)
             file = self._session.fetch_newest(file.file_id)
         self._endorse_purged(file, removed)
         return removed

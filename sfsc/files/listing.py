@@ -10,10 +10,9 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from protocol.codec.errors import EncodingError, MessageError
-from protocol.codec.values import Value
 from protocol.records.records import FileRecord, record_hash
-from protocol.wire.messages import Done, Error, FileView, Reply
-from protocol.wire.messages.files import Record, RecordChange
+from protocol.wire.messages import FileView, Receipt
+from sfsc.crypto.envelope import WrapBatches
 from sfsc.errors import (
     Damaged,
     IntegrityError,
@@ -23,29 +22,24 @@ from sfsc.errors import (
     Rollback,
     SfscError,
 )
+from sfsc.session.changeset import Draft
 from sfsc.session.commit import (
+    PlannedChange,
     build_tombstone,
+    commit_changes,
     delete_file,
+    draft_of,
     find_current_file,
+    verify_head,
     with_present_wraps,
 )
-from sfsc.session.pipeline import Skip, changed_since, pipelined
-from sfsc.session.server_errors import damaged_version, expect_reply
+from sfsc.session.pipeline import Skip, changed_since
+from sfsc.session.server_errors import damaged_version
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
 from sfsc.trust.server_log import REPORT
 from sfsc.trust.signature_cache import verify_in_background
 from sfsc.trust.state import KnownFile
-
-
-class _Deletion(Value):
-    """A tombstone in flight; `made` is what will be known of the file."""
-
-    entry: Entry
-    made: KnownFile
-    record: FileRecord
-    signature: bytes
-    request: Record
 
 
 class Files:
@@ -102,42 +96,9 @@ class Files:
             return Entry(name, file.file_id, version, revision, 0, size, when, None, when)
 
     def rm_many(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """Delete entries that `ls` returned, as a pipeline; entries that are gone by now are
+        """Delete entries that `ls` returned, many together; entries that are gone by now are
         yielded too."""
-        deletions = map(self._deletion, entries)
-        requests = ((deletion, deletion.request) for deletion in deletions)
-        yield from pipelined(self._session, requests, self._deleted)
-        self._session.link_receipts()
-
-    def _deletion(self, entry: Entry) -> _Deletion:
-        session = self._session
-        session.adopt_newest()
-        # Use only a verified record: it names readers, and an attacker could write one into the
-        # state file.
-        known = session.state.verified_file(entry.file_id)
-        if known is None:
-            known = known_file(session.fetch_newest(entry.file_id))
-        record = build_tombstone(session, FileRecord.parse(known.record), known.record)
-        body = record.encode()
-        (signature,) = session.sign(body)
-        request = Record((RecordChange(body, signature, b"", ()),))
-        return _Deletion(
-            entry, KnownFile.from_record(record, body, known.version), record, signature, request
-        )
-
-    def _deleted(self, deletion: _Deletion, reply: Reply) -> Entry:
-        """Process a reply. A file that was changed meanwhile is deleted with another request."""
-        session, made = self._session, deletion.made
-        if isinstance(reply, Error):
-            if reply.code != "conflict":
-                session.renew_keys(reply)
-            with contextlib.suppress(NotFound):
-                self.rm(deletion.entry.name)
-            return deletion.entry
-        receipt = expect_reply(reply, Done).receipt
-        session.verify_receipt(receipt, deletion.record, made.record, deletion.signature)
-        session.state.remember_file(made, None)
-        return deletion.entry
+        return commit_changes(self._session, (_Deletion(self._session, entry) for entry in entries))
 
     def _refresh(self) -> tuple[dict[str, SfscError], dict[str, bytes]]:
         """Update the cache with all changes since the last listing. Return what is wrong with each
@@ -272,6 +233,37 @@ class Files:
                 learnt.append((present, entry))
         session.state.remember_files(learnt)
         return invalid
+
+
+class _Deletion(PlannedChange[Entry]):
+    """A tombstone for an entry of a listing, as it is or as it has become."""
+
+    def __init__(self, session: Session, entry: Entry) -> None:
+        self._session = session
+        self._entry = entry
+        # Use only a verified record: it names readers, and an attacker could write one into the
+        # state file.
+        self._known = session.state.verified_file(entry.file_id)
+
+    def draft(self, _batches: WrapBatches) -> Draft | None:
+        if self._known is None:
+            self._known = known_file(self._session.fetch_newest(self._entry.file_id))
+        if self._known.deleted:
+            return None
+        head = FileRecord.parse(self._known.record)
+        return draft_of(build_tombstone(self._session, head, self._known.record))
+
+    def rebase(self, session: Session, head: FileView | None, since: int) -> None:
+        self._known = known_file(verify_head(session, self._entry.file_id, head, since))
+
+    def unneeded(self) -> Iterable[Entry]:
+        return (self._entry,)
+
+    def committed(self, draft: Draft, _receipt: Receipt | None) -> Entry:
+        version = 0 if self._known is None else self._known.version
+        made = KnownFile.from_record(draft.record, draft.body, version)
+        self._session.state.remember_file(made, None)
+        return self._entry
 
 
 def _then_raise(entries: Iterable[Entry], errors: Sequence[SfscError]) -> Iterator[Entry]:

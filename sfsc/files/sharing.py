@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Final, cast
+from typing import Final
 
 from protocol.codec.errors import SignatureError
 from protocol.codec.values import Value
 from protocol.records.records import ACCESS, FileRecord, LeaveRecord, ReaderEntry
 from protocol.records.signatures import Label, verify_signature
-from protocol.wire.messages import Done, Error, Reply
+from protocol.wire.messages import FileView, Receipt
+from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import Stat, Stated
-from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsc.crypto.envelope import Recipient, WrapBatches, check_name
-from sfsc.errors import ConflictError, Damaged, NotFound, SfscError, ShareRefused, UsageError
+from sfsc.errors import Damaged, NotFound, SfscError, ShareRefused, UsageError
 from sfsc.files.contacts import Contacts, Person
 from sfsc.files.history import PastReaders
 from sfsc.files.listing import Files
 from sfsc.files.shared_folders import Folder, SharedFolders
+from sfsc.session.changeset import Draft
 from sfsc.session.commit import (
-    MAX_CONFLICTS,
+    PlannedChange,
     build_record,
+    commit_change,
+    commit_changes,
     fetch_version,
     find_current_file,
     find_file,
-    was_accepted,
+    verify_head,
     with_present_wraps,
 )
 from sfsc.session.pipeline import pipelined
@@ -220,15 +223,14 @@ class Sharing:
         """Make `readers` (sorted) the readers of `file`. New ones get the newest version's key."""
         session = self._session
 
-        def wraps(present: VerifiedFile) -> list[VersionWrap]:
+        def wraps(present: VerifiedFile, batches: WrapBatches) -> list[tuple[int, Wrap]]:
             having = {one[0] for one in present.head.readers}
             added = tuple(one for one in readers if one[0] not in having)
             if not added or present.deleted:
                 return []
             key, _ = session.account.open_version(with_present_wraps(session, present))
             recipients = self._contacts.recipients(added)
-            made = session.account.wrap_batches().wrap(key, recipients)
-            return [VersionWrap(present.version, wrap) for wrap in made]
+            return [(present.version, wrap) for wrap in batches.wrap(key, recipients)]
 
         return self._change(file, _ReaderChange(lambda _head: readers, wraps))
 
@@ -261,7 +263,6 @@ class Sharing:
         """Return the change that adds a reader, with wraps of the newest version and of `older`
         ones. Without `expires` the end of a present grant stays; a new grant gets `default`."""
         user, first = person.user, person.fingerprint
-        batches = self._session.account.wrap_batches()
 
         def readers(head: FileRecord) -> tuple[ReaderEntry, ...]:
             others = [one for one in head.readers if one[0] != user]
@@ -269,7 +270,7 @@ class Sharing:
             end = _kept_expiry(present, user, default) if expires is None else expires
             return tuple(sorted([*others, (user, first, end)]))
 
-        def wraps(present: VerifiedFile) -> list[VersionWrap]:
+        def wraps(present: VerifiedFile, batches: WrapBatches) -> list[tuple[int, Wrap]]:
             # Looked up for each attempt, because the user's key may have changed.
             recipient = self._contacts.recipient(self._contacts.find_by_first(user, first))
             found = [
@@ -281,7 +282,7 @@ class Sharing:
 
     def _wrap(
         self, file: VerifiedFile, version: int, recipient: Recipient, batches: WrapBatches
-    ) -> VersionWrap | None:
+    ) -> tuple[int, Wrap] | None:
         """Wrap one version's key for a reader; None if its content was removed or is damaged."""
         session = self._session
         try:
@@ -292,87 +293,54 @@ class Sharing:
             return None
         key, _ = session.account.open_version(shown)
         (wrap,) = batches.wrap(key, [recipient])
-        return VersionWrap(version, wrap)
+        return version, wrap
 
     def _change(self, file: VerifiedFile, change: _ReaderChange) -> VerifiedFile:
         """Append an access record to `file`, and return the file as it is then."""
-        for _ in range(MAX_CONFLICTS):
-            attempt = self._attempt(file, change)
-            reply = self._session.ask(attempt.request)
-            if (done := self._accept_reply(attempt, reply)) is not None:
-                self._session.link_receipts()
-                return done
-            file = self._next_head(attempt, reply)
-        raise ConflictError("others keep changing the file", "run the command again")
+        return commit_change(self._session, _Access(self._session, file, change))
 
     def _changed_many(
         self, files: Iterable[VerifiedFile], change: _ReaderChange
     ) -> Iterator[VerifiedFile]:
-        """Like `_change`, as a pipeline; results in input order. The receipts are linked to one log
-        at the end."""
-        attempts = (self._attempt(file, change) for file in files)
-        requests = ((attempt, attempt.request) for attempt in attempts)
-        yield from pipelined(self._session, requests, self._finished)
-        self._session.link_receipts()
-
-    def _finished(self, attempt: _PendingChange, reply: Reply) -> VerifiedFile:
-        done = self._accept_reply(attempt, reply)
-        return done or self._change(self._next_head(attempt, reply), attempt.change)
-
-    def _attempt(self, file: VerifiedFile, change: _ReaderChange) -> _PendingChange:
-        session, head = self._session, file.head
-        session.adopt_newest()
-        made = change.readers(head)
-        record = build_record(
-            session, head, file.head_body, op=ACCESS, current=head.current, readers=made
-        )
-        body = record.encode()
-        (signature,) = session.sign(body)
-        request = SetReaders(body, signature, tuple(change.wraps(file)))
-        return _PendingChange(
-            file, change, record, body, request, session.connections, session.followed_size
-        )
-
-    def _accept_reply(self, attempt: _PendingChange, reply: Reply) -> VerifiedFile | None:
-        """Return the file with its new record; None if the record was not accepted."""
-        session, record, body = self._session, attempt.record, attempt.body
-        if not isinstance(reply, Error):
-            receipt = expect_reply(reply, Done).receipt
-            session.verify_receipt(receipt, record, body, attempt.request.signature)
-        elif not was_accepted(session, attempt.connection, reply, record, body):
-            return None
-        file = attempt.file
-        session.state.remember_file(KnownFile.from_record(record, body, file.version), None)
-        return VerifiedFile(
-            file.content, file.content_body, record, body, file.metadata, file.wraps
-        )
-
-    def _next_head(self, attempt: _PendingChange, reply: Reply) -> VerifiedFile:
-        """Return the file that the next attempt builds on. Raises if there can be none."""
-        error = cast(Error, reply)
-        if error.code != "conflict" or error.head is None:
-            self._session.renew_keys(error)
-            return attempt.file
-        return self._session.verify_newest(error.head, attempt.record.file_id, attempt.since)
+        """Like `_change`, many together; results in input order."""
+        changes = (_Access(self._session, file, change) for file in files)
+        return commit_changes(self._session, changes)
 
 
 class _ReaderChange(Value):
-    """Computes the new readers from a file's head, and the wraps that they need."""
+    """Computes the new readers from a file's head, and the (version, wrap) that they need."""
 
     readers: Callable[[FileRecord], tuple[ReaderEntry, ...]]
-    wraps: Callable[[VerifiedFile], list[VersionWrap]]
+    wraps: Callable[[VerifiedFile, WrapBatches], list[tuple[int, Wrap]]]
 
 
-class _PendingChange(Value):
-    """A change of a file's readers that was sent."""
+class _Access(PlannedChange[VerifiedFile]):
+    """A change of one file's readers. The result is the file with its new record."""
 
-    file: VerifiedFile
-    change: _ReaderChange
-    record: FileRecord
-    body: bytes
-    request: SetReaders
-    connection: int
-    since: int
+    def __init__(self, session: Session, file: VerifiedFile, change: _ReaderChange) -> None:
+        self._session = session
+        self._file = file
+        self._change = change
+
+    def draft(self, batches: WrapBatches) -> Draft:
+        head, body = self._file.head, self._file.head_body
+        readers = self._change.readers(head)
+        record = build_record(
+            self._session, head, body, op=ACCESS, current=head.current, readers=readers
+        )
+        wraps = tuple(self._change.wraps(self._file, batches))
+        return Draft(record, record.encode(), wraps=wraps)
+
+    def rebase(self, session: Session, head: FileView | None, since: int) -> None:
+        self._file = verify_head(session, self._file.file_id, head, since)
+
+    def committed(self, draft: Draft, _receipt: Receipt | None) -> VerifiedFile:
+        file = self._file
+        known = KnownFile.from_record(draft.record, draft.body, file.version)
+        self._session.state.remember_file(known, None)
+        return VerifiedFile(
+            file.content, file.content_body, draft.record, draft.body, file.metadata, file.wraps
+        )
 
 
 def _kept_expiry(grants: Iterable[tuple[str, int]], user: str, default: int) -> int:
@@ -394,7 +362,7 @@ def _drop_readers(users: Collection[str]) -> _ReaderChange:
     def readers(head: FileRecord) -> tuple[ReaderEntry, ...]:
         return tuple(one for one in head.readers if one[0] not in users)
 
-    return _ReaderChange(readers, lambda _file: [])
+    return _ReaderChange(readers, lambda _file, _batches: [])
 
 
 def _parse_folder(folder: str) -> str:

@@ -1,11 +1,13 @@
-"""Changes of a file by a new record on its head: built, sent, proven to be in the log, and built
-again on a newer head after a conflict."""
+"""Changes of files: drafted onto their heads, committed together, proven to be in the log, and
+drafted again on newer heads after a conflict. Every change of a file's records goes this way."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
-from typing import Final, overload
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Generic, TypeVar
 
 from protocol.records.records import (
     DELETE,
@@ -15,35 +17,325 @@ from protocol.records.records import (
     carried_content,
     record_hash,
 )
-from protocol.wire.messages import Done, Error, Request
-from protocol.wire.messages.base import Wrap
-from protocol.wire.messages.files import Record, RecordChange, Stat, Stated
-from protocol.wire.messages.uploads import PutCommit
-from sfsc.crypto.envelope import check_name
-from sfsc.errors import ConflictError, NotFound
-from sfsc.session.server_errors import expect_reply
+from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
+from protocol.wire.messages.changes import Committed
+from protocol.wire.messages.files import Stat, Stated
+from sfsc.crypto.envelope import WrapBatches, check_name
+from sfsc.errors import ConflictError, IntegrityError, NetworkError, NotFound, SfscError
+from sfsc.session.changeset import Changeset, Draft, fitting
+from sfsc.session.pipeline import Window
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.state import KnownFile
 
 MAX_CONFLICTS: Final = 16
 """Conflicts after which a change gives up."""
+TOGETHER: Final = 64
+"""Changes that are sent together. Several such requests are in flight, so that client and server
+are never idle."""
+AHEAD: Final = 3
+"""Requests in flight while another is drafted."""
+FATAL: Final = (IntegrityError, NetworkError)
+"""After these errors nothing more is sent, and no further proof is requested from the server."""
 _MAY_HAVE_LANDED: Final = frozenset({"conflict", "upload-lost", "stale-generation"})
 """Error codes for a record that was accepted before: another record followed it, its upload is
 gone, or keys were rotated."""
-Built = tuple[FileRecord, Callable[[bytes, bytes], Request]]
-"""A record, and a function that builds its request from its exact bytes and their signature."""
+_Result = TypeVar("_Result")
+_Result_co = TypeVar("_Result_co", covariant=True)
 
 
 class UploadLost(Exception):
     """The server no longer has what was uploaded: the file must start again, under a new key."""
 
 
-def change_request(
-    metadata: bytes = b"", wraps: tuple[Wrap, ...] = ()
-) -> Callable[[bytes, bytes], Request]:
-    """Return the function for a record without new ciphertext; `metadata` is sealed."""
-    return lambda body, signature: Record((RecordChange(body, signature, metadata, wraps),))
+class PlannedChange(ABC, Generic[_Result_co]):
+    """A change that somebody wants of one file, or of the two of a move."""
+
+    @abstractmethod
+    def draft(self, batches: WrapBatches) -> Draft | None:
+        """Return the change onto the present head; None if nothing is left to do."""
+
+    @abstractmethod
+    def rebase(self, session: Session, head: FileView | None, since: int) -> None:
+        """Draft onto `head` from now on, which the server has shown after the log was followed to
+        `since`; verify it (`verify_head`). None if the reply had no room for it."""
+
+    def adapts(self, session: Session, refused: Error) -> bool:  # noqa: ARG002 - for subclasses
+        """Return whether another draft avoids this refusal, for a reason of this change's own."""
+        return False
+
+    def renewed(self, session: Session) -> None:
+        """The account's keys, or a reader's, were renewed; draft with these from now on."""
+
+    def unneeded(self) -> Iterable[_Result_co]:
+        """Return the result, if any, of a change that has nothing left to do."""
+        return ()
+
+    @abstractmethod
+    def committed(self, draft: Draft, receipt: Receipt | None) -> _Result_co:
+        """Return the result of the change: the log has `draft`. Without a `receipt`, its reply was
+        lost."""
+
+
+class SentChanges(Generic[_Result]):
+    """Changes with their drafts, signed together for one request."""
+
+    def __init__(
+        self, session: Session, members: Sequence[tuple[PlannedChange[_Result], Draft]]
+    ) -> None:
+        self.changes = [change for change, _ in members]
+        self.changeset = Changeset(session, [draft for _, draft in members])
+
+    @property
+    def request(self) -> Request:
+        return self.changeset.request
+
+    @property
+    def file_ids(self) -> list[str]:
+        """The files that are changed."""
+        return [draft.record.file_id for draft in self.changeset.drafts]
+
+    def refused(self, reply: Reply) -> Error | None:
+        """Return why the first change was refused, if it was; nothing is verified."""
+        if isinstance(reply, Committed):
+            return reply.outcomes[0].error if reply.outcomes else None
+        return reply if isinstance(reply, Error) else None
+
+
+class Committer(Generic[_Result]):
+    """Commits changes in changesets, over one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._unneeded: list[_Result] = []
+
+    def take_unneeded(self) -> list[_Result]:
+        """Return the results of changes that turned out to have nothing left to do."""
+        found, self._unneeded = self._unneeded, []
+        return found
+
+    def prepare(
+        self, changes: Sequence[PlannedChange[_Result]]
+    ) -> tuple[list[SentChanges[_Result]], SfscError | None]:
+        """Draft and sign changes of different files. Return what is to be sent at once, and the
+        error of the first that could not be drafted: those behind it are left out."""
+        session = self._session
+        failure: SfscError | None = None
+        members: list[tuple[PlannedChange[_Result], Draft]] = []
+        try:
+            session.adopt_newest()
+            session.check_trusted()
+            members, failure = self._draft(changes)
+            if members and session.is_behind:  # another device rotated: a draft has found it
+                session.adopt_newest()
+                members, failure = self._draft([change for change, _ in members])
+            by_draft = {id(draft): change for change, draft in members}
+            return [
+                SentChanges(session, [(by_draft[id(draft)], draft) for draft in group])
+                for group in fitting(draft for _, draft in members)
+            ], failure
+        except SfscError as exc:
+            return [], exc
+
+    def finish(
+        self, sent: SentChanges[_Result], reply: Reply
+    ) -> tuple[list[_Result], SfscError | None]:
+        """Return the results of changes that were sent, in order, and the error of the first that
+        was refused. Those on which others were faster are committed again.
+
+        Call `Session.link_receipts` before reporting success. Raises `UploadLost` for a change that
+        commits an upload which the server has lost.
+        """
+        results, failure = self._finish(sent, reply, MAX_CONFLICTS)
+        return [results[id(one)] for one in sent.changes if id(one) in results], failure
+
+    def _finish(
+        self, sent: SentChanges[_Result], reply: Reply, left: int
+    ) -> tuple[dict[int, _Result], SfscError | None]:
+        """Like `finish`, with results by the id of their change. `left` attempts may be made."""
+        results: dict[int, _Result] = {}
+        again: list[PlannedChange[_Result]] = []
+        failure: SfscError | None = None
+        renewed: set[str] = set()
+        outcomes = sent.changeset.outcomes(reply)
+        for change, draft, outcome in zip(
+            sent.changes, sent.changeset.drafts, outcomes, strict=True
+        ):
+            try:
+                if not isinstance(outcome, Error):
+                    results[id(change)] = change.committed(draft, outcome)
+                elif self._was_accepted(sent, outcome, draft):
+                    results[id(change)] = change.committed(draft, None)
+                else:
+                    self._rebase(sent, change, draft, outcome, renewed)
+                    again.append(change)
+            except FATAL:
+                raise
+            except SfscError as exc:
+                failure = failure or exc
+        if again and left == 1:
+            raise ConflictError("others keep changing the file", "run the command again")
+        following, error = self.prepare(again) if again else ([], None)
+        failure = failure or error
+        for one in following:
+            more, error = self._finish(one, self._session.ask(one.request), left - 1)
+            results |= more
+            failure = failure or error
+        return results, failure
+
+    def _draft(
+        self, changes: Sequence[PlannedChange[_Result]]
+    ) -> tuple[list[tuple[PlannedChange[_Result], Draft]], SfscError | None]:
+        batches = self._session.account.wrap_batches()
+        members: list[tuple[PlannedChange[_Result], Draft]] = []
+        for change in changes:
+            try:
+                draft = change.draft(batches)
+            except SfscError as exc:
+                return members, exc
+            if draft is None:
+                self._unneeded += change.unneeded()
+            else:
+                members.append((change, draft))
+        return members, None
+
+    def _was_accepted(self, sent: SentChanges[_Result], refused: Error, draft: Draft) -> bool:
+        """Whether the log has this very record although it is `refused` now.
+
+        A record may be accepted, the reply lost with its connection, and another record added
+        before the request is repeated. Only the followed log counts: a server could show a record
+        as accepted that nobody else will ever see.
+        """
+        session, record = self._session, draft.record
+        if session.connections == sent.changeset.connection or refused.code not in _MAY_HAVE_LANDED:
+            return False
+        session.refresh_log()
+        return session.log.has_record(record.file_id, record.rev, record_hash(draft.body))
+
+    def _rebase(
+        self,
+        sent: SentChanges[_Result],
+        change: PlannedChange[_Result],
+        draft: Draft,
+        refused: Error,
+        renewed: set[str],
+    ) -> None:
+        """Prepare `change` for another draft. `renewed` are the codes of errors for which keys were
+        renewed since the request was sent. Raises the exception of an error that no other draft
+        avoids."""
+        if refused.code == "upload-lost" and draft.upload is not None:
+            raise UploadLost
+        if refused.code == "conflict":
+            change.rebase(self._session, refused.head, sent.changeset.since)
+        elif not change.adapts(self._session, refused):
+            if refused.code not in renewed:
+                self._session.renew_keys(refused)
+                renewed.add(refused.code)
+            change.renewed(self._session)
+
+
+def commit_change(session: Session, change: PlannedChange[_Result]) -> _Result:
+    """Commit one change, which always drafts something, and return its result, as
+    `commit_if_needed`."""
+    result = commit_if_needed(session, change)
+    if result is None:
+        raise TypeError("the change drafts nothing")
+    return result
+
+
+def commit_if_needed(session: Session, change: PlannedChange[_Result]) -> _Result | None:
+    """Commit one change and return its result, proven to be in the log; None if nothing was left to
+    do. Raises `ConflictError` if others keep changing the file, `UploadLost`, and `SfscError`."""
+    committer = Committer[_Result](session)
+    sent, failure = committer.prepare([change])
+    found: list[_Result] = []
+    if failure is None and sent:
+        found, failure = committer.finish(sent[0], session.ask(sent[0].request))
+        session.link_receipts()
+    if failure is not None:
+        raise failure
+    return found[0] if found else None
+
+
+def commit_changes(
+    session: Session, changes: Iterable[PlannedChange[_Result]]
+) -> Iterator[_Result]:
+    """Commit changes of different files, several changesets in flight; yield the results in order.
+    The receipts are linked to one log at the end. The first error is raised after the results of
+    what was sent before."""
+    committer, window = Committer[_Result](session), Window[SentChanges[_Result]](session)
+    failure: SfscError | None = None
+    try:
+        source = iter(changes)
+        while group := list(itertools.islice(source, TOGETHER)):
+            sent, failure = committer.prepare(group)
+            for one in sent:
+                window.send(one, one.request)
+            session.transport.push()
+            if failure is not None:
+                break
+            while len(window) > AHEAD and failure is None:
+                found, failure = committer.finish(*window.take())
+                yield from found
+            yield from committer.take_unneeded()
+            if failure is not None:
+                break
+        while window:
+            found, error = committer.finish(*window.take())
+            yield from found
+            failure = failure or error
+        yield from committer.take_unneeded()
+    finally:
+        window.abandon()
+    session.link_receipts()
+    if failure is not None:
+        raise failure
+
+
+class FileChange(PlannedChange[FileRecord]):
+    """A change that depends on the present version of its file alone. The result is the record, and
+    `file` then the file that it was drafted onto."""
+
+    def __init__(
+        self, file: VerifiedFile, build: Callable[[VerifiedFile, WrapBatches], Draft | None]
+    ) -> None:
+        """`build` drafts the change; None means that nothing is left to do."""
+        self.file = file
+        self._build = build
+        self.body = b""
+        """The exact bytes of the record that was committed."""
+
+    def draft(self, batches: WrapBatches) -> Draft | None:
+        return self._build(self.file, batches)
+
+    def rebase(self, session: Session, head: FileView | None, since: int) -> None:
+        file = verify_head(session, self.file.file_id, head, since)
+        self.file = session.without_left(file)
+
+    def committed(self, draft: Draft, _receipt: Receipt | None) -> FileRecord:
+        self.body = draft.body
+        return draft.record
+
+
+def change_file(session: Session, change: FileChange) -> bool:
+    """Commit a change that adds no version, and remember the file's new record. Return False if
+    nothing was left to do. Raises as `commit_if_needed`."""
+    change.file = session.without_left(change.file)
+    record = commit_if_needed(session, change)
+    if record is None:
+        return False
+    known = KnownFile.from_record(record, change.body, change.file.version)
+    session.state.remember_file(known, None)
+    return True
+
+
+def verify_head(session: Session, file_id: str, head: FileView | None, since: int) -> VerifiedFile:
+    """Return the newest version of a file of ours, which the server has shown after the log was
+    followed to `since`; without a `head`, ask for it. Raises as `Session.verify_newest`, and
+    `NotFound`."""
+    if head is None:
+        return session.fetch_newest(file_id)
+    return session.verify_newest(head, file_id, since)
 
 
 def find_file(session: Session, name: str) -> VerifiedFile:
@@ -148,65 +440,9 @@ def build_record(
     )
 
 
-def was_accepted(
-    session: Session, connection: int, refused: Error, record: FileRecord, body: bytes
-) -> bool:
-    """Whether the log has this very record although it is `refused` now. It was sent when
-    `Session.connections` was `connection`.
-
-    A record may be accepted, the reply lost with its connection, and another record added before
-    the request is repeated. Only the followed log counts: a server could show a record as accepted
-    that nobody else will ever see.
-    """
-    if session.connections == connection or refused.code not in _MAY_HAVE_LANDED:
-        return False
-    session.refresh_log()
-    return session.log.has_record(record.file_id, record.rev, record_hash(body))
-
-
-@overload
-def change_file(
-    session: Session, file: VerifiedFile, build: Callable[[VerifiedFile], Built]
-) -> tuple[FileRecord, bytes]: ...
-@overload
-def change_file(
-    session: Session, file: VerifiedFile, build: Callable[[VerifiedFile], Built | None]
-) -> tuple[FileRecord, bytes] | None: ...
-def change_file(
-    session: Session, file: VerifiedFile, build: Callable[[VerifiedFile], Built | None]
-) -> tuple[FileRecord, bytes] | None:
-    """Add the record that `build` returns to the head of `file`; None means that nothing is left to
-    do.
-
-    After a conflict it is built again on the newer head. Returns the record and its exact bytes,
-    proven to be in the log. Raises `ConflictError` if others keep changing the file, and
-    `UploadLost` if the record commits an upload that the server no longer has.
-    """
-    for _ in range(MAX_CONFLICTS):
-        session.adopt_newest()
-        file = session.without_left(file)
-        built = build(file)
-        if built is None:
-            return None
-        record, build_request = built
-        body = record.encode()
-        (signature,), connection = session.sign(body), session.connections
-        since = session.followed_size
-        request = build_request(body, signature)
-        reply = session.ask(request)
-        if not isinstance(reply, Error):
-            session.verify_receipt(expect_reply(reply, Done).receipt, record, body, signature)
-            session.link_receipts()
-            return record, body
-        if was_accepted(session, connection, reply, record, body):
-            return record, body
-        if reply.code == "upload-lost" and isinstance(request, PutCommit):
-            raise UploadLost
-        if reply.code != "conflict" or reply.head is None:
-            session.renew_keys(reply)
-            continue
-        file = session.verify_newest(reply.head, record.file_id, since)
-    raise ConflictError("others keep changing the file", "run the command again")
+def draft_of(record: FileRecord) -> Draft:
+    """Return the draft of a record that describes no content."""
+    return Draft(record, record.encode())
 
 
 def delete_file(
@@ -215,13 +451,11 @@ def delete_file(
     """Put a tombstone onto the head of `file`, unless `is_deleted` says that there is one. Return
     the file as it was before. Raises `ConflictError`."""
 
-    def build(onto: VerifiedFile) -> Built | None:
-        nonlocal file
-        file = onto
+    def build(onto: VerifiedFile, _batches: WrapBatches) -> Draft | None:
         if is_deleted(onto):
             return None
-        return build_tombstone(session, onto.head, onto.head_body), change_request()
+        return draft_of(build_tombstone(session, onto.head, onto.head_body))
 
-    if (made := change_file(session, file, build)) is not None:
-        session.state.remember_file(KnownFile.from_record(*made, file.version), None)
-    return file
+    change = FileChange(file, build)
+    change_file(session, change)
+    return change.file

@@ -33,8 +33,16 @@ from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
 from protocol.wire.messages import session as opening
 from protocol.wire.messages.base import SignedRecord, Wrap
+from protocol.wire.messages.changes import Committed
 from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, Stat, Stated
-from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
+from protocol.wire.messages.log import (
+    CONSISTENCY,
+    LogCheckpoint,
+    LogHead,
+    LogLines,
+    LogLinesPage,
+    LogProof,
+)
 from protocol.wire.messages.rotation import GetBundle, NewStatement, RotateBegin
 from protocol.wire.messages.sharing import Lookup
 from protocol.wire.messages.uploads import ALL_UPLOADS, PutAbort
@@ -51,6 +59,7 @@ from sfsc.errors import (
     LocalError,
     NetworkError,
     NotFound,
+    ProtocolFailure,
     Rollback,
     StaleGeneration,
     Unreachable,
@@ -619,35 +628,25 @@ class Session:
         """(size, root) of the newest proven checkpoint, for the next record."""
         return self.trust.newest.size, self.trust.newest.root
 
-    def sign(self, *bodies: bytes) -> list[bytes]:
-        """Sign file records (exact bytes) together; return their packed signatures. Raises
-        `Distrusted`."""
-        return self.record_signer().sign(bodies)
-
     def record_signer(self) -> RecordSigner:
         """Return the signer of many records, which the caller then sends at once. Raises
         `Distrusted`."""
         self.check_trusted()
         return self._signer
 
-    def verify_receipt(
+    def sent_record(
         self,
-        receipt: Receipt,
         record: FileRecord,
         body: bytes,
         signature: bytes,
         tombstone: tuple[bytes, bytes] | None = None,
-    ) -> LogEntry:
-        """Verify that the log has a record of ours, and that the log continues the one of this
-        login. Return its log entry.
-
-        `tombstone` is the exact bytes and the signature of the record that a move leaves at the old
-        name. Call `link_receipts` before reporting success. Raises as `ServerTrust.verify_receipt`.
-        """
+    ) -> SentChange:
+        """Return what the log must have of a record of ours, with its packed `signature`.
+        `tombstone` is the same pair for the record that a move leaves at the old name."""
         # The key of that generation: a reply may come after the keys were renewed.
         signer = self._signing_ids[record.generation]
         left = tombstone and (tombstone[0], {signer: tombstone[1]})
-        sent = SentChange(
+        return SentChange(
             op=LOGGED_AS[record.op],
             actor=record.actor,
             owner=record.owner,
@@ -657,25 +656,61 @@ class Session:
             signatures={signer: signature},
             tombstone=left,
         )
-        return self.accept_receipt(receipt, sent)
 
     def accept_receipt(self, receipt: Receipt, sent: SentChange) -> LogEntry:
         """Verify that the entry in `receipt` is the change that was sent; `link_receipts` then
         verifies that the log has it. Raises as `ServerTrust.verify_receipt`."""
         entry, head = self.trust.verify_receipt(receipt, sent)
-        with self.keeping_evidence(head):
-            self._read_receipt(receipt, entry, head)
-        self._receipts.append((entry.seq, entry.hash, head))
+        self._accept([entry], receipt.first, receipt.leaves, head)
         return entry
 
-    def _read_receipt(self, receipt: Receipt, entry: LogEntry, head: TreeHead) -> None:
-        """Take what the receipt shows of the log. If it shows all up to its checkpoint, nothing has
+    def accept_changes(self, reply: Committed, sent: Sequence[SentChange]) -> list[Receipt | Error]:
+        """Verify that the entries of a changeset are the changes that were sent; `link_receipts`
+        then verifies that the log has them. Return the receipt of each, or the error of one that
+        was refused. Raises `BadReceipt` and `BadRecord`."""
+        if len(reply.outcomes) != len(sent):
+            raise BadReceipt("the server answers another number of changes", REPORT)
+        head = self.trust.verify_note(reply.checkpoint)
+        found: list[Receipt | Error] = []
+        entries: list[LogEntry] = []
+        for outcome, one in zip(reply.outcomes, sent, strict=True):
+            if outcome.error is not None:
+                found.append(outcome.error)
+                continue
+            receipt = Receipt(outcome.line or self._line(outcome.seq), reply.checkpoint, 0, b"")
+            entry, _ = self.trust.verify_receipt(receipt, one)
+            if entry.seq != outcome.seq:
+                raise BadReceipt("the server names another log entry than it shows", REPORT)
+            entries.append(entry)
+            found.append(receipt)
+        self._accept(entries, reply.first, reply.leaves, head)
+        return found
+
+    def _line(self, seq: int) -> bytes:
+        """Return one line of the log, which is not verified."""
+        page = self.call(LogLines((seq,)), LogLinesPage)
+        if [item.seq for item in page.lines] != [seq]:
+            raise ProtocolFailure("the server returned other log lines than were asked for")
+        return page.lines[0].data
+
+    def _accept(
+        self, entries: Sequence[LogEntry], first: int, leaves: bytes, head: TreeHead
+    ) -> None:
+        with self.keeping_evidence(head):
+            self._read_receipt(entries, first, leaves, head)
+        self._receipts.extend((entry.seq, entry.hash, head) for entry in entries)
+
+    def _read_receipt(
+        self, entries: Sequence[LogEntry], first: int, leaves: bytes, head: TreeHead
+    ) -> None:
+        """Take what a receipt shows of the log. If it shows all up to its checkpoint, nothing has
         to be asked for."""
         log, before = self.log, self.log.size
-        check_signed_to(entry.seq + 1, head.size)
-        log.add_entry(entry)
-        if receipt.leaves and receipt.first <= log.size:
-            log.add_leaves(receipt.first, receipt.leaves)
+        for entry in entries:
+            check_signed_to(entry.seq + 1, head.size)
+            log.add_entry(entry)
+        if leaves and first <= log.size:
+            log.add_leaves(first, leaves)
             check_signed_to(log.size, max(before, head.size))
         if head.size <= log.size and not log.wanted_lines(1):
             self._confirm(head)
@@ -827,7 +862,8 @@ class Session:
                 )
             try:
                 if receipt is not None:
-                    self._read_receipt(receipt, parse_line(receipt.line), head)
+                    entry = parse_line(receipt.line)
+                    self._read_receipt([entry], receipt.first, receipt.leaves, head)
                 self._follow(transport, head)
             except _StateDiscarded:
                 self._log = self._saved_log()

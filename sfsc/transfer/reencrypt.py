@@ -11,21 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 
 from protocol.codec import merkle
+from protocol.codec.encoding import Buffer
 from protocol.records.records import REENCRYPT, ReaderEntry
-from protocol.wire.messages import Request
-from protocol.wire.messages.base import Wrap
-from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
-from sfsc.crypto.envelope import ContentKey, content_record
+from protocol.wire.messages.uploads import PutOpen, UploadState
+from sfsc.crypto.envelope import ContentKey, WrapBatches, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import Unreachable
-from sfsc.session.commit import Built, UploadLost, change_file
+from sfsc.session.changeset import Draft
+from sfsc.session.commit import FileChange, UploadLost, change_file
 from sfsc.session.session import Session
 from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, EncryptionWorker, UploadStream
 from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.transfer.source import SMALL
-from sfsc.transfer.upload import BuildRequest
 from sfsc.trust.file_records import VerifiedFile
-from sfsc.trust.state import KnownFile
 
 
 class Reencryption:
@@ -62,21 +60,14 @@ class Reencryption:
         if size <= SMALL:
             ciphertext = key.encryptor().seal_segment(plaintext.all(), last=True)
             root = merkle.root([merkle.leaf_hash(ciphertext)])
-
-            def put_small(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
-                return PutSmall(body, signature, sealed, wraps, ciphertext)
-
-            return self._commit(source, key, sealed, root, put_small)
+            return self._commit(source, key, sealed, root, ciphertext=ciphertext)
         message = PutOpen(session.account.user, file_id, ciphertext_size(size), version)
         upload = session.call(message, UploadState).upload
         with EncryptionWorker() as worker, UploadStream(session, upload, worker) as stream:
             stream.send(key.encryptor(), plaintext)
             stream.finish()
-
-            def put_commit(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
-                return PutCommit(upload, body, signature, sealed, wraps)
-
-            return self._commit(source, key, sealed, merkle.root(stream.leaves()), put_commit)
+            root = merkle.root(stream.leaves())
+            return self._commit(source, key, sealed, root, upload=upload)
 
     def _commit(
         self,
@@ -84,15 +75,13 @@ class Reencryption:
         key: ContentKey,
         sealed: bytes,
         root: bytes,
-        build_request: BuildRequest,
+        ciphertext: Buffer = b"",
+        upload: bytes | None = None,
     ) -> None:
         """Add the record of the new ciphertext to its file. Raises as `change_file`."""
         session, version = self._session, source.file.version
-        file = session.fetch_newest(source.file.file_id)
 
-        def build(onto: VerifiedFile) -> Built:
-            nonlocal file
-            file = onto
+        def build(onto: VerifiedFile, batches: WrapBatches) -> Draft:
             record = content_record(
                 session.author,
                 key,
@@ -108,11 +97,11 @@ class Reencryption:
                 created=int(time.time()),
                 op=REENCRYPT,
             )
-            wraps = session.wrap(key, self._readers_of(onto, version))
-            return record, lambda body, signature: build_request(body, signature, wraps)
+            made = session.wrap(key, self._readers_of(onto, version), batches)
+            wraps = tuple((version, wrap) for wrap in made)
+            return Draft(record, record.encode(), sealed, wraps, ciphertext, upload)
 
-        record, body = change_file(session, file, build)
-        session.state.remember_file(KnownFile.from_record(record, body, file.version), None)
+        change_file(session, FileChange(session.fetch_newest(source.file.file_id), build))
 
 
 class _Stream:

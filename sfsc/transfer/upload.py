@@ -1,4 +1,4 @@
-"""Upload of files: a small file in one message, with many in flight; a large file in pieces.
+"""Upload of files: small files many together, a large file in pieces before its record.
 
 A large upload keeps the pieces that the server has not acknowledged in a ring, and sends them again
 after a lost connection. **No segment is ever encrypted twice under one key**: if the server has
@@ -8,8 +8,8 @@ Only the record binds a content to its file. It builds on the file's present hea
 last, and again after a conflict; the ciphertext does not change.
 
 A large file does not hold up the files behind it: its commit is sent behind its pieces, which the
-server processes first, and its reply is awaited in turn. Small files are collected, and each step
-is done for all of them (`run_stepwise`).
+server processes first, and its reply is awaited in turn. Small files are collected, signed and sent
+together.
 """
 
 from __future__ import annotations
@@ -20,32 +20,39 @@ import io
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Final, Self, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Self
 
 from protocol.codec import merkle
+from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value, field
 from protocol.records.records import FileRecord, ReaderEntry
-from protocol.wire.messages import Done, Error, Receipt, Reply, Request
-from protocol.wire.messages.base import Wrap
-from protocol.wire.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmall, UploadState
+from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
+from protocol.wire.messages.uploads import PutAbort, PutOpen, UploadState
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import ContentKey, Metadata, WrapBatches, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import (
     ConflictError,
-    IntegrityError,
     LocalError,
     NetworkError,
     SfscError,
     Unreachable,
     UnreadableSource,
 )
-from sfsc.session.commit import MAX_CONFLICTS, UploadLost, was_accepted
-from sfsc.session.limits import MAX_REQUESTS, Ticket
+from sfsc.session.changeset import Draft
+from sfsc.session.commit import (
+    FATAL,
+    TOGETHER,
+    Committer,
+    PlannedChange,
+    SentChanges,
+    UploadLost,
+    commit_change,
+    verify_head,
+)
+from sfsc.session.limits import Ticket
 from sfsc.session.pipeline import Skip, Window
-from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session, known_file
 from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, EncryptionWorker, UploadStream
 from sfsc.transfer.source import (
@@ -59,17 +66,14 @@ from sfsc.transfer.source import (
 from sfsc.trust.file_records import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.trust.state import KnownFile
 
-BuildRequest = Callable[[bytes, bytes, tuple[Wrap, ...]], Request]
-"""(record, signature, wraps) -> the request that stores a content under them."""
 _MAX_PIECES_HELD: Final = 8
 """Pieces in memory of large files whose commit is in flight; at this number no other is started."""
-_BATCH: Final = 16
-_BATCH_SIZE: Final = 64 * 1024
-"""Small files, and bytes of them, that are encrypted, signed and sent together. Far fewer than a
-window holds, so that the server is never idle."""
-_FATAL: Final = (IntegrityError, NetworkError)
-"""After these errors nothing more is sent, and no further proof is requested from the server."""
-_Item = TypeVar("_Item")
+_FIRST: Final = 8
+"""Small files that are sent first; each request in flight doubles the number of the next."""
+_BATCH_SIZE: Final = 512 * 1024
+"""Bytes of small files that are encrypted, signed and sent together."""
+_REQUESTS: Final = 8
+"""Requests in flight."""
 
 
 class Put(Value):
@@ -124,187 +128,115 @@ class VersionContent(Value):
         return cls(file_id, key, metadata, sealed, size, root, expected, source.unstable)
 
 
-class Attempt:
-    """A content with a record onto one head (`base`; None for a new file). Each step of
-    `RecordCommitter` sets attributes that the next one needs."""
-
-    __slots__ = (
-        *("base", "body", "build", "connection", "content", "head"),
-        *("readers", "record", "request", "signature", "since", "wraps"),
-    )
-
-    def __init__(
-        self, content: VersionContent, build: BuildRequest, base: KnownFile | None = None
-    ) -> None:
-        self.content = content
-        self.build = build
-        self.base = base
-        self.head: FileRecord | None
-        self.readers: tuple[ReaderEntry, ...]
-        self.wraps: tuple[Wrap, ...]
-        self.record: FileRecord
-        self.body: bytes
-        self.signature: bytes
-        self.request: Request
-        self.connection: int
-        self.since: int
-
-
-def run_stepwise(items: list[_Item], steps: Sequence[Callable[[_Item], None]]) -> SfscError | None:
-    """Run each step for all of `items` before the next step: interleaved with other steps, above
-    all with cryptography, a step loses its code and tables from the processor's caches and takes a
-    sixth longer.
-
-    If a step fails for an item, that item and all behind it are removed from `items`. The steps
-    continue for those before it. Return the error of the first failed item.
-    """
-    failure: SfscError | None = None
-    for step in steps:
-        for place, item in enumerate(items):
-            try:
-                step(item)
-            except SfscError as exc:
-                failure = exc  # an item that failed in an earlier step was behind this one
-                del items[place:]
-                break
-    return failure
-
-
-class RecordCommitter:
-    """Builds and signs the records of new versions, and handles the server's replies."""
+class Uploaded:
+    """The files that one session stores: their known heads, and the new ones to remember."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        self.session = session
         self._stored: list[tuple[KnownFile, bytes]] = []
         self._looked_up: dict[str, KnownFile | None] = {}
         self._logged: dict[str, tuple[int, bytes] | None] = {}  # newest heads in the followed log
 
-    def prepare(self, attempts: list[Attempt]) -> SfscError | None:
-        """Build and sign the record of each attempt; as `run_stepwise`. The error is a
-        `ConflictError` for another head than expected.
-
-        The requests must be sent at once: `Session.signing_key` signs nothing after a split view
-        was found.
-        """
-        self._logged = self._session.newest_heads([one.content.file_id for one in attempts])
-        return self._run(attempts, (self._find_base, *self._new_steps()))
-
-    def prepare_one(self, content: VersionContent, build: BuildRequest) -> Attempt:
-        """Build and sign the record of one content. Raises `SfscError`."""
-        attempt = Attempt(content, build)
-        if failure := self.prepare([attempt]):
-            raise failure
-        return attempt
-
-    def send(self, attempt: Attempt) -> Put:
-        """Send an attempt and handle the reply, as `finish`; remember the result."""
-        try:
-            return self.finish(attempt, self._session.ask(attempt.request))
-        finally:
-            self.remember()
-
-    def finish(self, attempt: Attempt, reply: Reply) -> Put:
-        """Handle the reply; after a conflict or a key rotation, make other attempts and await them.
-
-        Raises `UploadLost` if the pieces must be sent again, and `SfscError`.
-        """
-        for left in reversed(range(MAX_CONFLICTS)):
-            content, body = attempt.content, attempt.body
-            if not isinstance(reply, Error):
-                receipt = expect_reply(reply, Done).receipt
-                self._session.verify_receipt(receipt, attempt.record, body, attempt.signature)
-                return self._put(attempt, receipt)
-            if was_accepted(self._session, attempt.connection, reply, attempt.record, body):
-                return self._put(attempt, None)
-            # A small file has no upload to lose: if the server claims so, do not ask it again.
-            if reply.code == "upload-lost" and not isinstance(attempt.request, PutSmall):
-                raise UploadLost
-            if not left:
-                raise to_exception(reply)
-            base = attempt.base
-            if reply.code == "conflict" and reply.head is not None:
-                base = known_file(
-                    self._session.verify_newest(reply.head, content.file_id, attempt.since)
-                )
-            elif reply.code == "share-refused" and base is None:
-                self._session.leave_out(reply.readers, reply.text)
-            else:
-                self._session.renew_keys(reply)
-            attempt = Attempt(content, attempt.build, base)
-            if failure := self._run([attempt], self._new_steps()):
-                raise failure
-            reply = self._session.ask(attempt.request)
-        raise ConflictError("others keep changing the file", "run the command again")
-
-    def remember(self) -> None:
-        """Remember all finished files in one transaction, which costs as much as a single file."""
-        stored, self._stored = self._stored, []
-        if stored:
-            self._session.state.remember_files(stored)
-
     def look_up(self, file_ids: Sequence[str]) -> None:
         """Read what is known of files that are uploaded next, in one query."""
-        self._looked_up = self._session.state.files(file_ids)
+        self._looked_up = self.session.state.files(file_ids)
 
-    def _run(
-        self, attempts: list[Attempt], steps: Sequence[Callable[[Attempt], None]]
-    ) -> SfscError | None:
-        """Run `steps`, then sign, for as many of `attempts` as possible; as `run_stepwise`."""
-        failure = run_stepwise(attempts, steps)
-        if not attempts:
-            return failure
-        try:
-            if self._session.is_behind:  # another device rotated: a step has found it in the log
-                self._session.adopt_newest()
-                failure = run_stepwise(attempts, self._new_steps()) or failure
-            signer = self._session.record_signer()
-        except SfscError as exc:
-            attempts.clear()
-            return exc
-        for attempt in attempts:
-            (attempt.signature,) = signer.sign((attempt.body,))
-            attempt.request = attempt.build(attempt.body, attempt.signature, attempt.wraps)
-            attempt.connection = self._session.connections
-            attempt.since = self._session.followed_size
-        return failure
+    def look_up_logged(self, file_ids: Sequence[str]) -> None:
+        """Read what the followed log has of files that are changed now, in few queries."""
+        self._logged = self.session.newest_heads(file_ids)
 
-    def _new_steps(self) -> tuple[Callable[[Attempt], None], ...]:
-        wrap = partial(self._wrap, batches=self._session.account.wrap_batches())
-        return self._check_head, wrap, self._build_record
-
-    def _find_base(self, attempt: Attempt) -> None:
-        """Use the remembered head if it is the newest one in the followed log. Ask the server for
-        any other one, and if the caller expects another version.
+    def find_base(self, file_id: str, expected: int | None) -> KnownFile | None:
+        """Return the remembered head if it is the newest one in the followed log. Ask the server
+        for any other one, and if the caller expects another version.
 
         A machine that does not know the head of a file would wrap the content for readers of the
         file's folder, from whom another machine may have taken this file back."""
-        session, content = self._session, attempt.content
-        file_id, expected = content.file_id, content.expected
+        session = self.session
         if file_id in self._looked_up:
-            attempt.base = self._looked_up.pop(file_id)  # once: the next put makes it stale
+            base = self._looked_up.pop(file_id)  # once: the next put makes it stale
         else:
-            attempt.base = session.state.file(file_id)
-        base = attempt.base
-        known = None if base is None else (base.rev, base.hash)
+            base = session.state.file(file_id)
+        if file_id in self._logged:
+            logged = self._logged.pop(file_id)
+        else:
+            logged = session.head_at(file_id, session.followed_size)
         head = None if base is None else FileRecord.parse(base.record)
         current = 0 if head is None else head.current
         # For a shared file the present head says who may read it: never use an older one.
         shared = head is not None and bool(head.readers)
-        if shared or expected not in (None, current) or known != self._logged[file_id]:
+        is_newest = logged == (None if base is None else (base.rev, base.hash))
+        if shared or expected not in (None, current) or not is_newest:
             file = session.find_newest(file_id)
-            attempt.base = None if file is None else known_file(session.without_left(file))
+            base = None if file is None else known_file(session.without_left(file))
+        return base
 
-    def _check_head(self, attempt: Attempt) -> None:
-        """Raise `ConflictError` for another head than the caller expected."""
-        base, content = attempt.base, attempt.content
-        head, name = None if base is None else FileRecord.parse(base.record), content.metadata.name
-        if head is not None and not head.current:
-            # A content keeps the readers of the head, so those of the folder must be there first.
-            is_settings = self._session.account.is_settings(content.file_id)
-            if not is_settings and (file := self._session.share_deleted(name)) is not None:
-                attempt.base, head = known_file(file), file.head
-                base = attempt.base
-        attempt.head = head
+    def note(self, known: KnownFile, packed: bytes) -> None:
+        """Note the new head of a file, with its entry for listings."""
+        self._stored.append((known, packed))
+        self._looked_up.pop(known.file_id, None)
+
+    def remember(self) -> None:
+        """Remember all noted files in one transaction, which costs as much as a single file."""
+        stored, self._stored = self._stored, []
+        if stored:
+            self.session.state.remember_files(stored)
+
+
+class NewVersion(PlannedChange[Put]):
+    """A content that becomes the newest version of its file: the `ciphertext` of a small file, or
+    what was uploaded as `upload`."""
+
+    def __init__(
+        self,
+        uploaded: Uploaded,
+        content: VersionContent,
+        *,
+        ciphertext: Buffer = b"",
+        upload: bytes | None = None,
+    ) -> None:
+        self._uploaded = uploaded
+        self._session = uploaded.session
+        self.content = content
+        self._ciphertext = ciphertext
+        self._upload = upload
+        self._base: KnownFile | None = None
+        self._found = False
+
+    def draft(self, batches: WrapBatches) -> Draft:
+        content, session = self.content, self._session
+        if not self._found:
+            self._base = self._uploaded.find_base(content.file_id, content.expected)
+            self._found = True
+        readers = self._check_head()
+        base, key = self._base, content.key
+        version = 1 if base is None else base.version + 1
+        record = content_record(
+            session.author,
+            key,
+            file_id=content.file_id,
+            head=None if base is None else base.record,
+            version=version,
+            ciphertext_size=content.ciphertext_size,
+            segments_root=content.segments_root,
+            metadata=content.sealed_metadata,
+            readers=readers,
+            seen=session.seen,
+            created=int(time.time()),
+        )
+        wraps = tuple((version, wrap) for wrap in session.wrap(key, readers, batches))
+        body = record.encode()
+        return Draft(record, body, content.sealed_metadata, wraps, self._ciphertext, self._upload)
+
+    def _check_head(self) -> tuple[ReaderEntry, ...]:
+        """Return the readers of the new version. Raises `ConflictError` for another head than the
+        caller expected."""
+        session, content = self._session, self.content
+        name, is_settings = content.metadata.name, session.account.is_settings(content.file_id)
+        head = None if self._base is None else FileRecord.parse(self._base.record)
+        deleted = head is not None and not head.current and not is_settings
+        # A content keeps the readers of the head, so those of the folder must be there first.
+        if deleted and (file := session.share_deleted(name)) is not None:
+            self._base, head = known_file(file), file.head
         current = 0 if head is None else head.current
         if content.expected not in (None, current):
             if not current:
@@ -313,50 +245,34 @@ class RecordCommitter:
                 cause = f"{name} already exists"
             else:
                 cause = f"version {current} of {name} is current, not {content.expected}"
-            raise ConflictError(cause, head=None if base is None else base.record)
+            raise ConflictError(cause, head=None if self._base is None else self._base.record)
         if head is not None:
-            attempt.readers = head.readers
-        elif self._session.account.is_settings(content.file_id):
-            attempt.readers = ()
-        else:
-            attempt.readers = self._session.new_readers(name)
+            return head.readers
+        return () if is_settings else session.new_readers(name)
 
-    def _wrap(self, attempt: Attempt, batches: WrapBatches) -> None:
-        key = attempt.content.key
-        attempt.wraps = self._session.wrap(key, attempt.readers, batches)
+    def rebase(self, session: Session, head: FileView | None, since: int) -> None:
+        self._base = known_file(verify_head(session, self.content.file_id, head, since))
 
-    def _build_record(self, attempt: Attempt) -> None:
-        content, base = attempt.content, attempt.base
-        attempt.record = content_record(
-            self._session.author,
-            content.key,
-            file_id=content.file_id,
-            head=None if base is None else base.record,
-            version=1 if base is None else base.version + 1,
-            ciphertext_size=content.ciphertext_size,
-            segments_root=content.segments_root,
-            metadata=content.sealed_metadata,
-            readers=attempt.readers,
-            seen=self._session.seen,
-            created=int(time.time()),
-        )
-        attempt.body = attempt.record.encode()
+    def adapts(self, session: Session, refused: Error) -> bool:
+        # Readers of the file's folder who take no more files do not get a new one.
+        if refused.code != "share-refused" or self._base is not None:
+            return False
+        session.leave_out(refused.readers, refused.text)
+        return True
 
-    def _put(self, attempt: Attempt, receipt: Receipt | None) -> Put:
-        content, record = attempt.content, attempt.record
-        if isinstance(attempt.request, PutSmall):  # a large file reports each piece
+    def committed(self, draft: Draft, receipt: Receipt | None) -> Put:
+        content, record = self.content, draft.record
+        if self._upload is None:  # a large file reports each piece
             self._session.progress.advance(content.metadata.size)
         entry = Entry.from_record(record, record, content.metadata)
-        known = KnownFile.from_record(record, attempt.body, entry.version)
-        self._stored.append((known, entry.pack()))
-        self._looked_up.pop(content.file_id, None)
+        self._uploaded.note(KnownFile.from_record(record, draft.body, entry.version), entry.pack())
         return Put(
             entry.name,
             entry.file_id,
             entry.version,
             entry.size,
             receipt,
-            attempt.body,
+            draft.body,
             content.unstable,
         )
 
@@ -364,60 +280,42 @@ class RecordCommitter:
 # --- small and large files --------------------------------------------------------------------
 
 
-class SmallFile:
-    """A small file, read completely; `encrypt` and then `describe` set the attributes below.
-    `source` may be closed by then."""
+class SmallFile(Value):
+    """A small file, read completely; `source` may be closed by then."""
 
-    def __init__(
-        self,
-        source: SourceReader,
-        plaintext: bytes,
-        name: str,
-        file_id: str,
-        expected: int | None = None,
-    ) -> None:
-        self.source = source
-        self.plaintext = plaintext
-        self.name = name
-        self.file_id = file_id
-        self.expected = expected
-        self.key: ContentKey
-        self.ciphertext: memoryview
-        self.attempt: Attempt
+    source: SourceReader
+    plaintext: bytes
+    name: str
+    file_id: str
+    expected: int | None = None
 
-    def encrypt(self) -> None:
+    def encrypted(self, uploaded: Uploaded) -> NewVersion:
         """Encrypt the plaintext under a fresh key."""
-        self.key = ContentKey.generate()
-        self.ciphertext = self.key.encryptor().seal_segment(self.plaintext, last=True)
-
-    def describe(self) -> None:
-        """Set `attempt`, as far as it does not depend on the file's head."""
-        ciphertext = self.ciphertext
-        root = merkle.root([merkle.leaf_hash(ciphertext)])
+        key = ContentKey.generate()
+        ciphertext = key.encryptor().seal_segment(self.plaintext, last=True)
         content = VersionContent.from_source(
             self.source,
             self.name,
             self.file_id,
-            self.key,
-            root,
+            key,
+            merkle.root([merkle.leaf_hash(ciphertext)]),
             self.expected,
             hashlib.sha256(self.plaintext).digest(),
         )
-
-        def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
-            return PutSmall(body, signature, content.sealed_metadata, wraps, ciphertext)
-
-        self.attempt = Attempt(content, build)
+        return NewVersion(uploaded, content, ciphertext=ciphertext)
 
 
 class LargeFile:
     """A large file, whose source stays open so that the upload can start again."""
 
-    def __init__(self, source: SourceReader, name: str, expected: int | None) -> None:
+    def __init__(
+        self, source: SourceReader, name: str, file_id: str, expected: int | None = None
+    ) -> None:
         self.source = source
         self.name = name
+        self.file_id = file_id
         self.expected = expected
-        self.attempt: Attempt
+        self.sent: SentChanges[Put]
         self.stream: UploadStream
         self._starts = 1
 
@@ -431,7 +329,7 @@ class LargeFile:
     def commit_request(self) -> Request:
         """Return the commit, after sending pieces that the present connection has not carried."""
         self.stream.resume_before_commit()
-        return self.attempt.request
+        return self.sent.request
 
 
 class _OpenRequest(Value):
@@ -517,11 +415,12 @@ class UploadQueue(Closing):
     """Files whose requests are in flight, oldest first, and behind them collected small files."""
 
     def __init__(self, session: Session, opener: UploadOpener) -> None:
-        self.window = Window[Attempt | LargeFile](session)
+        self.window = Window[SentChanges[Put] | LargeFile](session)
         self.collected: list[SmallFile] = []
         self.worker = EncryptionWorker()
         self._opener = opener
         self._large: list[LargeFile] = []
+        self._waiting: set[str] = set()
 
     @property
     def accepts_large(self) -> bool:
@@ -530,29 +429,41 @@ class UploadQueue(Closing):
 
     @property
     def full(self) -> bool:
-        return len(self.window) + len(self.collected) >= MAX_REQUESTS
+        return len(self.window) >= _REQUESTS
 
     def __contains__(self, file_id: str) -> bool:
-        return file_id in self.window or any(one.file_id == file_id for one in self.collected)
+        return file_id in self._waiting
+
+    def collect(self, small: SmallFile) -> None:
+        """Add a small file to those that are sent next."""
+        self.collected.append(small)
+        self._waiting.add(small.file_id)
 
     @property
     def has_batch(self) -> bool:
         """Whether to send the collected files now: there are enough, or the server has less to do
         than they are."""
-        count = len(self.collected)
+        count, ahead = len(self.collected), len(self.window)
         return (
-            count > len(self.window)
-            or count >= _BATCH
+            count >= min(TOGETHER, _FIRST << ahead)
             or sum(len(one.plaintext) for one in self.collected) >= _BATCH_SIZE
         )
 
-    def send(self, attempt: Attempt) -> None:
-        self.window.send(attempt, attempt.request, attempt.content.file_id)
+    def send(self, sent: SentChanges[Put]) -> None:
+        self.window.send(sent, sent.request)
 
     def commit(self, large: LargeFile) -> None:
         """Send the commit of a file whose pieces were sent."""
         self._large.append(large)
-        self.window.send(large, large.commit_request, large.attempt.content.file_id)
+        self._waiting.add(large.file_id)
+        self.window.send(large, large.commit_request)
+
+    def take(self) -> tuple[SentChanges[Put] | LargeFile, Reply]:
+        """Wait for the oldest reply. Its files wait no longer."""
+        item, reply = self.window.take()
+        done = [item.file_id] if isinstance(item, LargeFile) else item.file_ids
+        self._waiting.difference_update(done)
+        return item, reply
 
     def remove(self, large: LargeFile) -> None:
         self._large.remove(large)
@@ -574,7 +485,8 @@ class Uploads:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._committer = RecordCommitter(session)
+        self._uploaded = Uploaded(session)
+        self._committer = Committer[Put](session)
         self._opener = UploadOpener(session)
 
     def put(self, source: Source, name: str | None = None, *, expected: int | None = None) -> Put:
@@ -584,14 +496,14 @@ class Uploads:
         `SfscError`.
         """
         name = name_for(source, name)
+        file_id = self._session.account.file_id(name)
         with _tracking_uploads(self._session), open_source(source) as reader:
             self._session.progress.expect(reader.size or 0)
             plaintext = reader.read_small()
             if plaintext is None:
                 with EncryptionWorker() as worker:
-                    done = self._put_large(LargeFile(reader, name, expected), worker)
+                    done = self._put_large(LargeFile(reader, name, file_id, expected), worker)
             else:
-                file_id = self._session.account.file_id(name)
                 done = self._put_small(SmallFile(reader, plaintext, name, file_id, expected))
         self._session.link_receipts()
         return done
@@ -601,15 +513,13 @@ class Uploads:
         Raises `ConflictError` if another machine was faster."""
         with open_source(io.BytesIO(data)) as reader:
             file_id, plaintext = self._session.account.settings_id, reader.read_small() or b""
-            done = self._put_small(SmallFile(reader, plaintext, SETTINGS, file_id, expected))
-        self._session.link_receipts()
-        return done
+            return self._put_small(SmallFile(reader, plaintext, SETTINGS, file_id, expected))
 
     def announce(self, sources: Sequence[tuple[str, str]]) -> None:
         """Prepare for these (path, checked name) to be put next, in order: what is known of them is
         read at once, and the uploads of large files are opened ahead."""
         ids = [self._session.account.file_id(name) for _, name in sources]
-        self._committer.look_up(ids)
+        self._uploaded.look_up(ids)
         sizes = [(file_id, _size(path)) for file_id, (path, _) in zip(ids, sources, strict=True)]
         self._opener.announce((one, ciphertext_size(size)) for one, size in sizes if size > SMALL)
 
@@ -641,14 +551,14 @@ class Uploads:
                         continue
                     failure = exc
                     break
-            if isinstance(failure, _FATAL):
+            if isinstance(failure, FATAL):
                 queue.collected.clear()
             while queue.window or queue.collected:
                 try:
                     yield from self._finish_oldest(queue, skip)
                 except SfscError as exc:
                     failure = failure or exc
-        if not isinstance(failure, _FATAL):
+        if not isinstance(failure, FATAL):
             self._session.link_receipts()
         if failure is not None:
             raise failure
@@ -664,14 +574,14 @@ class Uploads:
         with open_source(source) as reader:
             plaintext = reader.read_small()
             if plaintext is not None:
-                queue.collected.append(SmallFile(reader, plaintext, name, file_id))
+                queue.collect(SmallFile(reader, plaintext, name, file_id))
                 if queue.has_batch:
                     self._send_collected(queue)
                 return
             self._send_collected(queue)
             while not queue.accepts_large:
                 yield from self._finish_oldest(queue, skip)
-            large = LargeFile(reader, name, None)
+            large = LargeFile(reader, name, file_id)
             self._send_pieces(large, queue.worker)
             reader.keep_open = True
             queue.commit(large)
@@ -679,9 +589,13 @@ class Uploads:
     def _send_collected(self, queue: UploadQueue) -> None:
         """Encrypt, sign and send the collected files, up to the first that fails."""
         collected, queue.collected = queue.collected, []
-        attempts, failure = self._prepare(collected)
-        for attempt in attempts:
-            queue.send(attempt)
+        if not collected:
+            return
+        changes = [small.encrypted(self._uploaded) for small in collected]
+        self._uploaded.look_up_logged([small.file_id for small in collected])
+        sent, failure = self._committer.prepare(changes)
+        for one in sent:
+            queue.send(one)
         self._session.transport.push()
         if failure is not None:
             raise failure
@@ -693,26 +607,29 @@ class Uploads:
         done: list[Put] = []
         failure: SfscError | None = None
         try:
-            done.extend(self._finish(queue, skip))
+            self._finish(queue, skip, done)
             while queue.window.has_reply:
-                done.extend(self._finish(queue, skip))
+                self._finish(queue, skip, done)
         except SfscError as exc:
             failure = exc
         finally:
-            self._committer.remember()
+            self._uploaded.remember()
         yield from done
         if failure is not None:
             raise failure
 
-    def _finish(self, queue: UploadQueue, skip: Skip | None) -> Iterator[Put]:
-        """Wait for the oldest reply; yield its result, or nothing if its source had to be read
-        again, could not be, and was reported to `skip`."""
-        item, reply = queue.window.take()
-        if isinstance(item, Attempt):
-            yield self._committer.finish(item, reply)
+    def _finish(self, queue: UploadQueue, skip: Skip | None, done: list[Put]) -> None:
+        """Wait for the oldest reply and add its results to `done`. A source that had to be read
+        again, and could not be, is reported to `skip`."""
+        item, reply = queue.take()
+        if isinstance(item, SentChanges):
+            found, failure = self._committer.finish(item, reply)
+            done += found
+            if failure is not None:
+                raise failure
             return
         try:
-            yield self._finish_large(item, reply, queue.worker)
+            done.append(self._finish_large(item, reply, queue.worker))
         except UnreadableSource as exc:
             if skip is None:
                 # The caller would report the present source, and this is an earlier one.
@@ -721,18 +638,12 @@ class Uploads:
         finally:
             queue.remove(item)
 
-    def _prepare(self, small: list[SmallFile]) -> tuple[list[Attempt], SfscError | None]:
-        """Return the attempts up to the first that fails, and its error."""
-        later = run_stepwise(small, (SmallFile.encrypt, SmallFile.describe))
-        attempts = [one.attempt for one in small]
-        return attempts, self._committer.prepare(attempts) or later
-
     def _put_small(self, small: SmallFile) -> Put:
         """Store a small file and wait for it."""
-        attempts, failure = self._prepare([small])
-        if failure is not None:
-            raise failure
-        return self._committer.send(attempts[0])
+        try:
+            return commit_change(self._session, small.encrypted(self._uploaded))
+        finally:
+            self._uploaded.remember()
 
     def _put_large(self, large: LargeFile, worker: EncryptionWorker) -> Put:
         """Store a large file and wait for it. Raises as `LargeFile.rewind`."""
@@ -741,9 +652,20 @@ class Uploads:
             try:
                 with large.stream:
                     large.stream.finish()
-                    return self._committer.send(large.attempt)
+                    return self._committed(large, self._session.ask(large.sent.request))
             except UploadLost:
                 large.rewind()
+
+    def _committed(self, large: LargeFile, reply: Reply) -> Put:
+        """Return the result of a large file's commit. Raises as `Committer.finish`, and its
+        error."""
+        try:
+            found, failure = self._committer.finish(large.sent, reply)
+        finally:
+            self._uploaded.remember()
+        if failure is not None:
+            raise failure
+        return found[0]
 
     def _send_pieces(self, large: LargeFile, worker: EncryptionWorker) -> None:
         """Send all pieces of a large file and prepare its commit. Raises as `LargeFile.rewind`."""
@@ -757,35 +679,34 @@ class Uploads:
 
     def _upload(self, large: LargeFile, worker: EncryptionWorker) -> None:
         session, source, key = self._session, large.source, ContentKey.generate()
-        file_id = session.account.file_id(large.name)
         # A file that has changed once may shrink again: then it would not be as long as announced.
         known = source.size is not None and not source.read_twice
         size = ciphertext_size(source.size or 0) if known else 0
-        upload = self._opener.take(file_id, size)
+        upload = self._opener.take(large.file_id, size)
         if upload is None:
-            message = PutOpen(session.account.user, file_id, size)
+            message = PutOpen(session.account.user, large.file_id, size)
             upload = session.call(message, UploadState).upload
         with UploadStream(session, upload, worker) as stream:
             stream.send(key.encryptor(), source)
             source.check_unchanged()
             root = merkle.root(stream.leaves())
             content = VersionContent.from_source(
-                source, large.name, file_id, key, root, large.expected
+                source, large.name, large.file_id, key, root, large.expected
             )
-
-            def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
-                return PutCommit(upload, body, signature, content.sealed_metadata, wraps)
-
-            large.attempt = self._committer.prepare_one(content, build)
-            large.stream = stream
+            change = NewVersion(self._uploaded, content, upload=upload)
+            sent, failure = self._committer.prepare([change])
+            if failure is not None:
+                raise failure
+            (large.sent,), large.stream = sent, stream
 
     def _finish_large(self, large: LargeFile, reply: Reply, worker: EncryptionWorker) -> Put:
         """Handle the reply to a commit that was sent behind its pieces."""
         try:
             with large.stream as stream:
-                if isinstance(reply, Error) and reply.code not in ("conflict", "upload-lost"):
+                refused = large.sent.refused(reply)
+                if refused is not None and refused.code not in ("conflict", "upload-lost"):
                     stream.finish()  # raises the error of a rejected piece, which is the cause
-                done = self._committer.finish(large.attempt, reply)
+                done = self._committed(large, reply)
                 stream.committed()
                 return done
         except UploadLost:

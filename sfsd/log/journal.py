@@ -381,15 +381,22 @@ class Journal:
     def receipt(self, seq: int, since: int) -> tuple[Receipt, int]:
         """Return entry `seq` with the newest checkpoint and the leaf data from entry `since` on,
         unless it is too much; and the size of that checkpoint. Raises `JournalRangeError`."""
+        first, leaves, note, size = self.unseen(since)
+        return Receipt(self.appended_line(seq), note, first, leaves), size
+
+    def appended_line(self, seq: int) -> bytes:
+        """Return line `seq` as it was appended, without reading it again if it is one of the
+        newest. Raises as `line`."""
+        return self._recent.get(seq) or self.line(seq)
+
+    def unseen(self, since: int) -> tuple[int, bytes, bytes, int]:
+        """Return (first, leaf data from entry `first` on, checkpoint, its size): the newest
+        checkpoint, and what a session that was shown `since` entries needs to follow to it. The
+        leaf data is empty if it is too much."""
         size, note = self._sign()
         shown = 0 <= size - since <= RECEIPT_LEAVES
-        receipt = Receipt(
-            line=self._recent.get(seq) or self.line(seq),
-            checkpoint=note,
-            first=since if shown else size,
-            leaves=self.leaves(since, size - since, MAX_RECEIPT_LEAVES) if shown else b"",
-        )
-        return receipt, size
+        leaves = self.leaves(since, size - since, MAX_RECEIPT_LEAVES) if shown else b""
+        return since if shown else size, leaves, note, size
 
     def verify_before_mark(self, *, stop: threading.Event | None = None) -> None:
         """Verify the lines that the start took from its mark unchecked; for the background."""

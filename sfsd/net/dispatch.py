@@ -21,6 +21,7 @@ from protocol.records.records import COMPROMISED, RECOVERY, Statement
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.base import MAX_REFUSING, DamagedVersion
+from protocol.wire.messages.changes import Commit
 from protocol.wire.messages.log import LogLeaves, LogLines
 from protocol.wire.messages.rotation import NewStatement, RotateBegin
 from protocol.wire.messages.session import (
@@ -46,8 +47,17 @@ from sfsd.fs.files import NO_DESCRIPTORS
 from sfsd.net.batches import BatchRunner, OperationError
 from sfsd.net.connection_limits import IncidentCounter, source_network
 from sfsd.net.line_limits import LineLimits
+from sfsd.operations.changesets import SignedChangeset
 from sfsd.operations.login import enrol, log_in
-from sfsd.rules.context import OPERATIONS, Access, Principal, ServerContext, Transaction
+from sfsd.rules.context import (
+    OPERATIONS,
+    Access,
+    Changeset,
+    Operation,
+    Principal,
+    ServerContext,
+    Transaction,
+)
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.change import Change
 from sfsd.storage.paths import parse_version_path
@@ -120,6 +130,8 @@ class Dispatcher:
         operation = OPERATIONS.get(type(message))
         if operation is not None and operation.after_data and pieces:
             await asyncio.wait(list(pieces))
+        if isinstance(message, Commit):
+            return await self._commit(who, message)
         written = asyncio.get_running_loop().create_future()
         if isinstance(message, Data):
             pieces.add(written)
@@ -149,6 +161,31 @@ class Dispatcher:
         async for index, outcome in self._batches.run_all(who.user, decides, commits=commits):
             yield index, self._reply(who, messages[index], outcome)
 
+    async def _commit(self, who: Principal, message: Commit) -> Reply:
+        """Decide the changes of a request together, and answer them together."""
+        changeset = SignedChangeset(self.context, who, message)
+        decides = [partial(self._decide_change, who, message, one) for one in changeset.decides()]
+        found = {at: outcome async for at, outcome in self._batches.run_all(who.user, decides)}
+        first = found[0]
+        if isinstance(first, OperationError) and not changeset.is_valid:
+            return self._refusal(who, message, first)
+        outcomes = [
+            self._refusal(who, message, one) if isinstance(one, OperationError) else one
+            for one in (found[at] for at in range(len(found)))
+        ]
+        reply = partial(changeset.answer, outcomes)
+        answer = await self._batches.run(who.user, reply, commits=False)
+        return _error_of(answer) if isinstance(answer, OperationError) else answer
+
+    def _decide_change(
+        self, who: Principal, message: Commit, decide: Callable[[], int | Transaction[int]]
+    ) -> int | Transaction[int]:
+        self._check_allowed(who, message)
+        decided = decide()
+        if isinstance(decided, Transaction):
+            self._count_line(who.user, decided, login=False)
+        return decided
+
     @staticmethod
     def is_fast(message: Request) -> bool:
         """Tell whether a request waits for at most one small file and for no other request."""
@@ -156,6 +193,16 @@ class Dispatcher:
         return operation is not None and not (operation.after_data or operation.slow)
 
     def _decide(self, who: Principal, message: Request) -> Reply | Transaction[Reply]:
+        operation = self._check_allowed(who, message)
+        decided = operation.function(self.context, who, message)
+        if isinstance(decided, Changeset):
+            raise TypeError("a changeset is decided change by change")
+        if isinstance(decided, Transaction):
+            self._count_line(who.user, decided, login=False)
+        return decided
+
+    def _check_allowed(self, who: Principal, message: Request) -> Operation:
+        """Return the operation of a request. Raises `Refused` if the session may not ask for it."""
         operation = OPERATIONS.get(type(message))
         if operation is None:
             raise Refused("unknown-request", "this server does not know that request")
@@ -170,10 +217,7 @@ class Dispatcher:
         follows = who.published and isinstance(message, LogLeaves | LogLines)
         if Access.RESTRICTED not in operation.access and not follows and self._is_superseded(who):
             raise Refused("stale-generation", _SUPERSEDED)
-        found = operation.function(self.context, who, message)
-        if isinstance(found, Transaction):
-            self._count_line(who.user, found, login=False)
-        return found
+        return operation
 
     def _count_line(self, user: str, found: Transaction[Any], *, login: bool) -> None:
         """Raise `Refused` if the user's line would be one too many. Statements have a limit of
@@ -189,19 +233,21 @@ class Dispatcher:
 
     def _reply(self, who: Principal, message: Request, outcome: Reply | OperationError) -> Reply:
         if isinstance(outcome, OperationError):
-            error = _error_of(outcome)
-            if error.code in _LOGGED_CODES or (
-                error.code == "not-found" and _is_foreign(who, message)
-            ):
-                self.context.refusals.note(who.address, who.user, error.code)
-            if isinstance(outcome, (JournalRefusedError, StoreRefusedError)):
-                self.disk_failures.count(outcome.cause)
-            elif isinstance(outcome, UnreadableError):
-                self.disk_failures.count(outcome.problem)  # without its path: there may be many
-            return error
+            return self._refusal(who, message, outcome)
         if isinstance(outcome, Done):
             self._revoke(who, message)
         return outcome
+
+    def _refusal(self, who: Principal, message: Request, outcome: OperationError) -> Error:
+        """Count a refused request, or change of one, and return its error."""
+        error = _error_of(outcome)
+        if error.code in _LOGGED_CODES or (error.code == "not-found" and _is_foreign(who, message)):
+            self.context.refusals.note(who.address, who.user, error.code)
+        if isinstance(outcome, (JournalRefusedError, StoreRefusedError)):
+            self.disk_failures.count(outcome.cause)
+        elif isinstance(outcome, UnreadableError):
+            self.disk_failures.count(outcome.problem)  # without its path: there may be many
+        return error
 
     def _revoke(self, who: Principal, message: Request) -> None:
         """Close the sessions that the request just handled has revoked."""

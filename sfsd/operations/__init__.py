@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sfsd.operations.accounts
+import sfsd.operations.changesets
 import sfsd.operations.downloads
 import sfsd.operations.files
 import sfsd.operations.log

@@ -422,7 +422,7 @@ def _check_endorsement(server: ServerContext, user: User, message: Rewrap) -> di
         require(not message.endorsement, "an endorsement of no records")
         return {}
     require(len(hashes) <= MAX_SIGNED, f"at most {MAX_SIGNED} records are endorsed at once")
-    head, tree = user.chain.head, RecordTree(hashes)
+    head, tree = user.chain.head, RecordTree.of_records(hashes)
     body = tree.signed_body(server.identity.server_id, user.chain.first_hash, head.generation)
     try:
         verify_signature(Label.ENDORSEMENTS, body, message.endorsement, head.sign_pub)

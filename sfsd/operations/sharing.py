@@ -12,7 +12,7 @@ from typing import Final
 
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import changed
-from protocol.records.records import ACCESS, LeaveRecord
+from protocol.records.records import LeaveRecord
 from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import FileView, Reply
 from protocol.wire.messages.base import PIECE, DamagedVersion, Wrap
@@ -26,26 +26,26 @@ from protocol.wire.messages.sharing import (
     LeaveFile,
     ListBlocked,
     Lookup,
-    SetReaders,
     SharedFile,
     SignedStatement,
-    VersionWrap,
 )
 from sfsd.errors import DamagedError, Refused, require
 from sfsd.operations.files import PAGE_BYTES, view_size
-from sfsd.operations.records import RecordEffects, commit_record
-from sfsd.operations.uploads import load_own, repeated_receipt, version_with_content
+from sfsd.operations.signed_change import (
+    RecordEffects,
+    SignedChange,
+    commit_record,
+    version_with_content,
+)
 from sfsd.rules.context import (
     OWN_KEYS,
     USER,
     Access,
-    Decision,
     Principal,
     ServerContext,
     Transaction,
     draft,
     operation,
-    weight_of_parts,
 )
 from sfsd.rules.record_rules import AdmittedRecord, check_distinct, reader_names
 from sfsd.rules.users import User, signing_key_id
@@ -87,26 +87,16 @@ def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
     return Identity(statements, end + 1 if end < len(links) else 0)
 
 
-@operation(
-    SetReaders,
-    access=USER,
-    logged="access",
-    weight=lambda message: weight_of_parts(message.record, wraps=len(message.wraps)),
-)
-def set_readers(server: ServerContext, who: Principal, message: SetReaders) -> Decision:
+def change_readers(server: ServerContext, who: Principal, change: SignedChange) -> Transaction[int]:
     """Change a file's readers: store wraps for added readers and remove those of dropped ones."""
-    record, head = load_own(server, who, message.record)
-    require(record.op == ACCESS, f"wrong request for a {record.op} record")
-    if (receipt := repeated_receipt(server, who, head, message.record)) is not None:
-        return receipt
-    newest = head.newest
-    admitted = server.admission.admit(record, message.record, message.signature, head)
-    effects = _change_readers(server, admitted, newest.value, message)
+    newest = change.head.newest
+    admitted = server.admission.admit(change.record, change.body, change.signature, change.head)
+    effects = _readers_changed(server, admitted, newest.value, change)
     return commit_record(server, who, admitted, effects)
 
 
-def _change_readers(
-    server: ServerContext, admitted: AdmittedRecord, newest: Sidecar, message: SetReaders
+def _readers_changed(
+    server: ServerContext, admitted: AdmittedRecord, newest: Sidecar, change: SignedChange
 ) -> RecordEffects:
     """Return the effects of an access record."""
     record, head = admitted.record, admitted.head
@@ -114,7 +104,7 @@ def _change_readers(
     require(record.current == before.current, "an access record changes only the readers")
     old, new = reader_names(before), reader_names(record)
     # A reader who has left the file gets it again with a wrap that the owner makes for them.
-    given_to = {one.wrap.user for one in message.wraps}
+    given_to = {wrap.user for _, wrap in change.wraps}
     again = {
         user
         for user in old & new & given_to
@@ -125,19 +115,19 @@ def _change_readers(
         len(added) + len(dropped) <= MAX_READERS_CHANGED,
         f"one change adds and drops at most {MAX_READERS_CHANGED} readers",
     )
-    expect = server.admission.check_readers(admitted, [one.wrap for one in message.wraps])
+    expect = server.admission.check_readers(admitted, [wrap for _, wrap in change.wraps])
     sidecars = {head.version: newest}
-    for version, wraps in _by_version(message.wraps).items():
+    for version, wraps in _by_version(change.wraps).items():
         document = version_with_content(head, version)
         expect[document.path] = document.digest
         sidecars[version] = _with_wraps(document.value, wraps)
     require(len(sidecars) <= MAX_TOUCHED, f"one change touches at most {MAX_TOUCHED} versions")
     if record.current:
-        _check_can_open(sidecars[head.version], record.owner, added, message)
+        _check_can_open(sidecars[head.version], record.owner, added, change)
     # A reader who is added has no other wraps than those of this request: what is left from an
     # earlier time may be for a key that they have destroyed.
     keeping = (new | {record.owner}).difference(added)
-    given = {(one.version, one.wrap.user) for one in message.wraps}
+    given = {(version, wrap.user) for version, wrap in change.wraps}
     for version in range(head.version, 0, -1):
         if version not in sidecars:
             older = head.files.undamaged_sidecar(record.file_id, version)
@@ -166,10 +156,10 @@ def _change_readers(
     )
 
 
-def _by_version(wraps: tuple[VersionWrap, ...]) -> dict[int, list[Wrap]]:
+def _by_version(wraps: tuple[tuple[int, Wrap], ...]) -> dict[int, list[Wrap]]:
     found: dict[int, list[Wrap]] = {}
-    for one in wraps:
-        found.setdefault(one.version, []).append(one.wrap)
+    for version, wrap in wraps:
+        found.setdefault(version, []).append(wrap)
     return found
 
 
@@ -182,7 +172,7 @@ def _with_wraps(sidecar: Sidecar, wraps: list[Wrap]) -> Sidecar:
 
 
 def _check_can_open(
-    newest: Sidecar, owner: str, added: tuple[str, ...], message: SetReaders
+    newest: Sidecar, owner: str, added: tuple[str, ...], change: SignedChange
 ) -> None:
     """Check that added readers have a wrap of the current version. Raises `Refused`."""
     having = {wrap.user for wrap in newest.wraps}
@@ -191,7 +181,7 @@ def _check_can_open(
     if missing:
         raise Refused("stale-recipient", f"no wrap for {', '.join(missing)}")
     require(
-        all(one.wrap.user != owner for one in message.wraps),
+        all(wrap.user != owner for _, wrap in change.wraps),
         "an access record has no wraps for the owner",
     )
 

@@ -1,51 +1,48 @@
-"""Store new content: in one message, or in pieces and a commit.
+"""Store new content: sent with its record, or uploaded in pieces before.
 
 The content becomes a file's newest version, or replaces a version's content under a new key
-(reencrypt). `sfsd.rules.record_rules` has the rules for the record. If the record is the head
-already, an earlier request stored it and its reply was lost: the client gets the same receipt.
+(reencrypt). `sfsd.rules.record_rules` has the rules for the record.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from protocol.codec.merkle import HASH_SIZE, leaf_hash
 from protocol.codec.values import Value, changed
-from protocol.log.auditlog import EntryDraft
-from protocol.records.records import MOVE, PUT, REENCRYPT, FileRecord
-from protocol.wire.messages import Done, Reply
+from protocol.records.records import REENCRYPT, FileRecord
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import (
     ALL_UPLOADS,
     Aborted,
     Data,
     PutAbort,
-    PutCommit,
     PutOpen,
     PutResume,
-    PutSmall,
     UploadState,
 )
-from sfsd.errors import Absent, LostVersionError, Refused, require
+from sfsd.errors import Refused, require
+from sfsd.operations.signed_change import (
+    SignedChange,
+    inbox_effects,
+    record_entry,
+    update_inboxes,
+    version_with_content,
+)
 from sfsd.rules.context import (
     USER,
-    Decision,
     Principal,
     ServerContext,
     Transaction,
-    draft,
     operation,
-    weight_of_parts,
 )
-from sfsd.rules.record_rules import AdmittedRecord, FileHead, check_content, not_found, parse_record
-from sfsd.state.documents import Document, SidecarWrite
+from sfsd.rules.record_rules import AdmittedRecord, FileHead, check_content, not_found
+from sfsd.state.documents import SidecarWrite
 from sfsd.state.file_index import holding_of
 from sfsd.state.quota import Ledger
 from sfsd.storage.change import Adopt, Change, Effect, Remove, Write
 from sfsd.storage.json_files import INLINE_LEAVES, Sidecar
-from sfsd.storage.paths import inbox_path
 
 
 class NewContent(Value):
@@ -104,32 +101,24 @@ class QuotaClaim(Value):
             self.ledger.retract(self.content_id)
 
 
-def _weight_of_put(message: PutSmall | PutCommit) -> int:
-    """Return the bytes of memory that a put takes, without its ciphertext."""
-    return weight_of_parts(message.record, message.metadata, wraps=len(message.wraps))
-
-
-@operation(
-    PutSmall,
-    access=USER,
-    logged="upload or reencrypt",
-    weight=lambda message: _weight_of_put(message) + len(message.ciphertext),
-)
-def put_small(server: ServerContext, who: Principal, message: PutSmall) -> Decision:
+def store_inline(server: ServerContext, who: Principal, change: SignedChange) -> Transaction[int]:
     """Store a ciphertext of at most 256 KiB that came with its record."""
-    record, head = _locate(server, who, message.record)
-    if (receipt := repeated_receipt(server, who, head, message.record)) is not None:
-        return receipt
-    data = bytes(message.ciphertext)
-    _make_room(server, who, record.file_id, len(data))
+    data = bytes(change.content)
+    _make_room(server, who, change.record.file_id, len(data))
     leaf = leaf_hash(data)  # at most 256 KiB: one piece, whose leaf is the root
     content = NewContent(
-        len(data), leaf, leaf, message.metadata, message.wraps, lambda path: Write(path, data, leaf)
+        len(data),
+        leaf,
+        leaf,
+        change.metadata,
+        change.new_wraps(),
+        lambda path: Write(path, data, leaf),
     )
     ledger, quota = server.users.quota(who.user)
     reserve = partial(ledger.reserve, content.size, quota)
-    claim = QuotaClaim(ledger, quota, record.content_id or b"", reserve, content.size)
-    return _store(server, who, message, record, head, content, claim)
+    content_id = change.record.content_id or b""
+    claim = QuotaClaim(ledger, quota, content_id, reserve, content.size)
+    return _store(server, who, change, content, claim)
 
 
 @operation(PutOpen, access=USER)
@@ -188,15 +177,11 @@ def _make_room(server: ServerContext, who: Principal, file_id: str, size: int) -
     server.uploads.make_room(who, server.index.for_user(who.user), file_id, size, quota)
 
 
-@operation(
-    PutCommit, access=USER, logged="upload or reencrypt", after_data=True, weight=_weight_of_put
-)
-def put_commit(server: ServerContext, who: Principal, message: PutCommit) -> Decision:
+def store_upload(
+    server: ServerContext, who: Principal, change: SignedChange, upload_id: bytes
+) -> Transaction[int]:
     """Store the ciphertext of an upload under its record."""
-    record, head = _locate(server, who, message.record)
-    if (receipt := repeated_receipt(server, who, head, message.record)) is not None:
-        return receipt
-    upload = server.uploads.get(who.user, message.upload)
+    record, upload = change.record, server.uploads.get(who.user, upload_id)
     if upload.file_id != record.file_id:
         raise Refused("bad-request", "the upload is for another file")
     if upload.replaces and (record.op, record.version) != (REENCRYPT, upload.replaces):
@@ -208,8 +193,8 @@ def put_commit(server: ServerContext, who: Principal, message: PutCommit) -> Dec
             size,
             root,
             b"".join(leaves),
-            message.metadata,
-            message.wraps,
+            change.metadata,
+            change.new_wraps(),
             lambda path: Adopt(path, upload.staged),
             partial(server.uploads.forget, upload),
             upload.end_commit,
@@ -217,7 +202,7 @@ def put_commit(server: ServerContext, who: Principal, message: PutCommit) -> Dec
         ledger, quota = server.users.quota(who.user)
         reserve = partial(upload.reserve, size, quota)
         claim = QuotaClaim(ledger, quota, record.content_id or b"", reserve, 0)
-        return _store(server, who, message, record, head, content, claim)
+        return _store(server, who, change, content, claim)
     except BaseException:
         upload.end_commit()  # keep the ciphertext for a retry, whatever the error was
         raise
@@ -226,14 +211,13 @@ def put_commit(server: ServerContext, who: Principal, message: PutCommit) -> Dec
 def _store(
     server: ServerContext,
     who: Principal,
-    message: PutSmall | PutCommit,
-    record: FileRecord,
-    head: FileHead,
+    change: SignedChange,
     content: NewContent,
     claim: QuotaClaim,
-) -> Transaction[Reply]:
+) -> Transaction[int]:
     """Check a put against every rule and return its change. `claim` is for a new version."""
-    admitted = server.admission.admit(record, message.record, message.signature, head)
+    record, head = change.record, change.head
+    admitted = server.admission.admit(record, change.body, change.signature, head)
     check_content(
         admitted,
         size=content.size,
@@ -257,7 +241,7 @@ def _add_version(
     content: NewContent,
     sidecar: Sidecar,
     claim: QuotaClaim,
-) -> Transaction[Reply]:
+) -> Transaction[int]:
     """Return the change that makes `content` the newest version."""
     record, head = admitted.record, admitted.head
     version, files = head.next_version, head.files
@@ -281,7 +265,7 @@ def _add_version(
 
     entry = record_entry(who, "upload", admitted, version)
     change = Change(entry, admitted.expect, tuple(effects), claim, on_published)
-    return Transaction(change, lambda seq: server.done(seq, who), content.undo)
+    return Transaction(change, lambda seq: seq, content.undo)
 
 
 def _reencrypt(
@@ -290,7 +274,7 @@ def _reencrypt(
     admitted: AdmittedRecord,
     content: NewContent,
     sidecar: Sidecar,
-) -> Transaction[Reply]:
+) -> Transaction[int]:
     """Return the change that replaces a version's bytes by as many new bytes under a new key.
 
     The quota is not checked, because a rotation must not fail on it. A content that several
@@ -327,7 +311,7 @@ def _reencrypt(
     # again since.
     expect = {target.path: target.digest, **admitted.expect}
     change = Change(entry, expect, tuple(effects), claim, on_published)
-    return Transaction(change, lambda seq: server.done(seq, who), content.undo)
+    return Transaction(change, lambda seq: seq, content.undo)
 
 
 def _check_size_kept(before: Sidecar, size: int) -> None:
@@ -356,93 +340,3 @@ def _reencryption_claim(
     if not quota or not ledger.is_shared(before.content_record.content_id or b""):
         return QuotaClaim(ledger, quota, content_id, lambda: None, 0)
     return QuotaClaim(ledger, quota, content_id, reserve, size)
-
-
-def _locate(server: ServerContext, who: Principal, body: bytes) -> tuple[FileRecord, FileHead]:
-    """Parse a record that stores content. Return it and its file's head. Raises `Refused`."""
-    record, head = load_own(server, who, body)
-    if record.op not in (PUT, REENCRYPT):
-        raise Refused("bad-request", f"a {record.op} record stores no content")
-    return record, head
-
-
-def load_own(server: ServerContext, who: Principal, body: bytes) -> tuple[FileRecord, FileHead]:
-    """Parse a record of a file that the user owns. Return it and the file's head.
-
-    Raises `Refused`: bad-request if it is malformed, not-found for another owner.
-    """
-    record = parse_record(body)
-    if record.owner != who.user:
-        raise not_found()
-    return record, FileHead.load(server.index.for_user(who.user), record.file_id)
-
-
-def repeated_receipt(
-    server: ServerContext, who: Principal, head: FileHead, body: bytes
-) -> Done | None:
-    """Return the receipt of a record that is the head already, None for any other record."""
-    if head.document is None or head.document.value.last.record != body:
-        return None
-    seq = head.document.value.seq
-    if server.journal.entry(seq).rec != body:
-        # An entry without a record of its own changed the sidecar since. History still has ours.
-        raise Refused("conflict", "the file has changed", head=head.view(who.user))
-    return server.done(seq, who)
-
-
-def record_entry(
-    who: Principal, op: str, admitted: AdmittedRecord, version: int | None, **fields: Any
-) -> EntryDraft:
-    """Return the draft log entry of a record; `fields` override its fields."""
-    record = admitted.record
-    known = {
-        "owner": record.owner,
-        "file": record.file_id,
-        "version": version,
-        "rec": admitted.signed.record,
-        "sigs": admitted.sigs,
-        "accounts": admitted.accounts,
-    }
-    return draft(who, op, **(known | fields))
-
-
-def read_version(head: FileHead, version: int) -> Document[Sidecar]:
-    """Return a version's sidecar. Raises `Refused` (not-found)."""
-    try:
-        return head.files.sidecar(head.file_id, version)
-    except Absent as exc:
-        raise Refused("not-found", "no such version") from exc
-
-
-def version_with_content(head: FileHead, version: int) -> Document[Sidecar]:
-    """Return the sidecar of a version that was not purged. Raises `Refused` (not-found)."""
-    document = read_version(head, version)
-    if document.value.lost:
-        raise LostVersionError("lost", path=document.path)
-    if document.value.metadata is None:
-        raise Refused("not-found", "the content of this version was removed")
-    return document
-
-
-def inbox_effects(
-    server: ServerContext, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
-) -> list[Effect]:
-    """Return the effects that put the file into inboxes of `added` and remove it for `dropped`.
-
-    Raises `Refused` (share-refused) if a reader takes no more files of this owner.
-    """
-    server.wishes.check_new(record.owner, added, moved=record.op == MOVE)
-    effects: list[Effect] = [
-        Write(inbox_path(user, record.owner, record.file_id), b"") for user in added
-    ]
-    return effects + [Remove(inbox_path(user, record.owner, record.file_id)) for user in dropped]
-
-
-def update_inboxes(
-    server: ServerContext, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
-) -> None:
-    """Update the inbox index after the effects of `inbox_effects` were made."""
-    for user in (*added, *dropped):
-        server.inboxes.for_user(user).note_changed(
-            (record.owner, record.file_id), present=user in added
-        )

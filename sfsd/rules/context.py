@@ -6,7 +6,8 @@ the matrix of which session may send which request, and it lists the log entry e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 from protocol.codec.values import Mutable, Value
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import ServerStatement, server_id
-from protocol.wire.messages import Done, Receipt, Reply, Request
+from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from sfsd.config import Config
 from sfsd.errors import Refused
 from sfsd.fs.descriptors import DescriptorBudget
@@ -188,7 +189,23 @@ class Transaction(Value, Generic[_Answer]):
     undo: Callable[[], None] | None = None
 
 
-Decision = Reply | Transaction[Reply]
+class Changeset(ABC):
+    """Changes of one request, each of which is decided alone. Until the request `is_valid`, an
+    error is about all of it."""
+
+    is_valid: bool = False
+
+    @abstractmethod
+    def decides(self) -> list[Callable[[], int | Transaction[int]]]:
+        """Return one function for each change; it returns the log entry of a change that was made
+        before, or the change to make. It may be called again if its change was `Stale`."""
+
+    @abstractmethod
+    def answer(self, outcomes: Sequence[int | Error]) -> Reply:
+        """Return the reply for the outcome of each change: its log entry, or an error."""
+
+
+Decision = Reply | Transaction[Reply] | Changeset
 _Function = TypeVar("_Function", bound=Callable[..., Decision])
 
 

@@ -17,7 +17,6 @@ from protocol.codec.values import Value, changed
 from protocol.records.public_keys import check_wrap_key
 from protocol.records.record_signatures import (
     SignatureCache,
-    signed_count,
     verify_record_signature,
 )
 from protocol.records.records import (
@@ -192,12 +191,10 @@ class Admission:
         body: bytes,
         signature: bytes,
         head: FileHead,
-        *,
-        together: int = 1,
     ) -> AdmittedRecord:
         """Check the rules for records of every op. The caller has checked that the owner asks.
 
-        `signature` is packed, and covers exactly the `together` different records of the request.
+        `signature` is packed; those of one request have one tree, whose signature is verified once.
 
         Raises `Refused`: `stale-generation`, `conflict` with the head, `rotation-required`, ….
         """
@@ -216,12 +213,10 @@ class Admission:
                 server=self._server_id,
                 owner_first=user.chain.first_hash,
                 generation=record.generation,
-                cache=self._signatures if together > 1 else None,
+                cache=self._signatures,
             )
         except SignatureError as exc:
             raise Refused("refused", "the record is not signed by its generation's key") from exc
-        right = signed_count(signature) == together
-        require(right, "the records of a request are signed together, and with no others")
         blocked = write_block(user, self._clock())
         if blocked is not None and not _only_removes(record, head.record):
             raise Refused("rotation-required", f"rotate the key first: {blocked.reason}")

@@ -12,6 +12,7 @@ from protocol.codec.values import changed
 from protocol.log import auditlog
 from protocol.log.auditlog import EntryDraft
 from protocol.wire.messages import Error, Message
+from protocol.wire.messages.changes import Commit
 from protocol.wire.messages.files import Stat
 from protocol.wire.messages.session import Login, Session
 from sfsc.errors import IntegrityError, NetworkError, Rollback, SfscError
@@ -76,7 +77,7 @@ def test_a_request_is_answered_without_being_processed(
     refused = Error("quota", "no room")
 
     def refuse(_who: object, request: Message) -> Error | None:
-        if type(request).__name__.startswith("Put") or type(request).__name__ == "Commit":
+        if isinstance(request, Commit):
             size.append(lying_server.journal.size)
             return refused
         return None
@@ -92,7 +93,7 @@ def test_a_connection_breaks_after_the_commit(lying_server: LyingServer, home: P
     broken: list[int] = []
 
     def drop(_who: object, request: Message, reply: Message) -> Message:
-        if type(request).__name__ in ("PutSmall", "Commit") and not broken:
+        if isinstance(request, Commit) and not broken:
             broken.append(lying_server.journal.size)
             raise DropConnection
         return reply

@@ -285,7 +285,7 @@ def test_an_interrupted_upload_is_resumed(
 def test_many_small_files_over_a_bad_network(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     names = [f"f{i:03}" for i in range(120)]
     sources = {name: write(tmp_path / name, 500 + i, i) for i, name in enumerate(names)}
-    with proxied(daemon.address, [90_000, 60_000, 150_000]) as (proxy, address):
+    with proxied(daemon.address, [60_000, 40_000, 50_000]) as (proxy, address):
         client = through(address, alice, tmp_path / "proxied")
         client.run("put", *names, cwd=tmp_path)
         assert proxy.accepted == 4

@@ -11,7 +11,8 @@ import pytest
 
 import sfsc
 from protocol.wire.messages import Message, Reply, Request
-from protocol.wire.messages.files import Record, Stat, Stated
+from protocol.wire.messages.changes import Commit
+from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.rotation import (
     GetBundle,
     GetWraps,
@@ -20,8 +21,7 @@ from protocol.wire.messages.rotation import (
     RotateBegin,
     RotateFinish,
 )
-from protocol.wire.messages.sharing import Lookup, SetReaders
-from protocol.wire.messages.uploads import PutSmall
+from protocol.wire.messages.sharing import Lookup
 from sfsc.errors import ConflictError
 from sfsc.store import Store
 from tests.lying_server import DropConnection, LyingServer
@@ -85,7 +85,7 @@ def test_no_false_alarm(
             "head"
             if isinstance(reply, Stated) and isinstance(request, Stat)
             else "change"
-            if isinstance(request, PutSmall | Record | SetReaders)
+            if isinstance(request, Commit)
             else ""
         )
         if meeting and meeting not in met:

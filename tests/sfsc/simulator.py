@@ -36,6 +36,7 @@ from protocol.codec.values import changed
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import EntryDraft
 from protocol.log.tags import account_tag, identity_tag
+from protocol.records.record_signatures import RecordTree
 from protocol.records.records import (
     FileRecord,
     ServerStatement,
@@ -47,17 +48,16 @@ from protocol.records.records import (
 )
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.connection import Connection, Role
-from protocol.wire.messages import Done, Error, FileView, Receipt, Reply, Request
+from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap
+from protocol.wire.messages.changes import Change, Commit, Committed, Outcome
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from protocol.wire.messages.files import (
     History,
     HistoryPage,
     List,
     Listing,
-    Record,
-    RecordChange,
     Stat,
     Stated,
 )
@@ -82,12 +82,11 @@ from protocol.wire.messages.uploads import (
     Aborted,
     Data,
     PutAbort,
-    PutCommit,
     PutOpen,
     PutResume,
-    PutSmall,
     UploadState,
 )
+from tests.changes import Kind, is_kind, wrapped
 
 SPKI = hashlib.sha256(b"the TLS key of tests without TLS").digest()
 TIME = "2026-11-25T00:00:00.000Z"
@@ -285,9 +284,13 @@ class Simulator:
         token = "dHR0dHR0dHR0dHR0dHR0dHR0dHR0dHR0dHR0dHR0dHQ"
         return f"sfs://{self.address}/{user}?pin={self.log.server_id.hex()}&token={token}"
 
-    def asked(self, kind: type[Request]) -> list[Any]:
-        """Return all requests of one type."""
-        return [request for request in self.requests if isinstance(request, kind)]
+    def asked(self, kind: Kind) -> list[Any]:
+        """Return all requests of one kind."""
+        return [request for request in self.requests if is_kind(request, kind)]
+
+    def changes(self, kind: Kind = Commit) -> list[Change]:
+        """Return all changes in the changesets of one kind."""
+        return [change for request in self.asked(kind) for change in request.changes]
 
     def __enter__(self) -> Simulator:
         self._thread.start()
@@ -473,19 +476,19 @@ class Simulator:
 
     def store(
         self,
-        body: bytes,
+        change: Change,
         signature: bytes,
-        metadata: bytes = b"",
         wraps: tuple[Wrap, ...] = (),
         blob: bytes = b"",
-        detail: dict[str, Any] | None = None,
-    ) -> Reply:
-        """Add a record to the head of its file, as any device of the user may send one."""
-        record = FileRecord.parse(body)
+        **detail: Any,
+    ) -> int | Error:
+        """Add a record to the head of its file, as any device of the user may send one. Return the
+        number of its entry."""
+        body, record = change.record, FileRecord.parse(change.record)
         chain = self.files.get(record.file_id, StoredFile())
         head = chain.records[-1].record if chain.records else b""
         if body == head:
-            return Done(self._receipt(self._receipts[body]))
+            return self._receipts[body]
         if record.prev != (record_hash(head) if head else b""):
             view = self.view(record.file_id) if head else None
             return Error("conflict", "another device was faster", view)
@@ -497,9 +500,11 @@ class Simulator:
             leaves = self.leaves(blob)
             assert merkle.root(leaves) == record.segments_root
             assert len(blob) == record.ciphertext_size
-            chain.versions[record.version] = StoredVersion(signed, metadata, wraps, blob, seq)
+            chain.versions[record.version] = StoredVersion(
+                signed, change.metadata, wraps, blob, seq
+            )
         self.files[record.file_id] = chain
-        return Done(self._receipt(seq))
+        return seq
 
     def _receipt(self, seq: int) -> Receipt:
         """Return a receipt with the leaves since this connection's last one."""
@@ -519,14 +524,32 @@ class Simulator:
         shown = None if head.record == stored.signed.record else head
         return FileView(seq, self.log.size, stored.signed, shown, stored.metadata, stored.wraps)
 
-    def _on_putsmall(self, request: PutSmall) -> Reply:
-        return self.store(
-            request.record,
-            request.signature,
-            request.metadata,
-            request.wraps,
-            bytes(request.ciphertext),
-        )
+    def _on_commit(self, request: Commit) -> Reply:
+        packed, at, outcomes = RecordTree(request.leaves).pack(request.signature), 0, []
+        for index, change in enumerate(request.changes):
+            content = bytes(request.contents[at : at + change.inline_size])
+            at += change.inline_size
+            wraps = tuple(wrapped(request, one) for one in request.wraps if one.change == index)
+            made = self._change(change, packed, wraps, content)
+            if isinstance(made, Error):
+                outcomes.append(Outcome(0, b"", made))
+            else:
+                outcomes.append(Outcome(made, self.log.lines[made], None))
+        shown = self._receipt(self.log.size - 1)
+        return Committed(tuple(outcomes), shown.checkpoint, shown.first, shown.leaves)
+
+    def _change(
+        self, change: Change, packed: list[bytes], wraps: tuple[Wrap, ...], content: bytes
+    ) -> int | Error:
+        record, signature = FileRecord.parse(change.record), packed[change.leaf]
+        if change.upload is not None:
+            return self._commit_upload(change, change.upload, signature, wraps)
+        if record.from_ is None:
+            return self.store(change, signature, wraps, content)
+        blob = self.files[record.from_[0]].versions[record.from_[1]].blob
+        if not change.tombstone:
+            return self.store(change, signature, wraps, blob)
+        return self._move(change, packed, wraps, blob)
 
     def _on_putopen(self, request: PutOpen) -> Reply:
         upload = os.urandom(16)
@@ -548,21 +571,22 @@ class Simulator:
             return Error("upload-lost", "no such upload")
         return UploadState(request.upload, len(staged))
 
-    def _on_putcommit(self, request: PutCommit) -> Reply:
-        chain = self.files.get(FileRecord.parse(request.record).file_id, StoredFile())
-        if any(request.record == known.record for known in chain.records):
-            return self.store(request.record, request.signature)
-        staged = self.uploads.get(request.upload)
+    def _commit_upload(
+        self, change: Change, upload: bytes, signature: bytes, wraps: tuple[Wrap, ...]
+    ) -> int | Error:
+        record = FileRecord.parse(change.record)
+        chain = self.files.get(record.file_id, StoredFile())
+        if any(change.record == known.record for known in chain.records):
+            return self.store(change, signature)
+        staged = self.uploads.get(upload)
         if staged is None:
             return Error("upload-lost", "no such upload")
-        if FileRecord.parse(request.record).ciphertext_size != len(staged):
+        if record.ciphertext_size != len(staged):
             return Error("bad-request", "the upload is not whole")
-        reply = self.store(
-            request.record, request.signature, request.metadata, request.wraps, bytes(staged)
-        )
-        if isinstance(reply, Done):
-            del self.uploads[request.upload]
-        return reply
+        made = self.store(change, signature, wraps, bytes(staged))
+        if not isinstance(made, Error):
+            del self.uploads[upload]
+        return made
 
     def _on_putabort(self, request: PutAbort) -> Reply:
         if request.upload == ALL_UPLOADS:
@@ -570,47 +594,33 @@ class Simulator:
         self.uploads.pop(request.upload, None)
         return Aborted()
 
-    def _on_record(self, request: Record) -> Reply:
-        first, *rest = request.changes
-        record = FileRecord.parse(first.record)
-        if record.from_ is None:
-            return self.store(first.record, first.signature)
-        blob = self.files[record.from_[0]].versions[record.from_[1]].blob
-        if not rest:
-            return self.store(first.record, first.signature, first.metadata, first.wraps, blob)
-        return self._move(first, rest[0], blob)
-
-    def _move(self, arriving: RecordChange, leaving: RecordChange, blob: bytes) -> Reply:
-        left = FileRecord.parse(leaving.record)
+    def _move(
+        self, change: Change, packed: list[bytes], wraps: tuple[Wrap, ...], blob: bytes
+    ) -> int | Error:
+        left, signature = FileRecord.parse(change.tombstone), packed[change.tombstone_leaf]
+        arriving = FileRecord.parse(change.record)
         public = Statement.parse(self.statement).sign_pub
         detail = {
-            "from": list(FileRecord.parse(arriving.record).from_ or ()),
-            "tombstone": base64.b64encode(leaving.record).decode(),
+            "from": list(arriving.from_ or ()),
+            "tombstone": base64.b64encode(change.tombstone).decode(),
             "tombstone_sigs": {
-                key_id("ed25519", public).hex(): base64.b64encode(leaving.signature).decode()
+                key_id("ed25519", public).hex(): base64.b64encode(signature).decode()
             },
         }
         chain = self.files[left.file_id]
         head = chain.records[-1].record
-        if head != leaving.record and left.prev != record_hash(head):
+        if head != change.tombstone and left.prev != record_hash(head):
             return Error("conflict", "another device was faster", self.view(left.file_id))
-        target = self.files.get(FileRecord.parse(arriving.record).file_id)
+        target = self.files.get(arriving.file_id)
         there = None if target is None else target.records[-1].record
-        if there not in (None, arriving.record) and FileRecord.parse(there or b"").current:
-            return Error("conflict", "taken", self.view(FileRecord.parse(there or b"").file_id))
-        reply = self.store(
-            arriving.record,
-            arriving.signature,
-            arriving.metadata,
-            arriving.wraps,
-            blob,
-            self.log_moves(detail),
-        )
-        if isinstance(reply, Done) and head != leaving.record:
-            signatures = (GenerationSignature(left.generation, leaving.signature),)
-            chain.records.append(SignedRecord(leaving.record, signatures))
-            self._receipts[leaving.record] = self._receipts[arriving.record]
-        return reply
+        if there not in (None, change.record) and FileRecord.parse(there or b"").current:
+            return Error("conflict", "taken", self.view(arriving.file_id))
+        made = self.store(change, packed[change.leaf], wraps, blob, **self.log_moves(detail))
+        if not isinstance(made, Error) and head != change.tombstone:
+            signatures = (GenerationSignature(left.generation, signature),)
+            chain.records.append(SignedRecord(change.tombstone, signatures))
+            self._receipts[change.tombstone] = made
+        return made
 
     def _find(self, file_id: str, version: int) -> StoredVersion | None:
         chain = self.files.get(file_id)

@@ -11,6 +11,7 @@ from sfsc.session.session import Session
 from sfsc.transfer.download import Downloads
 from sfsc.transfer.source import Source
 from sfsc.transfer.upload import Uploads
+from tests.changes import Kind, is_kind
 from tests.sfsc.simulator import DropConnection, Tamper
 
 BIG = 3 * PIECE + 77
@@ -26,13 +27,13 @@ def put(session: Session, content: bytes, name: str = "file", **how: int) -> int
     return Uploads(session).put(io.BytesIO(content), name, **how).version
 
 
-def once(kind: type[Request], tamper: Tamper, nth: int = 0) -> Tamper:
+def once(kind: Kind, tamper: Tamper, nth: int = 0) -> Tamper:
     """Return a hook that changes only reply number `nth` to `kind`."""
     count = 0
 
     def hook(request: Request, reply: Reply) -> Reply:
         nonlocal count
-        if isinstance(request, kind):
+        if is_kind(request, kind):
             count += 1
             if count == nth + 1:
                 return tamper(request, reply)

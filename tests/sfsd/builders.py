@@ -20,7 +20,7 @@ from protocol.log import auditlog
 from protocol.log.auditlog import LogEntry
 from protocol.log.checkpoint import Verifier, origin_of, verify
 from protocol.log.tags import account_tag, identity_tag, tag_commit
-from protocol.records.record_signatures import RecordSigner
+from protocol.records.record_signatures import RecordSigner, RecordTree
 from protocol.records.records import (
     DELETE,
     PUT,
@@ -40,11 +40,11 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from protocol.wire.messages.accounts import UserAdd
 from protocol.wire.messages.base import PIECE, Wrap
-from protocol.wire.messages.files import Record, RecordChange
+from protocol.wire.messages.changes import BatchedWrap, Change, Commit, Committed, WrapBatch
 from protocol.wire.messages.rotation import Rewrap, RewrapItem
 from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Login, Session
 from protocol.wire.messages.sharing import LeaveFile
-from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
+from protocol.wire.messages.uploads import Data, PutOpen, UploadState
 from sfsd.config import DAY, Config
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
@@ -92,7 +92,8 @@ class Daemon:
         return self._runner.run(coroutine)
 
     def ask(self, who: Principal, message: Request) -> Reply:
-        return self.run(self.dispatcher.handle(who, message))
+        """Return the reply; for a changeset of one, `Done` or the `Error` of its change."""
+        return alone(self.run(self.dispatcher.handle(who, message)))
 
     def ask_all(self, who: Principal, messages: Sequence[Request]) -> list[Reply]:
         """Send all requests at once, as a pipelining client does."""
@@ -100,7 +101,7 @@ class Daemon:
         async def together() -> list[Reply]:
             return await asyncio.gather(*(self.dispatcher.handle(who, one) for one in messages))
 
-        return self.run(together())
+        return [alone(reply) for reply in self.run(together())]
 
     def open(self, message: Login | Enroll, address: str = ADDRESS) -> tuple[Principal, Session]:
         return self.run(
@@ -232,14 +233,42 @@ class Version(Value):
     wraps: tuple[Wrap, ...]
     ciphertext: bytes
 
-    def small(self) -> PutSmall:
-        return PutSmall(self.body, self.signature, self.metadata, self.wraps, self.ciphertext)
+    def small(self) -> Commit:
+        return changeset(self)
 
-    def commit(self, upload: bytes) -> PutCommit:
-        return PutCommit(upload, self.body, self.signature, self.metadata, self.wraps)
+    def commit(self, upload: bytes) -> Commit:
+        return changeset(changed(self, ciphertext=b""), upload=upload)
 
-    def change(self) -> Record:
-        return Record((RecordChange(self.body, self.signature, self.metadata, self.wraps),))
+    def change(self) -> Commit:
+        return changeset(changed(self, ciphertext=b""))
+
+    def share(self, wraps: Mapping[int, Sequence[Wrap]] | None = None) -> Commit:
+        """Return a change of the readers, with wraps by version."""
+        listed = [(number, wrap) for number, found in (wraps or {}).items() for wrap in found]
+        return changeset(changed(self, wraps=()), wraps=listed)
+
+
+def changeset(
+    made: Version, *, upload: bytes | None = None, wraps: Sequence[tuple[int, Wrap]] = ()
+) -> Commit:
+    """Return a request for one change, as it is signed. `wraps` are beside those of its version."""
+    listed = [*((made.record.version or 1, wrap) for wrap in made.wraps), *wraps]
+    change = Change(made.body, 0, made.metadata, len(made.ciphertext), upload)
+    leaves = (merkle.leaf_hash(record_hash(made.body)),)
+    return Commit((change,), leaves, made.signature[:64], *batched({0: listed}), made.ciphertext)
+
+
+def batched(
+    wraps: Mapping[int, Sequence[tuple[int, Wrap]]],
+) -> tuple[tuple[WrapBatch, ...], tuple[BatchedWrap, ...]]:
+    """Return (version, wrap) by number of the change, each in a batch of its own."""
+    batches, items = [], []
+    for change, listed in wraps.items():
+        for version, wrap in listed:
+            name, enc, item = wrap.wrapped[:16], wrap.wrapped[16:-60], wrap.wrapped[-60:]
+            batches.append(WrapBatch(name, wrap.user, wrap.key_id, wrap.algorithm, enc))
+            items.append(BatchedWrap(change, version, len(batches) - 1, item))
+    return tuple(batches), tuple(items)
 
 
 @dataclass
@@ -336,25 +365,43 @@ class Person:
             label=label,
         )
 
-    def together(self, *versions: Version) -> Record:
-        """Return one request for these versions, whose records are signed together.
-
-        A version with another signature than its own keeps it.
-        """
+    def together(self, made: Version, gone: Version) -> Commit:
+        """Return the request for a move: `gone` is the tombstone. Their records are signed
+        together; a version with another signature than its own keeps that."""
+        bodies = [made.body, gone.body]
+        tree = RecordTree([merkle.leaf_hash(record_hash(body)) for body in dict.fromkeys(bodies)])
         signer = RecordSigner(self.key, SERVER_ID, self.origin, self.generation)
-        bodies = [one.body for one in versions]
-        packed = signer.sign(bodies) if len(set(bodies)) == len(bodies) else [b""] * len(bodies)
-        return Record(
-            tuple(
-                RecordChange(
-                    one.body,
-                    made if one.signature == self.sign(one.body) else one.signature,
-                    one.metadata,
-                    one.wraps,
-                )
-                for one, made in zip(versions, packed, strict=True)
-            )
+        wrong = [one.signature for one in (made, gone) if one.signature != self.sign(one.body)]
+        signature = wrong[0][:64] if wrong else signer.sign_tree(tree)
+        listed = [(made.record.version or 1, wrap) for wrap in (*made.wraps, *gone.wraps)]
+        change = Change(
+            made.body, 0, made.metadata + gone.metadata, 0, None, gone.body, len(tree.leaves) - 1
         )
+        return Commit((change,), tree.leaves, signature, *batched({0: listed}), b"")
+
+    def changeset(
+        self,
+        *versions: Version,
+        uploads: Mapping[int, bytes] | None = None,
+        padding: Sequence[bytes] = (),
+    ) -> Commit:
+        """Return one request for all of these changes, signed together with `padding` leaves before
+        them. `uploads` has the uploads of large files, by number of the change."""
+        given = uploads or {}
+        records = [merkle.leaf_hash(record_hash(one.body)) for one in versions]
+        tree = RecordTree([*padding, *records])
+        signer = RecordSigner(self.key, SERVER_ID, self.origin, self.generation)
+        contents = [b"" if at in given else one.ciphertext for at, one in enumerate(versions)]
+        changes = tuple(
+            Change(one.body, len(padding) + at, one.metadata, len(contents[at]), given.get(at))
+            for at, one in enumerate(versions)
+        )
+        listed = {
+            at: [(one.record.version or 1, wrap) for wrap in one.wraps]
+            for at, one in enumerate(versions)
+        }
+        signature = signer.sign_tree(tree)
+        return Commit(changes, tree.leaves, signature, *batched(listed), b"".join(contents))
 
     def rewrap(self, *items: RewrapItem) -> Rewrap:
         """Return the request for these items, with the endorsement that they need."""
@@ -480,6 +527,16 @@ class Person:
         version = self.signed(self.record(file_id, DELETE, current=0))
         check_receipt(done(self.ask(version.change())), version.body)
         return self.took(version)
+
+
+def alone(reply: Reply) -> Reply:
+    """Return what became of the change of a changeset of one; any other reply as it is."""
+    if not isinstance(reply, Committed) or len(reply.outcomes) != 1:
+        return reply
+    [outcome] = reply.outcomes
+    if outcome.error is not None:
+        return outcome.error
+    return Done(Receipt(outcome.line, reply.checkpoint, reply.first, reply.leaves))
 
 
 def done(reply: Reply) -> Receipt:

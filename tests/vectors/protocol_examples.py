@@ -34,6 +34,7 @@ from protocol.wire.messages import (
     Message,
     Receipt,
     accounts,
+    changes,
     downloads,
     encode,
     files,
@@ -336,7 +337,7 @@ WRAP = Wrap("alice", records.key_id("x25519", X25519), "x25519", fill("wrapped D
 UPLOAD = fill("upload", 16)
 HANDLE = fill("handle", 16)
 ENDORSED_HASHES = [records.record_hash(signed(name)[0]) for name in ("put", "delete", "restore")]
-ENDORSEMENT = RecordTree(ENDORSED_HASHES)
+ENDORSEMENT = RecordTree.of_records(ENDORSED_HASHES)
 ENDORSING = RecordSigner(SIGNERS["alice 2"], SERVER_ID, FIRST_HASH, 2)
 ENDORSED = SignedRecord(
     signed("put")[0],
@@ -347,6 +348,51 @@ ENDORSED = SignedRecord(
 )
 DELETED = SignedRecord(signed("delete")[0], (GenerationSignature(1, signed("delete")[1]),))
 VIEW = FileView(seq=7, at=8, content=ENDORSED, head=DELETED, metadata=METADATA, wraps=(WRAP,))
+
+
+def commit(
+    name: str,
+    tombstone: str = "",
+    *,
+    wrapped: bool,
+    upload: bytes | None = None,
+    content: bytes = b"",
+) -> changes.Commit:
+    """Return a changeset of one change, the record above that has this name."""
+    names = [name, tombstone] if tombstone else [name]
+    bodies = [RECORDS[one][0].encode() for one in names]
+    tree = RecordTree.of_records(map(records.record_hash, bodies))
+    batch = changes.WrapBatch(
+        WRAP.wrapped[:16], WRAP.user, WRAP.key_id, WRAP.algorithm, WRAP.wrapped[16:-60]
+    )
+    return changes.Commit(
+        changes=(
+            changes.Change(
+                bodies[0],
+                0,
+                b"" if name == "access" else METADATA,
+                len(content),
+                upload,
+                *((bodies[1], 1) if tombstone else ()),
+            ),
+        ),
+        leaves=tree.leaves,
+        signature=signed(name)[1][:64],
+        batches=(batch,) if wrapped else (),
+        wraps=(changes.BatchedWrap(0, 1, 0, WRAP.wrapped[-60:]),) if wrapped else (),
+        contents=content,
+    )
+
+
+COMMITTED = changes.Committed(
+    (
+        changes.Outcome(4, RECEIPT.line, None),
+        changes.Outcome(0, b"", Error("quota", "the quota of this user is used up")),
+    ),
+    RECEIPT.checkpoint,
+    RECEIPT.first,
+    RECEIPT.leaves,
+)
 ACCOUNT = accounts.Account(
     user="alice",
     fingerprint=FIRST_HASH,
@@ -386,12 +432,13 @@ MESSAGES: list[tuple[int, Message]] = [
     ),
     (2, session.Pong(NOW)),
     (2, session.Ping()),
-    (3, uploads.PutSmall(*signed("put"), METADATA, (WRAP,), fill("ciphertext", 96))),
+    (3, commit("put", wrapped=True, content=fill("ciphertext", 96))),
+    (3, COMMITTED),
     (4, uploads.PutOpen("alice", FILE_ID, 96, 0)),
     (4, uploads.UploadState(UPLOAD, 0)),
     (5, uploads.Data(UPLOAD, 0, fill("ciphertext", 96))),
     (6, uploads.PutResume(UPLOAD)),
-    (7, uploads.PutCommit(UPLOAD, *signed("put"), METADATA, (WRAP,))),
+    (7, commit("put", wrapped=True, upload=UPLOAD)),
     (8, uploads.Aborted()),
     (8, uploads.PutAbort(UPLOAD)),
     (10, downloads.GetOpen("alice", FILE_ID, 0)),
@@ -408,12 +455,7 @@ MESSAGES: list[tuple[int, Message]] = [
     (15, files.HistoryPage((ENDORSED, DELETED), 0)),
     (
         16,
-        files.Record(
-            (
-                files.RecordChange(*signed("move"), METADATA, (WRAP,)),
-                files.RecordChange(*signed("delete, moved away"), b"", ()),
-            )
-        ),
+        commit("move", "delete, moved away", wrapped=True),
     ),
     (17, sharing.Lookup("alice", 1)),
     (
@@ -521,7 +563,7 @@ MESSAGES: list[tuple[int, Message]] = [
     ),
     (37, files.GiveUp(FILE_ID, 2)),
     (34, accounts.ForceRotation("bob", "a laptop was stolen")),
-    (35, sharing.SetReaders(*signed("access"), (sharing.VersionWrap(1, WRAP),))),
+    (35, commit("access", wrapped=True)),
     (36, sharing.Inbox("", 256, 7)),
     (
         36,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from protocol.wire.messages import (
     accounts,
+    changes,
     downloads,
     files,
     log,
@@ -34,6 +35,7 @@ __all__ = [
     "Reply",
     "Request",
     "accounts",
+    "changes",
     "decode",
     "downloads",
     "encode",

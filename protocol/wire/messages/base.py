@@ -38,7 +38,7 @@ from protocol.records.records import (
 PIECE = PIECE_SIZE
 """Bytes of a segment, of a Data message, of the longest Read, and under a leaf of segments_root."""
 MAX_SMALL = 256 * 1024
-"""Longest ciphertext of a PutSmall in bytes."""
+"""Longest ciphertext in bytes that is sent with its record."""
 MAX_METADATA = 4096
 MAX_WRAPS = 257
 MAX_BUNDLE = 64 * 1024

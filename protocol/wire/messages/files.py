@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from protocol.codec.fields import AtMost, Between, Count, FileId, Struct, UserName
+from protocol.codec.fields import AtMost, Between, Count, FileId, UserName
 from protocol.records.records import Version
 from protocol.wire.messages.base import (
     DamagedVersion,
     Done,
     FileView,
-    Metadata,
-    RecordBytes,
-    RecordSignature,
     Reply,
     Request,
     SignedRecord,
-    Wraps,
     message,
 )
 
@@ -80,26 +76,6 @@ class History(Request):
     owner: UserName
     file_id: FileId
     first: Count
-
-
-class RecordChange(Struct):
-    """A signed record with the metadata and wraps that its op needs (restore, move)."""
-
-    record: RecordBytes
-    signature: RecordSignature
-    metadata: Metadata
-    wraps: Wraps
-
-
-@message(70, replies=(Done,))
-class Record(Request):
-    """Delete, restore, move, share or purge by signed records, all or none.
-
-    A move has two records: one for the new file, then the tombstone of the old one. Records of one
-    request are signed together.
-    """
-
-    changes: Annotated[tuple[RecordChange, ...], AtMost(2)]
 
 
 @message(72, replies=(Done,))

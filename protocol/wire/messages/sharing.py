@@ -15,23 +15,18 @@ from protocol.codec.fields import (
     UserName,
 )
 from protocol.log.auditlog import MAX_LINE
-from protocol.records.records import Version
 from protocol.wire.messages.base import (
     DamagedVersion,
     Done,
     FileView,
     RecordBytes,
-    RecordSignature,
     Reply,
     Request,
-    Wrap,
     message,
 )
 
 MAX_SHARED_PAGE = 256
 """Most entries in a page of an inbox."""
-MAX_ACCESS_WRAPS = 256
-"""Most wraps in one change of a file's readers."""
 MAX_BLOCKED = 256
 """Most owners that a user can block."""
 
@@ -63,25 +58,6 @@ class Lookup(Request):
 
     user: UserName
     first: Count
-
-
-class VersionWrap(Struct):
-    """The DEK of one version, wrapped for a reader."""
-
-    version: Version
-    wrap: Wrap
-
-
-@message(82, replies=(Done,))
-class SetReaders(Request):
-    """Set who may read one of the user's files: a record of op access, and wraps for its readers.
-
-    Each wrap is for a reader's current key. The same change removes the wraps of former readers.
-    """
-
-    record: RecordBytes
-    signature: RecordSignature
-    wraps: Annotated[tuple[VersionWrap, ...], AtMost(MAX_ACCESS_WRAPS)]
 
 
 class SharedFile(Struct):

@@ -1,4 +1,4 @@
-"""Uploads: small files in one message, large ones in pieces of 1 MiB.
+"""Uploads of large contents in pieces of 1 MiB, before the change that stores them.
 
 Data messages are pipelined. Each holds exactly one piece (1,048,576 bytes at a multiple of that
 offset); only the last may be shorter. The server hashes and writes pieces as they arrive.
@@ -11,33 +11,16 @@ from typing import Annotated, Final
 from protocol.codec.encoding import Buffer
 from protocol.codec.fields import AtMost, Between, Count, FileId, UserName
 from protocol.wire.messages.base import (
-    MAX_SMALL,
     PIECE,
-    Done,
-    Metadata,
-    RecordBytes,
-    RecordSignature,
     Reply,
     Request,
     UploadId,
-    Wraps,
     message,
 )
 
 ALL_UPLOADS: Final = bytes(16)
 """Upload id in PutAbort for all uploads that this session opened or resumed. A client that is
 interrupted does not know the upload whose PutOpen has no reply yet."""
-
-
-@message(32, bulk="ciphertext", replies=(Done,))
-class PutSmall(Request):
-    """Store a new version: record (op put), signature, metadata, wraps, ≤ 256 KiB of ciphertext."""
-
-    record: RecordBytes
-    signature: RecordSignature
-    metadata: Metadata
-    wraps: Wraps
-    ciphertext: Annotated[Buffer, AtMost(MAX_SMALL)]
 
 
 @message(34)
@@ -77,21 +60,6 @@ class PutResume(Request):
     """Get an upload's progress after a dropped connection; `upload-lost` if it no longer exists."""
 
     upload: UploadId
-
-
-@message(37, replies=(Done,))
-class PutCommit(Request):
-    """Make the uploaded ciphertext a version.
-
-    After `conflict`, `stale-recipient` or `stale-generation` the ciphertext is kept, and the commit
-    can be sent again with another record.
-    """
-
-    upload: UploadId
-    record: RecordBytes
-    signature: RecordSignature
-    metadata: Metadata
-    wraps: Wraps
 
 
 @message(38)

@@ -13,12 +13,13 @@ from protocol.codec import merkle
 from protocol.codec.values import changed
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Error, Message, Reply
-from protocol.wire.messages.base import FileView, GenerationSignature, SignedRecord
+from protocol.wire.messages.base import FileView, SignedRecord
+from protocol.wire.messages.changes import Commit
 from protocol.wire.messages.downloads import GetOpen, Opened
-from protocol.wire.messages.files import Record, Stat, Stated
-from protocol.wire.messages.uploads import PutSmall
+from protocol.wire.messages.files import Stat, Stated
 from sfsc.errors import IntegrityError, SfscError
 from sfsc.store import Store
+from tests.changes import SentChange, first_change, is_small
 from tests.lying_server import LyingServer
 
 
@@ -63,7 +64,7 @@ def show(server: LyingServer, old: Opened, head: SignedRecord) -> list[Message]:
             return changed(old, view=view)
         if isinstance(request, Stat):
             return Stated(view)
-        if isinstance(request, Record | PutSmall):
+        if isinstance(request, Commit):
             signed.append(request)
             return Error("unavailable", "nothing was done")
         return None
@@ -119,11 +120,11 @@ def test_a_content_that_was_once_refused_is_refused_for_ever(lying_server: Lying
         lying_server.enrol(user, key_type="x25519")
     with connect(ada) as store:
         store.put(io.BytesIO(b"price: 100"), name="offer")
-    kept: list[PutSmall] = []
+    kept: list[SentChange] = []
 
     def refuse(_who: object, request: Message) -> Reply | None:
-        if isinstance(request, PutSmall):
-            kept.append(request)
+        if is_small(request):
+            kept.append(first_change(request))
             return Error("unavailable", "the disk is full; nothing was done")
         return None
 
@@ -147,7 +148,7 @@ def test_a_content_that_was_once_refused_is_refused_for_ever(lying_server: Lying
     view = FileView(
         true.view.seq,
         true.view.at,
-        SignedRecord(lost.record, (GenerationSignature(1, lost.signature),)),
+        lost.signed,
         None,
         lost.metadata,
         lost.wraps,

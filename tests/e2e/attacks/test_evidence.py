@@ -14,8 +14,9 @@ import pytest
 
 import sfsc
 from protocol.codec.values import changed
-from protocol.wire.messages import Done, Message, encode
+from protocol.wire.messages import Message, encode
 from protocol.wire.messages.base import FileView, SignedRecord
+from protocol.wire.messages.changes import Committed
 from protocol.wire.messages.downloads import Bytes, Opened
 from protocol.wire.messages.files import HistoryPage, Listing, Stated
 from protocol.wire.messages.log import LogCheckpoint, LogLeavesPage, LogLinesPage, LogProven
@@ -26,6 +27,7 @@ from sfsc.errors import IntegrityError, Rollback, SfscError
 from sfsc.keys.home import unlock_home
 from sfsc.session.evidence import MAX_FILES
 from sfsc.store import Store
+from tests.changes import relined
 from tests.harness import run
 from tests.lying_server import LyingServer
 
@@ -165,10 +167,8 @@ LIES: dict[str, tuple[type[Message], Callable[..., Message], Callable[[Account],
         use(lambda store: store.history("plan")),
     ),
     "a receipt": (
-        Done,
-        lambda reply: changed(
-            reply, receipt=changed(reply.receipt, line=flipped(reply.receipt.line, -3))
-        ),
+        Committed,
+        lambda reply: relined(reply, lambda line: flipped(line, -3)),
         use(lambda store: store.put(io.BytesIO(b"2"), name="other")),
     ),
     "the entry of a login": (Session, lie_of_login, use(lambda _store: None)),

@@ -16,10 +16,10 @@ from protocol.codec.values import changed
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Error, Message, Reply
 from protocol.wire.messages.files import Stat, Stated
-from protocol.wire.messages.uploads import PutSmall
 from sfsc.account import rotate
 from sfsc.errors import SfscError
 from sfsc.store import Store
+from tests.changes import SentChange, first_change, is_small
 from tests.harness import PASSPHRASE, run
 from tests.lying_server import LyingServer
 
@@ -107,17 +107,17 @@ def test_rows_of_different_days_hide_no_unshare(lying_server: LyingServer) -> No
     after = rows_of(second)
     differing = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
     assert len(differing) > 2
-    sent: list[PutSmall] = []
+    sent: list[SentChange] = []
 
     def lie(_who: object, request: Message) -> Reply | None:
         view = changed(kept[0].view, at=lying_server.journal.size)
         if isinstance(request, Stat):
             return Stated(view)
-        if isinstance(request, PutSmall) and FileRecord.parse(request.record).rev == 1:
+        if is_small(request) and FileRecord.parse(first_change(request).record).rev == 1:
             # A machine that knows nothing of the file: nobody else reads this version.
             return Error("conflict", "the file has changed", view)
-        if isinstance(request, PutSmall):
-            sent.append(request)
+        if is_small(request):
+            sent.append(first_change(request))
             return Error("unavailable", "nothing was done")
         return None
 

@@ -14,15 +14,14 @@ from protocol.codec.merkle import leaf_hash
 from protocol.codec.values import changed
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Error, FileView, Message, Reply, Request
-from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from protocol.wire.messages.downloads import GetOpen, Opened
 from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
-from protocol.wire.messages.uploads import PutSmall
 from sfsc.errors import BadRecord, IntegrityError, Rollback, SfscError
 from sfsc.store import Store
 from sfsd.rules.context import Principal
 from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import VersionPaths
+from tests.changes import SentChange, first_change, is_small
 from tests.lying_server import LyingServer
 
 
@@ -85,11 +84,11 @@ def test_a_refused_content_is_refused_again(lying_server: LyingServer, home: Pat
     with connected(home) as store:
         put(store, "offer", b"price: 100")
     second = lying_server.copied(home, "second", state=True)
-    kept: list[PutSmall] = []
+    kept: list[SentChange] = []
 
     def refuse(_who: Principal, request: Request) -> Reply | None:
-        if isinstance(request, PutSmall):
-            kept.append(request)
+        if is_small(request):
+            kept.append(first_change(request))
             return Error("unavailable", "the disk is full")
         return None
 
@@ -112,10 +111,14 @@ def test_a_refused_content_is_refused_again(lying_server: LyingServer, home: Pat
             return None
         files = lying_server.context.index.for_user("ada")
         newest = files.sidecar(file_id, files.newest(file_id)).value
-        signed = SignedRecord(lost.record, (GenerationSignature(1, lost.signature),))
         wraps = tuple(one for one in lost.wraps if one.user == who.user)
         view = FileView(
-            newest.seq, lying_server.context.journal.size, signed, newest.last, lost.metadata, wraps
+            newest.seq,
+            lying_server.context.journal.size,
+            lost.signed,
+            newest.last,
+            lost.metadata,
+            wraps,
         )
         return Opened(bytes(16), view, leaf_hash(data), data)
 

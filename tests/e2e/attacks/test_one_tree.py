@@ -16,9 +16,10 @@ from protocol.codec.values import changed
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Done, Error, FileView, Message, Reply
-from protocol.wire.messages.base import GenerationSignature, SignedRecord
+from protocol.wire.messages.base import SignedRecord
+from protocol.wire.messages.changes import Commit, Committed
 from protocol.wire.messages.downloads import GetOpen, Opened
-from protocol.wire.messages.files import History, HistoryPage, List, Listing, Record, Stat, Stated
+from protocol.wire.messages.files import History, HistoryPage, List, Listing, Stat, Stated
 from protocol.wire.messages.log import LogLeavesPage, LogLines, LogLinesPage
 from protocol.wire.messages.rotation import (
     GetBundle,
@@ -28,17 +29,17 @@ from protocol.wire.messages.rotation import (
     SealedBundle,
 )
 from protocol.wire.messages.session import Notice, Session
-from protocol.wire.messages.sharing import Identity, SetReaders
-from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall
+from protocol.wire.messages.sharing import Identity
+from protocol.wire.messages.uploads import PutOpen
 from sfsc.errors import IntegrityError, Rollback, SfscError
 from sfsc.keys.home import unlock_home
 from sfsc.store import Store
-from sfsc.trust.followed_log import parse_line
 from sfsd.rules.context import Access, Principal
 from sfsd.rules.users import Chain, User, UserRegistry
+from tests.changes import SentChange, first_change, is_small
 from tests.lying_server import DropConnection, LyingServer
 
-CHANGES = (PutSmall, PutOpen, PutCommit, Record, SetReaders, NewStatement, RotateBegin, Rewrap)
+CHANGES = (PutOpen, Commit, NewStatement, RotateBegin, Rewrap)
 """Requests that carry a signature of the user, or keys wrapped for somebody."""
 
 
@@ -266,6 +267,8 @@ def test_leaves_with_another_tag_are_not_those_of_the_signed_tree(
         if isinstance(reply, Session | Done) and reply.receipt is not None:
             receipt = changed(reply.receipt, leaves=flipped(reply.receipt.leaves))
             return changed(reply, receipt=receipt)
+        if isinstance(reply, Committed):
+            return changed(reply, leaves=flipped(reply.leaves))
         return reply
 
     lying_server.tamper = tamper
@@ -339,30 +342,27 @@ class NeverLogged(Watched):
         self.view: FileView | None = None
 
     def intercept(self, who: object, request: Message) -> Reply | None:
-        if isinstance(request, PutSmall | SetReaders):
-            return self._take(who, request, request.record, request.signature)
-        if isinstance(request, Record):
-            change = request.changes[0]
-            return self._take(who, request, change.record, change.signature)
+        if isinstance(request, Commit):
+            return self._take(who, request)
         if isinstance(request, History) and self.kept:
             return HistoryPage((self.kept[0],), 0)
         if isinstance(request, Stat) and self.shows_head and self.view is not None:
             return Stated(self.view)
         return super().intercept(who, request)
 
-    def _take(self, who: object, request: Message, record: bytes, signature: bytes) -> Reply:
+    def _take(self, who: object, request: Commit) -> Reply:
         if not self.kept:
             assert isinstance(who, Principal)
-            signed = SignedRecord(record, (GenerationSignature(1, signature),))
-            parsed = FileRecord.parse(record)
+            change = first_change(request)
+            signed, parsed = change.signed, FileRecord.parse(change.record)
             stated = self.server.ask(who, Stat("ada", parsed.file_id, 0))
             self.kept.append(signed)
             if isinstance(stated, Stated):
                 self.view = changed(stated.view, head=signed)
-                if isinstance(request, PutSmall):
-                    own = tuple(one for one in request.wraps if one.user == "ada")
+                if is_small(request):
+                    own = tuple(one for one in change.wraps if one.user == "ada")
                     self.view = FileView(
-                        stated.view.seq, stated.view.at, signed, None, request.metadata, own
+                        stated.view.seq, stated.view.at, signed, None, change.metadata, own
                     )
             raise DropConnection
         return Error("conflict", "the file has changed", self.view if self.shows_head else None)
@@ -538,11 +538,11 @@ def test_a_record_that_lost_a_race_does_not_hide_an_unshare(lying_server: LyingS
         store.put(io.BytesIO(b"1"), name="plan")
         store.share("plan", "bob", trust_first_use=True)
     second = lying_server.copied(ada, "second", state=True)
-    kept: list[PutSmall] = []
+    kept: list[SentChange] = []
 
     def refuse(_who: object, request: Message) -> Reply | None:
-        if isinstance(request, PutSmall):
-            kept.append(request)
+        if is_small(request):
+            kept.append(first_change(request))
             return Error("unavailable", "the disk is full; nothing was done")
         return None
 
@@ -557,7 +557,7 @@ def test_a_record_that_lost_a_race_does_not_hide_an_unshare(lying_server: LyingS
     assert [one[0] for one in record.readers] == ["bob"]
     with connect(ada) as store:
         store.unshare("plan", "bob")
-    signed = SignedRecord(loser.record, (GenerationSignature(1, loser.signature),))
+    signed = loser.signed
     own = tuple(one for one in loser.wraps if one.user == "ada")
     sent: list[Message] = []
 
@@ -565,7 +565,7 @@ def test_a_record_that_lost_a_race_does_not_hide_an_unshare(lying_server: LyingS
         if isinstance(request, Stat) and request.file_id == record.file_id:
             size = lying_server.journal.size
             return Stated(FileView(size - 1, size, signed, None, loser.metadata, own))
-        if isinstance(request, PutSmall) and FileRecord.parse(request.record).rev == 1:
+        if is_small(request) and FileRecord.parse(first_change(request).record).rev == 1:
             # A machine that knows nothing of the file; nobody reads this version yet.
             size = lying_server.journal.size
             view = FileView(size - 1, size, signed, None, loser.metadata, own)
@@ -662,12 +662,10 @@ def test_a_change_is_not_done_by_an_entry_beyond_the_signed_log(lying_server: Ly
     ada = lying_server.enrol("ada")
 
     def sign_less(_who: object, request: Message, reply: Message) -> Message:
-        if isinstance(request, PutSmall) and isinstance(reply, Done):
-            receipt, journal = reply.receipt, lying_server.journal
-            assert receipt.leaves
-            size = parse_line(receipt.line).seq
-            note = lying_server.sign_note(size, journal.root_at(size))
-            return changed(reply, receipt=changed(receipt, checkpoint=note))
+        if isinstance(reply, Committed):
+            assert reply.leaves
+            size, journal = reply.outcomes[0].seq, lying_server.journal
+            return changed(reply, checkpoint=lying_server.sign_note(size, journal.root_at(size)))
         return reply
 
     with connect(ada) as store:

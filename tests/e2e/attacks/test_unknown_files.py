@@ -13,9 +13,9 @@ import sfsc
 from protocol.codec.values import changed
 from protocol.wire.messages import Error, Message, Reply
 from protocol.wire.messages.downloads import GetOpen, Opened
-from protocol.wire.messages.uploads import PutSmall
 from sfsc.errors import IntegrityError, NotFound
 from sfsc.store import Store
+from tests.changes import first_change, is_small
 from tests.lying_server import LyingServer
 
 
@@ -87,8 +87,8 @@ def test_a_reader_who_was_removed_from_one_file_of_a_folder_gets_no_key_of_it(
     wrapped: list[set[str]] = []
 
     def watch(_who: object, request: Message) -> Reply | None:
-        if isinstance(request, PutSmall):
-            wrapped.append({wrap.user for wrap in request.wraps})
+        if is_small(request):
+            wrapped.append({wrap.user for wrap in first_change(request).wraps})
         return None
 
     lying_server.intercept = watch

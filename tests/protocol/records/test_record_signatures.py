@@ -148,7 +148,7 @@ def test_inner_nodes_and_padding_leaves_are_no_records() -> None:
 @pytest.mark.parametrize("count", [1, 3, 256])
 def test_an_endorsement_is_no_record_and_a_record_no_endorsement(count: int) -> None:
     digests = hashes(count)
-    endorsed = RecordTree(digests).pack(SIGNER.endorse(digests))
+    endorsed = RecordTree.of_records(digests).pack(SIGNER.endorse(digests))
     made = SIGNER.sign(bodies(count))
     for digest, endorsement, signature in zip(digests, endorsed, made, strict=True):
         assert is_valid(endorsement, digest, label=Label.ENDORSEMENTS)
@@ -159,7 +159,7 @@ def test_an_endorsement_is_no_record_and_a_record_no_endorsement(count: int) -> 
 def test_a_tree_has_1_to_256_different_records() -> None:
     for wrong in ([], hashes(MAX_SIGNED + 1), [*hashes(2), hashes(1)[0]]):
         with pytest.raises(LocalProtocolError):
-            RecordTree(wrong)
+            RecordTree.of_records(wrong)
         with pytest.raises(LocalProtocolError):
             SIGNER.endorse(wrong)
     with pytest.raises(LocalProtocolError):

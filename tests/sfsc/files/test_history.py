@@ -15,13 +15,14 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.wire.messages import Reply, Request
-from protocol.wire.messages.files import HistoryPage, Record
+from protocol.wire.messages.files import HistoryPage
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback
 from sfsc.files.history import FileHistory, PastReaders
 from sfsc.files.listing import Files
 from sfsc.session.commit import build_record, build_tombstone
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
+from tests.changes import changes_no_content
 from tests.sfsc.simulator import Simulator
 from tests.sfsc.storing import put
 
@@ -110,7 +111,7 @@ def act_before_next_record(server: Simulator, step: Callable[[], object]) -> Non
     steps = [step]
 
     def hook(request: Request) -> Reply | None:
-        if isinstance(request, Record) and steps:
+        if changes_no_content(request) and steps:
             done = steps.pop()
             server._lock.release()
             done()

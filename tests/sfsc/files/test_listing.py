@@ -8,8 +8,9 @@ import pytest
 
 from protocol.codec.values import changed
 from protocol.records.records import DELETE, FileRecord, record_hash
-from protocol.wire.messages import Done, Error, FileView, Reply, Request
-from protocol.wire.messages.files import List, Listing, Record, Stat
+from protocol.wire.messages import Error, FileView, Reply, Request
+from protocol.wire.messages.changes import Committed
+from protocol.wire.messages.files import List, Listing, Stat
 from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.errors import (
     BadReceipt,
@@ -25,6 +26,7 @@ from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
 from sfsc.trust import signature_cache
 from sfsc.trust.file_records import KnownRevision, OwnAccount, VerifiedFile
+from tests.changes import changes_no_content, has_op, relined
 from tests.sfsc.simulator import DropConnection, Simulator
 
 
@@ -291,7 +293,7 @@ def test_delete_after_a_change_by_another_device(
     raced: list[Request] = []
 
     def race(request: Request) -> Reply | None:
-        if isinstance(request, Record) and not raced:
+        if changes_no_content(request) and not raced:
             raced.append(request)
             return Error("conflict", "", late)
         return None
@@ -310,10 +312,10 @@ def test_delete_after_a_deletion_by_another_device(
     raced: list[Request] = []
 
     def race(request: Request) -> Reply | None:
-        if isinstance(request, Record) and not raced:
+        if changes_no_content(request) and not raced:
             raced.append(request)
             done = server.answer(request)
-            assert isinstance(done, Done)
+            assert isinstance(done, Committed)
             return Error("conflict", "", server.view(session.account.file_id("a")))
         return None
 
@@ -330,7 +332,7 @@ def test_deletions_are_signed_again_with_newer_keys(server: Simulator, session: 
     session.renewer = lambda: renewed.append(None)
 
     def refuse(request: Request) -> Reply | None:
-        if isinstance(request, Record) and refused:
+        if changes_no_content(request) and refused:
             refused.pop()
             return Error("stale-generation", "rotated")
         return None
@@ -347,7 +349,7 @@ def test_delete_with_a_lost_reply(server: Simulator, session: Session) -> None:
     lost: list[Request] = []
 
     def lose(request: Request, reply: Reply) -> Reply:
-        if isinstance(request, Record) and not lost:
+        if changes_no_content(request) and not lost:
             lost.append(request)
             raise DropConnection
         return reply
@@ -360,9 +362,7 @@ def test_delete_with_a_lost_reply(server: Simulator, session: Session) -> None:
 
 def test_delete_without_a_valid_receipt(server: Simulator, session: Session) -> None:
     store(session, "a")
-    server.tamper = lambda request, reply: (
-        Done(changed(reply.receipt, line=server.log.lines[0])) if isinstance(reply, Done) else reply
-    )
+    server.tamper = lambda request, reply: relined(reply, lambda _line: server.log.lines[0])
     with pytest.raises(BadReceipt):
         Files(session).rm("a")
 
@@ -375,14 +375,7 @@ def test_unverified_state_is_not_signed(server: Simulator, session: Session) -> 
     assert known is not None
     record = FileRecord.parse(known.record)
     forged = changed(record, readers=(("eve", bytes(32), 0),)).encode()
-    sent: list[FileRecord] = []
-
-    def spoil(request: Request, reply: Reply) -> Reply:
-        if isinstance(request, Record):
-            sent.extend(FileRecord.parse(change.record) for change in request.changes)
-        return reply
-
-    server.tamper = spoil
     session.state.execute("UPDATE file SET record = ?, hash = ?", (forged, record_hash(forged)))
     assert list(Files(session).rm_many([entry])) == [entry]
-    assert [one.readers for one in sent] == [()]
+    tombstone = FileRecord.parse(server.changes(has_op(DELETE))[-1].record)
+    assert tombstone.readers == ()

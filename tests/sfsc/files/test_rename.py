@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from protocol.codec.values import changed
+from protocol.records.records import MOVE
 from protocol.wire.messages import Error, Reply, Request
-from protocol.wire.messages.files import Record
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
@@ -26,6 +26,7 @@ from sfsc.files.rename import Renames
 from sfsc.session.session import Session
 from sfsc.transfer.download import Downloads
 from sfsc.transfer.upload import Uploads
+from tests.changes import changes_no_content, has_op
 from tests.sfsc.simulator import DropConnection, Simulator
 
 
@@ -98,7 +99,7 @@ def test_rename_retries_after_conflicts(
     steps: list[Callable[[], None]] = [lambda: put(other, "a", b"newer"), there_and_gone]
 
     def hook(request: Request) -> Reply | None:
-        if isinstance(request, Record) and len(request.changes) == 2 and steps:
+        if has_op(MOVE)(request) and steps:
             step = steps.pop(0)
             server._lock.release()
             step()
@@ -117,7 +118,7 @@ def test_conflict_with_a_malformed_record(server: Simulator, session: Session) -
     nonsense = changed(view, content=changed(view.content, record=b"nonsense"))
 
     def hook(request: Request) -> Reply | None:
-        return Error("conflict", "", nonsense) if isinstance(request, Record) else None
+        return Error("conflict", "", nonsense) if changes_no_content(request) else None
 
     server.intercept = hook
     with pytest.raises(BadRecord):
@@ -140,7 +141,7 @@ def test_lost_reply_followed_by_another_change(
     lost = [True]
 
     def hook(request: Request, reply: Reply) -> Reply:
-        if isinstance(request, Record) and lost.pop() if lost else False:
+        if changes_no_content(request) and lost.pop() if lost else False:
             server.tamper = lambda _request, reply: reply
             server._lock.release()
             put(other, "b", b"onto it")
@@ -181,7 +182,7 @@ def test_refusals_are_raised(server: Simulator, session: Session) -> None:
     for code, error in (("denied", Denied), ("unavailable", Unreachable)):
 
         def hook(request: Request, code: str = code) -> Reply | None:
-            return Error(code, "no") if isinstance(request, Record) else None
+            return Error(code, "no") if changes_no_content(request) else None
 
         server.intercept = hook
         with pytest.raises(error):

@@ -9,7 +9,8 @@ import pytest
 
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import MAX_SMALL
-from protocol.wire.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmall
+from protocol.wire.messages.changes import Commit
+from protocol.wire.messages.uploads import PutAbort, PutOpen
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import QuotaExceeded, SfscError
 from sfsc.files.tree import Trees
@@ -44,17 +45,24 @@ def stored(session: Session, tree: Path) -> None:
         assert fetched(session, put.name) == (tree / put.name).read_bytes()
 
 
-def kinds(server: Simulator, *wanted: type[Request]) -> list[str]:
-    return [type(one).__name__ for one in server.requests if isinstance(one, wanted)]
+def kinds(server: Simulator) -> list[str]:
+    """Return what was asked in order, one word for each file."""
+    asked = list[str]()
+    for one in server.requests:
+        if isinstance(one, PutOpen):
+            asked.append("open")
+        elif isinstance(one, Commit):
+            asked += ["large" if change.upload else "small" for change in one.changes]
+    return asked
 
 
 def test_the_next_large_upload_is_opened_ahead(
     server: Simulator, session: Session, tree: Path
 ) -> None:
     stored(session, tree)
-    assert kinds(server, PutOpen, PutSmall, PutCommit) == [
-        *("PutOpen", "PutSmall", "PutOpen", "PutCommit"),
-        *("PutSmall", "PutSmall", "PutCommit", "PutSmall"),
+    assert kinds(server) == [
+        *("open", "small", "open", "large"),
+        *("small", "small", "large", "small"),
     ]
     assert {one.size for one in server.asked(PutOpen)} == {ciphertext_size(LARGE)}
     assert server.asked(PutAbort) == []

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-import weakref
+import sys
 
 import pytest
 
-from protocol.records.records import WRAP_ITEM_SIZE
-from sfsc.session.limits import MAX_REQUESTS
+from protocol.wire.messages.changes import Commit
+from sfsc.session.commit import Committer
 from sfsc.session.session import Session
 from sfsc.transfer.source import open_source
-from sfsc.transfer.upload import RecordCommitter, SmallFile, UploadOpener, UploadQueue
+from sfsc.transfer.upload import Put, SmallFile, Uploaded, UploadOpener, UploadQueue
 
 
 def small(number: int, size: int) -> SmallFile:
@@ -22,61 +22,60 @@ def small(number: int, size: int) -> SmallFile:
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        # The first is sent at once to an idle server, then as many as are in flight already.
-        (100, [1, 2, 4, 8, 16, 16, 16, 16, 16, 16, 16, 1]),
-        (16 * 1024, [1, 2] + [4] * 31 + [1]),
-        (64 * 1024, [1] * MAX_REQUESTS),
+        # The first are sent at once to an idle server, then more together the more are in flight.
+        (100, [8, 16, 32, 64, 64, 64, 64, 64]),
+        (16 * 1024, [8, 16, 32, 32, 32, 32, 32, 32]),
+        (64 * 1024, [8] * 8),
     ],
 )
 def test_small_files_are_collected_into_batches(
     session: Session, size: int, expected: list[int]
 ) -> None:
-    committer, batches = RecordCommitter(session), list[int]()
+    uploaded, committer, batches = Uploaded(session), Committer[Put](session), list[int]()
     with UploadQueue(session, UploadOpener(session)) as queue:
         number = 0
         while not queue.full:
-            queue.collected.append(small(number, size))
+            queue.collect(small(number, size))
             assert f"{number:032x}" in queue
             number += 1
             if queue.has_batch or queue.full:
                 batches.append(len(queue.collected))
-                for one in queue.collected:
-                    one.encrypt()
-                    one.describe()
-                attempts = [one.attempt for one in queue.collected]
-                assert committer.prepare(attempts) is None
+                sent, failure = committer.prepare(
+                    [one.encrypted(uploaded) for one in queue.collected]
+                )
+                assert failure is None
                 queue.collected.clear()
-                for attempt in attempts:
-                    queue.send(attempt)
-        assert number == MAX_REQUESTS
+                for one in sent:
+                    queue.send(one)
+        assert number == sum(expected)
     assert batches == expected
 
 
-def test_an_attempt_keeps_no_plaintext(session: Session) -> None:
+def test_what_is_in_flight_keeps_no_plaintext(session: Session) -> None:
     one = small(1, 1000)
-    plaintext = weakref.ref(one)
-    one.encrypt()
-    one.describe()
-    attempt = one.attempt
-    assert RecordCommitter(session).prepare([attempt]) is None
+    plaintext = one.plaintext
+    change = one.encrypted(Uploaded(session))
+    [sent], failure = Committer[Put](session).prepare([change])
+    assert failure is None
     del one
-    assert plaintext() is None
-    assert attempt.content.metadata.size == 1000
+    assert sys.getrefcount(plaintext) == 2, "this function's, and the call's"
+    assert change.content.metadata.size == 1000
+    assert len(sent.changeset.drafts) == 1
 
 
 def test_files_that_are_sent_together_share_a_wrap_batch(session: Session) -> None:
-    committer = RecordCommitter(session)
+    uploaded, committer = Uploaded(session), Committer[Put](session)
 
-    def heads(count: int) -> set[bytes]:
-        chosen = [small(number, 10) for number in range(count)]
-        for one in chosen:
-            one.encrypt()
-            one.describe()
-        attempts = [one.attempt for one in chosen]
-        assert committer.prepare(attempts) is None
-        assert len({one.content.key.dek for one in attempts}) == count
-        return {wrap.wrapped[:-WRAP_ITEM_SIZE] for one in attempts for wrap in one.wraps}
+    def batches(count: int) -> set[bytes]:
+        changes = [small(number, 10).encrypted(uploaded) for number in range(count)]
+        [sent], failure = committer.prepare(changes)
+        assert failure is None
+        assert len({one.content.key.dek for one in changes}) == count
+        request = sent.request
+        assert isinstance(request, Commit)
+        assert len(request.wraps) == count
+        return {batch.batch_id + batch.enc for batch in request.batches}
 
-    first, second = heads(16), heads(16)
+    first, second = batches(16), batches(16)
     assert (len(first), len(second)) == (1, 1)
     assert first != second

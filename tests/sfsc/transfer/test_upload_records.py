@@ -7,21 +7,18 @@ import os
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from protocol.codec.values import changed
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import FileRecord
-from protocol.wire.messages import Done, Error, Reply, Request
-from protocol.wire.messages.files import Record
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.changes import Commit
 from protocol.wire.messages.log import LogHead, LogLeaves, LogLines
-from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall
+from protocol.wire.messages.uploads import PutOpen
 from sfsc.errors import (
     BadReceipt,
     ConflictError,
     Fork,
-    LocalError,
     QuotaExceeded,
     Rollback,
     Unreachable,
@@ -31,7 +28,8 @@ from sfsc.files.listing import Files
 from sfsc.files.rename import Renames
 from sfsc.session.commit import MAX_CONFLICTS
 from sfsc.session.session import Session
-from sfsc.transfer.upload import Uploads, run_stepwise
+from sfsc.transfer.upload import Uploads
+from tests.changes import is_large, is_small, relined
 from tests.sfsc.simulator import DropConnection, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put
 
@@ -54,7 +52,7 @@ def test_a_batch_lookup_is_used_once_per_file(server: Simulator, session: Sessio
     uploads.announce([("/no", "old"), ("/no", "new")])
     contents = [(io.BytesIO(b"1"), "new"), (io.BytesIO(b"2"), "old"), (io.BytesIO(b"3"), "new")]
     assert [done.version for done in uploads.put_many(contents)] == [1, 2, 2]
-    assert len(server.asked(PutSmall)) == 4
+    assert len(server.changes(is_small)) == 4
     uploads.announce([("/no", "old")])
     assert [done.version for done in uploads.put_many([(io.BytesIO(b"4"), "old")])] == [3]
     uploads.put(io.BytesIO(b"5"), "old")
@@ -66,7 +64,7 @@ def test_a_put_after_one_that_was_not_announced(server: Simulator, session: Sess
     uploads.announce([("/no", "file")])
     assert put(session, b"by another way", "file") == 1
     assert uploads.put(io.BytesIO(b"after"), "file").version == 2, "the log shows the head"
-    assert len(server.asked(PutSmall)) == 2
+    assert len(server.changes(is_small)) == 2
 
 
 @pytest.mark.parametrize("size", [5, BIG])
@@ -78,7 +76,7 @@ def test_the_later_of_two_puts_is_the_newest(
     assert put(other, second) == 2, "nothing is known there: a conflict shows the head"
     assert fetched(session, "file") == second
     assert put(session, first) == 3
-    sent = server.asked(PutSmall if size == 5 else PutCommit)
+    sent = server.changes(is_small if size == 5 else is_large)
     # The conflict cost one more record, not one more upload: the ciphertext is the same.
     assert len(sent) == 4
     assert len(server.asked(PutOpen)) == (0 if size == 5 else 3)
@@ -108,7 +106,7 @@ def test_repeated_conflicts_give_up(server: Simulator, session: Session) -> None
 
     def faster(request: Request) -> Reply | None:
         nonlocal count
-        if not isinstance(request, PutSmall):
+        if not is_small(request):
             return None
         count += 1
         return Error("conflict", "too late", server.view(session.account.file_id("file")))
@@ -126,9 +124,7 @@ def test_a_conflict_that_shows_an_old_head_is_a_rollback(
     put(session, b"one")
     old = server.view(session.account.file_id("file"))
     put(session, b"two")
-    server.intercept = lambda request: (
-        Error("conflict", "", old) if isinstance(request, PutSmall) else None
-    )
+    server.intercept = lambda request: Error("conflict", "", old) if is_small(request) else None
     with pytest.raises(Rollback):
         put(session, b"three")
 
@@ -137,19 +133,19 @@ def test_upload_lost_for_a_small_file_is_an_error(server: Simulator, session: Se
     """A small file has no upload: it is not sent again, and there is no traceback."""
 
     def lost(request: Request) -> Reply | None:
-        return Error("upload-lost", "") if isinstance(request, PutSmall) else None
+        return Error("upload-lost", "") if is_small(request) else None
 
     server.intercept = lost
     with pytest.raises(Unreachable):
         put(session, b"content")
     with pytest.raises(Unreachable):
         list(Uploads(session).put_many(items(3)))
-    assert len(server.asked(PutSmall)) == 1 + 3
+    assert len(server.changes(is_small)) == 1 + 3
 
 
 def test_an_exceeded_quota(server: Simulator, session: Session) -> None:
     server.intercept = lambda request: (
-        Error("quota", "full") if isinstance(request, (PutSmall, PutOpen)) else None
+        Error("quota", "full") if (is_small(request) or isinstance(request, PutOpen)) else None
     )
     for size in (5, BIG):
         with pytest.raises(QuotaExceeded):
@@ -159,9 +155,7 @@ def test_an_exceeded_quota(server: Simulator, session: Session) -> None:
 @pytest.mark.parametrize("size", [5, BIG])
 def test_only_a_proven_receipt_is_a_success(server: Simulator, session: Session, size: int) -> None:
     def unproven(request: Request, reply: Reply) -> Reply:
-        if not isinstance(reply, Done):
-            return reply
-        return Done(changed(reply.receipt, line=server.log.lines[0]))
+        return relined(reply, lambda _line: server.log.lines[0])
 
     server.tamper = unproven
     before = session.trust.newest
@@ -209,13 +203,13 @@ def test_a_connection_lost_between_a_receipt_and_the_log(
 
 @pytest.mark.parametrize("size", [5, BIG])
 def test_a_lost_reply(server: Simulator, session: Session, size: int) -> None:
-    kind = PutSmall if size == 5 else PutCommit
+    kind = is_small if size == 5 else is_large
     server.tamper = once(kind, drop)
     content = os.urandom(size)
     done = Uploads(session).put(io.BytesIO(content), "file")
     assert done.receipt is not None
     assert (done.version, session.connections) == (1, 2)
-    sent = server.asked(kind)
+    sent = server.changes(kind)
     assert sent[0].record == sent[1].record
     assert fetched(session, "file") == content
 
@@ -225,7 +219,7 @@ def test_a_lost_reply_before_a_newer_version(
     server: Simulator, session: Session, other: Session, size: int
 ) -> None:
     """The put was accepted, its reply lost, and another device has put a newer version since."""
-    server.tamper = once(PutSmall if size == 5 else PutCommit, drop)
+    server.tamper = once(is_small if size == 5 else is_large, drop)
     session._pause = meanwhile(other)
     content = os.urandom(size)
     done = Uploads(session).put(io.BytesIO(content), "file")
@@ -244,7 +238,7 @@ def test_a_conflict_after_a_lost_request(
     lost: list[Request] = []
 
     def lose(request: Request) -> Reply | None:
-        if isinstance(request, PutSmall) and not lost:
+        if is_small(request) and not lost:
             lost.append(request)
             raise DropConnection
         return None
@@ -253,28 +247,6 @@ def test_a_conflict_after_a_lost_request(
     session._pause = meanwhile(other)
     assert put(session, b"ours") == 2
     assert fetched(session, "file", 1) == b"theirs"
-
-
-@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=6))
-def test_run_stepwise_stops_at_the_first_failed_item(fails: list[list[bool]]) -> None:
-    """Compared with the plain order: item after item, until a step of one fails."""
-    taken: list[tuple[int, int]] = []
-
-    def step(number: int) -> Callable[[int], None]:
-        def take(item: int) -> None:
-            if fails[item][number]:
-                raise LocalError(f"item {item}")
-            taken.append((number, item))
-
-        return take
-
-    items = list(range(len(fails)))
-    failure = run_stepwise(items, [step(number) for number in range(3)])
-    first = next((item for item in range(len(fails)) if any(fails[item])), len(fails))
-    assert items == list(range(first))
-    assert failure is None if first == len(fails) else str(failure) == f"item {first}"
-    assert taken == sorted(taken)
-    assert {(number, item) for number in range(3) for item in items} <= set(taken)
 
 
 ACTIONS: dict[str, Callable[[Session], object]] = {
@@ -302,13 +274,13 @@ def test_a_change_accepted_before_a_rotation_is_not_repeated(
         session.use_keyring(changed(session.keyring, generations=(current, newer)))
 
     def stale(request: Request) -> Reply | None:
-        if not isinstance(request, PutSmall | PutCommit | Record):
+        if not isinstance(request, Commit):
             return None
         sent.append(request)
         return Error("stale-generation", "rotated") if len(sent) > 1 else None
 
     def lose(request: Request, reply: Reply) -> Reply:
-        if isinstance(request, PutSmall | PutCommit | Record) and len(sent) == 1:
+        if isinstance(request, Commit) and len(sent) == 1:
             raise DropConnection
         return reply
 

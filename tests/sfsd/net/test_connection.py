@@ -16,11 +16,12 @@ from protocol.wire.connection import Connection, Role
 from protocol.wire.messages import Error, Message, Reply, Request, encode
 from protocol.wire.messages.accounts import Status, StatusAnswer
 from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.changes import Commit
 from protocol.wire.messages.downloads import Bytes, GetOpen, Read
 from protocol.wire.messages.files import Stat
 from protocol.wire.messages.session import Ping, Pong, Welcome
 from protocol.wire.messages.session import Session as Opened
-from protocol.wire.messages.uploads import Data, PutSmall
+from protocol.wire.messages.uploads import Data
 from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
 from sfsd.net.connection import MAX_BATCH, MAX_RUNNING, MAX_UNSENT, ClientConnection
@@ -442,7 +443,7 @@ def test_a_violation_behind_many_requests_disconnects(served: Daemon) -> None:
         (Read(HANDLE, 0, PIECE), PIECE),
         (Data(HANDLE, 0, bytes(PIECE)), PIECE),
         (GetOpen("ada", "0" * 32, 0), PIECE),
-        (PutSmall(b"", bytes(64), b"", (), bytes(240 * 1024)), 256 * 1024),
+        (Commit((), (), bytes(64), (), (), bytes(240 * 1024)), 256 * 1024),
     ],
 )
 def test_weight_of_running_requests_is_limited(

@@ -28,8 +28,9 @@ from protocol.wire.messages.accounts import (
     UserShow,
 )
 from protocol.wire.messages.base import DamagedVersion
+from protocol.wire.messages.changes import Commit
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, Opened, Read
-from protocol.wire.messages.files import GiveUp, History, List, Listing, Record, Stat, Stated
+from protocol.wire.messages.files import GiveUp, History, List, Listing, Stat, Stated
 from protocol.wire.messages.log import (
     CONSISTENCY,
     LogEntries,
@@ -47,22 +48,8 @@ from protocol.wire.messages.rotation import (
     RotateFinish,
 )
 from protocol.wire.messages.session import OPENING, Ping
-from protocol.wire.messages.sharing import (
-    BlockOwner,
-    Inbox,
-    LeaveFile,
-    ListBlocked,
-    Lookup,
-    SetReaders,
-)
-from protocol.wire.messages.uploads import (
-    Data,
-    PutAbort,
-    PutCommit,
-    PutOpen,
-    PutResume,
-    PutSmall,
-)
+from protocol.wire.messages.sharing import BlockOwner, Inbox, LeaveFile, ListBlocked, Lookup
+from protocol.wire.messages.uploads import Data, PutAbort, PutOpen, PutResume
 from sfsd.config import Config, ConnectionLimits
 from sfsd.errors import Refused
 from sfsd.rules.context import OPERATIONS, Access, Principal
@@ -94,11 +81,10 @@ OPERATORS = {Access.OPERATOR}
 
 MATRIX: dict[Request, set[Access]] = {
     Ping(): EVERYONE,
-    PutSmall(b"", S, b"", (), b""): USERS,
+    Commit((), (), S, (), (), b""): USERS,
     PutOpen("ada", F, 0): USERS,
     Data(U, 0, b"x"): USERS,
     PutResume(U): USERS,
-    PutCommit(U, b"", S, b"", ()): USERS,
     PutAbort(U): USERS,
     GetOpen("ada", F, 0): USERS,
     GetLeaves(H, 0): USERS,
@@ -106,10 +92,8 @@ MATRIX: dict[Request, set[Access]] = {
     Stat("ada", F, 0): USERS,
     List("", 1, 0): USERS,
     History("ada", F, 1): USERS,
-    Record(()): USERS,
     GiveUp(F, 1): USERS,
     Lookup("ada", 1): OWN_KEYS,
-    SetReaders(b"", S, ()): USERS,
     Inbox("", 1, 0): USERS,
     LeaveFile(b"", S): USERS,
     BlockOwner("ada", blocked=True): USERS,

@@ -6,9 +6,10 @@ import pytest
 
 from protocol.records.records import MAX_WRAPPED_KEY
 from protocol.wire.messages import Message
-from protocol.wire.messages.base import MAX_SMALL, MAX_WRAPS, PIECE, Wrap
+from protocol.wire.messages.base import PIECE, Wrap
+from protocol.wire.messages.changes import BatchedWrap, Change, Commit, WrapBatch
 from protocol.wire.messages.downloads import GetLeaves, GetOpen, Read
-from protocol.wire.messages.files import History, List, Record
+from protocol.wire.messages.files import History, List
 from protocol.wire.messages.log import LogEntries
 from protocol.wire.messages.rotation import (
     MAX_BATCH,
@@ -20,15 +21,22 @@ from protocol.wire.messages.rotation import (
     RotateFinish,
 )
 from protocol.wire.messages.session import Ping
-from protocol.wire.messages.sharing import Inbox, Lookup, SetReaders, VersionWrap
-from protocol.wire.messages.uploads import Data, PutCommit, PutSmall
+from protocol.wire.messages.sharing import Inbox, Lookup
+from protocol.wire.messages.uploads import Data
 from sfsd.net.memory_budget import weight_of
 from tests.protocol.wire_form import plain
 from tests.sfsd.builders import file_id
 
 F, U, S = file_id(1), bytes(16), bytes(64)
 WRAP = Wrap("ada", bytes(32), "xwing", bytes(MAX_WRAPPED_KEY))
+CHANGE = Change(bytes(32 * 1024), 0, bytes(4096))
+BATCH = WrapBatch(bytes(16), "ada", bytes(32), "xwing", bytes(MAX_WRAPPED_KEY - 76))
+BATCHED = BatchedWrap(0, 1, 0, bytes(60))
 ITEM = RewrapItem("ada", F, 1, WRAP, (bytes(32),) * 2)
+
+
+def small_change(size: int) -> Change:
+    return Change(bytes(600), 0, bytes(200), size)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +59,11 @@ def test_who_is_answered_with_a_page_weighs_one(message: Message) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        PutSmall(bytes(32 * 1024), S, bytes(4096), (WRAP,) * MAX_WRAPS, bytes(MAX_SMALL)),
-        PutCommit(U, bytes(32 * 1024), S, bytes(4096), (WRAP,) * MAX_WRAPS),
+        Commit((CHANGE,) * 20, (bytes(32),) * 256, S, (BATCH,) * 256, (BATCHED,) * 1024, b""),
+        Commit((small_change(4096),) * 256, (bytes(32),) * 256, S, (BATCH,), (), bytes(PIECE)),
         Data(U, 0, bytes(PIECE)),
         Read(U, 0, PIECE),
         Rewrap((ITEM,) * MAX_BATCH, S),
-        SetReaders(bytes(32 * 1024), S, (VersionWrap(1, WRAP),) * 256),
-        Record(()),
         NewStatement(bytes(32 * 1024), (S, S), bytes(64 * 1024)),
         RotateBegin(bytes(32 * 1024), (S, S), bytes(64 * 1024)),
         RotateFinish(bytes(32 * 1024), (S, S), bytes(64 * 1024), bytes(32 * 1024), S),
@@ -69,6 +75,6 @@ def test_who_brings_much_weighs_as_much(message: Message) -> None:
 
 
 def test_what_is_small_weighs_little() -> None:
-    small = PutSmall(bytes(600), S, bytes(200), (WRAP,), bytes(1024))
+    small = Commit((small_change(1024),), (bytes(32),), S, (BATCH,), (BATCHED,), bytes(1024))
     for message in (Ping(), small, Rewrap((ITEM,), S)):
         assert weight_of(message) <= 24 * 1024

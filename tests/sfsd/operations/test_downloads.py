@@ -15,17 +15,17 @@ from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from protocol.wire.messages.uploads import PutSmall
 from sfsd.config import DAY
 from sfsd.fs.files import Files
+from sfsd.operations import changesets
 from sfsd.operations.downloads import FIRST_BYTES
-from sfsd.rules.context import OPERATIONS, Transaction
+from sfsd.rules.context import Transaction
 from sfsd.rules.users import signing_key_id
 from sfsd.state import logged_downloads
 from sfsd.state.logged_downloads import Download
 from sfsd.state.read_handles import FILES, HANDLES
 from sfsd.storage.change import Change
-from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, refused, segments_root
+from tests.sfsd.builders import Daemon, Person, alone, daemon, done, file_id, refused, segments_root
 from tests.sfsd.operations.test_rotation import onto
 from tests.waiting import until
 
@@ -303,9 +303,9 @@ def test_a_read_during_reencryption_returns_old_or_new_bytes(tmp_path: Path) -> 
             until(lambda: served.context.store.stored_digest(path) != before)
 
         def race(message: GetOpen | Read) -> Reply:
-            decided = OPERATIONS[PutSmall].function(
-                served.context, writer, ada.took(ada.reencrypted(F, 1, b"new content")).small()
-            )
+            request = ada.took(ada.reencrypted(F, 1, b"new content")).small()
+            [decide] = changesets.commit(served.context, writer, request).decides()
+            decided = decide()
             assert isinstance(decided, Transaction)
             files.first = partial(published, decided.change)
             files.blob = f"{F}.1.ct"
@@ -336,7 +336,7 @@ def test_concurrent_reads_and_reencryptions(served: Daemon) -> None:
 
     for turn in range(30):
         reply, answer = served.run(both(b"%02d" % turn * 50))
-        done(answer)
+        done(alone(answer))
         assert isinstance(reply, Opened), reply
         assert segments_root(bytes(reply.data)) == parsed(reply).segments_root
 

@@ -12,7 +12,7 @@ from protocol.records.records import ACCESS, PURGE, FileRecord
 from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.downloads import GetOpen
 from protocol.wire.messages.files import GiveUp, History, HistoryPage, List, Listing, Stat, Stated
-from protocol.wire.messages.sharing import Inbox, InboxPage, SetReaders, VersionWrap
+from protocol.wire.messages.sharing import Inbox, InboxPage
 from sfsd.storage.paths import VersionPaths
 from tests.sfsd.builders import Daemon, Person, Version, daemon, done, file_id, refused
 
@@ -66,7 +66,7 @@ def shared(owner: Person, version: Version, reader: Person) -> None:
     )
     made = owner.signed(record)
     number = version.record.version or 0
-    done(owner.ask(SetReaders(made.body, made.signature, (VersionWrap(number, reader.wrap()),))))
+    done(owner.ask(made.share({number: [reader.wrap()]})))
     owner.took(made)
 
 

@@ -12,7 +12,7 @@ from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.rotation import Rewrapped
 from sfsd.errors import Stale
 from sfsd.operations.login import enrol
-from sfsd.rules.context import OPERATIONS, Transaction
+from sfsd.rules.context import OPERATIONS, Changeset, Transaction
 from sfsd.storage.change import Change
 from tests.sfsd.builders import ADDRESS, WELCOME, Daemon, Person, done, file_id
 from tests.sfsd.operations.test_records import move
@@ -23,7 +23,10 @@ F, G = file_id(1), file_id(2)
 
 def decided(served: Daemon, person: Person, request: Request) -> Change:
     """Return the change that a request decides on, without making it."""
-    decision = OPERATIONS[type(request)].function(served.context, person.who, request)
+    decision: object = OPERATIONS[type(request)].function(served.context, person.who, request)
+    if isinstance(decision, Changeset):
+        [decide] = decision.decides()
+        decision = decide()
     assert isinstance(decision, Transaction)
     return decision.change
 

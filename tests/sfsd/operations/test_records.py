@@ -12,7 +12,6 @@ from protocol.codec.values import changed
 from protocol.log import auditlog
 from protocol.log.auditlog import GENESIS, MAX_LINE, EntryDraft
 from protocol.records.records import (
-    ACCESS,
     DELETE,
     MAX_READERS,
     MOVE,
@@ -24,7 +23,7 @@ from protocol.records.records import (
 from protocol.wire.messages import Error, FileView
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.downloads import GetOpen, Opened
-from protocol.wire.messages.files import History, HistoryPage, Record, Stat, Stated
+from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
 from protocol.wire.messages.sharing import BlockOwner, Inbox, InboxPage
 from sfsd.storage.paths import VersionPaths
 from tests.sfsd.builders import (
@@ -137,14 +136,6 @@ def test_a_delete_with_metadata_or_wraps_is_refused(ada: Person) -> None:
     made = ada.signed(ada.record(F, DELETE, current=0))
     for wrong in (changed(made, metadata=b"m"), changed(made, wraps=(ada.wrap(),))):
         refused(ada.ask(wrong.change()), "bad-request")
-
-
-def test_record_takes_one_record_of_a_known_op(ada: Person) -> None:
-    put = ada.put(F)
-    refused(ada.ask(Record(())), "bad-request")
-    refused(ada.ask(put.change()), "bad-request")
-    access = ada.signed(ada.record(F, ACCESS))
-    refused(ada.ask(access.change()), "bad-request")
 
 
 def test_a_restore_makes_an_old_content_the_newest_version(served: Daemon, ada: Person) -> None:

@@ -625,7 +625,7 @@ def test_invalid_rewraps_are_refused(served: Daemon, ada: Person) -> None:
 def forged_endorsements(ada: Person, right: RewrapItem) -> Iterator[tuple[str, RewrapItem, bytes]]:
     """Yield (expected error, item, wrong endorsement)."""
     signer = RecordSigner(ada.key, SERVER_ID, ada.origin, ada.generation)
-    tree = RecordTree(right.endorsed)
+    tree = RecordTree.of_records(right.endorsed)
     body = tree.signed_body(SERVER_ID, ada.origin, ada.generation)
     valid = signer.endorse(right.endorsed)
     yield "refused", right, b""

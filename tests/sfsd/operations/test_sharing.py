@@ -14,6 +14,7 @@ from protocol.records.signatures import Label
 from protocol.wire.messages import Error
 from protocol.wire.messages.accounts import ForceRotation
 from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.changes import Commit
 from protocol.wire.messages.downloads import GetOpen, Opened, Read
 from protocol.wire.messages.files import Stat
 from protocol.wire.messages.rotation import GetWraps, RewrapItem, Rewrapped, WrapsPage
@@ -25,13 +26,10 @@ from protocol.wire.messages.sharing import (
     InboxPage,
     ListBlocked,
     Lookup,
-    SetReaders,
-    VersionWrap,
 )
 from sfsd.config import DAY
 from sfsd.errors import Refused, Stale
-from sfsd.operations import sharing
-from sfsd.operations.records import RecordEffects
+from sfsd.operations import changesets, sharing
 from sfsd.rules.context import Access, Transaction
 from tests.sfsd.builders import (
     Daemon,
@@ -94,11 +92,18 @@ def record_of(owner: Person, *readers: ReaderEntry, **changed: object) -> Versio
 
 def change(
     owner: Person, *readers: ReaderEntry, wraps: dict[int, list[Wrap]] | None = None
-) -> tuple[Version, SetReaders]:
+) -> tuple[Version, Commit]:
     """Return a record that changes the readers of `F`, and its request; `wraps` by version."""
     made = record_of(owner, *readers)
-    listed = [VersionWrap(v, wrap) for v, found in (wraps or {}).items() for wrap in found]
-    return made, SetReaders(made.body, made.signature, tuple(listed))
+    return made, made.share(wraps)
+
+
+def decided(served: Daemon, who: Person, message: Commit) -> Transaction[int]:
+    """Return the decision on a changeset of one."""
+    [decide] = changesets.commit(served.context, who.who, message).decides()
+    made = decide()
+    assert isinstance(made, Transaction)
+    return made
 
 
 def shared(
@@ -226,19 +231,17 @@ def test_invalid_readers_are_refused(served: Daemon, ada: Person, bob: Person) -
         ("bad-request", [unknown], {1: [bob.wrap(user="zoe")]}),
         ("bad-request", [("bob", bytes(32), 0)], {1: [bob.wrap()]}),
         ("bad-request", [reader(bob)], {1: [bob.wrap(), eve.wrap()]}),
-        ("bad-request", [reader(bob)], {1: [bob.wrap(wrapped=b"short")]}),
+        ("bad-request", [reader(bob)], {1: [bob.wrap(wrapped=bytes(155))]}),
         ("bad-request", [reader(bob)], {1: [bob.wrap(), bob.wrap()]}),
         ("not-found", [reader(bob)], {2: [bob.wrap()]}),
         ("bad-request", [reader(bob)], {1: [bob.wrap(), ada.wrap()]}),
     ):
         refused(ada.ask(change(ada, *readers, wraps=wraps)[1]), code)
     moved_on = record_of(ada, reader(bob), current=0)
-    wrap = (VersionWrap(1, bob.wrap()),)
-    refused(ada.ask(SetReaders(moved_on.body, moved_on.signature, wrap)), "bad-request")
+    refused(ada.ask(moved_on.share({1: [bob.wrap()]})), "bad-request")
     right, message = change(ada, reader(bob), wraps={1: [bob.wrap()]})
     refused(bob.ask(message), "not-found")
-    forged = SetReaders(right.body, bytes(64), message.wraps)
-    refused(ada.ask(forged), "refused")
+    refused(ada.ask(changed(message, signature=bytes(64))), "refused")
     assert received(bob) == []
     # The same request again gets the same receipt.
     first = check_receipt(done(ada.ask(message)))
@@ -313,17 +316,15 @@ def test_two_records_are_never_appended_to_the_same_head(
     (_, first), (second, other) = (
         change(ada, reader(one), wraps={1: [one.wrap()]}) for one in (bob, cat)
     )
-    winner = sharing.set_readers(served.context, ada.who, other)
-    assert isinstance(winner, Transaction)
-    decide = sharing._change_readers
+    winner = decided(served, ada, other)
+    decide = sharing.change_readers
 
-    def overtaken(*arguments: Any) -> RecordEffects:
+    def overtaken(*arguments: Any) -> Transaction[int]:
         served.context.committer.submit(winner.change).result(10)
         return decide(*arguments)
 
-    monkeypatch.setattr(sharing, "_change_readers", overtaken)
-    loser = sharing.set_readers(served.context, ada.who, first)
-    assert isinstance(loser, Transaction)
+    monkeypatch.setitem(changesets._BY_OP, ACCESS, overtaken)
+    loser = decided(served, ada, first)
     with pytest.raises(Stale):
         served.context.committer.submit(loser.change).result(10)
     assert wrap_owners(served, "ada", 1) == {"ada", "cat"}
@@ -565,8 +566,7 @@ def test_a_blocked_owner_is_not_seen_and_stores_without_the_reader(
     # New shares are refused, and the owner can go on without this reader.
     eve.put(file_id(2), b"two")
     new = eve.signed(eve.record(file_id(2), ACCESS, readers=(reader(bob),)))
-    asked = SetReaders(new.body, new.signature, (VersionWrap(1, bob.wrap()),))
-    assert refused(eve.ask(asked), "share-refused").readers == ("bob",)
+    assert refused(eve.ask(new.share({1: [bob.wrap()]})), "share-refused").readers == ("bob",)
     both = (eve.wrap(), bob.wrap())
     first = eve.version(file_id(3), b"3", readers=(reader(bob),), wraps=both)
     assert refused(eve.ask(first.small()), "share-refused").readers == ("bob",)

@@ -15,15 +15,7 @@ from protocol.wire.messages import Error
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import GetOpen, Opened
-from protocol.wire.messages.uploads import (
-    Aborted,
-    Data,
-    PutAbort,
-    PutCommit,
-    PutOpen,
-    PutResume,
-    UploadState,
-)
+from protocol.wire.messages.uploads import Aborted, Data, PutAbort, PutOpen, PutResume, UploadState
 from sfsd.config import DAY
 from sfsd.state.uploads import LIFETIME, PER_USER
 from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, refused
@@ -109,15 +101,16 @@ def test_a_put_to_another_owner_gives_not_found(served: Daemon, ada: Person) -> 
 
 def test_a_malformed_record_is_refused(ada: Person) -> None:
     put = ada.version(F, b"c" * 56).small()
-    refused(ada.ask(changed(put, record=b"\x80")), "bad-request")
+    wrong = changed(put, changes=(changed(put.changes[0], record=b"\x80"),))
+    refused(ada.ask(wrong), "bad-request")
 
 
 def test_only_put_records_store_content(ada: Person) -> None:
     ada.put(F)
-    put = ada.version(F, b"c" * 56).small()
     delete = ada.signed(ada.record(F, DELETE, current=0))
-    wrong = changed(put, record=delete.body, signature=delete.signature)
-    refused(ada.ask(wrong), "bad-request")
+    refused(ada.ask(changed(delete, ciphertext=b"c" * 56).small()), "bad-request")
+    upload = ada.upload(F, b"c" * 56)
+    refused(ada.ask(delete.commit(upload)), "bad-request")
 
 
 def test_a_signature_by_another_key_is_refused(served: Daemon, ada: Person) -> None:
@@ -352,7 +345,7 @@ def test_a_commit_waits_for_the_data_sent_before_it(served: Daemon, ada: Person)
 
 def test_two_commits_of_one_upload_add_one_version(served: Daemon, ada: Person) -> None:
     upload = ada.upload(F, LARGE)
-    commit: PutCommit = ada.version(F, LARGE).commit(upload)
+    commit = ada.version(F, LARGE).commit(upload)
     replies = served.ask_all(ada.who, [commit, commit])
     assert len(served.entries("upload")) == 1
     done(replies[0])

@@ -11,7 +11,6 @@ import base64
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,10 +35,11 @@ from protocol.records.signatures import Label
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.changes import Committed
 from protocol.wire.messages.downloads import GetOpen, Opened, Read
 from protocol.wire.messages.files import List, Listing
 from protocol.wire.messages.rotation import Rewrapped
-from protocol.wire.messages.sharing import Inbox, InboxPage, SetReaders, VersionWrap
+from protocol.wire.messages.sharing import Inbox, InboxPage
 from protocol.wire.messages.uploads import PutOpen
 from sfsd.config import DAY
 from sfsd.log.verify import verify_log
@@ -208,6 +208,48 @@ class Users(RuleBasedStateMachine):
         if self._ask(owner, made.change(), made, expected) and found:
             found.current = 0
 
+    @rule(
+        owner=name,
+        plan=st.lists(st.sampled_from(["", PUT, DELETE, "late"]), min_size=3, max_size=3),
+        size=size,
+    )
+    def together(self, owner: str, plan: list[str], size: int) -> None:
+        """Change several files in one request; each is accepted or refused alone, in order."""
+        ada, asked, used = self.people[owner], list[tuple[Version, str]](), self._used(owner)
+        for file, action in zip(FILES, plan, strict=True):
+            found = self.files.get((owner, file))
+            if action == DELETE:
+                made = ada.signed(ada.record(file, DELETE, current=0))
+                refusal = "not-found" if found is None else "" if found.current else "conflict"
+                asked.append((made, refusal))
+            elif action == PUT or (action == "late" and found is not None):
+                readers, names = (found.readers, found.names) if found else ((), set[str]())
+                late = {"prev": bytes(32)} if action == "late" else {}
+                given = self._wraps(owner, names)
+                made = ada.version(file, os.urandom(size), readers=readers, wraps=given, **late)
+                full = used + size > QUOTA
+                asked.append((made, "conflict" if late else "quota" if full else ""))
+                used += 0 if late or full else size
+        if not asked:
+            return
+        before = self.served.context.journal.size
+        request = ada.changeset(*(made for made, _ in asked))
+        reply = self.served.run(self.served.dispatcher.handle(ada.who, request))
+        assert isinstance(reply, Committed), reply
+        codes = ["" if one.error is None else one.error.code for one in reply.outcomes]
+        assert codes == [refusal for _, refusal in asked]
+        assert self.served.context.journal.size == before + codes.count("")
+        for made, refusal in asked:
+            if refusal:
+                continue
+            ada.took(made)
+            file = made.record.file_id
+            if made.record.op == DELETE:
+                self.files[owner, file].current = 0
+            else:
+                names = {reader[0] for reader in made.record.readers}
+                self._has(owner, file, made, made.ciphertext, names | {owner})
+
     def _taken_over(self, ada: Person, op: str, kept: Kept, at: tuple[str, int], new: str) -> Any:  # noqa: ANN401
         old = kept.made.record
         same = ("content_id", "ciphertext_size", "segments_root", "dek_commit")
@@ -277,8 +319,8 @@ class Users(RuleBasedStateMachine):
             ada.record(file, ACCESS, readers=tuple((one, self.first[one], 0) for one in names))
         )
         new = [] if found is None or not found.current else sorted(set(names) - found.names)
-        given = tuple(VersionWrap(found.current, self.people[one].wrap()) for one in new if found)
-        request = SetReaders(made.body, made.signature, given)
+        given = [self.people[one].wrap() for one in new]
+        request = made.share({found.current: given} if found else {})
         if self._ask(owner, request, made, "not-found" if found is None else "") and found:
             found.readers = made.record.readers
             if found.current:
@@ -320,11 +362,7 @@ class Users(RuleBasedStateMachine):
                 body = ada.signed(ada.record(file, PURGE, purged=(1,)))
             case _:
                 body = ada.signed(ada.record(file, op))
-        requests: dict[str, Callable[[], Request]] = {
-            PUT: body.small,
-            ACCESS: lambda: SetReaders(body.body, body.signature, ()),
-        }
-        self._is_refused(bob.ask(requests.get(op, body.change)()), "not-found", before)
+        self._is_refused(bob.ask(body.small()), "not-found", before)
 
     @precondition(lambda self: bool(getattr(self, "past", ())))
     @rule(data=st.data())

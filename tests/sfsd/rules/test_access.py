@@ -28,8 +28,9 @@ from protocol.records.records import (
 from protocol.wire.messages import Error, Request
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.changes import Commit
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from protocol.wire.messages.files import GiveUp, History, List, Record, Stat
+from protocol.wire.messages.files import GiveUp, History, List, Stat
 from protocol.wire.messages.log import (
     INCLUSION,
     LogEntries,
@@ -39,14 +40,7 @@ from protocol.wire.messages.log import (
     LogProof,
 )
 from protocol.wire.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrapped, WrapsPage
-from protocol.wire.messages.sharing import (
-    BlockOwner,
-    Inbox,
-    InboxPage,
-    LeaveFile,
-    Lookup,
-    SetReaders,
-)
+from protocol.wire.messages.sharing import BlockOwner, Inbox, InboxPage, LeaveFile, Lookup
 from protocol.wire.messages.uploads import Data, PutAbort, PutOpen, PutResume, UploadState
 from sfsd.config import DAY
 from sfsd.rules.context import OPERATIONS, Access, Principal
@@ -74,7 +68,7 @@ def wraps(*people: Person) -> tuple[Wrap, ...]:
 
 def share(owner: Person, file: str, *readers: tuple[str, bytes, int]) -> None:
     record = owner.signed(owner.record(file, ACCESS, readers=readers))
-    done(owner.ask(SetReaders(record.body, record.signature, ())))
+    done(owner.ask(record.share()))
     owner.took(record)
 
 
@@ -133,20 +127,19 @@ def rewrap(asker: Person, owner: str, file: str) -> Rewrap:
     return asker.rewrap(RewrapItem(owner, file, 1, asker.wrap(), ()))
 
 
-def moved(asker: Person, owner: str, file: str) -> Record:
+def moved(asker: Person, owner: str, file: str) -> Commit:
     there, gone = foreign(asker, MOVE, owner, file), foreign(asker, DELETE, owner, file)
     return asker.together(there, gone)
 
 
-def taken(asker: Person, owner: str, file: str) -> Record:
+def taken(asker: Person, owner: str, file: str) -> Commit:
     """Return a move of another user's file to a name of the asker."""
     there, gone = foreign(asker, MOVE, asker.name, file_id(30)), foreign(asker, DELETE, owner, file)
     return asker.together(there, gone)
 
 
-def readers(asker: Person, owner: str, file: str) -> SetReaders:
-    made = foreign(asker, ACCESS, owner, file)
-    return SetReaders(made.body, made.signature, ())
+def readers(asker: Person, owner: str, file: str) -> Commit:
+    return foreign(asker, ACCESS, owner, file).share()
 
 
 About = Callable[[Person, str, str], Request]

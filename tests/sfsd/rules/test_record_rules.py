@@ -39,7 +39,6 @@ from protocol.wire.messages.rotation import (
     RotateBegin,
     RotateFinish,
 )
-from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsd.config import DAY
 from tests.protocol.wire_form import unpacked
 from tests.record_signing import packed_signature
@@ -189,9 +188,7 @@ def access(setup: Setup) -> tuple[Version, Ask]:
         setup.ada.record(F, ACCESS, readers=(("zoe", setup.zoe.first_hash, 0),)),
         wraps=(setup.zoe.wrap(),),
     )
-    return made, lambda made: SetReaders(
-        made.body, made.signature, tuple(VersionWrap(3, wrap) for wrap in made.wraps)
-    )
+    return made, lambda made: made.share({3: made.wraps})
 
 
 BUILDS: dict[str, Build] = {
@@ -358,9 +355,6 @@ def beside(setup: Setup, made: Version) -> dict[str, Version]:
         "a signature for another owner": changed(made, signature=packed(first=bytes(32))),
         "another generation's signature": changed(made, signature=packed(generation=9)),
         "another record's signature": changed(made, signature=setup.ada.sign(b"another")),
-        "a bare signature": changed(made, signature=made.signature[:64]),
-        "no signature": changed(made, signature=b""),
-        "a path too long": changed(made, signature=made.signature + bytes(32)),
         "one of two records": changed(made, signature=signer.sign([made.body, b"another"])[0]),
         "a wrap for nobody": changed(made, wraps=(*made.wraps, setup.ada.wrap(user="nobody"))),
         "a wrap for no reader": changed(made, wraps=(*made.wraps, setup.joe.wrap())),

@@ -6,27 +6,20 @@ from typing import Any
 
 import pytest
 
-from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
 from protocol.codec.values import changed
-from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY
-from protocol.wire.messages import Done, encode
-from protocol.wire.messages.base import MAX_METADATA, MAX_WRAPS, GenerationSignature, Wrap
+from protocol.wire.messages.base import GenerationSignature
 from protocol.wire.messages.files import (
     MAX_PAGE,
     History,
     HistoryPage,
     List,
     Listing,
-    Record,
-    RecordChange,
     Stat,
     Stated,
 )
 from tests.vectors.protocol_examples import ENDORSED, VIEW
 
-WRAP = Wrap("u" * 32, bytes(32), "rsa4096", bytes(MAX_WRAPPED_KEY))
-CHANGE = RecordChange(bytes(MAX_RECORD), bytes(64), bytes(MAX_METADATA), (WRAP,) * MAX_WRAPS)
 LIST = List("", 1, 0)
 
 
@@ -34,11 +27,6 @@ def test_replies() -> None:
     assert (Stated,) == Stat.REPLIES
     assert (Listing,) == List.REPLIES
     assert (HistoryPage,) == History.REPLIES
-    assert (Done,) == Record.REPLIES
-
-
-def test_the_largest_move_fits_a_frame() -> None:
-    assert sum(map(len, encode(2**32 - 1, Record((CHANGE, CHANGE))))) <= MAX_BODY
 
 
 @pytest.mark.parametrize(
@@ -54,8 +42,6 @@ def test_the_largest_move_fits_a_frame() -> None:
         (Listing((), ""), {"views": (VIEW,) * (MAX_PAGE + 1)}),
         (HistoryPage((), 0), {"records": (ENDORSED,) * (MAX_PAGE + 1)}),
         (HistoryPage((), 0), {"records": (b"bytes",)}),
-        (Record((CHANGE,)), {"changes": (CHANGE,) * 3}),
-        (CHANGE, {"record": bytes(MAX_RECORD + 1)}),
         (VIEW, {"head": ENDORSED.record}),
         (VIEW, {"seq": -1}),
         (ENDORSED, {"signatures": ENDORSED.signatures * 33}),

@@ -1,0 +1,200 @@
+"""Decide the changes of one request together.
+
+Each change is decided by the rules of its op, and accepted or refused alone; all accepted ones are
+submitted at once, so that they share a commit group. One tree signs them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from protocol.codec.encoding import Buffer
+from protocol.codec.errors import LocalProtocolError
+from protocol.codec.values import Value
+from protocol.records.record_signatures import RecordTree
+from protocol.records.records import (
+    ACCESS,
+    DELETE,
+    MOVE,
+    PURGE,
+    PUT,
+    REENCRYPT,
+    RESTORE,
+    FileRecord,
+)
+from protocol.wire.messages import Error
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.changes import Commit, Committed, Outcome
+from sfsd.errors import Refused, require
+from sfsd.operations import records, sharing, uploads
+from sfsd.operations.files import view_size
+from sfsd.operations.signed_change import SignedChange, repeated_entry
+from sfsd.rules.context import (
+    USER,
+    Changeset,
+    Principal,
+    ServerContext,
+    Transaction,
+    operation,
+    weight_of_parts,
+)
+from sfsd.rules.record_rules import FileHead, not_found, parse_record
+
+MAX_LINES: Final = 448 * 1024
+"""Bytes of lines and heads in one reply, which also has leaf data and must fit a frame."""
+_Decide = Callable[[ServerContext, Principal, SignedChange], Transaction[int]]
+_BY_OP: Final[dict[str, _Decide]] = {
+    ACCESS: sharing.change_readers,
+    DELETE: records.delete,
+    MOVE: records.move,
+    PURGE: records.purge,
+    RESTORE: records.restore,
+}
+
+
+class _Part(Value):
+    """A change of a request, without the present heads of its files."""
+
+    record: FileRecord
+    body: bytes
+    signature: bytes
+    metadata: bytes = b""
+    wraps: tuple[tuple[int, Wrap], ...] = ()
+    content: Buffer = b""
+    upload: bytes | None = None
+    left: _Part | None = None
+
+
+def _weight(message: Commit) -> int:
+    """Return about the bytes of memory that the request takes."""
+    parts = sum(len(change.record) + len(change.metadata) for change in message.changes)
+    return weight_of_parts(wraps=len(message.wraps)) + len(message.contents) + parts
+
+
+class SignedChangeset(Changeset):
+    """Changes that one tree signs, decided in order on one thread."""
+
+    def __init__(self, server: ServerContext, who: Principal, message: Commit) -> None:
+        self._server = server
+        self._who = who
+        self._message = message
+        self._parts: list[_Part] | None = None
+
+    def decides(self) -> list[Callable[[], int | Transaction[int]]]:
+        # Without changes, one decision refuses the request.
+        return [partial(self._decide, at) for at in range(len(self._message.changes) or 1)]
+
+    def answer(self, outcomes: Sequence[int | Error]) -> Committed:
+        journal, who = self._server.journal, self._who
+        room, found = MAX_LINES, list[Outcome]()
+        for one in outcomes:
+            if isinstance(one, Error):
+                room -= 0 if one.head is None else view_size(one.head)
+                # Without its head, the client asks for it.
+                shown = one if room > 0 else Error(one.code, one.text, None, one.damaged)
+                found.append(Outcome(0, b"", shown))
+                continue
+            line = journal.appended_line(one)
+            room -= len(line)
+            found.append(Outcome(one, line if room > 0 else b"", None))
+        first, leaves, note, who.known_size = journal.unseen(who.known_size)
+        return Committed(tuple(found), note, first, leaves)
+
+    def _decide(self, index: int) -> int | Transaction[int]:
+        if self._parts is None:
+            self._parts = _parts_of(self._message, self._who)
+            self.is_valid = True
+        part = self._parts[index]
+        change = self._located(part)
+        if (seq := repeated_entry(self._server, change)) is not None:
+            return seq
+        server, who, op = self._server, self._who, change.record.op
+        require((change.left is not None) == (op == MOVE), "only a move has a tombstone")
+        if op in (PUT, REENCRYPT):
+            if change.upload is not None:
+                require(not change.content, "a content is sent with its record, or before")
+                return uploads.store_upload(server, who, change, change.upload)
+            return uploads.store_inline(server, who, change)
+        require(not change.content and change.upload is None, f"a {op} stores no new content")
+        return _BY_OP[op](server, who, change)
+
+    def _located(self, part: _Part) -> SignedChange:
+        """Return the change with the present heads of its files."""
+        files = self._server.index.for_user(self._who.user)
+        left = None if part.left is None else self._located(part.left)
+        return SignedChange(
+            part.record,
+            part.body,
+            part.signature,
+            FileHead.load(files, part.record.file_id),
+            part.metadata,
+            part.wraps,
+            part.content,
+            part.upload,
+            left,
+        )
+
+
+def _parts_of(message: Commit, who: Principal) -> list[_Part]:
+    """Return the changes of a request. Raises `Refused` if it is malformed as a whole."""
+    require(bool(message.changes), "a changeset has at least one change")
+    try:
+        tree = RecordTree(message.leaves)
+    except LocalProtocolError as exc:
+        raise Refused("bad-request", str(exc)) from exc
+    packed, used, files = tree.pack(message.signature), set[int](), set[str]()
+
+    def signed(body: bytes, leaf: int) -> tuple[FileRecord, bytes, bytes]:
+        record = parse_record(body)
+        if record.owner != who.user:
+            raise not_found()
+        require(leaf < len(packed) and leaf not in used, "each record has a leaf of its own")
+        require(record.file_id not in files, "a changeset touches a file once")
+        used.add(leaf)
+        files.add(record.file_id)
+        return record, body, packed[leaf]
+
+    wraps, at, parts = _wraps_of(message), 0, list[_Part]()
+    for index, change in enumerate(message.changes):
+        content = message.contents[at : at + change.inline_size]
+        at += change.inline_size
+        left = change.tombstone and _Part(*signed(change.tombstone, change.tombstone_leaf))
+        parts.append(
+            _Part(
+                *signed(change.record, change.leaf),
+                change.metadata,
+                tuple(wraps.get(index, ())),
+                content,
+                change.upload,
+                left or None,
+            )
+        )
+    require(at == len(message.contents), "the sizes of the contents differ from their bytes")
+    require(not wraps or max(wraps) < len(parts), "a wrap is for no change of the request")
+    return parts
+
+
+def _wraps_of(message: Commit) -> dict[int, list[tuple[int, Wrap]]]:
+    """Return {number of the change: (version, self-contained wrap)}. Raises `Refused`."""
+    found: dict[int, list[tuple[int, Wrap]]] = {}
+    for one in message.wraps:
+        require(one.batch < len(message.batches), "a wrap names no batch of the request")
+        batch = message.batches[one.batch]
+        wrapped = batch.batch_id + batch.enc + one.item
+        wrap = Wrap(batch.user, batch.key_id, batch.algorithm, wrapped)
+        found.setdefault(one.change, []).append((one.version, wrap))
+    return found
+
+
+@operation(
+    Commit,
+    access=USER,
+    logged="upload, reencrypt, delete, restore, move, purge or access",
+    after_data=True,
+    weight=_weight,
+)
+def commit(server: ServerContext, who: Principal, message: Commit) -> SignedChangeset:
+    """Decide a changeset."""
+    return SignedChangeset(server, who, message)

@@ -1,0 +1,301 @@
+"""Changesets: changes that are signed and sent together, and decided one by one."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.codec import merkle
+from protocol.codec.values import changed
+from protocol.log import auditlog
+from protocol.log.auditlog import leaf_data
+from protocol.records.record_signatures import RecordTree
+from protocol.records.records import ACCESS, DELETE, PURGE, record_hash
+from protocol.wire.messages import Error, Reply
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.changes import Commit, Committed
+from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.files import Stat, Stated
+from sfsd.net.batches import THREADS
+from sfsd.operations import changesets
+from tests.sfsd.builders import (
+    Clock,
+    Daemon,
+    Person,
+    Version,
+    batched,
+    daemon,
+    file_id,
+    refused,
+)
+
+A, B, C, D, E = (file_id(number) for number in range(1, 6))
+LARGE = os.urandom(PIECE + 99)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def ada(served: Daemon) -> Person:
+    return served.person("ada")
+
+
+def committed(reply: Reply) -> Committed:
+    assert isinstance(reply, Committed), reply
+    return reply
+
+
+def content(person: Person, file: str) -> bytes:
+    opened = person.ask(GetOpen(person.name, file, 0))
+    assert isinstance(opened, Opened), opened
+    return bytes(opened.data)
+
+
+def puts(person: Person, count: int, size: int = 60) -> list[Version]:
+    return [person.version(file_id(at + 1), os.urandom(size)) for at in range(count)]
+
+
+def test_changes_of_all_kinds_are_made_together(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    for file in (B, C, D):
+        ada.put(file, b"1" * 60)
+    ada.put(C, b"2" * 60)
+    upload = ada.upload(E, LARGE)
+    versions = [
+        ada.version(A, b"new" * 20),
+        ada.version(E, LARGE),
+        ada.signed(ada.record(B, DELETE, current=0)),
+        ada.signed(ada.record(C, PURGE, purged=(1,))),
+        ada.signed(
+            ada.record(D, ACCESS, readers=(("bob", bob.first_hash, 0),)), b"", (bob.wrap(),)
+        ),
+    ]
+    reply = committed(ada.ask(ada.changeset(*versions, uploads={1: upload})))
+    first = reply.outcomes[0].seq
+    assert [one.error for one in reply.outcomes] == [None] * 5
+    assert [one.seq for one in reply.outcomes] == list(range(first, first + 5)), "one commit group"
+    entries = [auditlog.parse(one.line) for one in reply.outcomes]
+    assert [entry.op for entry in entries] == ["upload", "upload", "delete", "purge", "access"]
+    assert [entry.rec for entry in entries] == [version.body for version in versions]
+    for one in reply.outcomes:
+        data = leaf_data(one.line)
+        assert len(data).to_bytes(2) + data in reply.leaves
+    assert content(ada, A) == b"new" * 20
+    assert isinstance(ada.ask(Stat("ada", E, 0)), Stated)
+    refused(ada.ask(GetOpen("ada", B, 0)), "not-found")
+    refused(ada.ask(Stat("ada", C, 9)), "not-found")
+    shared = bob.ask(GetOpen("ada", D, 0))
+    assert isinstance(shared, Opened)
+
+
+def test_each_record_keeps_a_signature_that_verifies_alone(ada: Person) -> None:
+    versions = puts(ada, 3)
+    committed(ada.ask(ada.changeset(*versions, padding=[os.urandom(32) for _ in range(5)])))
+    for version in versions:
+        stated = ada.ask(Stat("ada", version.record.file_id, 0))
+        assert isinstance(stated, Stated)
+        [signature] = stated.view.content.signatures
+        assert len(signature.signature) == 64 + 4 + 3 * 32, "the path in a tree of eight leaves"
+        ada.took(version)
+        # The next version is only accepted onto a head whose signature verifies.
+        ada.put(version.record.file_id, b"next" * 15)
+
+
+def test_a_refused_change_does_not_affect_the_others(ada: Person) -> None:
+    stale = ada.version(B, b"late" * 15)
+    head = ada.put(B, b"early" * 15)
+    versions = [ada.version(A, b"a" * 60), stale, ada.version(C, b"c" * 60)]
+    request = ada.changeset(*versions)
+    reply = committed(ada.ask(request))
+    codes = [one.error and one.error.code for one in reply.outcomes]
+    assert codes == [None, "conflict", None]
+    error = reply.outcomes[1].error
+    assert error is not None
+    assert error.head is not None
+    assert error.head.content.record == head.body
+    assert (content(ada, A), content(ada, B)) == (b"a" * 60, b"early" * 15)
+    # Sent again, for the reply may be lost: the same entries, the same refusal.
+    again = committed(ada.ask(request))
+    assert [one.seq for one in again.outcomes] == [one.seq for one in reply.outcomes]
+    assert [one.line for one in again.outcomes] == [one.line for one in reply.outcomes]
+    assert [one.error and one.error.code for one in again.outcomes] == codes
+
+
+def test_most_changes_of_one_request(ada: Person) -> None:
+    versions = puts(ada, 256)
+    reply = committed(ada.ask(ada.changeset(*versions)))
+    assert {one.error for one in reply.outcomes} == {None}
+    assert len({one.seq for one in reply.outcomes}) == 256
+    for version in versions[::51]:
+        assert content(ada, version.record.file_id) == version.ciphertext
+
+
+def test_lines_beyond_one_reply_are_left_out(ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada.put(E)
+    line = ada.served.context.journal.line(ada.served.context.journal.size - 1)
+    versions = puts(ada, 4)
+    monkeypatch.setattr(changesets, "MAX_LINES", 5 * len(line) // 2)
+    reply = committed(ada.ask(ada.changeset(*versions)))
+    assert [bool(one.line) for one in reply.outcomes] == [True, True, False, False]
+    assert {one.error for one in reply.outcomes} == {None}
+    assert len({one.seq for one in reply.outcomes}) == 4
+
+
+def test_heads_beyond_one_reply_are_left_out(ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = puts(ada, 3)
+    for at in range(3):
+        ada.put(file_id(at + 1))
+    monkeypatch.setattr(changesets, "MAX_LINES", 4000)
+    reply = committed(ada.ask(ada.changeset(*late)))
+    errors = [one.error for one in reply.outcomes]
+    assert [error and error.code for error in errors] == ["conflict"] * 3
+    shown = [error is not None and error.head is not None for error in errors]
+    assert shown[0]
+    assert not shown[2]
+
+
+def test_accepted_changes_survive_a_restart(tmp_path: Path) -> None:
+    clock = Clock()
+    with daemon(tmp_path, clock) as served:
+        ada = served.person("ada")
+        versions = puts(ada, 40)
+        before = committed(ada.ask(ada.changeset(*versions)))
+    with daemon(tmp_path, clock) as served:
+        ada.served = served
+        ada.who = ada.log_in()
+        for version in versions:
+            assert content(ada, version.record.file_id) == version.ciphertext
+        again = committed(ada.ask(ada.changeset(*versions)))
+        assert [one.seq for one in again.outcomes] == [one.seq for one in before.outcomes]
+
+
+def wrong_requests(ada: Person, bob: Person) -> dict[str, tuple[Commit, str]]:
+    """Return requests that are refused as a whole, with the code of the error."""
+    versions = [ada.version(A, b"a" * 60), ada.version(B, b"b" * 70)]
+    good = ada.changeset(*versions)
+    one, two = good.changes
+    wrap = good.wraps[0]
+    twice = ada.changeset(ada.version(A, b"1" * 60), ada.version(A, b"2" * 60))
+    foreign = bob.changeset(bob.version(A, b"b" * 60), versions[1])
+
+    def having(**fields: Any) -> Commit:
+        return changed(good, **fields)
+
+    return {
+        "no change": (having(changes=(), wraps=(), contents=b""), "bad-request"),
+        "no leaf": (having(leaves=()), "bad-request"),
+        "a leaf twice": (having(leaves=(good.leaves[0],) * 2), "bad-request"),
+        "one leaf for two records": (having(changes=(one, changed(two, leaf=0))), "bad-request"),
+        "a leaf that is missing": (having(changes=(one, changed(two, leaf=2))), "bad-request"),
+        "a file twice": (twice, "bad-request"),
+        "a record that is none": (having(changes=(changed(one, record=b"?"), two)), "bad-request"),
+        "contents too short": (having(contents=good.contents[:-1]), "bad-request"),
+        "contents too long": (having(contents=bytes(good.contents) + b"?"), "bad-request"),
+        "a wrap for no change": (having(wraps=(wrap, changed(wrap, change=2))), "bad-request"),
+        "a wrap of no batch": (having(wraps=(changed(wrap, batch=2),)), "bad-request"),
+        "another user's file": (foreign, "not-found"),
+    }
+
+
+def test_a_malformed_request_is_refused_as_a_whole(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    size = served.context.journal.size
+    for what, (request, code) in wrong_requests(ada, bob).items():
+        reply = ada.ask(request)
+        assert isinstance(reply, Error), what
+        assert reply.code == code, what
+    assert served.context.journal.size == size
+    refused(ada.ask(Stat("ada", A, 0)), "not-found")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "an upload besides its content",
+        "a tombstone of a put",
+        "a content of a delete",
+        "a wrap for another version",
+        "another leaf's place",
+    ],
+)
+def test_one_malformed_change_is_refused_alone(ada: Person, wrong: str) -> None:
+    ada.put(B)
+    upload = ada.upload(C, b"u" * 60)
+    fine, put = ada.version(A, b"a" * 60), ada.version(C, b"u" * 60)
+    gone = ada.signed(ada.record(B, DELETE, current=0))
+    request = ada.changeset(fine, put)
+    first, second = request.changes
+    match wrong:
+        case "an upload besides its content":
+            request = changed(request, changes=(first, changed(second, upload=upload)))
+        case "a tombstone of a put":
+            tree = RecordTree.of_records(record_hash(one.body) for one in (fine, put, gone))
+            signature = ada.changeset(fine, put, gone).signature
+            with_tombstone = changed(second, tombstone=gone.body, tombstone_leaf=2)
+            request = changed(
+                request,
+                changes=(first, with_tombstone),
+                leaves=tree.leaves,
+                signature=signature,
+            )
+        case "a content of a delete":
+            request = ada.changeset(fine, changed(gone, ciphertext=b"c" * 60))
+        case "a wrap for another version":
+            listed = {0: [(1, fine.wraps[0])], 1: [(1, put.wraps[0]), (2, ada.wrap())]}
+            batches, wraps = batched(listed)
+            request = changed(request, batches=batches, wraps=wraps)
+        case "another leaf's place":
+            other = merkle.leaf_hash(record_hash(b"another record"))
+            leaves = (request.leaves[0], other)
+            signed = ada.changeset(fine, changed(put, body=b"another record")).signature
+            request = changed(request, leaves=leaves, signature=signed)
+    reply = committed(ada.ask(request))
+    assert reply.outcomes[0].error is None
+    error = reply.outcomes[1].error
+    assert error is not None
+    assert error.code in ("bad-request", "refused")
+    assert content(ada, A) == b"a" * 60
+
+
+def test_nothing_is_stored_under_a_wrong_signature(served: Daemon, ada: Person) -> None:
+    request = ada.changeset(*puts(ada, 3))
+    size = served.context.journal.size
+    reply = committed(ada.ask(changed(request, signature=bytes(64))))
+    assert [one.error and one.error.code for one in reply.outcomes] == ["refused"] * 3
+    assert served.context.journal.size == size
+
+
+def test_quota_is_claimed_change_by_change(served: Daemon) -> None:
+    bob = served.person("bob", quota=3 * 60_000)
+    versions = puts(bob, 5, 50_000)
+    reply = committed(bob.ask(bob.changeset(*versions)))
+    codes = [one.error and one.error.code for one in reply.outcomes]
+    assert codes == [None, None, None, "quota", "quota"]
+    for version in versions[:3]:
+        bob.took(version)
+        bob.delete(version.record.file_id)
+
+
+def test_a_refused_changeset_leaves_no_garbage(ada: Person) -> None:
+    """Not until the cycle collector runs, which may be long after a flood."""
+    request = ada.changeset(*puts(ada, 50, 1000))
+    wrong = changed(request, signature=bytes(64))
+    committed(ada.ask(wrong))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3 * THREADS):
+            committed(ada.ask(wrong))
+        kept = sum(isinstance(one, changesets.SignedChangeset) for one in gc.get_objects())
+        assert kept <= THREADS + 1, "each thread may keep its last task"
+    finally:
+        gc.enable()
