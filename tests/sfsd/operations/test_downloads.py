@@ -263,7 +263,7 @@ def test_a_session_has_more_handles_than_descriptors(served: Daemon, ada: Person
 def test_a_closed_session_has_no_handles(served: Daemon, ada: Person) -> None:
     handle = opened(ada).handle
     served.dispatcher.close_session(ada.who)
-    refused(ada.ask(Read(handle, 0, 1)), "changed")
+    refused(ada.ask(Read(handle, 0, 1)), "shutting-down")
 
 
 def test_a_disabled_user_cannot_download(served: Daemon, ada: Person) -> None:
