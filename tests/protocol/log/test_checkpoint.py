@@ -157,6 +157,15 @@ def test_signatures_of_other_keys_are_ignored() -> None:
     refuse(f"{TEXT}\n\n{same_name}{same_id}")
 
 
+def test_a_signature_of_no_byte_is_refused_whoever_made_it() -> None:
+    for size, valid in ((3, False), (4, False), (5, True)):
+        line = f"— other {base64.b64encode(bytes(size)).decode()}\n"
+        if valid:
+            checkpoint.verify(NOTE + line.encode(), LOG)
+        else:
+            refuse(NOTE + line.encode())
+
+
 def test_every_signature_by_the_key_must_verify() -> None:
     bad = f"— {ORIGIN} " + base64.b64encode(LOG.key_id + bytes(64)).decode() + "\n"
     refuse(f"{TEXT}\n\n{SIGNATURE}{bad}")

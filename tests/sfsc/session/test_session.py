@@ -263,3 +263,15 @@ def test_the_first_record_of_a_file_is_fetched_for_its_first_version(session: Se
     for content in (b"1", b"2", b"3"):
         put(session, content, "a")
     assert [fetched(session, "a", version) for version in (1, 2, 3)] == [b"1", b"2", b"3"]
+
+
+def test_a_session_of_old_keys_sends_nothing_but_what_it_may(
+    server: Simulator, session: Session
+) -> None:
+    session.transport.allowed = (Stat,)
+    before = len(server.requests)
+    with pytest.raises(errors.StaleGeneration):
+        session.transport.call(Usage())
+    assert len(server.requests) == before
+    session.transport.call(Stat("ada", session.account.file_id("a"), 0))
+    assert len(server.requests) == before + 1

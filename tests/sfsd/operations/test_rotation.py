@@ -214,6 +214,12 @@ def test_a_bundle_that_does_not_match_its_statement(served: Daemon, ada: Person)
     refused(ada.ask(GetBundle(0)), "damaged")
 
 
+def test_a_missing_bundle_is_damaged(served: Daemon, ada: Person) -> None:
+    served.context.store.read("ada/bundle")
+    (served.context.root / "store" / "users" / "ada" / "bundle").unlink()
+    refused(ada.ask(GetBundle(0)), "damaged")
+
+
 def test_a_long_chain(served: Daemon, ada: Person) -> None:
     before = ada.first
     for number in range(40):

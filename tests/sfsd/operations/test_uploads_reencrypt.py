@@ -163,6 +163,15 @@ def test_concurrent_puts_cannot_share_a_content_id(served: Daemon, *, reencrypts
     done(bob.ask(bob.version(file_id(5), b"5" * 60, content_id=one.record.content_id).small()))
 
 
+def test_a_reader_may_lack_a_wrap_of_an_older_version_only(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    readers = (("bob", bob.first_hash, 0),)
+    for text in (b"1" * 60, b"2" * 60):
+        ada.put(F, text, readers=readers, wraps=(ada.wrap(), bob.wrap()))
+    refused(ada.ask(ada.reencrypted(F, 2, b"n" * 60).small()), "stale-recipient")
+    done(ada.ask(ada.reencrypted(F, 1, b"n" * 60).small()))
+
+
 def test_a_content_id_of_another_version_is_refused(ada: Person) -> None:
     first = ada.put(F, b"1" * 60)
     ada.put(F, b"2" * 60)
