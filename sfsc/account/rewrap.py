@@ -33,6 +33,7 @@ from sfsc.errors import (
     IntegrityError,
     KeyringError,
     NotFound,
+    Rollback,
     SfscError,
     WrongServer,
 )
@@ -63,19 +64,45 @@ SERVER_FAULTS: Final = (BadReceipt, Distrusted, Fork, WrongServer)
 """Errors about the whole server. They are never taken for the fault of one version."""
 
 
-def wrap_items(session: Session, left_out: LeftOut | None = None) -> Iterator[WrapItem]:
+def wrap_items(
+    session: Session, left_out: LeftOut | None = None, missing: LeftOut | None = None
+) -> Iterator[WrapItem]:
     """Yield all versions, ordered by owner, file_id and number. Each page is requested while the
-    one before is processed. Nothing is verified. Damaged versions are added to `left_out` instead.
-    Raises like `pages`."""
+    one before is processed. No record is verified. Damaged versions are added to `left_out`
+    instead. At the end, the versions of own files that the log had before and that were not listed
+    are added to `missing`. Raises like `pages`, and `BadRecord` if a version is listed twice."""
 
     def more(page: WrapsPage) -> GetWraps | None:
         return GetWraps(page.next, MAX_BATCH, all_of_them=True) if page.next else None
 
+    since, user, listed = session.followed_size, session.account.user, dict[str, int]()
+    last = ("", "", 0)
     first = GetWraps("", min(_FIRST, MAX_BATCH), all_of_them=True)
     for page in pages(session, first, WrapsPage, more):
+        damaged = {_damaged_place(one): damaged_version(one) for one in page.damaged}
         if left_out is not None:
-            left_out.update((_damaged_place(one), damaged_version(one)) for one in page.damaged)
+            left_out |= damaged
+        for place in sorted([*map(place_of, page.items), *damaged]):
+            if place <= last:
+                raise BadRecord("the server lists a version twice", REPORT)
+            (owner, file_id, version), last = place, place
+            if owner == user and version == listed.get(file_id, 0) + 1:
+                listed[file_id] = version
         yield from page.items
+    if missing is not None:
+        missing |= _unlisted(session, listed, since)
+
+
+def _unlisted(session: Session, listed: dict[str, int], since: int) -> LeftOut:
+    """Return the first version that is not `listed` of each own file, of which the log had a newer
+    one, or this, when it had `since` entries. `listed` has the versions before, by file_id."""
+    user, found = session.account.user, LeftOut()
+    for file_id, head in session.state.logged_heads().items():
+        version = listed.get(file_id, 0) + 1
+        if head.seq < since and version <= head.version:
+            cause = f"the server does not list version {version} of a file that its log has"
+            found[user, file_id, version] = Rollback(cause, REPORT)
+    return found
 
 
 def _damaged_place(one: DamagedVersion) -> Place:
@@ -134,12 +161,13 @@ class RewrapResult(Mutable):
     """The result of one pass over all versions. `done` counts the wraps that were replaced, `left`
     the versions that changed meanwhile and need another pass. `leaves` holds the leaf hashes of all
     wraps for our present key, in the order of `RotationFinish.root`. `left_out` has the versions
-    that cannot be renewed."""
+    that cannot be renewed, `missing` those that the server did not list."""
 
     done: int = 0
     left: int = 0
     leaves: list[bytes] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=dict)
+    missing: LeftOut = field(default_factory=dict)
 
 
 class _RewrapJob(Mutable):
@@ -316,7 +344,8 @@ class Rewrapper:
 
     def _versions(self) -> Iterator[Version]:
         session = self._session
-        account, items = session.account, wrap_items(session, self._result.left_out)
+        account = session.account
+        items = wrap_items(session, self._result.left_out, self._result.missing)
         while some := list(islice(items, _CHUNK)):
             ours = [item for item in some if item.owner == account.user]
             builder = self.builder()

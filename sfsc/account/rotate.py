@@ -132,7 +132,9 @@ class Rotation:
         head = self._devices.catch_up()
         size = versions = 0
         damaged: LeftOut = {}
-        for item in wrap_items(self._session, damaged):
+        for item in wrap_items(self._session, damaged, damaged):
+            if item.wrap is None:
+                continue
             owner: FileOwner = self._session.account
             try:
                 if item.owner != owner.user:
@@ -230,11 +232,12 @@ class Rotation:
         """Return the result, and the versions that are damaged. Raises `ConflictError` if other
         devices keep changing the account, `IntegrityError` if the server does not accept that
         versions are left out which it shows."""
-        wrapped, compromised, left_out = 0, False, LeftOut()
+        wrapped, compromised, damaged = 0, False, LeftOut()
         for _ in range(MAX_PASSES):
             result = self._rewrap()
             wrapped += result.done
-            leaves, left_out, damaged = result.leaves, result.left_out, dict(result.left_out)
+            leaves, left_out = result.leaves, result.left_out
+            damaged = left_out | result.missing
             # Another device may finish the rotation without this machine's chosen files.
             compromised |= self._is_compromised()
             if compromised:
@@ -252,8 +255,8 @@ class Rotation:
                 now = Statement.parse(self._keyring.statements[-1])
                 about = now.generation, wrapped, files, len(damaged), now.wrap_alg, now.due
                 return RotationResult(*about), damaged | left_out
-        if left_out:
-            error = left_out[min(left_out)]
+        if damaged:
+            error = damaged[min(damaged)]
             raise IntegrityError(f"the rotation cannot be finished: {error.cause}", error.hint)
         raise ConflictError("other devices keep changing the account", _AGAIN)
 
@@ -399,7 +402,7 @@ class Rotation:
             raise StaleGeneration("a rotation is unfinished", "run `sfsc rotate`")
         files = 0
         left_out: LeftOut = {}
-        for item in wrap_items(self._session, left_out):
+        for item in wrap_items(self._session, left_out, left_out):
             try:
                 files += self._verify_item(item)
             except BadRecord as exc:

@@ -302,7 +302,8 @@ class CurrentKeys(Value):
 
 @operation(GetWraps, access=USER, slow=True, weight=PIECE)
 def get_wraps(server: ServerContext, who: Principal, message: GetWraps) -> WrapsPage:
-    """List the versions whose wrap or records need renewal; with `all_of_them`, every wrap.
+    """List the versions whose wrap or records need renewal; with `all_of_them`, every own version
+    and every wrap.
 
     Damaged versions are named.
     """
@@ -318,7 +319,8 @@ def get_wraps(server: ServerContext, who: Principal, message: GetWraps) -> Wraps
             sidecar = one.document.value
             wrap = own_wrap(sidecar, user.name)
             stale = is_stale(one.owner, sidecar, wrap, keys)
-            if stale or (message.all_of_them and wrap is not None):
+            listed = wrap is not None or one.owner == user.name
+            if stale or (message.all_of_them and listed):
                 size += sum(map(signed_size, _records(sidecar))) + _OVERHEAD
                 size += 0 if wrap is None else len(wrap.wrapped)
                 if items and size > PAGE_BYTES:

@@ -116,9 +116,9 @@ class WrapsPage(Reply):
 class GetWraps(Request):
     """List versions, own and shared, with a wrap or record of the user from an older generation.
 
-    With `all_of_them`, list every version that has a wrap for the user. Damaged versions are
-    always listed. The order is owner, file_id, version. `after` is the `next` of the page before,
-    "" at first.
+    With `all_of_them`, list every own version, and every other one that has a wrap for the user.
+    Damaged versions are always listed. The order is owner, file_id, version. `after` is the `next`
+    of the page before, "" at first.
     """
 
     after: Annotated[str, AtMost(128)]

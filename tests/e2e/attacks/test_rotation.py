@@ -31,7 +31,8 @@ from protocol.wire.messages.rotation import (
     WrapItem,
     WrapsPage,
 )
-from sfsc.errors import BadReceipt, IntegrityError
+from sfsc.account.rewrap import place_of
+from sfsc.errors import BadReceipt, BadRecord, IntegrityError
 from sfsc.keys.home import unlock_home
 from sfsc.store import Store
 from tests.lying_server import DropConnection, LyingServer
@@ -336,7 +337,7 @@ def test_files_of_two_owners_are_not_mixed_up(
         if not isinstance(reply, WrapsPage):
             return reply
         items = dict(zip(names, reply.items, strict=True))
-        shown[:] = (items | MIXED[mixed](items)).values()
+        shown[:] = sorted((items | MIXED[mixed](items)).values(), key=place_of)
         return changed(reply, items=tuple(shown))
 
     def intercept(_who: object, request: Message) -> Reply | None:
@@ -477,3 +478,57 @@ def test_what_is_signed_for_something_else_is_no_record(
                 call()
             assert caught.value.exit_code == 5
             assert lies
+
+
+@pytest.mark.parametrize("hidden", ["an older version", "the newest version", "a file"])
+def test_versions_that_the_server_does_not_list_are_named(
+    lying_server: LyingServer, ada: Path, hidden: str
+) -> None:
+    """Whoever has the old keys opens them for ever if they are not encrypted again."""
+    with connect(ada) as store:
+        store.put(io.BytesIO(b"again"), name="plan")
+        file_id = store._session.account.file_id("plan")
+    versions = {"an older version": [1], "the newest version": [2], "a file": [1, 2]}[hidden]
+
+    def tamper(_who: object, _request: Message, reply: Message) -> Message:
+        if not isinstance(reply, WrapsPage):
+            return reply
+        items = [one for one in reply.items if (one.file_id, one.version) not in hides]
+        return changed(reply, items=tuple(items))
+
+    hides = {(file_id, version) for version in versions}
+    missing = f"does not list version {versions[0]} of a file that its log has"
+    lying_server.tamper = tamper
+    with connect(ada) as store:
+        assert store.rotation_plan().damaged == 1
+        with pytest.raises(IntegrityError, match=missing):
+            store.verify_rotation()
+        with pytest.raises(IntegrityError, match=missing):
+            store.rotate()
+        # Only where contents are encrypted again, after everything was wrapped.
+        lying_server.honest()
+        assert store.rotate().left_out == 0
+        pages: list[Message] = []
+
+        def later(who: object, request: Message, reply: Message) -> Message:
+            if isinstance(request, GetWraps):
+                pages.append(reply)
+            return tamper(who, request, reply) if len(pages) == 2 else reply
+
+        lying_server.tamper = later
+        with pytest.raises(IntegrityError, match=rf"version {versions[0]}$"):
+            store.rotate(compromised=True)
+        assert len(pages) > 1
+
+
+def test_a_version_that_is_listed_twice_is_refused(lying_server: LyingServer, ada: Path) -> None:
+    """It could stand for another one that is hidden."""
+
+    def tamper(_who: object, _request: Message, reply: Message) -> Message:
+        if isinstance(reply, WrapsPage):
+            return changed(reply, items=(reply.items[0], reply.items[0]))
+        return reply
+
+    lying_server.tamper = tamper
+    with connect(ada) as store, pytest.raises(BadRecord, match="twice"):
+        store.rotate()
