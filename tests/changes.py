@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from protocol.codec.values import changed
 from protocol.records.record_signatures import RecordTree
 from protocol.records.records import FileRecord
-from protocol.wire.messages import Message, Reply
+from protocol.wire.messages import Message, Receipt, Reply
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.changes import BatchedWrap, Commit, Committed
 
@@ -76,6 +76,11 @@ def relined(reply: Reply, line: Callable[[bytes], bytes]) -> Reply:
     return changed(
         reply, outcomes=tuple(changed(one, line=line(one.line)) for one in reply.outcomes)
     )
+
+
+def receipt_of(reply: Committed) -> Receipt:
+    """Return the receipt of the first change of a changeset."""
+    return Receipt(reply.outcomes[0].line, reply.checkpoint, reply.first, reply.leaves)
 
 
 def wrapped(request: Commit, one: BatchedWrap) -> Wrap:

@@ -10,6 +10,7 @@ import pytest
 import sfsc
 from protocol.codec.values import changed
 from protocol.wire.messages import Done, Error, Message, Reply, Request
+from protocol.wire.messages.changes import Committed
 from protocol.wire.messages.rotation import (
     GetWraps,
     NewStatement,
@@ -21,6 +22,7 @@ from sfsc.errors import BadReceipt, BadRecord, SfscError
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring
 from sfsc.store import Store
+from tests.changes import receipt_of
 from tests.lying_server import LyingServer
 
 
@@ -89,10 +91,10 @@ def test_a_receipt_of_another_entry_is_refused(
     receipts = []
 
     def swap(_who: object, request: Message, reply: Message) -> Message:
-        if isinstance(reply, Done):
-            receipts.append(reply.receipt)
-            if isinstance(request, kind):
-                return Done(changed(reply.receipt, line=receipts[0].line))
+        if isinstance(reply, Committed):
+            receipts.append(receipt_of(reply))
+        if isinstance(reply, Done) and isinstance(request, kind):
+            return Done(changed(reply.receipt, line=receipts[0].line))
         return reply
 
     lying_server.tamper = swap
@@ -110,8 +112,8 @@ def test_a_statement_that_the_server_only_says_it_has_logged_is_refused(
     receipts = []
 
     def note(_who: object, _request: Message, reply: Message) -> Message:
-        if isinstance(reply, Done):
-            receipts.append(reply.receipt)
+        if isinstance(reply, Committed):
+            receipts.append(receipt_of(reply))
         return reply
 
     def pretend(_who: object, request: Request) -> Reply | None:

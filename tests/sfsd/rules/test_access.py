@@ -149,7 +149,8 @@ ABOUT: dict[str, tuple[About, bool]] = {
     "stat of a version": (lambda _, owner, file: Stat(owner, file, 1), True),
     "open": (lambda _, owner, file: GetOpen(owner, file, 1), True),
     "history": (lambda _, owner, file: History(owner, file, 1), True),
-    "rewrap": (rewrap, True),
+    # Also for a reader: the wrap is for the key that they have, so there is nothing to change.
+    "rewrap": (rewrap, False),
     "open an upload": (lambda _, owner, file: PutOpen(owner, file, 0), False),
     "open one anew": (lambda _, owner, file: PutOpen(owner, file, 60, 1), False),
     "put": (lambda asker, *of: foreign(asker, PUT, *of).small(), False),
