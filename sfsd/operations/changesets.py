@@ -69,8 +69,12 @@ class _Part(Value):
 
 def _weight(message: Commit) -> int:
     """Return about the bytes of memory that the request takes."""
-    parts = sum(len(change.record) + len(change.metadata) for change in message.changes)
-    return weight_of_parts(wraps=len(message.wraps)) + len(message.contents) + parts
+    parts = sum(
+        len(change.record) + len(change.tombstone) + len(change.metadata)
+        for change in message.changes
+    )
+    wraps = len(message.wraps) + len(message.batches)
+    return weight_of_parts(wraps=wraps) + len(message.contents) + parts
 
 
 class SignedChangeset(Changeset):

@@ -30,6 +30,7 @@ from tests.sfsd.builders import file_id
 F, U, S = file_id(1), bytes(16), bytes(64)
 WRAP = Wrap("ada", bytes(32), "xwing", bytes(MAX_WRAPPED_KEY))
 CHANGE = Change(bytes(32 * 1024), 0, bytes(4096))
+MOVE = Change(bytes(100), 0, b"", tombstone=bytes(32 * 1024))
 BATCH = WrapBatch(bytes(16), "ada", bytes(32), "xwing", bytes(MAX_WRAPPED_KEY - 76))
 BATCHED = BatchedWrap(0, 1, 0, bytes(60))
 ITEM = RewrapItem("ada", F, 1, WRAP, (bytes(32),) * 2)
@@ -61,6 +62,7 @@ def test_who_is_answered_with_a_page_weighs_one(message: Message) -> None:
     [
         Commit((CHANGE,) * 20, (bytes(32),) * 256, S, (BATCH,) * 256, (BATCHED,) * 1024, b""),
         Commit((small_change(4096),) * 256, (bytes(32),) * 256, S, (BATCH,), (), bytes(PIECE)),
+        Commit((MOVE,) * 12, (), S, (BATCH,) * 2, (), b""),
         Data(U, 0, bytes(PIECE)),
         Read(U, 0, PIECE),
         Rewrap((ITEM,) * MAX_BATCH, S),
