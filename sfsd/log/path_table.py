@@ -26,6 +26,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -360,6 +361,8 @@ class PathTable:
         self._database = sqlite3.connect(
             target, timeout=0.0, isolation_level=None, check_same_thread=False
         )
+        # Whoever abandons this object leaves nothing open: Python 3.13 warns of such databases.
+        weakref.finalize(self, self._database.close)
         for pragma in _PRAGMAS:
             self._database.execute(pragma)
 
