@@ -361,7 +361,7 @@ class PathTable:
         self._database = sqlite3.connect(
             target, timeout=0.0, isolation_level=None, check_same_thread=False
         )
-        # Whoever abandons this object leaves nothing open: Python 3.13 warns of such databases.
+        # An abandoned table leaves no file open: Python 3.13 warns of such databases.
         weakref.finalize(self, self._database.close)
         for pragma in _PRAGMAS:
             self._database.execute(pragma)
