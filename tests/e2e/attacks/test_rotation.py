@@ -240,7 +240,7 @@ def test_wraps_whose_receipt_is_lost_are_proven_by_the_log(
     assert len(pages) == 1
 
 
-@pytest.mark.parametrize("what", ["wraps", "endorsements"])
+@pytest.mark.parametrize("what", ["wraps"])
 def test_wraps_that_are_shown_as_stored_and_are_not_in_the_log_are_refused(
     lying_server: LyingServer, ada: Path, what: str
 ) -> None:
