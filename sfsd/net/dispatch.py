@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import sfsd.operations  # noqa: F401 - fills the table
 from protocol.codec.fields import shortened
@@ -65,6 +65,7 @@ from sfsd.storage.paths import parse_version_path
 _SUPERSEDED: Final = "the account's keys were rotated"
 _LOGGED_CODES: Final = frozenset({"refused", "token", "denied", "not-allowed"})
 """Codes of attempts without permission; the log has their number by source and minute."""
+_Decided = TypeVar("_Decided")
 Revoke = Callable[[str, Callable[[Principal], bool] | None], None]
 
 
@@ -72,8 +73,7 @@ class Dispatcher:
     """Handles the requests of all sessions. Call its methods on the loop's thread.
 
     The server sets `on_revoke(user, which)`, which closes the user's sessions that `which` selects,
-    or all if it is None. `disk_failures` counts failed reads and
-    writes by cause.
+    or all if it is None. `disk_failures` counts failed reads and writes by cause.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -108,9 +108,7 @@ class Dispatcher:
             if isinstance(message, Enroll):
                 return enrol(self.context, message, welcome_sha256, address)
             found = log_in(self.context, message, welcome_sha256, address)
-            if isinstance(found, Transaction):
-                self._count_line(message.user, found, login=True)
-            return found
+            return self._line_counted(message.user, found, login=True)
 
         # Anybody can name any user, so the turns are those of the address.
         outcome = await self._batches.run(f"login from {source_network(address)}", decide)
@@ -181,10 +179,7 @@ class Dispatcher:
         self, who: Principal, message: Commit, decide: Callable[[], int | Transaction[int]]
     ) -> int | Transaction[int]:
         self._check_allowed(who, message)
-        decided = decide()
-        if isinstance(decided, Transaction):
-            self._count_line(who.user, decided, login=False)
-        return decided
+        return self._line_counted(who.user, decide())
 
     @staticmethod
     def is_fast(message: Request) -> bool:
@@ -197,9 +192,7 @@ class Dispatcher:
         decided = operation.function(self.context, who, message)
         if isinstance(decided, Changeset):
             raise TypeError("a changeset is decided change by change")
-        if isinstance(decided, Transaction):
-            self._count_line(who.user, decided, login=False)
-        return decided
+        return self._line_counted(who.user, decided)
 
     def _check_allowed(self, who: Principal, message: Request) -> Operation:
         """Return the operation of a request. Raises `Refused` if the session may not ask for it."""
@@ -219,17 +212,18 @@ class Dispatcher:
             raise Refused("stale-generation", _SUPERSEDED)
         return operation
 
-    def _count_line(self, user: str, found: Transaction[Any], *, login: bool) -> None:
-        """Raise `Refused` if the user's line would be one too many. Statements have a limit of
-        their own: a flood by a thief must not stop the owner from ending the thief's keys."""
-        if found.change.draft.op in IDENTITY_OPS:
-            return
-        try:
-            self._lines.take(user, login=login)
-        except Refused:
-            if found.undo is not None:
-                found.undo()
-            raise
+    def _line_counted(self, user: str, decided: _Decided, *, login: bool = False) -> _Decided:
+        """Return what was decided. Raises `Refused` if it adds a line of the user that is one too
+        many. Statements have a limit of their own: a flood by a thief must not stop the owner from
+        ending the thief's keys."""
+        if isinstance(decided, Transaction) and decided.change.draft.op not in IDENTITY_OPS:
+            try:
+                self._lines.take(user, login=login)
+            except Refused:
+                if decided.undo is not None:
+                    decided.undo()
+                raise
+        return decided
 
     def _reply(self, who: Principal, message: Request, outcome: Reply | OperationError) -> Reply:
         if isinstance(outcome, OperationError):
