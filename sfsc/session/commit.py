@@ -129,9 +129,9 @@ class Committer(Generic[_Result]):
             if members and session.is_behind:  # another device rotated: a draft has found it
                 session.adopt_newest()
                 members, failure = self._draft([change for change, _ in members])
-            by_draft = {id(draft): change for change, draft in members}
+            left = iter(members)  # the groups keep their order
             return [
-                SentChanges(session, [(by_draft[id(draft)], draft) for draft in group])
+                SentChanges(session, list(itertools.islice(left, len(group))))
                 for group in fitting(draft for _, draft in members)
             ], failure
         except SfscError as exc:
