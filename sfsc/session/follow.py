@@ -7,7 +7,7 @@ anything, and to the checkpoints of its own changes before it reports success.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from protocol.wire.messages.log import (
@@ -63,10 +63,16 @@ def check_signed_to(size: int, end: int) -> None:
 def _fetch_lines(transport: Transport, log: FollowedLog) -> None:
     while wanted := log.wanted_lines(MAX_LINES):
         reply = expect_reply(transport.call(LogLines(tuple(wanted))), LogLinesPage)
-        shown = [(item.seq, item.data) for item in reply.lines]
-        if not shown or [seq for seq, _ in shown] != wanted[: len(shown)]:
-            raise ProtocolFailure("the server returned other log lines than were asked for")
-        log.add_lines(shown)
+        log.add_lines(shown_lines(reply, wanted))
+
+
+def shown_lines(page: LogLinesPage, wanted: Sequence[int]) -> list[tuple[int, bytes]]:
+    """Return (seq, line) of what a page shows of the `wanted` lines: the first of them, at least
+    one. Nothing of the lines is verified. Raises `ProtocolFailure`."""
+    shown = [(item.seq, item.data) for item in page.lines]
+    if not shown or [seq for seq, _ in shown] != list(wanted[: len(shown)]):
+        raise ProtocolFailure("the server returned other log lines than were asked for")
+    return shown
 
 
 def _leaves(

@@ -37,6 +37,7 @@ from protocol.wire.messages.changes import Committed
 from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, Stat, Stated
 from protocol.wire.messages.log import (
     CONSISTENCY,
+    MAX_LINES,
     LogCheckpoint,
     LogHead,
     LogLines,
@@ -59,7 +60,6 @@ from sfsc.errors import (
     LocalError,
     NetworkError,
     NotFound,
-    ProtocolFailure,
     Rollback,
     StaleGeneration,
     Unreachable,
@@ -67,7 +67,7 @@ from sfsc.errors import (
 from sfsc.keys.bundle import SeenCheckpoint
 from sfsc.keys.keyring import Keyring
 from sfsc.session import evidence
-from sfsc.session.follow import check_signed_to, follow_log, search_statements
+from sfsc.session.follow import check_signed_to, follow_log, search_statements, shown_lines
 from sfsc.session.handshake import (
     LoginKey,
     SentLogin,
@@ -673,11 +673,13 @@ class Session:
         head = self.trust.verify_note(reply.checkpoint)
         found: list[Receipt | Error] = []
         entries: list[LogEntry] = []
+        accepted = (one for one in reply.outcomes if one.error is None)
+        missing = self._lines(sorted({one.seq for one in accepted if not one.line}))
         for outcome, one in zip(reply.outcomes, sent, strict=True):
             if outcome.error is not None:
                 found.append(outcome.error)
                 continue
-            receipt = Receipt(outcome.line or self._line(outcome.seq), reply.checkpoint, 0, b"")
+            receipt = Receipt(outcome.line or missing[outcome.seq], reply.checkpoint, 0, b"")
             entry, _ = self.trust.verify_receipt(receipt, one)
             if entry.seq != outcome.seq:
                 raise BadReceipt("the server names another log entry than it shows", REPORT)
@@ -686,12 +688,13 @@ class Session:
         self._accept(entries, reply.first, reply.leaves, head)
         return found
 
-    def _line(self, seq: int) -> bytes:
-        """Return one line of the log, which is not verified."""
-        page = self.call(LogLines((seq,)), LogLinesPage)
-        if [item.seq for item in page.lines] != [seq]:
-            raise ProtocolFailure("the server returned other log lines than were asked for")
-        return page.lines[0].data
+    def _lines(self, seqs: Sequence[int]) -> dict[int, bytes]:
+        """Return the log's lines `seqs`, which are not verified."""
+        found: dict[int, bytes] = {}
+        while wanted := seqs[len(found) : len(found) + MAX_LINES]:
+            page = self.call(LogLines(tuple(wanted)), LogLinesPage)
+            found.update(shown_lines(page, wanted))
+        return found
 
     def _accept(
         self, entries: Sequence[LogEntry], first: int, leaves: bytes, head: TreeHead

@@ -8,6 +8,7 @@ from protocol.codec.values import changed
 from protocol.records.records import DELETE
 from protocol.wire.messages import Error, FileView, Reply, Request
 from protocol.wire.messages.changes import Commit, Committed, Outcome
+from protocol.wire.messages.log import LogLines
 from sfsc.crypto.envelope import WrapBatches
 from sfsc.errors import ConflictError, LocalError, QuotaExceeded
 from sfsc.files.listing import Files
@@ -25,7 +26,7 @@ from sfsc.session.commit import (
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import VerifiedFile
-from tests.changes import has_op
+from tests.changes import has_op, relined
 from tests.sfsc.simulator import DropConnection, Simulator
 from tests.sfsc.storing import fetched, items, put
 
@@ -198,6 +199,18 @@ def test_a_conflict_without_its_head_asks_for_it(
     made = list(commit_changes(session, changes))
     assert [one.rev for one in made] == [3, 3, 3]
     assert len(shown) == 3
+
+
+def test_lines_that_a_reply_had_no_room_for_are_asked_for_together(
+    server: Simulator, session: Session
+) -> None:
+    wanted = stored(session, 3)
+    changes = [deletion(session, name) for name in wanted]
+    server.all_leaves = True
+    server.tamper = lambda _request, reply: relined(reply, lambda _line: b"")
+    before = len(server.asked(LogLines))
+    assert len(list(commit_changes(session, changes))) == 3
+    assert [len(one.seqs) for one in server.asked(LogLines)[before:]] == [3]
 
 
 def test_keys_are_renewed_once_for_all_changes_of_a_request(
