@@ -183,16 +183,23 @@ def test_a_hidden_rotation_is_found_before_anything_is_signed(
     assert watched.sent == []
 
 
-def test_a_hidden_rotation_of_a_reader_is_found_before_anything_is_wrapped(
-    lying_server: LyingServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ada, bob = lying_server.enrol("ada"), lying_server.enrol("bob")
+def hidden_rotation_of_a_reader(
+    server: LyingServer, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, HiddenRotation]:
+    """Hide that bob, who reads ada's plan, has rotated. Return ada's home."""
+    ada, bob = server.enrol("ada"), server.enrol("bob")
     with connect(ada) as store:
         store.put(io.BytesIO(b"1"), name="plan")
         store.share("plan", "bob", trust_first_use=True)
     with connect(bob) as store:
         store.rotate(compromised=True)
-    watched = HiddenRotation(lying_server, "bob", 1, monkeypatch)
+    return ada, HiddenRotation(server, "bob", 1, monkeypatch)
+
+
+def test_a_hidden_rotation_of_a_reader_is_found_before_anything_is_wrapped(
+    lying_server: LyingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, watched = hidden_rotation_of_a_reader(lying_server, monkeypatch)
     with connect(ada) as store, pytest.raises(IntegrityError):
         store.put(io.BytesIO(b"2"), name="plan")
     assert watched.sent == []
@@ -606,13 +613,7 @@ def test_a_machine_that_is_told_of_newer_keys_signs_nothing_before_it_has_them(
     lying_server: LyingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server alone says that a session has older keys, so as not to be followed."""
-    ada, bob = lying_server.enrol("ada"), lying_server.enrol("bob")
-    with connect(ada) as store:
-        store.put(io.BytesIO(b"1"), name="plan")
-        store.share("plan", "bob", trust_first_use=True)
-    with connect(bob) as store:
-        store.rotate(compromised=True)
-    watched = HiddenRotation(lying_server, "bob", 1, monkeypatch)
+    ada, watched = hidden_rotation_of_a_reader(lying_server, monkeypatch)
     lying_server.tamper = call_keys_old
     with pytest.raises(SfscError):
         put(ada, "plan", b"2")
