@@ -298,7 +298,7 @@ class Rewrapper:
         self._session = session
         self._contacts = contacts
         self._since = 0
-        self._left: dict[Place, tuple[RewrapItem, Rewrap]] = {}
+        self._left: dict[Place, tuple[Wrap, bytes]] = {}  # wrap, and `Rewrap.items_sha256`
         self._result = RewrapResult()
         self._owners: dict[str, FileOwner] = {}
         self.given_up: LeftOut = {}
@@ -401,21 +401,21 @@ class Rewrapper:
             return
         left = verify_rewrapped(session, request, reply)
         for index, item in enumerate(request.items):
+            if item.wrap is None:
+                continue  # another device that rotates at once makes the same endorsements
             if index in left:
-                self._left[item.owner, item.file_id, item.version] = item, request
+                place = (item.owner, item.file_id, item.version)
+                self._left[place] = item.wrap, request.items_sha256
             else:
-                self._result.done += item.wrap is not None
+                self._result.done += 1
         self._result.left += len(left)
 
     def _check_left(self, item: WrapItem) -> None:
         """Raise `BadReceipt` if the server shows what it had left as stored, and the log does
         not."""
-        if (left := self._left.pop(place_of(item), None)) is None:
-            return
-        sent, request = left
-        # Only a wrap is random: another device that rotates at once makes the same endorsements.
-        shows = sent.wrap is not None and item.wrap == sent.wrap
-        if shows and not self._session.rewrapped(request.items_sha256):
+        wrap, items_sha256 = self._left.pop(place_of(item), (None, b""))
+        shows = wrap is not None and item.wrap == wrap
+        if shows and not self._session.rewrapped(items_sha256):
             raise BadReceipt("the server shows wraps as stored that its log does not have", REPORT)
 
 
