@@ -369,7 +369,7 @@ class Person:
         """Return the request for a move: `gone` is the tombstone. Their records are signed
         together; a version with another signature than its own keeps that."""
         bodies = [made.body, gone.body]
-        tree = RecordTree([merkle.leaf_hash(record_hash(body)) for body in dict.fromkeys(bodies)])
+        tree = RecordTree.of_records(map(record_hash, dict.fromkeys(bodies)))
         signer = RecordSigner(self.key, SERVER_ID, self.origin, self.generation)
         wrong = [one.signature for one in (made, gone) if one.signature != self.sign(one.body)]
         signature = wrong[0][:64] if wrong else signer.sign_tree(tree)
