@@ -118,7 +118,7 @@ class Committer(Generic[_Result]):
         self, changes: Sequence[PlannedChange[_Result]]
     ) -> tuple[list[SentChanges[_Result]], SfscError | None]:
         """Draft and sign changes of different files. Return what is to be sent at once, and the
-        error of the first that could not be drafted: those behind it are left out."""
+        error of the first that could not be drafted: those after it are left out."""
         session = self._session
         failure: SfscError | None = None
         members: list[tuple[PlannedChange[_Result], Draft]] = []
