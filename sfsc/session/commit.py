@@ -158,13 +158,18 @@ class Committer(Generic[_Result]):
         failure: SfscError | None = None
         renewed: set[str] = set()
         outcomes = sent.changeset.outcomes(reply)
+        may_have_landed = self._session.connections != sent.changeset.connection and any(
+            isinstance(one, Error) and one.code in _MAY_HAVE_LANDED for one in outcomes
+        )
+        if may_have_landed:
+            self._session.refresh_log()
         for change, draft, outcome in zip(
             sent.changes, sent.changeset.drafts, outcomes, strict=True
         ):
             try:
                 if not isinstance(outcome, Error):
                     results[id(change)] = change.committed(draft, outcome)
-                elif self._was_accepted(sent, outcome, draft):
+                elif may_have_landed and self._was_accepted(outcome, draft):
                     results[id(change)] = change.committed(draft, None)
                 else:
                     self._rebase(sent, change, draft, outcome, renewed)
@@ -199,18 +204,17 @@ class Committer(Generic[_Result]):
                 members.append((change, draft))
         return members, None
 
-    def _was_accepted(self, sent: SentChanges[_Result], refused: Error, draft: Draft) -> bool:
-        """Whether the log has this very record although it is `refused` now.
+    def _was_accepted(self, refused: Error, draft: Draft) -> bool:
+        """Whether the followed log has this very record although it is `refused` now.
 
         A record may be accepted, the reply lost with its connection, and another record added
         before the request is repeated. Only the followed log counts: a server could show a record
         as accepted that nobody else will ever see.
         """
-        session, record = self._session, draft.record
-        if session.connections == sent.changeset.connection or refused.code not in _MAY_HAVE_LANDED:
-            return False
-        session.refresh_log()
-        return session.log.has_record(record.file_id, record.rev, record_hash(draft.body))
+        record, log = draft.record, self._session.log
+        return refused.code in _MAY_HAVE_LANDED and log.has_record(
+            record.file_id, record.rev, record_hash(draft.body)
+        )
 
     def _rebase(
         self,
