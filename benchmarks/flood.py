@@ -39,7 +39,7 @@ from protocol.wire.messages import Request, decode, encode, registered
 from protocol.wire.messages.accounts import Usage
 from protocol.wire.messages.downloads import GetOpen
 from protocol.wire.messages.files import History, List, Stat
-from protocol.wire.messages.log import LogEntries, LogHead, LogLeaves, LogLines, LogProof
+from protocol.wire.messages.log import LogHead, LogLeaves, LogLines, LogProof
 from protocol.wire.messages.rotation import GetBundle, GetWraps
 from protocol.wire.messages.session import Session
 from protocol.wire.messages.sharing import Inbox, Lookup
@@ -107,7 +107,6 @@ def requests(who: Account, size: int) -> dict[str, Request]:
         GetWraps("", 256, all_of_them=True),
         History(who.user, who.file_id, 1),
         Inbox("", 256, 0),
-        LogEntries(0, 1000, own=True),
         LogLines(tuple(range(size - 276, size - 20))),
         LogLeaves(0, 4096),
         LogProof("inclusion", size // 2, size),

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Final
 
 from protocol.codec.errors import RemoteProtocolError
 from protocol.log.auditlog import LogEntry
 from protocol.records.records import FileRecord
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
-from protocol.wire.messages.log import (
-    INCLUSION,
-    MAX_ENTRIES,
-    LogEntries,
-    LogPage,
-    LogProof,
-)
+from protocol.wire.messages.log import INCLUSION, LogLines, LogLinesPage, LogProof
 from sfsc.errors import BadRecord
-from sfsc.session.follow import follow_log
-from sfsc.session.pipeline import pages
-from sfsc.session.server_errors import expect_proof
+from sfsc.session.follow import follow_log, shown_lines
+from sfsc.session.server_errors import expect_proof, expect_reply
 from sfsc.session.session import LOGGED_AS, Session
 from sfsc.trust.followed_log import FollowedLog, parse_line
 from sfsc.trust.server_log import REPORT, TreeHead
@@ -72,23 +64,16 @@ class AccountLog:
             found.append((account.verify_record(signed, None, historic=True), body))
         return found
 
-    def find_line(self, record: bytes, since: int) -> tuple[LogEntry, bytes] | None:
-        """Return the entry with these exact bytes of a record, and its line; it was made when the
-        log had `since` entries."""
-        for entry, line in self._read_entries(since):
+    def find_line(self, record: bytes) -> tuple[LogEntry, bytes] | None:
+        """Return the entry with these exact bytes of a record, and its line, None if the log has
+        none. `prove_entry` proves both. Raises as `entries`."""
+        for entry in self.entries():
             if any(body == record for body, _ in entry.records):
-                return entry, line
+                asked = LogLines((entry.seq,))
+                page = expect_reply(self._session.ask(asked), LogLinesPage)
+                [(_, line)] = shown_lines(page, asked.seqs)
+                return parse_line(line, entry.seq), line
         return None
-
-    def _read_entries(self, first: int) -> Generator[tuple[LogEntry, bytes]]:
-        """Yield the entries that we may read from seq `first` on, with their lines."""
-
-        def more(page: LogPage) -> LogEntries | None:
-            return LogEntries(page.next, MAX_ENTRIES, True) if page.next else None
-
-        for page in pages(self._session, LogEntries(first, MAX_ENTRIES, True), LogPage, more):
-            for item in page.entries:
-                yield parse_line(item.data, item.seq), item.data
 
     def prove_entry(self, entry: LogEntry) -> tuple[TreeHead, tuple[bytes, ...]]:
         """Return the followed log and a verified proof that it has `entry`. Raises `BadReceipt`,

@@ -220,7 +220,7 @@ class Audit:
         if receipt is not None:
             entry, line = parse_line(receipt.line), receipt.line
         else:
-            found = self._log.find_line(record, FileRecord.parse(record).seen[0])
+            found = self._log.find_line(record)
             if found is None:
                 raise NotFound("the log has no such change")
             entry, line = found

@@ -33,7 +33,6 @@ from protocol.wire.frames import MAX_OPENING_BODY
 from protocol.wire.messages import Message, Request, registered
 from protocol.wire.messages.base import ERROR_CODES, LEAVES_PER_PAGE, MAX_REQUEST, MAX_SMALL, PIECE
 from protocol.wire.messages.session import OPENING
-from sfsd.operations import log
 from sfsd.rules import context
 from sfsd.rules.context import OPERATIONS
 from tests.protocol.wire.messages.test_base import REQUEST_DEPTH, REQUEST_ELEMENTS
@@ -54,7 +53,6 @@ SESSIONS = {
     context.JOINING: "user, joining",
     context.RECOVERING: "user, recovery",
     context.OPERATOR: "operator",
-    log.READERS: "user, operator",
 }
 
 

@@ -64,14 +64,12 @@ from protocol.wire.messages.files import (
 from protocol.wire.messages.log import (
     INCLUSION,
     LogCheckpoint,
-    LogEntries,
     LogHead,
     LogItem,
     LogLeaves,
     LogLeavesPage,
     LogLines,
     LogLinesPage,
-    LogPage,
     LogProof,
     LogProven,
 )
@@ -441,15 +439,6 @@ class Simulator:
 
     def _on_loglines(self, request: LogLines) -> Reply:
         return LogLinesPage(tuple(LogItem(seq, self.log.lines[seq]) for seq in request.seqs[:7]))
-
-    def _on_logentries(self, request: LogEntries) -> Reply:
-        own = [
-            LogItem(seq, line)
-            for seq, line in enumerate(self.log.lines)
-            if seq >= request.first and auditlog.parse(line).accounts
-        ]
-        page = own[:7]
-        return LogPage(tuple(page), page[-1].seq + 1 if len(own) > len(page) else 0)
 
     def _on_lookup(self, request: Lookup) -> Reply:
         seq = self._receipts[self.statement]

@@ -500,11 +500,6 @@ MESSAGES: list[tuple[int, Message]] = [
     ),
     (24, log.LogHead(8)),
     (24, log.LogCheckpoint(CHECKPOINT)),
-    (25, log.LogEntries(6, 2, False)),
-    (
-        25,
-        log.LogPage((log.LogItem(6, fill("entry hash", 32)), log.LogItem(7, RECEIPT.line)), 8),
-    ),
     (25, log.LogLeaves(6, 256)),
     (25, log.LogLeavesPage(leaf_page(6))),
     (25, log.LogLines((3, 7))),

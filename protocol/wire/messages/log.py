@@ -9,8 +9,6 @@ from protocol.codec.fields import AtMost, Between, Count, OneOf, Struct
 from protocol.log.auditlog import MAX_LINE
 from protocol.wire.messages.base import PIECE, CheckpointNote, Proof, Reply, Request, message
 
-MAX_ENTRIES = 1000
-"""Most entries in a page; the server sends fewer if they would exceed a frame."""
 MAX_LEAVES = 4096
 """Most leaves in a page."""
 MAX_LINES = 256
@@ -34,35 +32,10 @@ class LogHead(Request):
 
 
 class LogItem(Struct):
-    """Entry `seq`: its exact line without newline, or its leaf data if the user may not read it."""
+    """Entry `seq`: its exact line without newline."""
 
     seq: Count
     data: Annotated[bytes, AtMost(MAX_LINE)]
-
-
-@message(115)
-class LogPage(Reply):
-    """Entries in order of seq; `next` is the next page's `first`, 0 at the end.
-
-    The server searches a bounded part of the log for a page. A page may be short or even empty and
-    not be the last one.
-    """
-
-    entries: Annotated[tuple[LogItem, ...], AtMost(MAX_ENTRIES)]
-    next: Count
-
-
-@message(114, replies=(LogPage,))
-class LogEntries(Request):
-    """Get at most `limit` entries from seq `first` on; with `own`, only those the user may read.
-
-    A gap in these would show: each states in `accounts` how many entries of the account came before
-    it.
-    """
-
-    first: Count
-    limit: Annotated[int, Between(1, MAX_ENTRIES)]
-    own: bool
 
 
 @message(119, bulk="leaves")

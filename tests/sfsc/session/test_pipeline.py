@@ -10,14 +10,12 @@ import pytest
 
 from protocol.wire.messages import Reply, Request
 from protocol.wire.messages.files import List, Listing
-from protocol.wire.messages.log import LogEntries, LogPage
 from protocol.wire.messages.rotation import GetWraps, WrapsPage
 from protocol.wire.messages.sharing import Inbox, InboxPage
 from sfsc.account.rewrap import wrap_items
 from sfsc.errors import ProtocolFailure
 from sfsc.files.contacts import Contacts
 from sfsc.files.inbox import ReceivedFiles
-from sfsc.log.account_log import AccountLog
 from sfsc.session.pipeline import changed_since, pages
 from sfsc.session.session import Session
 from tests.sfsc.simulator import Simulator
@@ -31,12 +29,6 @@ def shared(session: Session) -> Iterable[object]:
 LISTS: dict[str, tuple[type[Request], Reply, Reply, Callable[[Session], Iterable[object]]]] = {
     "files": (List, Listing((), "a"), Listing((), "b"), lambda one: changed_since(one, 0)),
     "inbox": (Inbox, InboxPage((), "a.1"), InboxPage((), "b.1"), shared),
-    "log": (
-        LogEntries,
-        LogPage((), 1),
-        LogPage((), 2),
-        lambda session: [AccountLog(session).find_line(b"", 0)],
-    ),
     "wraps": (GetWraps, WrapsPage((), "a.1.1"), WrapsPage((), "b.1.1"), wrap_items),
 }
 

@@ -10,7 +10,7 @@ from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.changes import BatchedWrap, Change, Commit, WrapBatch
 from protocol.wire.messages.downloads import GetLeaves, GetOpen, Read
 from protocol.wire.messages.files import History, List
-from protocol.wire.messages.log import LogEntries
+from protocol.wire.messages.log import LogLines
 from protocol.wire.messages.rotation import (
     MAX_BATCH,
     GetWraps,
@@ -48,7 +48,7 @@ def small_change(size: int) -> Change:
         List("", 1, 0),
         History("ada", F, 1),
         Lookup("ada", 1),
-        LogEntries(0, 1, own=True),
+        LogLines((0,)),
         GetWraps("", 1, all_of_them=False),
         Inbox("", 1, 0),
     ],

@@ -33,7 +33,6 @@ from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPa
 from protocol.wire.messages.files import GiveUp, History, List, Stat
 from protocol.wire.messages.log import (
     INCLUSION,
-    LogEntries,
     LogLeaves,
     LogLeavesPage,
     LogLines,
@@ -169,7 +168,7 @@ NAMELESS: dict[type[Request], str] = {
     **dict.fromkeys((GetLeaves, Read), "a handle, below"),
     **dict.fromkeys((Data, PutResume, PutAbort), "an upload, below"),
     **dict.fromkeys((Inbox, List, GetWraps), "the asker's own list, from a cursor; below"),
-    **dict.fromkeys((LogEntries, LogLeaves, LogLines, LogProof), "the log; below"),
+    **dict.fromkeys((LogLeaves, LogLines, LogProof), "the log; below"),
     GiveUp: "a file of the asker's own; below",
     LeaveFile: "a file in the asker's inbox; below",
     **dict.fromkeys((Lookup, BlockOwner), "a user; any user may look up another; below"),
@@ -308,9 +307,6 @@ def test_invited_user_looks_like_a_missing_user(scenario: Scenario) -> None:
 
 def test_positions_past_the_log_look_alike(scenario: Scenario) -> None:
     size = scenario.served.context.journal.size
-    assert scenario.bob.ask(LogEntries(2**53, 1, own=True)) == scenario.bob.ask(
-        LogEntries(size + 1, 1, own=False)
-    )
     refused(scenario.bob.ask(LogProof(INCLUSION, size, size)), "bad-request")
     assert scenario.bob.ask(LogLeaves(2**53, 1)) == LogLeavesPage(b"")
     hidden = [

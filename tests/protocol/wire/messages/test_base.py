@@ -93,8 +93,6 @@ NUMBERS = {
     104: "StatusAnswer",
     112: "LogHead",
     113: "LogCheckpoint",
-    114: "LogEntries",
-    115: "LogPage",
     116: "LogProof",
     117: "LogProven",
     118: "LogLeaves",

@@ -6,56 +6,40 @@ from typing import Any
 
 import pytest
 
-from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
 from protocol.codec.merkle import MAX_PROOF
 from protocol.codec.values import changed
 from protocol.log.auditlog import MAX_LINE
 from protocol.log.checkpoint import MAX_CHECKPOINT
-from protocol.wire.messages import encode
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.log import (
-    MAX_ENTRIES,
     MAX_LEAVES,
     MAX_LINES,
     LogCheckpoint,
-    LogEntries,
     LogHead,
     LogItem,
     LogLeaves,
     LogLeavesPage,
     LogLines,
     LogLinesPage,
-    LogPage,
     LogProof,
     LogProven,
 )
 
 PROOF = (bytes(32),) * MAX_PROOF
 ITEM = LogItem(2**53, bytes(32))
-PAGE = LogPage((ITEM,) * MAX_ENTRIES, 2**53)
-ENTRIES = LogEntries(0, 1, True)
 
 
 def test_replies() -> None:
     assert (LogCheckpoint,) == LogHead.REPLIES
-    assert (LogPage,) == LogEntries.REPLIES
+    assert (LogLinesPage,) == LogLines.REPLIES
     assert (LogProven,) == LogProof.REPLIES
-
-
-def test_a_page_of_hashes_fits_a_frame() -> None:
-    assert sum(map(len, encode(2**32 - 1, PAGE))) <= MAX_BODY
 
 
 @pytest.mark.parametrize(
     ("good", "changes"),
     [
-        (ENTRIES, {"first": -1}),
-        (ENTRIES, {"limit": 0}),
-        (ENTRIES, {"limit": MAX_ENTRIES + 1}),
-        (ENTRIES, {"own": 1}),
         (ITEM, {"data": bytes(MAX_LINE + 1)}),
-        (PAGE, {"entries": (ITEM,) * (MAX_ENTRIES + 1)}),
         (LogCheckpoint(b""), {"checkpoint": bytes(MAX_CHECKPOINT + 1)}),
         (LogHead(0), {"size": -1}),
         (LogLeaves(0, 1), {"first": -1}),
