@@ -36,6 +36,7 @@ from sfsd.errors import (
     JournalFullError,
     JournalRangeError,
     JournalUnreadableError,
+    StoreFailedError,
 )
 from sfsd.fs.files import Files
 from sfsd.log import replay
@@ -51,6 +52,7 @@ RECEIPT_LEAVES = 1024
 SET_ASIDE: Final = "checkpoint.damaged"
 """Name that a malformed checkpoint gets in the folder of the log."""
 _MARK_EVERY = 4096
+_PUBLISH_SECONDS = 10.0
 """Lines between marks: how many a start reads again at most, apart from a last group."""
 
 
@@ -112,8 +114,9 @@ class Journal:
         self._signed: tuple[int, bytes] | None = None
         self._checkpoint_stale = False
         self._recent: dict[int, bytes] = {}
-        self.published_size = 0
-        """How many entries have their effects where readers find them; the committer's to set."""
+        self._published: LogState | None = None
+        self._publishing = threading.Condition()
+        self._publish_failed = False
         self._files.make_folder(folder)
         self.reserve = DiskReserve(folder / "reserve", reserve, self._files)
         self._file = LogFile(folder / "audit.jsonl", self._files, reserve)
@@ -163,6 +166,29 @@ class Journal:
         return self._state.size
 
     size = next_seq
+
+    @property
+    def published_size(self) -> int:
+        """How many entries have their effects where readers find them, and are signed for."""
+        return self._published_state.size
+
+    @property
+    def _published_state(self) -> LogState:
+        return self._published or self._state
+
+    def mark_published(self) -> None:
+        """Record that all entries have their effects where readers find them. Until the first call,
+        entries count as published when they are appended."""
+        with self._publishing:
+            self._published = self._state
+            self._publishing.notify_all()
+
+    def stop_publishing(self) -> None:
+        """Record that entries were appended whose effects wait for the next start."""
+        with self._publishing:
+            self._published = self._published_state
+            self._publish_failed = True
+            self._publishing.notify_all()
 
     @property
     def full(self) -> bool:
@@ -321,15 +347,30 @@ class Journal:
             raise JournalRangeError(f"no entries {first} to {end} in a log of {state.size}")
         return self._file.lines(self._start(first, state), self._start(end, state))
 
+    def await_published(self, size: int) -> None:
+        """Wait until `size` entries are published, for a reader who has seen an effect of one that
+        is being published: what is shown is never newer than what is signed. Raises
+        `StoreFailedError` if that fails or takes too long."""
+        with self._publishing:
+            self._publishing.wait_for(
+                lambda: self._publish_failed or self.published_size >= size, _PUBLISH_SECONDS
+            )
+            if self.published_size < size:
+                raise StoreFailedError(f"what entry {size - 1} wrote is not in place")
+
     def checkpoint(self) -> bytes:
-        """Return the signed note of the present, durable size; also kept in logs/checkpoint."""
+        """Return the signed note of the published size, also kept in logs/checkpoint. What is
+        appended and not yet published is not in it: a client that was shown it would take answers
+        without its effects for lies."""
         return self._sign()[1]
 
     def checkpoint_at(self, size: int) -> bytes:
         """Return a signed note of the first `size` entries. Raises `JournalRangeError`."""
-        state = self._state
+        state = self._published_state
         if size == state.size:
             return self.checkpoint()
+        if size > state.size:
+            raise JournalRangeError(f"a log of {state.size} was never of size {size}")
         root = self.root_at(size)
         try:
             # A wrong node in the cache must not make two logs of one size.
@@ -421,7 +462,7 @@ class Journal:
 
     def _sign(self) -> tuple[int, bytes]:
         with self._signing:
-            state = self._state
+            state = self._published_state
             if self._signed is None or self._signed[0] != state.size:
                 note = checkpoint.sign(self._key, self._origin, state.size, state.root)
                 self._signed = (state.size, note)

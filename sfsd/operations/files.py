@@ -9,7 +9,7 @@ from protocol.records.record_signatures import MAX_PACKED
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import PIECE, DamagedVersion, SignedRecord
 from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, List, Listing, Stat, Stated
-from sfsd.errors import DamagedError
+from sfsd.errors import DamagedError, StoreFailedError
 from sfsd.log.journal import Journal
 from sfsd.rules.context import USER, Principal, ServerContext, operation
 from sfsd.rules.record_rules import FileHead
@@ -42,24 +42,39 @@ def list_files(server: ServerContext, who: Principal, message: List) -> Listing:
     files = server.index.for_user(who.user)
     views: list[FileView] = []
     damaged: list[DamagedVersion] = []
-    size = scanned = 0
-    last = message.after
+    size = 0
+    last, following = message.after, ""
     published = files.published_size()  # before reading: what is read may be newer, never older
-    for file_id, sidecar in _scan(files, message.after, message.since_seq):
-        scanned += 1
+    for scanned, (file_id, sidecar) in enumerate(_scan(files, message.after, message.since_seq), 1):
         listed = len(views) + len(damaged)
         if isinstance(sidecar, DamagedVersion):
             if listed == message.limit:
-                return Listing(tuple(views), last, tuple(damaged))
+                following = last
+                break
             damaged.append(sidecar)
         elif sidecar is not None and sidecar.seq >= message.since_seq:
             view = sidecar.view(who.user, sidecar.last, max(published, sidecar.seq + 1))
             size += view_size(view)
             if listed == message.limit or (views and size > PAGE_BYTES):
-                return Listing(tuple(views), last, tuple(damaged))
+                following = last
+                break
             views.append(view)
         last = file_id
-    return Listing(tuple(views), last if scanned == _SCANNED else "", tuple(damaged))
+        following = last if scanned == _SCANNED else ""
+    try:
+        files.await_published(max((view.at for view in views), default=0))
+    except StoreFailedError:
+        published = files.published_size()
+        waiting = [view for view in views if view.at > published]
+        damaged += [_unreadable(files, view) for view in waiting]
+        views = [view for view in views if view.at <= published]
+    return Listing(tuple(views), following, tuple(damaged))
+
+
+def _unreadable(files: OwnerFiles, view: FileView) -> DamagedVersion:
+    """Return what is shown of a file whose last change waits for a restart to be put in place."""
+    file_id = cached_record(view.content.record).file_id
+    return DamagedVersion(files.owner, file_id, files.newest(file_id))
 
 
 def _scan(

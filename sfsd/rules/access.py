@@ -37,8 +37,9 @@ class VisibleVersion(Value):
         return self.head.paths(self.version)
 
     def view(self) -> FileView:
-        """Return what the user is shown of this version."""
+        """Return what the user is shown of this version. Raises as `FileHead.view`."""
         newest = self.head.document or self.document
+        self.head.files.await_published(self.head.at)
         return self.sidecar.view(self.user, newest.value.last, self.head.at)
 
 

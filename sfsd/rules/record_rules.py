@@ -99,9 +99,11 @@ class FileHead(Value):
         return VersionPaths.for_version(self.files.owner, self.file_id, version)
 
     def view(self, user: str) -> FileView | None:
-        """Return what `user` is shown of the newest version, None if there is no file."""
+        """Return what `user` is shown of the newest version, None if there is no file. Raises
+        `StoreFailedError` if it is being published, and that fails."""
         if self.document is None:
             return None
+        self.files.await_published(self.at)
         return self.document.value.view(user, self.document.value.last, self.at)
 
     def without_wraps(

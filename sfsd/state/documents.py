@@ -104,6 +104,10 @@ class Documents:
         """Return how many log entries have their effects in the documents."""
         return self._journal.published_size
 
+    def await_published(self, size: int) -> None:
+        """Call `Journal.await_published`."""
+        self._journal.await_published(size)
+
     def sidecar(self, path: str) -> Document[Sidecar]:
         """Return a sidecar. Raises `Absent`, or `DamagedError` if it differs from the log."""
         (found,) = self.sidecars([path])

@@ -45,6 +45,11 @@ class OwnerFiles(LoadOnce):
         what is read after it is as of this size or newer."""
         return self._documents.published_size()
 
+    def await_published(self, size: int) -> None:
+        """Wait until the first `size` log entries are published: call it before what they wrote is
+        shown. Raises `StoreFailedError`."""
+        self._documents.await_published(size)
+
     def newest(self, file_id: str) -> int:
         """Return the highest version of a file, 0 if there is no such file."""
         self._load(self._scan, self._enter)

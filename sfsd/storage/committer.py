@@ -193,12 +193,13 @@ class GroupCommitter:
         try:
             self._publish(prepared)
         except StoreFailedError as exc:
+            self._journal.stop_publishing()
             _fail(accepted, exc)
             return
         for seq, submitted in enumerate(accepted, prepared.first_seq):
             if submitted.change.on_published is not None:
                 submitted.change.on_published(seq)
-        self._journal.published_size = prepared.first_seq + len(accepted)
+        self._journal.mark_published()
         self._journal.checkpoint()
         for seq, submitted in enumerate(accepted, prepared.first_seq):
             submitted.future.set_result(seq)
@@ -246,7 +247,7 @@ class Committer:
         self._point.keep_spares = keep_spares
         if keep_spares:
             store.refill_spares()
-        journal.published_size = journal.size  # the store was recovered
+        journal.mark_published()  # the store was recovered
         self._settle_after = settle_after
         self._changed = threading.Condition()
         self._waiting = FairQueue[str, PendingChange]()

@@ -9,15 +9,19 @@ import pytest
 
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.values import changed
+from protocol.log import checkpoint
 from protocol.records.record_signatures import MAX_PACKED
-from protocol.records.records import PURGE, FileRecord
+from protocol.records.records import DELETE, PURGE, FileRecord
 from protocol.wire.frames import encode_frame
 from protocol.wire.messages import FileView, encode
 from protocol.wire.messages.base import DamagedVersion, GenerationSignature, SignedRecord
+from protocol.wire.messages.changes import Committed
 from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, List, Listing, Stat, Stated
+from protocol.wire.messages.log import LogCheckpoint, LogHead
 from sfsd.operations import files
 from sfsd.operations.rotation import MAX_SIGNATURES
-from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, refused
+from tests.sfsd.builders import VERIFIER, Daemon, Person, daemon, done, file_id, refused
+from tests.sfsd.faults import FaultyFiles
 from tests.sfsd.operations.test_records import restored
 
 F = file_id(1)
@@ -64,6 +68,32 @@ def test_stat_shows_the_newest_version_and_the_head(served: Daemon, ada: Person)
     bob = served.person("bob")
     foreign = refused(bob.ask(Stat("ada", F, 0)), "not-found")
     assert foreign == refused(bob.ask(Stat("nobody", F, 0)), "not-found")
+
+
+def test_what_waits_for_a_restart_is_not_shown(tmp_path: Path) -> None:
+    """Its entries are in the log, and no checkpoint has them: a client that finds an older state
+    than the log has, or a newer one than is signed, takes the server for a liar."""
+    faulty = FaultyFiles()
+    with daemon(tmp_path, files=faulty) as served:
+        ada = served.person("ada")
+        other = file_id(2)
+        for one in (F, other, file_id(3)):
+            ada.put(one)
+        size = served.context.journal.size
+        faulty.fail("replace", f"{other}.1.json")
+        gone = [ada.signed(ada.record(one, DELETE, current=0)) for one in (F, other)]
+        reply = ada.ask(ada.changeset(*gone))
+        assert isinstance(reply, Committed)
+        assert [one.error and one.error.code for one in reply.outcomes] == ["unavailable"] * 2
+        assert served.context.journal.size == size + 2
+        head = ada.ask(LogHead(0))
+        assert isinstance(head, LogCheckpoint)
+        assert checkpoint.verify(head.checkpoint, VERIFIER).size == size
+        refused(ada.ask(Stat("ada", F, 0)), "unavailable")
+        page = listed(ada)
+        assert ids(page) == [other, file_id(3)]
+        assert {view.at for view in page.views} == {size}
+        assert page.damaged == (DamagedVersion("ada", F, 1),)
 
 
 def test_a_listing_is_paged_and_ordered(ada: Person) -> None:

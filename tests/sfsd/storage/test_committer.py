@@ -14,6 +14,7 @@ from sfsd.errors import (
     EntryTooLongError,
     JournalFailedError,
     JournalFullError,
+    JournalRangeError,
     JournalRefusedError,
     SfsdError,
     ShuttingDown,
@@ -163,6 +164,34 @@ def test_a_change_is_durable_published_and_signed_for_before_it_is_answered(
     assert entry.paths == {"alice/x": digest_of("alice/x", b"1")}
     note = (daemon.root / "logs" / "checkpoint").read_bytes()
     assert checkpoint.verify(note, journals.VERIFIER).size == 1
+
+
+def test_nothing_is_signed_for_before_readers_find_it(daemon: Daemon) -> None:
+    """A client that has followed the log to a checkpoint takes answers that lack its effects for
+    lies."""
+    placed, proceed = threading.Event(), threading.Event()
+
+    def then(_seq: int) -> None:
+        placed.set()
+        assert proceed.wait(WAIT)
+
+    journal = daemon.journal
+    asked = Change(EntryDraft("test", "alice"), {}, (Write("alice/x", b"1"),), on_published=then)
+    made = daemon.submit(asked)
+    assert placed.wait(WAIT)
+    assert daemon.store.read("alice/x") == b"1"
+    assert checkpoint.verify(journal.checkpoint(), journals.VERIFIER).size == 0
+    assert journal.unseen(0)[-1] == journal.published_size == 0
+    with pytest.raises(JournalRangeError):
+        journal.checkpoint_at(1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(journal.await_published, 1)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.05)
+        proceed.set()
+        waiting.result(WAIT)
+    assert made.result(WAIT) == 0
+    assert checkpoint.verify(journal.checkpoint_at(1), journals.VERIFIER).size == 1
 
 
 def test_many_threads_count_to_the_same_number(daemon: Daemon) -> None:
