@@ -23,6 +23,8 @@ from protocol.wire.messages.rotation import (
     RewrapItem,
     WrapItem,
     WrapsPage,
+    logged_record,
+    logged_wrap,
 )
 from sfsc.crypto.envelope import ContentKey, Recipient, WrapBatches, open_wraps
 from sfsc.errors import (
@@ -39,6 +41,7 @@ from sfsc.errors import (
 )
 from sfsc.files.contacts import Contacts
 from sfsc.files.endorse import rewrap_request, verify_rewrapped
+from sfsc.log.rewraps import LoggedRewraps
 from sfsc.session.pipeline import pages, pipelined
 from sfsc.session.server_errors import damaged_version, to_exception
 from sfsc.session.session import Session
@@ -298,7 +301,8 @@ class Rewrapper:
         self._session = session
         self._contacts = contacts
         self._since = 0
-        self._left: dict[Place, tuple[Wrap, bytes]] = {}  # wrap, and `Rewrap.items_sha256`
+        self._left: dict[Place, bytes] = {}  # `logged_wrap` of shared versions
+        self._logged = LoggedRewraps(session, session.author.generation)
         self._result = RewrapResult()
         self._owners: dict[str, FileOwner] = {}
         self.given_up: LeftOut = {}
@@ -309,6 +313,8 @@ class Rewrapper:
         Raises `Distrusted`, and as `Session.refresh_log` and `Session.adopt_newest`."""
         self._result, self._since = RewrapResult(), self._session.refresh_log().size
         self._session.adopt_newest()
+        if self._logged.generation != self._session.author.generation:
+            self._logged = LoggedRewraps(self._session, self._session.author.generation)
         for _ in pipelined(self._session, self._requests(), self._take, _BATCHES):
             pass
         self._session.link_receipts()
@@ -347,6 +353,8 @@ class Rewrapper:
         account = session.account
         items = wrap_items(session, self._result.left_out, self._result.missing)
         while some := list(islice(items, _CHUNK)):
+            shown = [made for item in some for made in self._must_be_logged(account, item)]
+            check_logged(self._logged, shown)
             ours = [item for item in some if item.owner == account.user]
             builder = self.builder()
             renewed = [item for item in ours if builder.has_work(item)]
@@ -357,7 +365,6 @@ class Rewrapper:
                     self._result.left += 1  # another device has rotated: start over
                     return
                 place = place_of(item)
-                self._check_left(item)
                 if place in false:
                     self._leave(place, false[place])
                 elif item.owner == account.user:
@@ -399,24 +406,47 @@ class Rewrapper:
                 raise to_exception(reply)
             self._result.left += len(request.items)  # another device has rotated: start over
             return
-        left = verify_rewrapped(session, request, reply)
+        left = verify_rewrapped(session, self._logged, request, reply)
         for index, item in enumerate(request.items):
             if item.wrap is None:
-                continue  # another device that rotates at once makes the same endorsements
-            if index in left:
-                place = (item.owner, item.file_id, item.version)
-                self._left[place] = item.wrap, request.items_sha256
-            else:
+                continue
+            if index not in left:
                 self._result.done += 1
+            elif item.owner != session.account.user:
+                place = (item.owner, item.file_id, item.version)
+                self._left[place] = logged_wrap(*place, item.wrap)
         self._result.left += len(left)
 
-    def _check_left(self, item: WrapItem) -> None:
-        """Raise `BadReceipt` if the server shows what it had left as stored, and the log does
-        not."""
-        wrap, items_sha256 = self._left.pop(place_of(item), (None, b""))
-        shows = wrap is not None and item.wrap == wrap
-        if shows and not self._session.rewrapped(items_sha256):
-            raise BadReceipt("the server shows wraps as stored that its log does not have", REPORT)
+    def _must_be_logged(self, account: OwnAccount, item: WrapItem) -> list[bytes]:
+        """Return what `check_logged` must find of an item. A wrap of a shared version may also come
+        from its owner, so only one that we have sent must be in the log."""
+        if item.owner == account.user:
+            return renewed_hashes(account, self._logged.generation, item)
+        sent = self._left.pop(place_of(item), None)
+        shown = None if item.wrap is None else logged_wrap(*place_of(item), item.wrap)
+        return [sent] if sent is not None and sent == shown else []
+
+
+def renewed_hashes(account: OwnAccount, generation: int, item: WrapItem) -> list[bytes]:
+    """Return the hashes by which the log names what a rotation to `generation`, whose keys the
+    account has, stored of a version of ours: its wrap, and the endorsements of its records."""
+    records = [item.content] if item.head is None else [item.content, item.head]
+    found = [
+        logged_record(record_hash(signed.record))
+        for signed in records
+        if _is_signed_by(signed, generation) and not _is_made_by(signed, generation)
+    ]
+    is_new = item.wrap is not None and item.wrap.key_id == account.own_key.key_id
+    if is_new and item.wrap is not None and not _is_made_by(item.content, generation):
+        found.append(logged_wrap(*place_of(item), item.wrap))
+    return found
+
+
+def check_logged(logged: LoggedRewraps, hashes: Iterable[bytes]) -> None:
+    """Raise `BadReceipt` if the log does not have all that the server shows as stored, whichever
+    device has sent it. Raises as `AccountLog.entries`."""
+    if logged.missing_anywhere(hashes):
+        raise BadReceipt("the server shows wraps as stored that its log does not have", REPORT)
 
 
 def valid_records(account: OwnAccount, item: WrapItem) -> list[SignedRecord]:
@@ -442,6 +472,14 @@ def left_out_root(left_out: LeftOut) -> bytes:
 
 def _is_signed_by(signed: SignedRecord, generation: int) -> bool:
     return any(one.generation == generation for one in signed.signatures)
+
+
+def _is_made_by(signed: SignedRecord, generation: int) -> bool:
+    """Return whether the record is of this generation. A malformed one is of none."""
+    try:
+        return parse_record(signed).generation == generation
+    except BadRecord:
+        return False
 
 
 def _batches(items: Iterator[RewrapItem]) -> Iterator[_Batch]:

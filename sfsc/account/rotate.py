@@ -41,9 +41,11 @@ from sfsc.account.rewrap import (
     Place,
     Rewrapper,
     RewrapResult,
+    check_logged,
     leaf_of,
     left_out_root,
     place_of,
+    renewed_hashes,
     valid_records,
     wrap_items,
 )
@@ -62,6 +64,7 @@ from sfsc.errors import (
 from sfsc.files.contacts import Contacts
 from sfsc.keys.account_info import current_keys
 from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile, PendingStatement
+from sfsc.log.rewraps import LoggedRewraps
 from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import to_exception
 from sfsc.session.session import Session
@@ -345,13 +348,15 @@ class Rotation:
 
     def _leaves(self, left_out: LeftOut) -> list[bytes]:
         """Return the leaf hashes of the wraps as listed now, like `RewrapResult.leaves`. Versions
-        that are damaged by now are added to `left_out`."""
-        own = self._session.account.own_key.key_id
-        return [
-            leaf_of(item, item.wrap)
-            for item in wrap_items(self._session, left_out)
-            if item.wrap is not None and item.wrap.key_id == own
-        ]
+        that are damaged by now are added to `left_out`. Raises as `check_logged`."""
+        account, leaves = self._session.account, list[bytes]()
+        logged = LoggedRewraps(self._session, self._session.author.generation)
+        for item in wrap_items(self._session, left_out):
+            if item.owner == account.user:
+                check_logged(logged, renewed_hashes(account, logged.generation, item))
+            if item.wrap is not None and item.wrap.key_id == account.own_key.key_id:
+                leaves.append(leaf_of(item, item.wrap))
+        return leaves
 
     def _finish(self, leaves: Sequence[bytes], left_out: LeftOut) -> int | None:
         """End older generations and return the number of wraps; None if the server has wraps other
@@ -400,9 +405,12 @@ class Rotation:
         head = self._devices.catch_up()
         if is_rotating(head):
             raise StaleGeneration("a rotation is unfinished", "run `sfsc rotate`")
-        files = 0
+        files, account = 0, self._session.account
+        logged = LoggedRewraps(self._session, head.generation)
         left_out: LeftOut = {}
         for item in wrap_items(self._session, left_out, left_out):
+            if item.owner == account.user:
+                check_logged(logged, renewed_hashes(account, head.generation, item))
             try:
                 files += self._verify_item(item)
             except BadRecord as exc:

@@ -18,6 +18,7 @@ from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.rotation import Rewrap, RewrapItem, Rewrapped
 from sfsc.errors import BadReceipt
+from sfsc.log.rewraps import REWRAP, LoggedRewraps
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.server_log import REPORT, SentChange
@@ -43,9 +44,10 @@ def endorse_rebuilt(
                 made.append(digest)
         if made and not view.wraps:
             items.append(RewrapItem(account.user, file_id, version, None, tuple(made)))
+    logged = LoggedRewraps(session, signer.generation)
     for start in range(0, len(items), _BATCH):
         request = rewrap_request(signer, items[start : start + _BATCH])
-        verify_rewrapped(session, request, session.ask(request))
+        verify_rewrapped(session, logged, request, session.ask(request))
         session.link_receipts()
 
 
@@ -61,28 +63,37 @@ def rewrap_request(signer: RecordSigner, items: Sequence[RewrapItem]) -> Rewrap:
     return Rewrap(tuple(items), signer.endorse(hashes) if hashes else b"")
 
 
-def verify_rewrapped(session: Session, request: Rewrap, reply: Reply) -> frozenset[int]:
+def verify_rewrapped(
+    session: Session, logged: LoggedRewraps, request: Rewrap, reply: Reply
+) -> frozenset[int]:
     """Return the indexes of the items that the log does not show as stored. Call `link_receipts`
-    before the others count as done.
+    before the others count as done. `logged` is of the generation that the request is for.
 
     After a lost connection the request was sent twice, and the server leaves what the first one has
-    stored. Raises `BadReceipt` unless the reply has a log entry of exactly this request, or leaves
-    all of its items; and as `Session.refresh_log`.
+    stored. Raises `BadReceipt` unless the reply has a log entry of exactly the items that it does
+    not leave; and as `Session.refresh_log`.
     """
-    answer = expect_reply(reply, Rewrapped)
-    left = frozenset(answer.left)
-    stored = len(request.items) - len(left)
+    answer, left = expect_reply(reply, Rewrapped), dict[int, RewrapItem]()
+    stored, hashes = 0, list[bytes]()
+    for index, item in enumerate(request.items):
+        if index in answer.left:
+            left[index] = item
+        else:
+            stored += 1
+            hashes += item.logged_hashes
     if answer.receipt is not None:
         owner, actor = request.items[0].owner, session.author.actor
-        sent = SentChange("rewrap", actor, owner, None, None, b"", {})
+        sent = SentChange(REWRAP, actor, owner, None, None, b"", {})
         detail = session.accept_receipt(answer.receipt, sent).detail
-        if (detail.get("items"), detail.get("count")) != (to_text(request.items_sha256), stored):
+        expected = logged.generation, stored, to_text(b"".join(hashes))
+        if (detail.get("generation"), detail.get("count"), detail.get("items")) != expected:
             raise BadReceipt("the log entry of stored wraps is that of another request", REPORT)
     elif stored:
         raise BadReceipt("the server shows no log entry of wraps that it has stored", REPORT)
-    if left and session.rewrapped(request.items_sha256) == len(request.items):
-        return frozenset()
-    return left
+    missing = logged.missing(made for item in left.values() for made in item.logged_hashes)
+    return frozenset(
+        index for index, item in left.items() if not missing.isdisjoint(item.logged_hashes)
+    )
 
 
 def _is_signed_by(signed: SignedRecord, valid: Container[int]) -> bool:

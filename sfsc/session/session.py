@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
-from protocol.codec.base64text import to_text
 from protocol.log.auditlog import LogEntry
 from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import (
@@ -201,7 +200,9 @@ class Session:
         self._log_failure: IntegrityError | None = None
         self._same_log = LOG_START  # saved position that the followed log was found to continue
         self._own_entries: dict[int, bytes] = {}  # hashes of the newest own entries, by seq
-        self._rewraps: dict[str, int] = {}  # wraps stored by each request, by `items_sha256`
+        self.rewraps: list[LogEntry] = []
+        """Entries of this account's re-wraps that were followed since its last rotation began, or
+        since the session began."""
         self._receipts: list[tuple[int, bytes, TreeHead]] = []
         self.notice: opening.Notice | None = None
         """The server's notice about our keys at the last login."""
@@ -972,28 +973,16 @@ class Session:
         self.log.confirm(head.size, head.root)
         for seq, entry in self.log.take_entries().items():
             self._own_entries[seq] = entry.hash
-            if entry.op == "rewrap":
-                self._count_rewrap(entry)
+            if (entry.op, entry.owner) == ("rotate-begin", self.account.user):
+                self.rewraps = []
+            elif entry.op == "rewrap" and entry.actor == self.account.user:
+                self.rewraps.append(entry)
             if self.login is not None and self.login.is_logged_by(entry):
                 self._login_seq = seq
         while len(self._own_entries) > _OWN_ENTRIES:
             del self._own_entries[next(iter(self._own_entries))]
         if head.size == self.log.size:
             self.trust.newest = head
-
-    def _count_rewrap(self, entry: LogEntry) -> None:
-        items, count = entry.detail.get("items"), entry.detail.get("count")
-        if isinstance(items, str) and isinstance(count, int):
-            # The same request may be logged twice, if its first answer was lost.
-            self._rewraps[items] = self._rewraps.pop(items, 0) + count
-        while len(self._rewraps) > _OWN_ENTRIES:
-            del self._rewraps[next(iter(self._rewraps))]
-
-    def rewrapped(self, items_sha256: bytes) -> int:
-        """Return how many items of a `Rewrap` are stored according to the present end of the log.
-        Its reply may be lost. Raises as `refresh_log`."""
-        self.refresh_log()
-        return self._rewraps.get(to_text(items_sha256), 0)
 
     def _save(self, transport: Transport) -> None:
         """Remember how far the log was followed, if it is the one that other processes of this

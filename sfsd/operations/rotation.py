@@ -355,6 +355,7 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
     files = server.index.for_user(owner)
     written: list[SidecarWrite] = []
     rewritten: list[tuple[str, int]] = []
+    logged: list[bytes] = []
     expect = dict(user.expect)
     left: list[int] = []
     keys = CurrentKeys.from_user(user)
@@ -378,6 +379,7 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
         else:
             written.append(SidecarWrite(document.path, renewed))
             rewritten.append((item.file_id, item.version))
+            logged += item.logged_hashes
     if not written:
         return Rewrapped(None, tuple(left))
 
@@ -393,7 +395,7 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
         detail={
             "generation": user.chain.head.generation,
             "count": len(written),
-            "items": to_text(message.items_sha256),
+            "items": to_text(b"".join(logged)),
         },
         accounts=tuple(sorted({owner, user.name})),
     )

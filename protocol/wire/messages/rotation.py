@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Annotated
+from typing import Annotated, Final
 
-from protocol.codec import encoding
+from protocol.codec import merkle
 from protocol.codec.fields import (
     AtMost,
     Between,
@@ -18,7 +17,7 @@ from protocol.codec.fields import (
     UserName,
 )
 from protocol.records.record_signatures import SIGNATURE_SIZE
-from protocol.records.records import Version
+from protocol.records.records import Version, version_leaf, wrap_leaf
 from protocol.wire.messages.base import (
     MAX_BUNDLE,
     DamagedVersion,
@@ -34,6 +33,8 @@ from protocol.wire.messages.base import (
 
 MAX_BATCH = 256
 """Most wraps in a page and in a `Rewrap`."""
+LOGGED_HASH_SIZE: Final = 16
+"""Bytes of a hash by which the log names a stored wrap or an endorsed record."""
 
 BundleBytes = Annotated[bytes, AtMost(MAX_BUNDLE)]
 
@@ -140,6 +141,27 @@ class RewrapItem(Struct):
     wrap: Wrap | None
     endorsed: Annotated[tuple[Bytes32, ...], AtMost(2)]
 
+    @property
+    def logged_hashes(self) -> tuple[bytes, ...]:
+        """What the log entry names of this item: the wrap, and each endorsed record. An item that
+        has none of these names its version."""
+        made = tuple([logged_record(digest) for digest in self.endorsed])
+        place = self.owner, self.file_id, self.version
+        if self.wrap is not None:
+            return (logged_wrap(*place, self.wrap), *made)
+        return made or (merkle.leaf_hash(version_leaf(*place))[:LOGGED_HASH_SIZE],)
+
+
+def logged_wrap(owner: str, file_id: str, version: int, wrap: Wrap) -> bytes:
+    """Return the 16 bytes by which the log names a stored wrap: the start of its leaf hash in
+    `RotationFinish.root`."""
+    return merkle.leaf_hash(wrap_leaf(owner, file_id, version, wrap.wrapped))[:LOGGED_HASH_SIZE]
+
+
+def logged_record(digest: bytes) -> bytes:
+    """Return the 16 bytes by which the log names an endorsed record: the start of its hash."""
+    return digest[:LOGGED_HASH_SIZE]
+
 
 @message(137)
 class Rewrapped(Reply):
@@ -164,11 +186,6 @@ class Rewrap(Request):
 
     items: Annotated[tuple[RewrapItem, ...], AtMost(MAX_BATCH)]
     endorsement: Annotated[bytes, AtMost(SIGNATURE_SIZE)]
-
-    @property
-    def items_sha256(self) -> bytes:
-        """SHA-256 of the encoded `items`, which the log entry of this request names."""
-        return hashlib.sha256(encoding.pack(self.items)).digest()
 
 
 @message(138, replies=(Done,))

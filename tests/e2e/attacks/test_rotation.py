@@ -17,22 +17,21 @@ from protocol.log.auditlog import EntryDraft
 from protocol.records.record_signatures import RecordSigner, RecordTree
 from protocol.records.records import PURGE, FileRecord, record_hash
 from protocol.records.signatures import Label, SigningKey
-from protocol.wire.messages import Message, Reply
-from protocol.wire.messages.base import GenerationSignature, SignedRecord
+from protocol.wire.messages import Error, Message, Reply
+from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.downloads import Opened
 from protocol.wire.messages.files import Stated
 from protocol.wire.messages.rotation import (
     GetWraps,
     Rewrap,
-    RewrapItem,
     Rewrapped,
     RotateBegin,
     RotateFinish,
     WrapItem,
     WrapsPage,
 )
-from sfsc.account.rewrap import place_of
-from sfsc.errors import BadReceipt, BadRecord, IntegrityError
+from sfsc.account.rewrap import Place, place_of
+from sfsc.errors import BadReceipt, BadRecord, IntegrityError, QuotaExceeded
 from sfsc.keys.home import unlock_home
 from sfsc.store import Store
 from tests.lying_server import DropConnection, LyingServer
@@ -240,35 +239,98 @@ def test_wraps_whose_receipt_is_lost_are_proven_by_the_log(
     assert len(pages) == 1
 
 
-def test_wraps_that_are_shown_as_stored_and_are_not_in_the_log_are_refused(
-    lying_server: LyingServer, ada: Path
-) -> None:
-    """The server breaks the connection, says that it has stored the items, and shows them so."""
-    stored: dict[str, RewrapItem] = {}
-    finished: list[Message] = []
+class UnloggedRewraps:
+    """A server that takes re-wraps, logs nothing, and shows them as stored from then on. Each one
+    is answered as a `Rewrapped` that leaves all its items, or by an error."""
 
-    def tamper(_who: object, _request: Message, reply: Message) -> Message:
-        if not isinstance(reply, WrapsPage) or not stored:
-            return reply
-        items = [changed(one, wrap=stored[one.file_id].wrap) for one in reply.items]
-        return changed(reply, items=tuple(items))
+    def __init__(self, server: LyingServer, *, fails: bool = False) -> None:
+        self._fails = fails
+        self._wraps: dict[Place, Wrap | None] = {}
+        self._endorsements: dict[bytes, GenerationSignature] = {}
+        self.finished = 0
+        server.tamper, server.intercept = self.tamper, self.intercept
 
-    def intercept(_who: object, request: Message) -> Reply | None:
-        if isinstance(request, RotateFinish):
-            finished.append(request)
+    def intercept(self, _who: object, request: Message) -> Reply | None:
+        self.finished += isinstance(request, RotateFinish)
         if not isinstance(request, Rewrap):
             return None
-        if not stored:
-            stored.update((one.file_id, one) for one in request.items)
+        new = not self._wraps
+        hashes = [digest for one in request.items for digest in one.endorsed]
+        made = RecordTree.of_records(hashes).pack(request.endorsement)
+        for item in request.items:
+            self._wraps.setdefault((item.owner, item.file_id, item.version), item.wrap)
+        for digest, packed in zip(hashes, made, strict=True):
+            self._endorsements.setdefault(digest, GenerationSignature(2, packed))
+        if self._fails:
+            return Error("quota", "the disk is full")
+        if new:
             raise DropConnection
         return Rewrapped(None, tuple(range(len(request.items))))
 
-    lying_server.tamper, lying_server.intercept = tamper, intercept
-    with connect(ada) as store, pytest.raises(BadReceipt) as caught:
+    def tamper(self, _who: object, _request: Message, reply: Message) -> Message:
+        if isinstance(reply, WrapsPage) and self._wraps:
+            return changed(reply, items=tuple([self._show(one) for one in reply.items]))
+        return reply
+
+    def _show(self, item: WrapItem) -> WrapItem:
+        wrap = item.wrap and self._wraps.get(place_of(item))
+        head = item.head and self._endorsed(item.head)
+        if record_hash(item.content.record) not in self._endorsements:
+            return item  # encrypted again since
+        return changed(item, wrap=wrap, content=self._endorsed(item.content), head=head)
+
+    def _endorsed(self, signed: SignedRecord) -> SignedRecord:
+        added = self._endorsements.get(record_hash(signed.record))
+        return changed(signed, signatures=(*signed.signatures, added)) if added else signed
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("what", ["wraps", "endorsements"])
+def test_what_is_shown_as_stored_and_is_not_in_the_log_is_refused(
+    lying_server: LyingServer, ada: Path, what: str, *, later: bool
+) -> None:
+    """The server breaks the connection and says that it has stored the items, or shows them so to a
+    later session, which could take them for another device's."""
+    with connect(ada) as store:
+        for name in ("plan", "kept") if what == "endorsements" else ():
+            store.rm(name)
+            store.purge(name)
+    lies = UnloggedRewraps(lying_server, fails=later)
+    with connect(ada) as store:
+        if later:
+            with pytest.raises(QuotaExceeded):
+                store.rotate()
+    with connect(ada) as store, pytest.raises(BadReceipt, match="its log does not have") as caught:
         store.rotate()
     assert caught.value.exit_code == 5
-    assert stored
-    assert finished == []
+    assert lies.finished == 0
+
+
+@pytest.mark.parametrize("compromised", [False, True])
+def test_wraps_that_replace_logged_ones_are_refused(
+    lying_server: LyingServer, ada: Path, *, compromised: bool
+) -> None:
+    """The server logs what a rotation stores. Then it shows the owner's own other wraps of the same
+    versions, from an attempt that it did not log: to a rotation that lists all wraps again, after
+    it has encrypted a content again, or to a verification."""
+    names = ["kept"] if compromised else []
+    lies = UnloggedRewraps(lying_server, fails=True)
+    with connect(ada) as store, pytest.raises(QuotaExceeded):
+        store.rotate(compromised=compromised, names=names)
+    lying_server.honest()
+
+    def tamper(who: object, request: Message, reply: Message) -> Message:
+        if isinstance(request, Rewrap):
+            lying_server.tamper = lies.tamper
+        return reply
+
+    lying_server.tamper = tamper
+    with connect(ada) as store:
+        if not compromised:
+            assert store.rotate().wrapped == 2
+        last = store.rotate if compromised else store.verify_rotation
+        with pytest.raises(BadReceipt, match="its log does not have"):
+            last()
 
 
 def shown_as(item: WrapItem, place: WrapItem) -> WrapItem:
