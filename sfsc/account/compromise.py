@@ -33,7 +33,7 @@ def reencrypt_versions(
             return False
         return not account.is_lost((item.wrap,)) and (chosen is None or item.file_id in chosen)
 
-    items = list(filter(is_chosen, wrap_items(session, missing=damaged)))
+    items = list(filter(is_chosen, wrap_items(session, damaged, damaged)))
     # Before anything is changed here: from then on the records of these files are newer.
     false = compare_with_log(session, items, since)
     for item in items:

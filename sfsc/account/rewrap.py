@@ -72,8 +72,9 @@ def wrap_items(
 ) -> Iterator[WrapItem]:
     """Yield all versions, ordered by owner, file_id and number. Each page is requested while the
     one before is processed. No record is verified. Damaged versions are added to `left_out`
-    instead. At the end, the versions of own files that the log had before and that were not listed
-    are added to `missing`. Raises like `pages`, and `BadRecord` if a version is listed twice."""
+    instead, and those whose wrap is for the key of an attacker, although the log has no such wrap.
+    At the end, the versions of own files that the log had before and that were not listed are added
+    to `missing`. Raises like `pages`, and `BadRecord` if a version is listed twice."""
 
     def more(page: WrapsPage) -> GetWraps | None:
         return GetWraps(page.next, MAX_BATCH, all_of_them=True) if page.next else None
@@ -81,19 +82,35 @@ def wrap_items(
     since, user, listed = session.followed_size, session.account.user, dict[str, int]()
     last = ("", "", 0)
     first = GetWraps("", min(_FIRST, MAX_BATCH), all_of_them=True)
+    by_attackers = LoggedRewraps(session, session.account.voided)
     for page in pages(session, first, WrapsPage, more):
-        damaged = {_damaged_place(one): damaged_version(one) for one in page.damaged}
+        damaged: LeftOut = {_damaged_place(one): damaged_version(one) for one in page.damaged}
+        false = _falsely_lost(session.account, by_attackers, page.items)
         if left_out is not None:
-            left_out |= damaged
+            left_out |= damaged | false
         for place in sorted([*map(place_of, page.items), *damaged]):
             if place <= last:
                 raise BadRecord("the server lists a version twice", REPORT)
             (owner, file_id, version), last = place, place
             if owner == user and version == listed.get(file_id, 0) + 1:
                 listed[file_id] = version
-        yield from page.items
+        yield from (one for one in page.items if place_of(one) not in false)
     if missing is not None:
         missing |= _unlisted(session, listed, since)
+
+
+def _falsely_lost(account: OwnAccount, logged: LoggedRewraps, items: Iterable[WrapItem]) -> LeftOut:
+    """Return the own versions with a wrap for an attacker's key that no re-wrap of the attacker has
+    `logged`. If it were believed, the owner would give the version up, and sign its deletion."""
+    wraps = {
+        place_of(item): logged_wrap(*place_of(item), item.wrap)
+        for item in items
+        if item.owner == account.user and item.wrap is not None and account.is_lost((item.wrap,))
+        if _generation_of(item.content) not in account.voided
+    }
+    missing = logged.missing_anywhere(wraps.values())
+    cause = "the server shows a wrap of somebody with stolen keys, which its log lacks"
+    return {place: BadRecord(cause, REPORT) for place, made in wraps.items() if made in missing}
 
 
 def _unlisted(session: Session, listed: dict[str, int], since: int) -> LeftOut:
@@ -302,7 +319,7 @@ class Rewrapper:
         self._contacts = contacts
         self._since = 0
         self._left: dict[Place, bytes] = {}  # `logged_wrap` of shared versions
-        self._logged = LoggedRewraps(session, session.author.generation)
+        self._logged = LoggedRewraps(session, [session.author.generation])
         self._result = RewrapResult()
         self._owners: dict[str, FileOwner] = {}
         self.given_up: LeftOut = {}
@@ -313,8 +330,9 @@ class Rewrapper:
         Raises `Distrusted`, and as `Session.refresh_log` and `Session.adopt_newest`."""
         self._result, self._since = RewrapResult(), self._session.refresh_log().size
         self._session.adopt_newest()
-        if self._logged.generation != self._session.author.generation:
-            self._logged = LoggedRewraps(self._session, self._session.author.generation)
+        generation = self._session.author.generation
+        if generation not in self._logged.generations:
+            self._logged = LoggedRewraps(self._session, [generation])
         for _ in pipelined(self._session, self._requests(), self._take, _BATCHES):
             pass
         self._session.link_receipts()
@@ -350,11 +368,13 @@ class Rewrapper:
 
     def _versions(self) -> Iterator[Version]:
         session = self._session
-        account = session.account
+        account, generation = session.account, session.author.generation
         items = wrap_items(session, self._result.left_out, self._result.missing)
         while some := list(islice(items, _CHUNK)):
-            shown = [made for item in some for made in self._must_be_logged(account, item)]
-            check_logged(self._logged, shown)
+            check_logged(
+                self._logged,
+                [made for item in some for made in self._must_be_logged(account, generation, item)],
+            )
             ours = [item for item in some if item.owner == account.user]
             builder = self.builder()
             renewed = [item for item in ours if builder.has_work(item)]
@@ -417,11 +437,11 @@ class Rewrapper:
                 self._left[place] = logged_wrap(*place, item.wrap)
         self._result.left += len(left)
 
-    def _must_be_logged(self, account: OwnAccount, item: WrapItem) -> list[bytes]:
+    def _must_be_logged(self, account: OwnAccount, generation: int, item: WrapItem) -> list[bytes]:
         """Return what `check_logged` must find of an item. A wrap of a shared version may also come
         from its owner, so only one that we have sent must be in the log."""
         if item.owner == account.user:
-            return renewed_hashes(account, self._logged.generation, item)
+            return renewed_hashes(account, generation, item)
         sent = self._left.pop(place_of(item), None)
         shown = None if item.wrap is None else logged_wrap(*place_of(item), item.wrap)
         return [sent] if sent is not None and sent == shown else []
@@ -434,10 +454,10 @@ def renewed_hashes(account: OwnAccount, generation: int, item: WrapItem) -> list
     found = [
         logged_record(record_hash(signed.record))
         for signed in records
-        if _is_signed_by(signed, generation) and not _is_made_by(signed, generation)
+        if _is_signed_by(signed, generation) and _generation_of(signed) != generation
     ]
     is_new = item.wrap is not None and item.wrap.key_id == account.own_key.key_id
-    if is_new and item.wrap is not None and not _is_made_by(item.content, generation):
+    if is_new and item.wrap is not None and _generation_of(item.content) != generation:
         found.append(logged_wrap(*place_of(item), item.wrap))
     return found
 
@@ -474,12 +494,12 @@ def _is_signed_by(signed: SignedRecord, generation: int) -> bool:
     return any(one.generation == generation for one in signed.signatures)
 
 
-def _is_made_by(signed: SignedRecord, generation: int) -> bool:
-    """Return whether the record is of this generation. A malformed one is of none."""
+def _generation_of(signed: SignedRecord) -> int:
+    """Return the generation of a record; 0, which is none, if it is malformed."""
     try:
-        return parse_record(signed).generation == generation
+        return parse_record(signed).generation
     except BadRecord:
-        return False
+        return 0
 
 
 def _batches(items: Iterator[RewrapItem]) -> Iterator[_Batch]:

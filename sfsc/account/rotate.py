@@ -350,10 +350,11 @@ class Rotation:
         """Return the leaf hashes of the wraps as listed now, like `RewrapResult.leaves`. Versions
         that are damaged by now are added to `left_out`. Raises as `check_logged`."""
         account, leaves = self._session.account, list[bytes]()
-        logged = LoggedRewraps(self._session, self._session.author.generation)
+        generation = self._session.author.generation
+        logged = LoggedRewraps(self._session, [generation])
         for item in wrap_items(self._session, left_out):
             if item.owner == account.user:
-                check_logged(logged, renewed_hashes(account, logged.generation, item))
+                check_logged(logged, renewed_hashes(account, generation, item))
             if item.wrap is not None and item.wrap.key_id == account.own_key.key_id:
                 leaves.append(leaf_of(item, item.wrap))
         return leaves
@@ -406,7 +407,7 @@ class Rotation:
         if is_rotating(head):
             raise StaleGeneration("a rotation is unfinished", "run `sfsc rotate`")
         files, account = 0, self._session.account
-        logged = LoggedRewraps(self._session, head.generation)
+        logged = LoggedRewraps(self._session, [head.generation])
         left_out: LeftOut = {}
         for item in wrap_items(self._session, left_out, left_out):
             if item.owner == account.user:

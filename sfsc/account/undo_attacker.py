@@ -25,7 +25,7 @@ from protocol.records.records import (
     Statement,
 )
 from protocol.wire.messages.files import Stat, Stated
-from sfsc.account.rewrap import wrap_items
+from sfsc.account.rewrap import LeftOut, wrap_items
 from sfsc.errors import (
     BadRecord,
     Damaged,
@@ -79,7 +79,11 @@ class FileRepair:
     def repair_files(self, on_destroyed: Skip) -> None:
         """Repair every file. `on_destroyed` gets (name or id, error) for each destroyed version.
         Raises as `AccountLog.entries`."""
-        files, lost = self._records(), self._lost_versions()
+        files, false = self._records(), LeftOut()
+        lost = self._lost_versions(false)
+        for (_, file_id, _), error in sorted(false.items(), key=lambda one: one[0]):
+            if not isinstance(error, Damaged):  # the rotation names those
+                on_destroyed(self._find_name(file_id, files.get(file_id, [])), error)
         for file_id in sorted(files.keys() | lost.keys()):
             records = files.get(file_id, [])
             gone = _destroyed(records) | lost.get(file_id, {})
@@ -108,12 +112,13 @@ class FileRepair:
                     found.setdefault(record.file_id, []).append(one)
         return found
 
-    def _lost_versions(self) -> dict[str, dict[int, _Damage]]:
-        """Return the versions wrapped for an attacker's key, by file."""
+    def _lost_versions(self, left_out: LeftOut) -> dict[str, dict[int, _Damage]]:
+        """Return the versions wrapped for an attacker's key, by file. Those of which the log does
+        not say so are added to `left_out`, as by `wrap_items`."""
         account, found = self._session.account, dict[str, dict[int, _Damage]]()
         if not account.voided_wraps:
             return found
-        for item in wrap_items(self._session):
+        for item in wrap_items(self._session, left_out):
             if item.wrap is None or item.owner != account.user:
                 continue
             if account.is_lost((item.wrap,)) and not account.is_voided_signed(item.content):

@@ -44,7 +44,7 @@ def endorse_rebuilt(
                 made.append(digest)
         if made and not view.wraps:
             items.append(RewrapItem(account.user, file_id, version, None, tuple(made)))
-    logged = LoggedRewraps(session, signer.generation)
+    logged = LoggedRewraps(session, [signer.generation])
     for start in range(0, len(items), _BATCH):
         request = rewrap_request(signer, items[start : start + _BATCH])
         verify_rewrapped(session, logged, request, session.ask(request))
@@ -85,8 +85,9 @@ def verify_rewrapped(
         owner, actor = request.items[0].owner, session.author.actor
         sent = SentChange(REWRAP, actor, owner, None, None, b"", {})
         detail = session.accept_receipt(answer.receipt, sent).detail
-        expected = logged.generation, stored, to_text(b"".join(hashes))
-        if (detail.get("generation"), detail.get("count"), detail.get("items")) != expected:
+        is_ours = detail.get("generation") in logged.generations
+        expected = stored, to_text(b"".join(hashes))
+        if not is_ours or (detail.get("count"), detail.get("items")) != expected:
             raise BadReceipt("the log entry of stored wraps is that of another request", REPORT)
     elif stored:
         raise BadReceipt("the server shows no log entry of wraps that it has stored", REPORT)

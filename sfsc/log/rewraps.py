@@ -22,18 +22,14 @@ REWRAP: Final = "rewrap"
 
 
 class LoggedRewraps:
-    """Looks up what the re-wraps of one key generation have stored, over one session."""
+    """Looks up what the re-wraps by keys of these `generations` have stored, over one session."""
 
-    def __init__(self, session: Session, generation: int) -> None:
+    def __init__(self, session: Session, generations: Iterable[int]) -> None:
         self._session = session
-        self._generation = generation
+        self.generations = frozenset(generations)
         self._hashes: set[bytes] = set()
         self._last = -1  # seq of the newest entry in `_hashes`
         self._read_all = False
-
-    @property
-    def generation(self) -> int:
-        return self._generation
 
     def missing(self, hashes: Iterable[bytes]) -> set[bytes]:
         """Return those of `hashes`, 16 bytes each, that no entry names which this session has
@@ -65,7 +61,7 @@ class LoggedRewraps:
         for entry in entries:
             if (entry.op, entry.actor) != (REWRAP, user):
                 continue
-            if entry.detail.get("generation") == self._generation:
+            if entry.detail.get("generation") in self.generations:
                 self._hashes.update(rewrap_hashes(entry))
             self._last = max(self._last, entry.seq)
 

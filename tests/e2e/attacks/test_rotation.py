@@ -34,6 +34,7 @@ from sfsc.account.rewrap import Place, place_of
 from sfsc.errors import BadReceipt, BadRecord, IntegrityError, QuotaExceeded
 from sfsc.keys.home import unlock_home
 from sfsc.store import Store
+from tests.e2e.thief import thief
 from tests.lying_server import DropConnection, LyingServer
 
 
@@ -569,3 +570,55 @@ def test_a_version_that_is_listed_twice_is_refused(lying_server: LyingServer, ad
     lying_server.tamper = tamper
     with connect(ada) as store, pytest.raises(BadRecord, match="twice"):
         store.rotate()
+
+
+@pytest.mark.parametrize("lies", ["the repair", "all listings", "a rotation", "a verification"])
+def test_a_wrap_for_a_thief_that_the_log_lacks_is_not_believed(
+    lying_server: LyingServer, ada: Path, tmp_path: Path, lies: str
+) -> None:
+    """Somebody with stolen keys began a generation and wrapped nothing. The server shows a wrap for
+    their key, so that the owner signs a deletion of the file, or does not encrypt it again."""
+    code = sfsc.new_recovery_code()
+    with connect(ada) as store:
+        store.set_recovery(code)
+        file_id = store._session.account.file_id("plan")
+    copy = lying_server.copied(ada, "copy")
+    with thief(copy) as attacker:
+        attacker.begin()
+        key_id = attacker.store._session.account.own_key.key_id
+    pages: list[Message] = []
+
+    def tamper(_who: object, _request: Message, reply: Message) -> Message:
+        if not isinstance(reply, WrapsPage):
+            return reply
+        pages.append(reply)
+        if lies == "the repair" and len(pages) > 1:
+            return reply
+        items = [
+            changed(one, wrap=one.wrap and changed(one.wrap, key_id=key_id))
+            if one.file_id == file_id
+            else one
+            for one in reply.items
+        ]
+        return changed(reply, items=tuple(items))
+
+    named: list[str] = []
+
+    def name(what: str, error: sfsc.SfscError) -> None:
+        named.append(f"{what}: {error.cause}")
+
+    if lies in ("the repair", "all listings"):
+        lying_server.tamper = tamper
+    sfsc.take_back(code, home=ada, on_destroyed=name)
+    with connect(ada) as store:
+        if lies == "a rotation":
+            lying_server.tamper = tamper
+            store.rotate(compromised=True, skip=name)
+        if lies == "a verification":
+            lying_server.tamper = tamper
+            store.verify_rotation(skip=name)
+        assert pages
+        assert any("wrap of somebody with stolen keys, which its log lacks" in one for one in named)
+        assert all("plan" in one for one in named)
+        lying_server.honest()
+        assert [one.name for one in store.ls()] == ["kept", "plan"]
