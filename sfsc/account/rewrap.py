@@ -495,7 +495,7 @@ def _is_signed_by(signed: SignedRecord, generation: int) -> bool:
 
 
 def _generation_of(signed: SignedRecord) -> int:
-    """Return the generation of a record; 0, which is none, if it is malformed."""
+    """Return the generation of a record; 0 if it is malformed."""
     try:
         return parse_record(signed).generation
     except BadRecord:

@@ -143,8 +143,8 @@ class RewrapItem(Struct):
 
     @property
     def logged_hashes(self) -> tuple[bytes, ...]:
-        """What the log entry names of this item: the wrap, and each endorsed record. An item that
-        has none of these names its version."""
+        """Return what the log entry names of this item: the wrap, and each endorsed record. An
+        item that has none of these names its version."""
         made = tuple([logged_record(digest) for digest in self.endorsed])
         place = self.owner, self.file_id, self.version
         if self.wrap is not None:
