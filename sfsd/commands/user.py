@@ -179,7 +179,9 @@ def enable(name: str, root: Path, reason: str) -> None:
 @click.argument("size", callback=parse_with(parse_size))
 @root_option
 def set_quota(name: str, size: int, root: Path) -> None:
-    """Limit the ciphertext of NAME to SIZE (10GB, 512MiB; 0: no limit). Stored files stay.
+    """Limit what the files of NAME take on the disk to SIZE (10GB, 512MiB; 0: no limit).
+
+    Stored files stay.
 
     Example: sfsd user quota alice 100G
     """

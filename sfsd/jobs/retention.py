@@ -18,8 +18,8 @@ from sfsd.errors import Absent, DamagedError
 from sfsd.rules.bundles import remove_expired_bundles
 from sfsd.rules.context import ServerContext
 from sfsd.rules.record_rules import FileHead
-from sfsd.state.documents import Document
-from sfsd.storage.change import Change, Effect, Remove, Write
+from sfsd.state.documents import Document, SidecarWrite
+from sfsd.storage.change import Change, Effect, Remove
 from sfsd.storage.json_files import Sidecar
 
 _PAGE: Final = 256
@@ -98,17 +98,16 @@ def _removal(context: ServerContext, head: FileHead, versions: list[_Version], w
     owner, file_id, files = head.files.owner, head.file_id, head.files
     numbers = [one.number for one in versions]
     effects: list[Effect] = []
-    emptied: dict[int, Sidecar] = {}
+    emptied: list[SidecarWrite] = []
     for one in versions:
         paths = head.paths(one.number)
-        emptied[one.number] = changed(one.document.value, metadata=None, wraps=(), leaves=None)
-        effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
-        effects.append(Write(paths.sidecar, emptied[one.number].encode))
+        sidecar = changed(one.document.value, metadata=None, wraps=(), leaves=None)
+        emptied.append(SidecarWrite(paths.sidecar, sidecar))
+        effects += [Remove(paths.ciphertext), Remove(paths.leaves), emptied[-1].effect]
 
-    def note_written(seq: int) -> None:
-        for number in numbers:
-            files.note_written(changed(emptied[number], seq=seq), number)
-            files.ledger.drop(file_id, number)
+    def note_published(_seq: int) -> None:
+        for number, written in zip(numbers, emptied, strict=True):
+            files.note_published(written)
             context.read_handles.invalidate(owner, file_id, number)
 
     draft = EntryDraft(
@@ -120,7 +119,7 @@ def _removal(context: ServerContext, head: FileHead, versions: list[_Version], w
         accounts=(owner,),
     )
     expect = {one.document.path: one.document.digest for one in versions} | head.expect()
-    return Change(draft, expect, tuple(effects), None, note_written)
+    return Change(draft, expect, tuple(effects), None, note_published)
 
 
 def _expired_reader_changes(context: ServerContext, user: str) -> Iterator[Change]:
@@ -154,9 +153,11 @@ def _expired_reader_change(context: ServerContext, user: str, head: FileHead) ->
     if not found:
         return None
 
-    def note_written(seq: int) -> None:
-        for version, (_, sidecar) in found.items():
-            head.files.note_written(changed(sidecar, seq=seq), version)
+    written = [SidecarWrite(old.path, new) for old, new in found.values()]
+
+    def note_published(_seq: int) -> None:
+        for one in written:
+            head.files.note_published(one)
 
     draft = EntryDraft(
         op="retention",
@@ -167,5 +168,5 @@ def _expired_reader_change(context: ServerContext, user: str, head: FileHead) ->
         accounts=tuple(sorted({record.owner, user})),
     )
     expect = head.expect() | {old.path: old.digest for old, _ in found.values()}
-    writes = tuple(Write(old.path, new.encode) for old, new in found.values())
-    return Change(draft, expect, writes, None, note_written)
+    effects = tuple(one.effect for one in written)
+    return Change(draft, expect, effects, None, note_published)

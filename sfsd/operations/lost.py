@@ -24,8 +24,9 @@ from sfsd.rules.context import (
     operation,
 )
 from sfsd.rules.record_rules import not_found
+from sfsd.state.documents import SidecarWrite
 from sfsd.state.file_index import OwnerFiles
-from sfsd.storage.change import Change, Remove, Write
+from sfsd.storage.change import Change, Remove
 from sfsd.storage.logged_file import LoggedFile
 from sfsd.storage.paths import VersionPaths
 
@@ -86,15 +87,11 @@ def lost_change(
         raise Refused("conflict", "the version is not damaged")
     had_content = logged.paths.get(paths.ciphertext) is not None
     sidecar = changed(logged.sidecar_without_content(version), lost=had_content)
-    effects = (
-        Remove(paths.ciphertext),
-        Remove(paths.leaves),
-        Write(paths.sidecar, sidecar.encode),
-    )
+    written = SidecarWrite(paths.sidecar, sidecar)
+    effects = (Remove(paths.ciphertext), Remove(paths.leaves), written.effect)
 
-    def on_published(seq: int) -> None:
-        files.note_written(changed(sidecar, seq=seq), version)
-        files.ledger.drop(file_id, version)
+    def on_published(_seq: int) -> None:
+        files.note_published(written)
         server.read_handles.invalidate(owner, file_id, version)
 
     following = VersionPaths.for_version(owner, file_id, files.newest(file_id) + 1)

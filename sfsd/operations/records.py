@@ -35,7 +35,8 @@ def delete(server: ServerContext, who: Principal, change: SignedChange) -> Trans
     """Add a tombstone. No bytes are removed, so that a restore can undo it."""
     admitted = _admit(server, change)
     sidecar = _with_tombstone(admitted, change, to=None)
-    effects = RecordEffects(None, ((admitted.head, admitted.head.version, sidecar),))
+    written = ((admitted.head, admitted.head.version, sidecar),)
+    effects = RecordEffects(None, written, exceeds_quota=True)
     return commit_record(server, who, admitted, effects)
 
 
@@ -209,5 +210,6 @@ def purge(server: ServerContext, who: Principal, change: SignedChange) -> Transa
         expect,
         purged,
         {"purged": list(purged)},
+        exceeds_quota=True,
     )
     return commit_record(server, who, admitted, decided)

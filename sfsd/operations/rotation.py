@@ -384,7 +384,8 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
         return Rewrapped(None, tuple(left))
 
     def on_published(seq: int) -> None:
-        files.note_rewritten(seq, rewritten)
+        places = zip(rewritten, written, strict=True)
+        files.note_rewritten(seq, [(*place, one.size) for place, one in places])
         for one in written:
             server.documents.remember(one)
 

@@ -47,7 +47,7 @@ from sfsd.rules.context import (
     draft,
     operation,
 )
-from sfsd.rules.record_rules import AdmittedRecord, check_distinct, reader_names
+from sfsd.rules.record_rules import AdmittedRecord, check_distinct, only_removes, reader_names
 from sfsd.rules.users import User, signing_key_id
 from sfsd.storage.change import Change, Remove, Write
 from sfsd.storage.json_files import Sidecar
@@ -153,6 +153,7 @@ def _readers_changed(
         accounts=tuple(sorted({*admitted.accounts, *again})),
         added=added,
         dropped=dropped,
+        exceeds_quota=not change.wraps and only_removes(record, before),
     )
 
 

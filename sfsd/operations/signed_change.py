@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.codec.encoding import Buffer
-from protocol.codec.values import Value, changed, field
+from protocol.codec.values import Value, field
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import MOVE, FileRecord
 from protocol.wire.messages.base import Wrap
 from sfsd.errors import Absent, LostVersionError, Refused, require
+from sfsd.operations.quota_claim import claim_growth
 from sfsd.rules.context import Principal, ServerContext, Transaction, draft
 from sfsd.rules.record_rules import AdmittedRecord, FileHead
-from sfsd.state.documents import Document
-from sfsd.state.file_index import holding_of
+from sfsd.state.documents import Document, SidecarWrite
 from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import inbox_path
@@ -68,7 +68,8 @@ class RecordEffects(Value):
     `version` is the version that the entry names. `sidecars` are written. `gone` are the versions
     whose bytes are removed. `left` is the file that a move leaves without a current version.
     `accounts`, if not empty, replace `AdmittedRecord.accounts`. The file is put into the inboxes of
-    `added` and removed from those of `dropped`.
+    `added` and removed from those of `dropped`. With `exceeds_quota`, the change is made whatever
+    the quota is.
     """
 
     version: int | None
@@ -81,6 +82,7 @@ class RecordEffects(Value):
     accounts: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    exceeds_quota: bool = False
 
 
 def commit_record(
@@ -88,19 +90,19 @@ def commit_record(
 ) -> Transaction[int]:
     """Return the change that appends `admitted` with its effects."""
     record, files = admitted.record, admitted.head.files
-    written = tuple(
-        Write(head.paths(version).sidecar, sidecar.encode)
+    written = [
+        SidecarWrite(head.paths(version).sidecar, sidecar)
         for head, version, sidecar in decided.sidecars
-    )
+    ]
     notes = inbox_effects(server, record, decided.added, decided.dropped)
+    claim = None if decided.exceeds_quota else claim_growth(server, record.owner, written)
 
-    def on_published(seq: int) -> None:
-        for _, version, sidecar in decided.sidecars:
-            files.note_written(changed(sidecar, seq=seq), version)
-            for holding in holding_of(sidecar):
-                files.ledger.hold(holding)
+    def on_published(_seq: int) -> None:
+        for one in written:
+            files.note_published(one)
+        if claim is not None:
+            claim.release()
         for version in decided.gone:
-            files.ledger.drop(record.file_id, version)
             server.read_handles.invalidate(record.owner, record.file_id, version)
         files.ledger.mark(record.file_id, living=record.current != 0)
         if decided.left is not None:
@@ -114,7 +116,8 @@ def commit_record(
     # The digests that the record was checked against win: an op may have read the same sidecar
     # again since.
     expect = {**decided.expect, **admitted.expect}
-    change = Change(entry, expect, (*decided.effects, *written, *notes), None, on_published)
+    effects = (*decided.effects, *(one.effect for one in written), *notes)
+    change = Change(entry, expect, effects, claim, on_published)
     return Transaction(change, lambda seq: seq)
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from protocol.codec.merkle import HASH_SIZE, leaf_hash
 from protocol.codec.values import Value, changed
-from protocol.records.records import REENCRYPT, FileRecord
+from protocol.records.records import REENCRYPT
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import (
     ALL_UPLOADS,
@@ -23,6 +23,7 @@ from protocol.wire.messages.uploads import (
     UploadState,
 )
 from sfsd.errors import Refused, require
+from sfsd.operations.quota_claim import QuotaClaim, claim_growth
 from sfsd.operations.signed_change import (
     SignedChange,
     inbox_effects,
@@ -39,8 +40,7 @@ from sfsd.rules.context import (
 )
 from sfsd.rules.record_rules import AdmittedRecord, FileHead, check_content, not_found
 from sfsd.state.documents import SidecarWrite
-from sfsd.state.file_index import holding_of
-from sfsd.state.quota import Ledger
+from sfsd.state.uploads import Upload
 from sfsd.storage.change import Adopt, Change, Effect, Remove, Write
 from sfsd.storage.json_files import INLINE_LEAVES, Sidecar
 
@@ -50,7 +50,8 @@ class NewContent(Value):
 
     `size` is in bytes. `leaves` are the concatenated leaf hashes of its pieces (32 bytes each) and
     `root` is their Merkle root. `store` makes the effect that puts the ciphertext at a path. `kept`
-    runs once the bytes are held, `undo` if the change was not made.
+    runs once the bytes are held, `undo` if the change was not made. `upload` had the bytes, unless
+    they came with the record.
     """
 
     size: int
@@ -61,44 +62,12 @@ class NewContent(Value):
     store: Callable[[str], Effect]
     kept: Callable[[], None] = lambda: None
     undo: Callable[[], None] | None = None
+    upload: Upload | None = None
 
     @property
     def has_few_leaves(self) -> bool:
         """Whether the leaf hashes are stored in the sidecar, not in a file of their own."""
         return len(self.leaves) <= INLINE_LEAVES * HASH_SIZE
-
-
-class QuotaClaim(Value):
-    """Quota that the committer's thread takes for a content.
-
-    `reserve` takes it. `reserved` bytes are given back once the content is held or was not stored.
-    Without a `quota` (0) nothing is counted, and the ids of stored contents are not known.
-    """
-
-    ledger: Ledger
-    quota: int
-    content_id: bytes
-    reserve: Callable[[], None]
-    reserved: int
-
-    def acquire(self) -> None:
-        """Take the quota. Raises `Refused` if it is exceeded or the content id is in use."""
-        if self.quota:
-            self.ledger.announce(self.content_id)
-        try:
-            self.reserve()
-        except Refused:
-            self._retract()
-            raise
-
-    def release(self) -> None:
-        """Release the reservation."""
-        self._retract()
-        self.ledger.release(self.reserved)
-
-    def _retract(self) -> None:
-        if self.quota:
-            self.ledger.retract(self.content_id)
 
 
 def store_inline(server: ServerContext, who: Principal, change: SignedChange) -> Transaction[int]:
@@ -114,11 +83,7 @@ def store_inline(server: ServerContext, who: Principal, change: SignedChange) ->
         change.new_wraps(),
         lambda path: Write(path, data, leaf),
     )
-    ledger, quota = server.users.quota(who.user)
-    reserve = partial(ledger.reserve, content.size, quota)
-    content_id = change.record.content_id or b""
-    claim = QuotaClaim(ledger, quota, content_id, reserve, content.size)
-    return _store(server, who, change, content, claim)
+    return _store(server, who, change, content)
 
 
 @operation(PutOpen, access=USER)
@@ -198,11 +163,9 @@ def store_upload(
             lambda path: Adopt(path, upload.staged),
             partial(server.uploads.forget, upload),
             upload.end_commit,
+            upload,
         )
-        ledger, quota = server.users.quota(who.user)
-        reserve = partial(upload.reserve, size, quota)
-        claim = QuotaClaim(ledger, quota, record.content_id or b"", reserve, 0)
-        return _store(server, who, change, content, claim)
+        return _store(server, who, change, content)
     except BaseException:
         upload.end_commit()  # keep the ciphertext for a retry, whatever the error was
         raise
@@ -213,9 +176,8 @@ def _store(
     who: Principal,
     change: SignedChange,
     content: NewContent,
-    claim: QuotaClaim,
 ) -> Transaction[int]:
-    """Check a put against every rule and return its change. `claim` is for a new version."""
+    """Check a put against every rule and return its change."""
     record, head = change.record, change.head
     admitted = server.admission.admit(record, change.body, change.signature, head)
     check_content(
@@ -231,7 +193,7 @@ def _store(
     sidecar = Sidecar(0, admitted.signed, None, content.metadata, content.wraps, leaves)
     if record.op == REENCRYPT:
         return _reencrypt(server, who, admitted, content, sidecar)
-    return _add_version(server, who, admitted, content, sidecar, claim)
+    return _add_version(server, who, admitted, content, sidecar)
 
 
 def _add_version(
@@ -240,7 +202,6 @@ def _add_version(
     admitted: AdmittedRecord,
     content: NewContent,
     sidecar: Sidecar,
-    claim: QuotaClaim,
 ) -> Transaction[int]:
     """Return the change that makes `content` the newest version."""
     record, head = admitted.record, admitted.head
@@ -252,12 +213,11 @@ def _add_version(
         effects.append(Write(paths.leaves, content.leaves))
     added = () if head.document else tuple(reader[0] for reader in record.readers)
     effects += inbox_effects(server, record, added, ())
+    claim = _claim(server, admitted, content, [written])
 
     def on_published(_seq: int) -> None:
-        files.note_written(written.value, version)
+        files.note_published(written)
         server.documents.remember(written)
-        for holding in holding_of(sidecar):
-            files.ledger.hold(holding)
         claim.release()
         files.ledger.mark(record.file_id, living=True)
         update_inboxes(server, record, added, ())
@@ -277,31 +237,26 @@ def _reencrypt(
 ) -> Transaction[int]:
     """Return the change that replaces a version's bytes by as many new bytes under a new key.
 
-    The quota is not checked, because a rotation must not fail on it. A content that several
-    versions shared is then held twice; for that the same amount again is allowed (decision 0027).
+    A content that several versions shared is then held twice. A rotation must not fail for that, so
+    twice the quota is granted (decision 0027).
     """
     record, head, files = admitted.record, admitted.head, admitted.head.files
     version = record.version or 0
     target = version_with_content(head, version)
     _check_size_kept(target.value, content.size)
-    claim = _reencryption_claim(server, record, target.value, content.size, files.ledger)
     paths = head.paths(version)
-    written = {version: sidecar}
+    written = [SidecarWrite(paths.sidecar, sidecar)]
     if version != head.version and head.document is not None:
-        written[head.version] = changed(head.document.value, head=admitted.signed)
+        renewed = changed(head.document.value, head=admitted.signed)
+        written.append(SidecarWrite(head.document.path, renewed))
     leaves = Remove(paths.leaves) if content.has_few_leaves else Write(paths.leaves, content.leaves)
     # The sidecars come last: a reader of the new sidecar finds the bytes that it describes.
-    effects = [
-        content.store(paths.ciphertext),
-        leaves,
-        *(Write(head.paths(number).sidecar, one.encode) for number, one in written.items()),
-    ]
+    effects = [content.store(paths.ciphertext), leaves, *(one.effect for one in written)]
+    claim = _claim(server, admitted, content, written, encrypts_again=True)
 
-    def on_published(seq: int) -> None:
-        for number, one in written.items():
-            files.note_written(changed(one, seq=seq), number)
-        for holding in holding_of(sidecar):
-            files.ledger.hold(holding)
+    def on_published(_seq: int) -> None:
+        for one in written:
+            files.note_published(one)
         claim.release()
         server.read_handles.invalidate(record.owner, record.file_id, version)
         content.kept()
@@ -314,29 +269,30 @@ def _reencrypt(
     return Transaction(change, lambda seq: seq, content.undo)
 
 
+def _claim(
+    server: ServerContext,
+    admitted: AdmittedRecord,
+    content: NewContent,
+    written: list[SidecarWrite],
+    *,
+    encrypts_again: bool = False,
+) -> QuotaClaim:
+    """Return the claim for a new content and the sidecars written with it."""
+    return claim_growth(
+        server,
+        admitted.record.owner,
+        written,
+        content=0 if content.upload else content.size,
+        content_id=admitted.record.content_id or b"",
+        upload=content.upload,
+        encrypts_again=encrypts_again,
+    )
+
+
 def _check_size_kept(before: Sidecar, size: int) -> None:
     """Check that reencryption keeps the ciphertext's size. Raises `Refused`.
 
-    The same plaintext has the same size; a longer content would evade the quota.
+    The same plaintext has the same size; a longer content would take more of the quota.
     """
     had = before.content_record.ciphertext_size
     require(size == had, f"that version has {had} bytes")
-
-
-def _reencryption_claim(
-    server: ServerContext, record: FileRecord, before: Sidecar, size: int, ledger: Ledger
-) -> QuotaClaim:
-    """Return a claim for reencryption: `size` bytes if versions share the content, else none."""
-    _, quota = server.users.quota(record.owner)
-
-    def reserve() -> None:
-        try:
-            ledger.reserve(size, 2 * quota)
-        except Refused as exc:
-            why = "versions share this content, and a second copy exceeds twice the quota"
-            raise Refused(exc.code, f"{why}; purge one of them") from exc
-
-    content_id = record.content_id or b""
-    if not quota or not ledger.is_shared(before.content_record.content_id or b""):
-        return QuotaClaim(ledger, quota, content_id, lambda: None, 0)
-    return QuotaClaim(ledger, quota, content_id, reserve, size)

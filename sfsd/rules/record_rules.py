@@ -220,7 +220,7 @@ class Admission:
         except SignatureError as exc:
             raise Refused("refused", "the record is not signed by its generation's key") from exc
         blocked = write_block(user, self._clock())
-        if blocked is not None and not _only_removes(record, head.record):
+        if blocked is not None and not only_removes(record, head.record):
             raise Refused("rotation-required", f"rotate the key first: {blocked.reason}")
         self._check_place(record, head, user.name)
         return AdmittedRecord(
@@ -340,7 +340,7 @@ class Admission:
         return True
 
 
-def _only_removes(record: FileRecord, before: FileRecord | None) -> bool:
+def only_removes(record: FileRecord, before: FileRecord | None) -> bool:
     """Return whether the record only deletes, purges or drops readers.
 
     A user whose keys must be rotated may do this: it makes room, which the rotation may need, and
@@ -371,7 +371,7 @@ def check_content(
         require(record.current == version, "a new version is the current one")
     elif before is not None:
         require(record.current == before.current, "reencryption keeps the current version")
-    require(size > 0, "the ciphertext is empty")  # it would not count against the quota
+    require(size > 0, "the ciphertext is empty")  # its content would not count against the quota
     require(record.ciphertext_size == size, f"the ciphertext has {size} bytes")
     require(record.segments_root == root, "segments_root does not match the ciphertext")
     digest = hashlib.sha256(metadata).digest()

@@ -45,11 +45,13 @@ _Any = TypeVar("_Any")
 
 
 class Document(Value, Generic[Parsed]):
-    """A parsed file and the digest of its bytes, which a dependent change expects."""
+    """A parsed file, the digest of its bytes, which a dependent change expects, and their
+    number."""
 
     path: str
     digest: bytes
     value: Parsed
+    size: int
 
 
 class _CachedFile(Value):
@@ -73,6 +75,11 @@ class SidecarWrite:
         """The effect that writes the sidecar."""
         return Write(self.path, self._encode, self._digest)
 
+    @property
+    def size(self) -> int:
+        """Bytes that were written."""
+        return self._written.size
+
     def _encode(self, seq: int) -> bytes:
         """Return the bytes as entry `seq` writes them."""
         self.value = changed(self.value, seq=seq)
@@ -81,9 +88,13 @@ class SidecarWrite:
         return raw
 
     def _digest(self) -> bytes:
+        return self._written.digest
+
+    @property
+    def _written(self) -> _CachedFile:
         if self.encoded is None:
             raise ValueError("not encoded yet")
-        return self.encoded.digest
+        return self.encoded
 
 
 class Documents:
@@ -126,7 +137,7 @@ class Documents:
         found = None if digest is None else self._find(path, digest)
         if digest is None or found is None or not self._is_newest(path, found):
             return self.sidecar(path)
-        return Document(path, digest, found.value)
+        return Document(path, digest, found.value, found.size)
 
     def remember(self, sidecar: SidecarWrite) -> None:
         """Cache a published sidecar, so that later readers of these bytes need not parse them."""
@@ -202,7 +213,7 @@ class Documents:
         digest = self._store.stored_digest(path)
         found = None if digest is None else self._find(path, digest)
         if digest is not None and found is not None and self._is_newest(path, found):
-            return Document(path, digest, found.value)
+            return Document(path, digest, found.value, found.size)
         try:
             (document,) = self._load_all([path], parse)
         except Absent:
@@ -240,7 +251,7 @@ class Documents:
                 found, fresh = self._read_again(path, parse), True
             if fresh:
                 self._keep(path, found)
-            documents.append(Document(path, found.digest, found.value))
+            documents.append(Document(path, found.digest, found.value, found.size))
         return documents
 
     def _read_again(self, path: str, parse: Callable[[str, bytes], _Any]) -> _CachedFile:

@@ -13,7 +13,7 @@ import bisect
 from collections.abc import Iterator, Sequence
 
 from sfsd.errors import Absent, DamagedError
-from sfsd.state.documents import Document, Documents
+from sfsd.state.documents import Document, Documents, SidecarWrite
 from sfsd.state.load_once import LoadOnce
 from sfsd.state.quota import Holding, Ledger
 from sfsd.state.user_cache import UserCache
@@ -140,16 +140,23 @@ class OwnerFiles(LoadOnce):
 
         self._note(change)
 
-    def note_rewritten(self, seq: int, places: Sequence[tuple[str, int]]) -> None:
-        """Record that entry `seq` rewrote the existing sidecars of these (file_id, version); their
-        contents are unchanged."""
+    def note_published(self, written: SidecarWrite) -> None:
+        """Record that a change wrote this sidecar, and what its version takes of the quota."""
+        holding = holding_of(written.value, written.size)
+        self.note_written(written.value, holding.version)
+        self.ledger.hold(holding)
+
+    def note_rewritten(self, seq: int, sidecars: Sequence[tuple[str, int, int]]) -> None:
+        """Record that entry `seq` rewrote the existing sidecars of these versions, given as
+        (file_id, version, bytes of the sidecar); their contents are unchanged."""
 
         def change() -> None:
-            for file_id, version in places:
+            for file_id, version, _ in sidecars:
                 if version == self._newest[file_id]:
                     self._seqs[file_id] = max(seq, self._seqs.get(file_id, 0))
 
         self._note(change)
+        self.ledger.resize(sidecars)
 
     def content_ids(self, file_id: str) -> dict[int, bytes]:
         """Return the content_id of each version of a file, of a damaged one by the log. Raises
@@ -200,23 +207,22 @@ class OwnerFiles(LoadOnce):
         newest: dict[str, tuple[int, bool]] = {}
         for file_id, version in self._versions():
             try:
-                sidecar = self.sidecar(file_id, version).value
+                document = self.sidecar(file_id, version)
             except DamagedError:
                 continue  # a request for that file reports it; the others stay usable
-            holdings.extend(holding_of(sidecar))
+            holdings.append(holding_of(document.value, document.size))
             if version > newest.get(file_id, (0, False))[0]:
-                newest[file_id] = (version, sidecar.head_record.current != 0)
+                newest[file_id] = (version, document.value.head_record.current != 0)
         return holdings, [file_id for file_id, (_, living) in newest.items() if living]
 
 
-def holding_of(sidecar: Sidecar) -> list[Holding]:
-    """Return the content that counts as quota for a version: nothing once it is purged."""
+def holding_of(sidecar: Sidecar, size: int) -> Holding:
+    """Return what a version takes of the quota; `size` is the bytes of its sidecar."""
     record = sidecar.content_record
-    if sidecar.metadata is None or record.version is None:
-        return []
-    if record.content_id is None or record.ciphertext_size is None:
-        return []
-    return [Holding(record.file_id, record.version, record.content_id, record.ciphertext_size)]
+    content_id, ciphertext_size = record.content_id or b"", record.ciphertext_size or 0
+    if sidecar.metadata is None:  # purged or lost
+        content_id, ciphertext_size = b"", 0
+    return Holding(record.file_id, record.version or 0, content_id, ciphertext_size, size)
 
 
 class FileIndex(UserCache[OwnerFiles]):

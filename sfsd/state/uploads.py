@@ -3,8 +3,8 @@
 An upload belongs to the user, not to the session: it survives a lost connection, and is dropped
 after an hour without bytes. Its bytes count as quota from the moment they are announced or arrive.
 Once its session has ended, the client may never come back. Then a put of the same file from the
-same address takes its place, and after a minute without bytes it gives way to any put of its owner
-that would exceed the quota or the number of uploads.
+same address takes its place, and after a minute without bytes it gives way to any change of its
+owner that would exceed the quota, or the number of uploads.
 Pieces are pipelined and written by several threads at once, so within the client's window they may
 arrive in any order. The client is told up to where they are complete.
 """
@@ -22,6 +22,7 @@ from protocol.wire.messages.base import PIECE
 from sfsd.errors import IncompleteError, Refused, StagingClosedError, StoreRefusedError
 from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.state.file_index import OwnerFiles
+from sfsd.state.quota import Ledger
 from sfsd.storage.upload_file import UploadFile
 
 LIFETIME: Final = 3600
@@ -185,6 +186,11 @@ class Upload:
         self.files.ledger.release(reserved)
 
     @property
+    def reserved(self) -> int:
+        """Bytes that count as quota."""
+        return self._reserved
+
+    @property
     def committing(self) -> bool:
         """Whether a commit of this upload is running."""
         return self._committing
@@ -282,8 +288,12 @@ class UploadRegistry:
             earlier = upload.file_id == file_id and upload.session.address == session.address
             if earlier and upload.session.ended and not upload.replaces:
                 self._drop_unless_committed(upload)
-        if quota and files.ledger.used + size > quota:
-            self._drop_abandoned(files.owner)
+        self.give_way(files.owner, files.ledger, size, quota)
+
+    def give_way(self, owner: str, ledger: Ledger, size: int, quota: int) -> None:
+        """Drop abandoned uploads of the owner if `size` more bytes would exceed the quota."""
+        if quota and ledger.used + size > quota:
+            self._drop_abandoned(owner)
 
     def abort_session(self, session: UploadSession) -> None:
         """Drop every upload that `session` opened or resumed, except those being committed."""

@@ -109,7 +109,8 @@ class Claim(Protocol):
     """A resource that a change reserves, such as quota. Used on the committer thread."""
 
     def acquire(self) -> None:
-        """Reserve it. Raises an SfsdError to fail this change alone."""
+        """Reserve it; what the change writes is encoded by then. Raises an SfsdError to fail this
+        change alone."""
 
     def release(self) -> None:
         """Undo the reservation of a failed change; never called after a success. Must not raise."""
@@ -117,9 +118,10 @@ class Claim(Protocol):
 
 class Change(Value):
     """One log entry and its effects, made completely or not at all. `expect` maps a path to the
-    digest that its file must have, None for no file. `claim` is acquired once that holds.
-    `on_published(seq)` runs on the committer thread when the change is durable and published and
-    before the request is answered; it updates indexes, caches and ledgers, and must not raise."""
+    digest that its file must have, None for no file. `claim` is acquired once that holds and the
+    effects are encoded. `on_published(seq)` runs on the committer thread when the change is durable
+    and published and before the request is answered; it updates indexes, caches and ledgers, and
+    must not raise."""
 
     draft: EntryDraft
     expect: Mapping[str, bytes | None] = field(default_factory=lambda: MappingProxyType({}))

@@ -134,14 +134,7 @@ class GroupBuilder:
         prepared = self.prepared
         try:
             self._check(change)
-            if change.claim is not None:
-                change.claim.acquire()
-            try:
-                steps = self._steps(change, prepared.first_seq + prepared.count)
-            except SfsdError:
-                if change.claim is not None:
-                    change.claim.release()
-                raise
+            steps = self._steps(change, prepared.first_seq + prepared.count)
         except SfsdError as exc:
             prepared.refused[index] = exc
             return
@@ -182,7 +175,10 @@ class GroupBuilder:
         links = len(self.prepared.linked)
         adopted = len(self.prepared.adopted)
         try:
-            return [self._step(effect, seq, change.expect) for effect in change.effects]
+            steps = [self._step(effect, seq, change.expect) for effect in change.effects]
+            if change.claim is not None:
+                change.claim.acquire()
+            return steps
         except SfsdError:
             self._unlink(links)
             del self.prepared.adopted[adopted:]

@@ -278,7 +278,7 @@ def test_purge_removes_old_contents(daemon: Daemon, alice: Client) -> None:
     alice.run("get", "a", "-o", "-", "--version", "3", code=3)
     assert alice.run("cat", "a", "--version", "4").stdout == b"3" * 1000
     (status,) = objects(alice.run("--json", "status"))
-    assert status["used"] == 2 * 1056
+    assert status["used"] == sum(path.stat().st_size for path in stored(daemon)) > 2 * 1056
     alice.run("history", "a", "--prune", "2")
     (gone,) = objects(alice.run("--json", "rm", "--purge", "a"))
     assert gone["purged"] == [4, 5]

@@ -136,13 +136,23 @@ def test_a_disabled_user_is_disconnected_and_can_be_enabled(
     assert alice.run("ls").lines == ["f"]
 
 
-def test_usage_is_shown(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+def test_usage_is_what_the_files_take_on_the_disk(
+    daemon: Daemon, alice: Client, bob: Client, tmp_path: Path
+) -> None:
     (tmp_path / "f").write_bytes(bytes(100_000))
     alice.run("put", "f", cwd=tmp_path)
-    shown = json.loads(daemon.run("user", "show", "alice", "--json").text)
-    assert (shown["state"], shown["files"], shown["generation"]) == ("enrolled", 1, 1)
-    assert 100_000 < shown["used"] < 101_000
-    assert len(shown["fingerprint"]) == 64
+    alice.run("share", "f", "bob", "--trust-first-use")
+    alice.run("put", "f", cwd=tmp_path)
+    bob.run("rotate")
+    files = daemon.root / "store" / "users" / "alice" / "files"
+    stored = sum(path.stat().st_size for path in files.glob("*/*"))
+    for _ in range(2):
+        shown = json.loads(daemon.run("user", "show", "alice", "--json").text)
+        assert (shown["state"], shown["files"], shown["generation"]) == ("enrolled", 1, 1)
+        assert shown["used"] == stored > 200_000
+        assert len(shown["fingerprint"]) == 64
+        daemon.kill()
+        daemon.start()
 
 
 @pytest.mark.slow

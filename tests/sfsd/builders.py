@@ -38,7 +38,7 @@ from protocol.records.records import (
 )
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error, Receipt, Reply, Request
-from protocol.wire.messages.accounts import UserAdd
+from protocol.wire.messages.accounts import Usage, UsageAnswer, UserAdd, UserQuota
 from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.changes import BatchedWrap, Change, Commit, Committed, WrapBatch
 from protocol.wire.messages.rotation import Rewrap, RewrapItem
@@ -118,6 +118,16 @@ class Daemon:
         assert isinstance(done, Done), done
         person.who = self.open(person.enroll())[0]
         return person
+
+    def set_quota(self, user: str, quota: int) -> None:
+        done(self.ask(self.operator(), UserQuota(user, quota)))
+
+    def stored_bytes(self, user: str) -> int:
+        """Return the bytes of the user's versions on the disk; a ciphertext with several names
+        counts once."""
+        files = self.context.store.users / user / "files"
+        found = [path.stat() for path in files.glob("*/*")]
+        return sum({one.st_ino: one.st_size for one in found}.values())
 
     def entries(self, op: str | None = None) -> list[LogEntry]:
         lines = enumerate(self.context.journal.lines())
@@ -293,6 +303,16 @@ class Person:
     renewed: Statement = field(init=False)
     heads: dict[str, bytes] = field(default_factory=dict)
     made: dict[tuple[str, int], Version] = field(default_factory=dict)
+
+    def used(self) -> int:
+        """Return the bytes of the quota that are used; with no upload open, those on the disk."""
+        answer = self.served.ask(self.who, Usage())
+        assert isinstance(answer, UsageAnswer), answer
+        return answer.used
+
+    def stored(self) -> int:
+        """Return the bytes of this user's versions on the disk."""
+        return self.served.stored_bytes(self.name)
 
     def invitation(self, *, quota: int = 0, lasts: int = DAY) -> UserAdd:
         expires = int(self.served.clock.now) + lasts

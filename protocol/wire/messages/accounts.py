@@ -10,7 +10,8 @@ from protocol.wire.messages.base import Done, Reply, Request, message
 
 @message(97)
 class UsageAnswer(Reply):
-    """Bytes of ciphertext in the account, its quota in bytes (0: none), and its current files."""
+    """Bytes that the account's versions and running uploads take on the disk, its quota in bytes
+    (0: none), and its current files."""
 
     used: Count
     quota: Count
@@ -110,7 +111,7 @@ class StatusAnswer(Reply):
 
 @message(142, replies=(Done,))
 class UserQuota(Request):
-    """Set a user's quota in bytes of ciphertext, 0 for no limit; operator only."""
+    """Set a user's quota in bytes, 0 for no limit; operator only."""
 
     user: UserName
     quota: Count

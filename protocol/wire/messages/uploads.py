@@ -35,8 +35,8 @@ class UploadState(Reply):
 class PutOpen(Request):
     """Begin an upload to a file; `size` is the ciphertext's (0: unknown) and counts as quota.
 
-    If `version` is given, the upload re-encrypts it: `size` is that version's size, no more quota
-    is used, and only a record of op reencrypt can commit it. A third upload of this kind drops the
+    If `version` is given, the upload re-encrypts it: `size` is that version's size, no quota is
+    reserved, and only a record of op reencrypt can commit it. A third upload of this kind drops the
     one that received no bytes for longest.
     """
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from protocol.records.records import PURGE
-from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.downloads import GetOpen
 from protocol.wire.messages.files import Stat, Stated
 from sfsd.config import DAY, Config, RetentionPolicy
@@ -46,12 +45,6 @@ def has_content(person: Person, wanted: str, version: int) -> bool:
     return bool(reply.view.metadata)
 
 
-def used(person: Person) -> int:
-    reply = person.ask(Usage())
-    assert isinstance(reply, UsageAnswer)
-    return reply.used
-
-
 def test_old_trash_is_removed_and_its_records_stay(tmp_path: Path) -> None:
     with daemon_with_policy(tmp_path, days=30) as served:
         ada = served.person("ada")
@@ -65,7 +58,7 @@ def test_old_trash_is_removed_and_its_records_stay(tmp_path: Path) -> None:
         assert run(served) == 1
         assert [has_content(ada, F, version) for version in (1, 2)] == [False, False]
         assert has_content(ada, G, 1)
-        assert used(ada) == 6
+        assert ada.used() == ada.stored()
         (entry,) = served.entries("retention")
         assert (entry.actor, entry.owner, entry.file) == ("server", "ada", F)
         assert (entry.detail["purged"], entry.detail["why"]) == ([1, 2], "trash")
@@ -123,7 +116,7 @@ def test_removal_survives_a_restart(tmp_path: Path) -> None:
         ada.served = served
         ada.who = ada.log_in()
         assert [has_content(ada, F, version) for version in (1, 2, 3)] == [False, False, True]
-        assert (run(served), used(ada)) == (0, 10)
+        assert (run(served), ada.used()) == (0, ada.stored())
 
 
 def test_jobs_run_once_a_day(tmp_path: Path) -> None:
@@ -191,10 +184,10 @@ def test_many_versions_are_removed_in_several_changes(tmp_path: Path) -> None:
         assert run(served) == 4
         purged = [entry.detail["purged"] for entry in served.entries("retention")]
         assert [number for some in purged for number in some] == list(range(1, 300))
-        assert used(ada) == 1
+        assert ada.used() == ada.stored()
         ada.delete(F)
     with daemon_with_policy(tmp_path, served.clock, days=1) as served:
         ada.served = served
         ada.who = ada.log_in()
         served.clock.now += 2 * DAY
-        assert (run(served), used(ada)) == (1, 0)
+        assert (run(served), ada.used()) == (1, ada.stored())

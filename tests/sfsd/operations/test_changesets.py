@@ -268,6 +268,7 @@ def test_quota_is_claimed_change_by_change(served: Daemon) -> None:
     reply = committed(bob.ask(bob.changeset(*versions)))
     codes = [one.error and one.error.code for one in reply.outcomes]
     assert codes == [None, None, None, "quota", "quota"]
+    assert bob.used() == bob.stored()
     for version in versions[:3]:
         bob.took(version)
         bob.delete(version.record.file_id)

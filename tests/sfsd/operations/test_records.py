@@ -92,11 +92,13 @@ def move(
 
 def test_a_delete_adds_a_tombstone_and_frees_no_quota(served: Daemon, ada: Person) -> None:
     ada.put(F, b"x" * 500)
+    stored = ada.stored()
     gone = ada.delete(F)
     again = check_receipt(done(ada.ask(gone.change())), gone.body)
     assert len(served.entries("delete")) == 1
     assert again.paths.keys() == {f"ada/files/00/{F}.1.json"}
-    assert usage(ada) == (500, 0)
+    assert usage(ada) == (ada.stored(), 0)
+    assert ada.stored() > stored  # the tombstone is stored too
     ada.put(F, b"again")
     assert stat(ada).head is None
 
@@ -149,15 +151,18 @@ def test_a_restore_makes_an_old_content_the_newest_version(served: Daemon, ada: 
     opened = ada.ask(GetOpen("ada", F, 0))
     assert isinstance(opened, Opened)
     assert (opened.data, opened.view.wraps) == (b"precious", made.wraps)
-    assert usage(ada) == (16, 1)  # one content is counted once
+    assert usage(ada) == (ada.stored(), 1)  # one content is counted once
     ada.put(F, b"onward")
 
 
-def test_a_restore_does_not_count_against_the_quota(served: Daemon) -> None:
-    ada = served.person("ada", quota=100)
-    ada.put(F, bytes(100))
+def test_a_restore_takes_quota_for_its_sidecar_only(served: Daemon) -> None:
+    ada = served.person("ada", quota=104_000)
+    ada.put(F, bytes(100_000))
     ada.delete(F)
-    done(ada.ask(restored(ada, 1).change()))
+    done(ada.ask(ada.took(restored(ada, 1)).change()))
+    assert usage(ada) == (ada.stored(), 1)
+    served.set_quota("ada", ada.stored() + 1000)
+    refused(ada.ask(restored(ada, 1).change()), "quota")
 
 
 WRONG_RESTORES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -185,7 +190,8 @@ def test_a_restore_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> Non
 
 
 def test_a_purge_removes_bytes_and_wraps_and_keeps_records(served: Daemon, ada: Person) -> None:
-    bodies = [ada.put(F, bytes([n]) * 100).body for n in range(3)]
+    bodies = [ada.put(F, bytes([n]) * 9000).body for n in range(3)]
+    stored = ada.stored()
     purge = ada.signed(ada.record(F, PURGE, purged=(1, 2)))
     entry = check_receipt(done(ada.ask(purge.change())), purge.body)
     ada.took(purge)
@@ -199,7 +205,8 @@ def test_a_purge_removes_bytes_and_wraps_and_keeps_records(served: Daemon, ada: 
     old = stat(ada, version=1)
     assert (old.metadata, old.wraps) == (b"", ())
     assert revisions(ada) == [*bodies, purge.body]
-    assert usage(ada) == (100, 1)
+    assert usage(ada) == (ada.stored(), 1)
+    assert ada.stored() < stored - 2 * 9000
     refused(ada.ask(restored(ada, 1).change()), "not-found")
     ada.put(F, b"onward")
 
@@ -254,7 +261,7 @@ def test_every_version_of_a_deleted_file_can_be_purged(served: Daemon, ada: Pers
     view = stat(ada)
     assert view.head is not None
     assert view.head.record == purge.body
-    assert usage(ada) == (0, 0)
+    assert usage(ada) == (ada.stored(), 0)
 
 
 WRONG_PURGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -292,7 +299,7 @@ def test_a_move_is_one_log_entry_with_both_records(served: Daemon, ada: Person) 
     older = ada.ask(GetOpen("ada", F, 1))
     assert isinstance(older, Opened)
     assert older.data == b"old"
-    assert usage(ada) == (11, 1)  # a content in two files is counted once
+    assert usage(ada) == (ada.stored(), 1)  # a content in two files is counted once
     # The same request again gets the same receipt.
     again = check_receipt(done(ada.ask(ada.together(made, gone))), made.body)
     assert again.seq == entry.seq
@@ -332,7 +339,7 @@ def test_a_move_survives_a_restart(tmp_path: Path) -> None:
         ada.served = served
         ada.who = ada.log_in()
         assert [changed(stat(ada, one), at=0) for one in (F, G)] == before
-        assert usage(ada) == (8, 1)
+        assert usage(ada) == (ada.stored(), 1)
 
 
 WRONG_MOVES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -434,7 +441,7 @@ def test_a_move_removes_the_wraps_of_dropped_readers(served: Daemon, ada: Person
         ada.made[G, 1].metadata,
     )
     refused(bob.ask(GetOpen("ada", G, 1)), "not-found")
-    assert usage(ada) == (220, 1)
+    assert usage(ada) == (ada.stored(), 1)
 
 
 def test_a_move_offers_the_file_to_nobody_who_has_left_it(ada: Person, served: Daemon) -> None:

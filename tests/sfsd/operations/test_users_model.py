@@ -1,14 +1,18 @@
 """Model test: several users send valid and invalid requests to one daemon in any order.
 
-The model has each file's readers, versions and contents, and each user's quota use. It predicts the
-reply to each request. A refused request must change nothing, and after every restart the log and
-the store must verify.
+The model has each file's readers, versions and contents. It predicts the reply to each request. A
+refused request must change nothing, and after every restart the log and the store must verify.
+
+What a user uses of the quota is at any time what their files take on the disk. A request that is
+refused for the quota says how many bytes it would add: with one byte less it is refused again, with
+as many it is accepted and adds exactly these.
 """
 
 from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -40,7 +44,7 @@ from protocol.wire.messages.downloads import GetOpen, Opened, Read
 from protocol.wire.messages.files import List, Listing
 from protocol.wire.messages.rotation import Rewrapped
 from protocol.wire.messages.sharing import Inbox, InboxPage
-from protocol.wire.messages.uploads import PutOpen
+from protocol.wire.messages.uploads import Aborted, PutAbort, PutOpen
 from sfsd.config import DAY
 from sfsd.log.verify import verify_log
 from sfsd.storage.fsck import Fsck
@@ -60,7 +64,11 @@ from tests.sfsd.store_model import memory
 
 NAMES = ("ada", "bob", "eve")
 FILES = tuple(map(file_id, (1, 2, 3)))
-QUOTA = 600
+QUOTA = 6000
+DIGITS = 2
+"""Bytes that a change may add more than before: sidecars have the number of their entry, which may
+have got one more digit since."""
+ADDED = re.compile(r"([0-9,]+) more bytes would exceed the quota of ([0-9,]+)")
 
 name = st.sampled_from(NAMES)
 file = st.sampled_from(FILES)
@@ -125,35 +133,38 @@ class Users(RuleBasedStateMachine):
     def _wraps(self, owner: str, readers: set[str]) -> tuple[Wrap, ...]:
         return tuple(self.people[one].wrap() for one in sorted({owner} | readers))
 
-    def _used(self, owner: str) -> int:
-        contents = {
-            kept.made.record.content_id: len(kept.data)
-            for (whose, _), found in self.files.items()
-            for kept in found.versions.values()
-            if whose == owner and kept.data is not None
-        }
-        return sum(contents.values())
-
-    def _shares(self, owner: str, content_id: bytes | None) -> int:
-        return sum(
-            kept.made.record.content_id == content_id and kept.data is not None
-            for (whose, _), found in self.files.items()
-            for kept in found.versions.values()
-            if whose == owner
-        )
-
     def _ask(self, who: str, request: Request, made: Version, expected: str) -> bool:
-        """Send a request and check the reply: `expected` is an error code, "" for success."""
-        before = self.served.context.journal.size
-        reply = self.people[who].ask(request)
+        """Send a request and check the reply: `expected` is an error code, "" for success. What is
+        refused for the quota is granted with a higher quota."""
+        before, person = self.served.context.journal.size, self.people[who]
+        reply = person.ask(request)
         if expected:
             self._is_refused(reply, expected, before)
             return False
+        if isinstance(reply, Error):
+            self._is_refused(reply, "quota", before)
+            reply = self._granted(person, request, reply)
+        else:
+            assert self.served.context.journal.size == before + 1
         assert isinstance(reply, Done), reply
-        assert self.served.context.journal.size == before + 1
-        self.people[who].took(made)
+        person.took(made)
         self.past.append((who, request, made))
         return True
+
+    def _granted(self, person: Person, request: Request, refusal: Error) -> Reply:
+        """Repeat a request that the quota refused, with one byte too little and with enough."""
+        stored, added = person.stored(), _added(refusal)
+        again = 2 if "twice" in refusal.text else 1  # to encrypt again, twice the quota is granted
+        assert stored + added > again * QUOTA
+        enough = -(-(stored + added + DIGITS) // again)
+        self.served.set_quota(person.name, enough - DIGITS - 1)
+        before = self.served.context.journal.size
+        self._is_refused(person.ask(request), "quota", before)
+        self.served.set_quota(person.name, enough)
+        reply = person.ask(request)
+        assert 0 <= person.stored() - stored - added <= DIGITS
+        self.served.set_quota(person.name, QUOTA)
+        return reply
 
     def _is_refused(self, reply: Reply, code: str, log_size: int) -> None:
         assert isinstance(reply, Error), reply
@@ -164,15 +175,24 @@ class Users(RuleBasedStateMachine):
     def put(self, owner: str, file: str, size: int, *, large: bool) -> None:
         ada, found = self.people[owner], self.files.get((owner, file), File())
         data = os.urandom(size)
-        full = self._used(owner) + size > QUOTA
-        if large and full:
+        if large and ada.stored() + size > QUOTA:
             assert isinstance(ada.ask(PutOpen(owner, file, size)), Error)
             return
         made = ada.version(file, data, readers=found.readers, wraps=self._wraps(owner, found.names))
-        upload = ada.upload(file, data) if large else b""
-        request = made.commit(upload) if large else made.small()
-        if self._ask(owner, request, made, "quota" if full else ""):
-            self._has(owner, file, made, data, found.names | {owner})
+        if large:
+            upload = ada.upload(file, data)
+            before = self.served.context.journal.size
+            reply = ada.ask(made.commit(upload))
+            if isinstance(reply, Error):  # there is no room for its sidecar
+                self._is_refused(reply, "quota", before)
+                assert ada.stored() + size + _added(reply) > QUOTA
+                assert isinstance(ada.ask(PutAbort(upload)), Aborted)
+                return
+            ada.took(made)
+            self.past.append((owner, made.commit(upload), made))
+        elif not self._ask(owner, made.small(), made, ""):
+            return
+        self._has(owner, file, made, data, found.names | {owner})
 
     @rule(owner=name, file=file, size=size)
     def put_what_counts_as_another(self, owner: str, file: str, size: int) -> None:
@@ -215,7 +235,7 @@ class Users(RuleBasedStateMachine):
     )
     def together(self, owner: str, plan: list[str], size: int) -> None:
         """Change several files in one request; each is accepted or refused alone, in order."""
-        ada, asked, used = self.people[owner], list[tuple[Version, str]](), self._used(owner)
+        ada, asked = self.people[owner], list[tuple[Version, str]]()
         for file, action in zip(FILES, plan, strict=True):
             found = self.files.get((owner, file))
             if action == DELETE:
@@ -227,20 +247,23 @@ class Users(RuleBasedStateMachine):
                 late = {"prev": bytes(32)} if action == "late" else {}
                 given = self._wraps(owner, names)
                 made = ada.version(file, os.urandom(size), readers=readers, wraps=given, **late)
-                full = used + size > QUOTA
-                asked.append((made, "conflict" if late else "quota" if full else ""))
-                used += 0 if late or full else size
+                asked.append((made, "conflict" if late else "*"))
         if not asked:
             return
-        before = self.served.context.journal.size
+        before, stored = self.served.context.journal.size, ada.stored()
         request = ada.changeset(*(made for made, _ in asked))
         reply = self.served.run(self.served.dispatcher.handle(ada.who, request))
         assert isinstance(reply, Committed), reply
         codes = ["" if one.error is None else one.error.code for one in reply.outcomes]
-        assert codes == [refusal for _, refusal in asked]
+        full = [one.error for one in reply.outcomes if one.error and one.error.code == "quota"]
+        assert all(stored + _added(one) + _reserved(one) > QUOTA for one in full)
+        assert [
+            "*" if code in ("", "quota") and refusal == "*" else code
+            for code, (_, refusal) in zip(codes, asked, strict=True)
+        ] == [refusal for _, refusal in asked]
         assert self.served.context.journal.size == before + codes.count("")
-        for made, refusal in asked:
-            if refusal:
+        for (made, _), code in zip(asked, codes, strict=True):
+            if code:
                 continue
             ada.took(made)
             file = made.record.file_id
@@ -343,8 +366,6 @@ class Users(RuleBasedStateMachine):
             expected = "not-found"
         elif more:
             expected = "bad-request"
-        elif self._shares(owner, kept.made.record.content_id) > 1:
-            expected = "quota" if self._used(owner) + len(data) > 2 * QUOTA else ""
         if self._ask(owner, made.small(), made, expected):
             found.versions[version] = Kept(made, data, found.names | {owner})
 
@@ -433,7 +454,7 @@ class Users(RuleBasedStateMachine):
             assert isinstance(usage, UsageAnswer)
             own = {file: found for (owner, file), found in self.files.items() if owner == one}
             living = sum(found.current != 0 for found in own.values())
-            assert (usage.used, usage.files) == (self._used(one), living)
+            assert (usage.used, usage.files) == (person.stored(), living)
             listing = person.ask(List("", 256, 0))
             assert isinstance(listing, Listing)
             seen = {FileRecord.parse(view.content.record).file_id for view in listing.views}
@@ -447,6 +468,19 @@ class Users(RuleBasedStateMachine):
             assert {(each.owner, each.file_id) for each in page.files} == {
                 place for place, found in self.files.items() if found.current and one in found.names
             }
+
+
+def _added(refusal: Error) -> int:
+    """Return how many bytes a change that was refused for the quota would add."""
+    found = ADDED.match(refusal.text)
+    assert found is not None, refusal
+    return int(found[1].replace(",", ""))
+
+
+def _reserved(refusal: Error) -> int:
+    """Return the bytes that were reserved by then."""
+    found = re.search(r"; ([0-9,]+) are reserved", refusal.text)
+    return 0 if found is None else int(found[1].replace(",", ""))
 
 
 TestUsers = Users.TestCase

@@ -61,10 +61,10 @@ def test_a_rewritten_sidecar_counts_as_changed(served: Daemon, ada: Person) -> N
     files = served.context.index.for_user("ada")
     before = {one: seq for one, _, seq in files.after("", 99)}
     # An older version, the newest ones, and one that a later entry is known to have changed.
-    files.note_rewritten(10**6, [(F, 1)])
+    files.note_rewritten(10**6, [(F, 1, 9)])
     assert {one: seq for one, _, seq in files.after("", 99)} == before
-    files.note_rewritten(10**6, [(F, 2), (file_id(2), 1)])
-    files.note_rewritten(10**6 - 1, [(F, 2)])
+    files.note_rewritten(10**6, [(F, 2, 9), (file_id(2), 1, 9)])
+    files.note_rewritten(10**6 - 1, [(F, 2, 9)])
     assert {one: seq for one, _, seq in files.after("", 99)} == dict.fromkeys(before, 10**6)
     assert [version for _, version, _ in files.after("", 99)] == [2, 1]
 
@@ -94,7 +94,10 @@ def test_a_damaged_version_counts_nothing_and_blocks_no_load(served: Daemon, ada
     files = fresh(served).for_user("ada")
     with pytest.raises(DamagedError):
         files.sidecar(F, 1)
-    assert (files.loaded_ledger().used, files.ledger.files) == (200, 1)
+    whole = sum(one.stat().st_size for one in path.parent.glob(f"{file_id(2)}.*"))
+    assert (files.loaded_ledger().used, files.ledger.files) == (whole, 1)
+    files.note_rewritten(10**6, [(F, 1, 9)])
+    assert files.ledger.used == whole
 
 
 def test_an_evicted_owner_lives_while_it_is_referenced(
@@ -117,6 +120,7 @@ def test_an_evicted_owner_lives_while_it_is_referenced(
 def test_the_holding_of_a_version(served: Daemon, ada: Person) -> None:
     put = ada.put(F, bytes(77))
     sidecar = served.context.index.for_user("ada").sidecar(F, 1).value
-    (holding,) = file_index.holding_of(sidecar)
+    holding = file_index.holding_of(sidecar, 900)
     assert (holding.file_id, holding.version, holding.size) == (F, 1, 77)
+    assert holding.beside == 900
     assert holding.content_id == FileRecord.parse(put.body).content_id

@@ -14,10 +14,19 @@ from sfsd.state.quota import Holding, Ledger
 files = st.sampled_from(["a", "b", "c"])
 versions = st.integers(1, 3)
 contents = st.integers(0, 4)
+sidecars = st.integers(1, 300)
+LARGE = 65 << 20
 
 
 def size_of(content: int) -> int:
-    return int(10**content)
+    return int(10**content) if content < 4 else LARGE
+
+
+def holding(file_id: str, version: int, content: int | None, sidecar: int) -> Holding:
+    """Return a version with this content (None: it is purged)."""
+    if content is None:
+        return Holding(file_id, version, b"", 0, sidecar)
+    return Holding(file_id, version, bytes([content]) * 16, size_of(content), sidecar)
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -25,14 +34,14 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.ledger = Ledger()
         self.ledger.load(lambda: ([], []))
-        self.held: dict[tuple[str, int], int] = {}
+        self.held: dict[tuple[str, int], tuple[int | None, int]] = {}
         self.living: set[str] = set()
         self.reserved = 0
         self.coming: set[int] = set()
 
     @rule(content=contents)
     def announce(self, content: int) -> None:
-        if content in self.coming or content in self.held.values():
+        if content in self.coming or content in [known for known, _ in self.held.values()]:
             with pytest.raises(Refused, match="used before"):
                 self.ledger.announce(bytes([content]) * 16)
         else:
@@ -44,15 +53,33 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.retract(bytes([content]) * 16)
         self.coming.discard(content)
 
-    @rule(file_id=files, version=versions, content=contents)
-    def hold(self, file_id: str, version: int, content: int) -> None:
-        self.ledger.hold(Holding(file_id, version, bytes([content]) * 16, size_of(content)))
-        self.held[file_id, version] = content
+    @rule(
+        changes=st.dictionaries(
+            st.tuples(files, versions), st.tuples(st.none() | contents, sidecars), min_size=1
+        ),
+        reserved=st.sampled_from([0, 100, LARGE]),
+    )
+    def hold(self, changes: dict[tuple[str, int], tuple[int | None, int]], reserved: int) -> None:
+        """Reserve what is added exactly, except what an upload reserved, then hold it."""
+        coming = [holding(*place, *changes[place]) for place in changes]
+        before = self.total
+        self.held |= changes
+        more = max(self.total - before - reserved, 0)
+        if before + more > 1 and more:  # a quota of 0 is no limit
+            with pytest.raises(Refused, match=f"{more:,} more bytes"):
+                self.ledger.reserve_growth(coming, before + more - 1, reserved=reserved)
+        quota = max(before + more, 1) if more else 1  # no growth is refused
+        assert self.ledger.reserve_growth(coming, quota, reserved=reserved) == more
+        assert self.ledger.used == before + more
+        for one in coming:
+            self.ledger.hold(one)
+        self.ledger.release(more)
 
-    @rule(file_id=files, version=versions)
-    def drop(self, file_id: str, version: int) -> None:
-        self.ledger.drop(file_id, version)
-        self.held.pop((file_id, version), None)
+    @rule(file_id=files, version=versions, sidecar=sidecars)
+    def resize(self, file_id: str, version: int, sidecar: int) -> None:
+        self.ledger.resize([(file_id, version, sidecar)])
+        if (file_id, version) in self.held:
+            self.held[file_id, version] = (self.held[file_id, version][0], sidecar)
 
     @rule(file_id=files, living=st.booleans())
     def mark(self, file_id: str, living: bool) -> None:
@@ -61,7 +88,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(size=st.integers(0, 20_000), quota=st.sampled_from([0, 1, 12_000, 10**6]))
     def reserve(self, size: int, quota: int) -> None:
-        if quota and self.total + size > quota:
+        if size and quota and self.total + size > quota:
             with pytest.raises(Refused) as caught:
                 self.ledger.reserve(size, quota)
             assert caught.value.code == "quota"
@@ -76,22 +103,18 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @property
     def total(self) -> int:
-        return sum(size_of(content) for content in set(self.held.values())) + self.reserved
+        found = [content for content, _ in self.held.values() if content is not None]
+        leaves = 32 * 65 * found.count(4)
+        beside = sum(sidecar for _, sidecar in self.held.values()) + leaves
+        return sum(map(size_of, set(found))) + beside + self.reserved
 
     @invariant()
     def adds_up(self) -> None:
         assert self.ledger.used == self.total
         assert self.ledger.files == len(self.living)
-        for content in range(5):
-            shared = list(self.held.values()).count(content) > 1
-            assert self.ledger.is_shared(bytes([content]) * 16) == shared
 
 
 TestLedger = LedgerMachine.TestCase
-
-
-def holding(version: int, size: int = 5) -> Holding:
-    return Holding("f", version, bytes([version]) * 16, size)
 
 
 def test_changes_during_a_load_are_not_lost() -> None:
@@ -101,18 +124,19 @@ def test_changes_during_a_load_are_not_lost() -> None:
     def read() -> tuple[list[Holding], list[str]]:
         reading.set()
         assert changed.wait(10)
-        return [holding(1), holding(2)], ["f", "gone"]
+        return [holding("f", 1, 1, 5), holding("f", 2, 2, 5)], ["f", "gone"]
 
     loading = threading.Thread(target=ledger.load, args=(read,))
     loading.start()
     assert reading.wait(10)
-    ledger.hold(holding(2))  # the load sees it too
-    ledger.hold(holding(3))  # the load does not see it
-    ledger.drop("f", 1)
+    ledger.hold(holding("f", 2, 2, 6))  # the load sees it too
+    ledger.hold(holding("f", 3, 3, 5))  # the load does not see it
+    ledger.hold(holding("f", 1, None, 4))
+    ledger.resize([("f", 3, 7)])
     ledger.mark("gone", living=False)
     changed.set()
     loading.join()
-    assert (ledger.used, ledger.files) == (10, 1)
+    assert (ledger.used, ledger.files) == (4 + 106 + 1007, 1)
 
 
 def test_a_failed_load_can_be_retried() -> None:
@@ -123,10 +147,10 @@ def test_a_failed_load_can_be_retried() -> None:
 
     with pytest.raises(Refused):
         ledger.load(fail)
-    ledger.hold(holding(9))  # a later load will see it
-    ledger.load(lambda: ([holding(1)], []))
+    ledger.hold(holding("f", 9, 3, 5))  # a later load will see it
+    ledger.load(lambda: ([holding("f", 1, 0, 5)], []))
     ledger.load(fail)  # not loaded again
-    assert ledger.used == 5
+    assert ledger.used == 6
 
 
 def test_a_refusal_states_the_bytes_reserved_for_uploads() -> None:
