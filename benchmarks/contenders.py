@@ -1,6 +1,6 @@
 """What a user would take instead, each encrypting on the client and serving over loopback.
 
-rclone  crypt over its own webdav server
+rclone  crypt over its own webdav server, with TLS as sfs has it
 restic  over ``rclone serve restic``
 borg    over ssh to an sshd of its own
 """
@@ -105,11 +105,28 @@ class Rclone(_Served):
         hidden = _output("rclone", "obscure", PASSPHRASE)
         self._config = self._folder / "rclone.conf"
         self._config.write_text(
-            f"[dav]\ntype=webdav\nurl=http://127.0.0.1:{self._port}\nvendor=other\n"
+            f"[dav]\ntype=webdav\nurl=https://127.0.0.1:{self._port}\nvendor=other\n"
             f"[enc]\ntype=crypt\nremote=dav:\npassword={hidden}\n"
         )
-        address = f"127.0.0.1:{self._port}"
-        self._serve("rclone", "serve", "webdav", self._folder / "store", "--addr", address)
+        self._certificate, key = self._folder / "certificate", self._folder / "key"
+        _run(
+            [
+                *(
+                    "openssl",
+                    "req",
+                    "-x509",
+                    "-newkey",
+                    "ec",
+                    "-pkeyopt",
+                    "ec_paramgen_curve:P-256",
+                ),
+                *("-nodes", "-days", "30", "-subj", "/CN=127.0.0.1"),
+                *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key),
+                *("-out", self._certificate),
+            ]
+        )
+        served = ("--addr", f"127.0.0.1:{self._port}", "--cert", self._certificate, "--key", key)
+        self._serve("rclone", "serve", "webdav", self._folder / "store", *served)
         return self
 
     def up(self, source: Path, name: str) -> None:
@@ -121,8 +138,8 @@ class Rclone(_Served):
 
     def _copy(self, source: Path, origin: str | Path, target: str | Path) -> None:
         how = "copy" if source.is_dir() else "copyto"
-        words = ("rclone", "--config", self._config, "--transfers", "8", "--checkers", "8")
-        _run([*words, how, origin, target])
+        words = ("rclone", "--config", self._config, "--ca-cert", self._certificate)
+        _run([*words, "--transfers", "8", "--checkers", "8", how, origin, target])
 
 
 class Restic(_Served):
@@ -205,7 +222,7 @@ class Borg(_Served):
 
 
 PEERS: Mapping[str, tuple[Callable[[Path], _Served], tuple[str, ...]]] = {
-    "rclone": (Rclone, ("rclone",)),
+    "rclone": (Rclone, ("rclone", "openssl")),
     "restic": (Restic, ("restic", "rclone")),
     "borg": (Borg, ("borg", "ssh", "ssh-keygen", "sshd")),
 }

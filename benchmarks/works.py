@@ -15,6 +15,7 @@ from tests.harness import Client
 
 BIG = int(os.environ.get("BENCH_BYTES", str(1 << 30)))
 FILES = int(os.environ.get("BENCH_FILES", "2000"))
+MANY = int(os.environ.get("BENCH_MANY_FILES", "20000"))
 SMALL = 4096
 TREE = Path(os.environ.get("BENCH_TREE", "/usr/share/doc"))
 
@@ -27,10 +28,10 @@ def random_file(path: Path, size: int) -> Path:
     return path
 
 
-def small_files(folder: Path) -> Path:
-    """`FILES` files of 4 KiB."""
+def small_files(folder: Path, count: int = FILES) -> Path:
+    """`count` files of 4 KiB."""
     folder.mkdir()
-    for number in range(FILES):
+    for number in range(count):
         random_file(folder / f"f{number:05d}", SMALL)
     return folder
 
