@@ -110,9 +110,8 @@ class _Clients:
             op="download",
             actor=user,
             owner=user,
-            file="0123456789abcdef0123456789abcdef",
-            version=1,
             session=0,
+            detail={"items": [["0123456789abcdef0123456789abcdef", 1]]},
             accounts=(user,),
             tag_keys={user: bytes(32)},
         )

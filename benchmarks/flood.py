@@ -37,7 +37,7 @@ from protocol.records.signatures import SigningKey
 from protocol.wire.connection import MAX_OUTSTANDING
 from protocol.wire.messages import Request, decode, encode, registered
 from protocol.wire.messages.accounts import Usage
-from protocol.wire.messages.downloads import GetOpen
+from protocol.wire.messages.downloads import Open, OpenTarget
 from protocol.wire.messages.files import History, List, Stat
 from protocol.wire.messages.log import LogHead, LogLeaves, LogLines, LogProof
 from protocol.wire.messages.rotation import GetBundle, GetWraps
@@ -113,7 +113,7 @@ def requests(who: Account, size: int) -> dict[str, Request]:
         LogHead(size // 2),
         Lookup(who.user, 1),
         GetBundle(0),
-        GetOpen(who.user, who.file_id, 0),
+        Open(who.user, (OpenTarget(who.file_id, 0),)),
         PutOpen(who.user, who.file_id, 1 << 20),
         Stat(who.user, who.file_id, 0),
         Usage(),

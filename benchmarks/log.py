@@ -57,9 +57,8 @@ def fill(root: Path) -> None:
                     op="download",
                     actor=f"user{seq % 100}",
                     owner=f"user{seq % 7}",
-                    file=f"{seq % 5000:032x}",
-                    version=1,
                     session=0,
+                    detail={"items": [[f"{seq % 5000:032x}", 1]]},
                     tag_keys={f"user{seq % 100}": bytes(32)},
                 )
                 for seq in range(first, min(first + GROUP, ENTRIES))

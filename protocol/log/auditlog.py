@@ -33,6 +33,9 @@ MAX_LINE = 64 * 1024
 SALT_SIZE = 16
 TAG_SIZE = 16
 """Bytes of a tag in leaf data."""
+DOWNLOAD = "download"
+ITEMS = "items"
+"""Key in the detail of a download: [file_id, version] of each version that was opened."""
 IDENTITY_OPS = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 """Ops of entries whose `rec` is an identity statement of `owner`."""
 LOST = "lost"
@@ -115,6 +118,13 @@ class LogEntry(Value):
     def paths(self) -> dict[str, bytes | None]:
         """SHA-256 of the file that the entry left at each path it changed; None if it left none."""
         return _paths(self.detail)
+
+    @property
+    def versions(self) -> tuple[tuple[str, int | None], ...]:
+        """(file_id, version) of each file that the entry is about; None for no one version."""
+        if self.op == DOWNLOAD:
+            return tuple((file, version) for file, version in self.detail[ITEMS])
+        return () if self.file is None else ((self.file, self.version),)
 
     @property
     def records(self) -> tuple[tuple[bytes, dict[str, bytes]], ...]:
@@ -322,6 +332,9 @@ def _entry(fields: Sequence[Any], digest: bytes) -> LogEntry:
     for known in detail.get("paths", {}).values():
         _need(known is None or _HEX.fullmatch(known) is not None)
     _need(len(entry.records) <= 2)
+    if op == DOWNLOAD:
+        for name, number in entry.versions:
+            _need(type(name) is str and type(number) is int)
     return entry
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from protocol.log.auditlog import LOST
 from protocol.records.records import CONTENT_OPS, PURGED_AT_ONCE, FileRecord, record_hash
 from protocol.wire.messages import Done, Error, Reply
-from protocol.wire.messages.downloads import GetOpen
+from protocol.wire.messages.downloads import Open, OpenTarget
 from protocol.wire.messages.files import GiveUp, Stat, Stated
 from sfsc.crypto.envelope import WrapBatches
 from sfsc.errors import NotFound
@@ -23,6 +23,7 @@ from sfsc.session.changeset import Draft
 from sfsc.session.commit import FileChange, build_purge, change_file, delete_file, draft_of
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
+from sfsc.transfer.remote_version import open_results
 from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.server_log import SentChange
 
@@ -72,7 +73,8 @@ class DamagedFiles:
                 return False
             if not expect_reply(reply, Stated).view.metadata:
                 return True
-            reply = session.ask(GetOpen(user, file_id, version))
+            opened = session.ask(Open(user, (OpenTarget(file_id, version),)))
+            return _names(open_results(opened, 1)[0].error, version)
         return _names(reply, version)
 
     def _mark_lost(self, file_id: str, version: int) -> None:
@@ -127,7 +129,7 @@ def find_logged(session: Session, which: str) -> tuple[str, dict[bytes, FileReco
     raise NotFound(f"no such file: {which}", "`sfsc ls` names damaged files")
 
 
-def _names(reply: Reply, version: int) -> bool:
+def _names(reply: Reply | None, version: int) -> bool:
     """Return whether the reply says that this very version is damaged. Another version of the file
     may be the one that prevents the reply."""
     if not isinstance(reply, Error) or reply.code != "damaged" or reply.damaged is None:

@@ -75,9 +75,10 @@ class Audit:
         Raises as `entries`, and `NotFound` if the file has no entries.
         """
         events = [
-            _event(entry, names)
+            event
             for entry in self.entries()
-            if file_id is None or file_id in _files_of(entry)
+            for event in _events(entry, names)
+            if file_id is None or file_id in (event.file_id, _origin(entry))
         ]
         if not events:
             raise NotFound("the log has no entry of this file", "run `sfsc ls` to see its name")
@@ -235,33 +236,31 @@ class Audit:
         return expect_proof(self._session.ask(LogProof(CONSISTENCY, old, new)))
 
 
-def _event(entry: LogEntry, names: dict[str, str]) -> LogEvent:
-    name = None if entry.file is None else names.get(entry.file)
+def _events(entry: LogEntry, names: dict[str, str]) -> Iterator[LogEvent]:
+    """Yield the events of an entry, one for each file that it is about, at least one."""
     shown: dict[str, object] = {
         key: entry.detail[key]
         for key in ("address", "reason", "why", "purged", "from")
         if key in entry.detail
     }
-    return LogEvent(
-        entry.seq,
-        entry.time,
-        entry.op,
-        entry.actor,
-        entry.owner,
-        entry.file,
-        name,
-        entry.version,
-        shown,
-    )
+    for file, version in entry.versions or ((None, entry.version),):
+        yield LogEvent(
+            entry.seq,
+            entry.time,
+            entry.op,
+            entry.actor,
+            entry.owner,
+            file,
+            None if file is None else names.get(file),
+            version,
+            shown,
+        )
 
 
-def _files_of(entry: LogEntry) -> set[str]:
-    """Return the files that an entry concerns: both for a move."""
-    found = set() if entry.file is None else {entry.file}
+def _origin(entry: LogEntry) -> str | None:
+    """Return the file_id that a move has ended, None for any other entry."""
     origin = entry.detail.get("from")
-    if entry.op == "move" and isinstance(origin, list) and origin:
-        found.add(str(origin[0]))
-    return found
+    return str(origin[0]) if entry.op == "move" and isinstance(origin, list) and origin else None
 
 
 def _signing_keys(statements: tuple[bytes, ...]) -> dict[int, bytes]:

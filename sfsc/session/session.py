@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from protocol.log.auditlog import LogEntry
@@ -489,13 +489,24 @@ class Session:
             self.state.remember_file(known_file(file), None)
         return file
 
-    def check_head(self, head: FileRecord, body: bytes, at: int, since: int) -> None:
+    def check_head(
+        self,
+        head: FileRecord,
+        body: bytes,
+        at: int,
+        since: int,
+        saved: Mapping[str, LoggedHead] | None = None,
+    ) -> None:
         """Check that `head`, whose exact bytes are `body`, is the newest record of a file of ours
-        in the first `at` entries of the log, which is followed to there if needed. Raises
-        `Rollback` for an older one and `BadReceipt` for one that the log does not have."""
+        in the first `at` entries of the log, which is followed to there if needed. `saved` is as in
+        `head_at`. Raises `Rollback` for an older one and `BadReceipt` for one that the log does not
+        have."""
         self.follow_to(at, since)
-        known = self.head_at(head.file_id, at)
-        if known == (head.rev, record_hash(body)):
+        known = self.head_at(head.file_id, at, saved)
+        shown = head.rev, record_hash(body)
+        if known != shown and saved is not None:
+            known = self.head_at(head.file_id, at)  # what was saved has changed since
+        if known == shown:
             return
         if known is not None and head.rev < known[0]:
             raise Rollback(
@@ -539,9 +550,16 @@ class Session:
         if at > self.followed_size:
             raise BadReceipt("the server answers as of entries that its log does not have", REPORT)
 
-    def head_at(self, file_id: str, at: int) -> tuple[int, bytes] | None:
+    def head_at(
+        self, file_id: str, at: int, saved_heads: Mapping[str, LoggedHead] | None = None
+    ) -> tuple[int, bytes] | None:
         """Return (rev, hash) of a file's newest record in the first `at` entries of the log, None
-        if it has none."""
+        if it has none. `saved_heads` are `State.logged_heads` of this file and others, read in this
+        session: many files together cost less."""
+        if saved_heads is not None:
+            saved = saved_heads.get(file_id)
+            if saved is None or saved.seq < self.followed_size:
+                return self.log.head_at(file_id, at, saved_heads.get)
         try:
             saved = self.log.known_head(file_id)
         except _StateDiscarded:

@@ -263,7 +263,7 @@ class DownloadStream:
     """Downloads the pieces of one version and decrypts them, in order.
 
     `handle` returns a read handle that is valid on the present connection. `first` is the beginning
-    of the ciphertext, as much as came with GetOpen.
+    of the ciphertext, as much as came with Open.
     """
 
     def __init__(
@@ -330,7 +330,7 @@ class DownloadStream:
         while self._window:
             index, reply = self._window.take()
             data = self._data(index, reply)
-            # Piece 0 follows what came with GetOpen. The length is verified with the leaf hash.
+            # Piece 0 follows what came with Open. The length is verified with the leaf hash.
             yield index, b"".join((self._first, data)) if index == 0 and self._first else data
             self.prefetch()
 

@@ -17,6 +17,7 @@ from typing import BinaryIO, Final
 
 from protocol.codec.values import Value
 from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import Open
 from sfsc.crypto.envelope import check_name, requested_version
 from sfsc.errors import NetworkError, SfscError
 from sfsc.local_files import is_folder
@@ -35,11 +36,15 @@ from sfsc.transfer.remote_version import (
     RemoteVersion,
     VersionRequest,
     known_revisions,
+    open_results,
 )
 from sfsc.trust.file_records import FileOwner
 
-AHEAD: Final = 32
-"""Files requested before the first has arrived; each reply has up to 256 KiB."""
+BATCH: Final = 64
+"""Files of one request. With more, the server and the client take turns instead of working at the
+same time; with fewer, the fixed cost of a request shows."""
+AHEAD: Final = 4
+"""Requests sent before the first is answered; each reply has up to 1 MiB."""
 _PREFETCH_SIZE: Final = 8 * PIECE
 """Bytes of larger files that may be prefetched, though always one file."""
 Target = str | os.PathLike[str] | BinaryIO
@@ -71,7 +76,24 @@ class DownloadItem(Value):
     destination: OpenDestination
 
 
-_Requested = tuple[DownloadItem, VersionRequest]
+_Batch = list[tuple[DownloadItem, VersionRequest]]
+
+
+class _Unrequested:
+    """Items of which no request is on its way."""
+
+    def __init__(self, items: Iterable[DownloadItem]) -> None:
+        self._items = iter(items)
+        self._returned: deque[DownloadItem] = deque()
+
+    def take(self, most: int) -> list[DownloadItem]:
+        """Remove and return the next items, none at the end."""
+        first = [self._returned.popleft() for _ in range(min(most, len(self._returned)))]
+        return first + list(islice(self._items, most - len(first)))
+
+    def put_back(self, items: list[DownloadItem]) -> None:
+        """Make these the next items."""
+        self._returned.extendleft(reversed(items))
 
 
 class _Verified(Value):
@@ -162,65 +184,69 @@ class Downloads:
     def get_many(
         self, items: Iterable[DownloadItem], skip: Skip, owner: FileOwner | None = None
     ) -> Iterator[Got]:
-        """Fetch many files, with several requests in flight; yields results in order. `owner`
-        shares the files with us, None for our own.
+        """Fetch many files, with several requests in flight; yields results, those of files that
+        fit one reply in order. `owner` shares the files with us, None for our own.
 
         A file that fails is reported to `skip`, and the others are fetched, unless the connection
         failed. What the signers had seen of the log is verified last, or whenever that is a lot.
         """
-        window = Window[_Requested](self._session, AHEAD)
-        queue = _Prefetch()
+        window = Window[_Batch](self._session, AHEAD)
+        queue, left = _Prefetch(), _Unrequested(items)
         try:
-            for item, wanted in self._requests(items, owner):
-                if len(window) + len(queue) >= AHEAD:
-                    yield from self._store(self._next(window, queue), skip)
-                window.send((item, wanted), wanted.message)
-                if self._seen.is_full:
-                    self._seen.verify()
-            while window or queue:
-                yield from self._store(self._next(window, queue), skip)
+            while True:
+                if not window.full and (batch := self._requests(left, owner)):
+                    targets = tuple([wanted.target for _, wanted in batch])
+                    window.send(batch, Open(batch[0][1].user, targets))
+                    if self._seen.is_full:
+                        self._seen.verify()
+                elif window or queue:
+                    yield from self._store(self._next(window, queue, left), skip)
+                else:
+                    break
         finally:
             window.abandon()
             queue.abandon()
         self._seen.verify()
 
-    def _requests(
-        self, items: Iterable[DownloadItem], owner: FileOwner | None
-    ) -> Iterator[_Requested]:
-        """Yield the request of each item. What is known of the files is read in batches, just
-        before the first file of a batch is requested."""
-        session, left = self._session, iter(items)
-        while batch := list(islice(left, AHEAD)):
-            known = known_revisions(session, owner, [item.file_id for item in batch])
-            for item in batch:
-                version, name = item.version, item.name
-                yield (
-                    item,
-                    VersionRequest.build(
-                        session, item.file_id, version, name=name, owner=owner, known=known
-                    ),
-                )
+    def _requests(self, left: _Unrequested, owner: FileOwner | None) -> _Batch:
+        """Return the next files to request. What is known of them is read together, just before
+        they are requested."""
+        session, some = self._session, left.take(BATCH)
+        known = known_revisions(session, owner, [item.file_id for item in some])
+        return [
+            (
+                item,
+                VersionRequest.build(
+                    session, item.file_id, item.version, name=item.name, owner=owner, known=known
+                ),
+            )
+            for item in some
+        ]
 
-    def _next(self, window: Window[_Requested], queue: _Prefetch) -> _Verified:
+    def _next(self, window: Window[_Batch], queue: _Prefetch, left: _Unrequested) -> _Verified:
         """Return the oldest item. Later items that have a reply are verified too, and the rest of
         their ciphertext is requested, so that it arrives while earlier files are written."""
         while not queue.has_next or (
             queue.size < _PREFETCH_SIZE and (queue.verified or window.has_reply)
         ):
             if not queue.verified:
-                queue.verified.extend(self._verify_replies(window))
+                queue.verified.extend(self._verify_replies(window, left))
             queue.add(self._prefetch(queue.verified.popleft()))
         return queue.take()
 
-    def _verify_replies(self, window: Window[_Requested]) -> Iterator[_Verified]:
-        """Verify all replies that have arrived, at least one."""
+    def _verify_replies(self, window: Window[_Batch], left: _Unrequested) -> Iterator[_Verified]:
+        """Verify all replies that have arrived, at least one. What had no room in a reply is
+        requested again."""
         items: list[DownloadItem] = []
         versions: list[RemoteVersion] = []
         while not versions or window.has_reply:
-            (item, wanted), reply = window.take()
-            items.append(item)
-            versions.append(RemoteVersion(self._session, wanted, reply))
-        return map(_Verified, items, RemoteVersion.verify_batch(versions))
+            batch, reply = window.take()
+            results = open_results(reply, len(batch))
+            for (item, wanted), result in zip(batch, results, strict=False):
+                items.append(item)
+                versions.append(RemoteVersion(self._session, wanted, result))
+            left.put_back([item for item, _ in batch[len(results) :]])
+        return map(_Verified, items, RemoteVersion.verify_batch(self._session, versions))
 
     def _prefetch(self, one: _Verified) -> _Verified:
         remote = one.outcome

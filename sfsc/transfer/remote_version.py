@@ -4,6 +4,7 @@ any of its ciphertext is read."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -13,7 +14,17 @@ from protocol.codec.values import Value
 from protocol.records.records import record_hash
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages.base import PIECE
-from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages.downloads import (
+    Bytes,
+    GetLeaves,
+    LeavesPage,
+    Open,
+    Opened,
+    OpenedVersion,
+    OpenResult,
+    OpenTarget,
+    Read,
+)
 from sfsc.crypto.envelope import FILE, ContentKey, Metadata
 from sfsc.crypto.segments import HEADER_SIZE, Allocate, segment_count
 from sfsc.errors import (
@@ -28,10 +39,11 @@ from sfsc.errors import (
     UnsupportedKind,
 )
 from sfsc.session.evidence import shown_answer
-from sfsc.session.server_errors import expect_reply
+from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session
 from sfsc.transfer.chunks import DownloadStream, PieceDecryptor
 from sfsc.trust.file_records import FileOwner, KnownRevision, VerifiedFile
+from sfsc.trust.followed_log import LoggedHead
 from sfsc.trust.peer_state import KnownSharedFile, PeerState
 from sfsc.trust.server_log import REPORT
 
@@ -44,7 +56,7 @@ class VersionRequest(Value):
     """A version to open: `version` 0 is the current one. `name` is a checked name, None if only the
     id is known. `known` is what was known of the file before the request. `owner` is the user who
     shares it with us, None for a file of our own. `since` is the size to which the log was
-    followed before the request."""
+    followed before the request. `user` is the name of the files' owner."""
 
     name: str | None
     file_id: str
@@ -52,7 +64,7 @@ class VersionRequest(Value):
     known: KnownRevision | None
     owner: FileOwner | None
     since: int
-    message: GetOpen
+    user: str
 
     @classmethod
     def build(
@@ -68,8 +80,17 @@ class VersionRequest(Value):
         """Build a request; what is remembered of the file is read unless `known` has it."""
         if file_id not in known:
             known = known_revisions(session, owner, (file_id,))
-        message = GetOpen((owner or session.account).user, file_id, version)
-        return cls(name, file_id, version, known[file_id], owner, session.followed_size, message)
+        user = (owner or session.account).user
+        return cls(name, file_id, version, known[file_id], owner, session.followed_size, user)
+
+    @property
+    def target(self) -> OpenTarget:
+        return OpenTarget(self.file_id, self.version)
+
+    @property
+    def message(self) -> Open:
+        """The request for this version alone."""
+        return Open(self.user, (self.target,))
 
 
 def known_revisions(
@@ -81,6 +102,26 @@ def known_revisions(
     return PeerState(session.state).known_revisions(owner.user, file_ids)
 
 
+def open_results(reply: Reply, asked: int) -> tuple[OpenResult, ...]:
+    """Return the results for the first of `asked` targets. An `Error` is the result of each. Raises
+    `ProtocolFailure` for none or more than these."""
+    if isinstance(reply, Error):
+        return (OpenResult(None, reply),) * asked
+    results = expect_reply(reply, Opened).results
+    if not 0 < len(results) <= asked:
+        raise ProtocolFailure("the server answers for other versions than those requested")
+    return results
+
+
+def opened_version(result: OpenResult) -> OpenedVersion:
+    """Return the version of a result. Raises the exception of its error."""
+    if result.error is not None:
+        raise to_exception(result.error)
+    if result.opened is None:
+        raise ProtocolFailure("the server neither opens a version nor says why")
+    return result.opened
+
+
 class RemoteVersion:
     """A version on the server; `file` and `metadata` describe it, `size` is that of its ciphertext.
 
@@ -89,28 +130,29 @@ class RemoteVersion:
     piece is decrypted.
     """
 
-    def __init__(self, session: Session, wanted: VersionRequest, reply: Reply) -> None:
-        """`reply` is the reply to `wanted` over the present connection."""
+    def __init__(self, session: Session, wanted: VersionRequest, result: OpenResult) -> None:
+        """`result` is that of `wanted` in a reply over the present connection."""
         self.owner = wanted.owner
         self.file: VerifiedFile
         self.metadata: Metadata
         self.size: int
         self.first: Buffer
         self._session = session
-        self._wanted = wanted
-        self._reply = reply
+        self.wanted = wanted
+        self._result = result
         self._connection = session.connections
         self._handle: bytes
         self._leaves: bytes
         self._key: ContentKey
         self._download: DownloadStream | None = None
 
-    def _verify(self) -> None:
+    def _verify(self, saved: Mapping[str, LoggedHead]) -> None:
         """Verify the file's records. Raises `NotFound` and `IntegrityError`."""
-        wanted = self._wanted
-        if isinstance(self._reply, Error) and self._reply.code == "not-found":
+        wanted = self.wanted
+        error = self._result.error
+        if error is not None and error.code == "not-found":
             raise self._not_found()
-        opened = expect_reply(self._reply, Opened)
+        opened = opened_version(self._result)
         owner = wanted.owner or self._session.account
         try:
             self.file = owner.verify_version(
@@ -120,14 +162,14 @@ class RemoteVersion:
             raise self._not_found() from None
         if wanted.owner is None:
             head, body = self.file.head, self.file.head_body
-            self._session.check_head(head, body, opened.view.at, wanted.since)
+            self._session.check_head(head, body, opened.view.at, wanted.since, saved)
         self.size = self.file.content.ciphertext_size or 0
         self.first, self._leaves, self._handle = opened.data, opened.leaves, opened.handle
 
     def _not_found(self) -> NotFound:
         """Return the error that says whether the file or only the version does not exist. Raises
         `Rollback` if the log has a file of ours, and it is not deleted."""
-        wanted, session = self._wanted, self._session
+        wanted, session = self.wanted, self._session
         name, version = wanted.name or "the file", wanted.version
         missing = NotFound(f"no such file: {name}", "run `sfsc ls` to see what is stored")
         if wanted.owner is not None:
@@ -159,7 +201,7 @@ class RemoteVersion:
         try:
             self._key = self._session.account.open_content_key(self.file, self.owner)
         except KeyringError as exc:
-            version = self._wanted.version
+            version = self.wanted.version
             if self.owner is None or not version or type(exc) is not KeyringError:
                 raise
             hint = f"ask {self.owner.user} to run `sfsc share NAME YOU --history`"
@@ -168,12 +210,12 @@ class RemoteVersion:
     def _open_metadata(self) -> None:
         """Decrypt the metadata, and check the name. Raises `Tampered`."""
         self.metadata = self._session.account.open_metadata(self._key, self.file, self.owner)
-        if self._wanted.name is not None and self.metadata.name != self._wanted.name:
+        if self.wanted.name is not None and self.metadata.name != self.wanted.name:
             raise Tampered("the server returned another file than the one requested")
 
     def _remember(self) -> None:
         if self.owner is None:
-            self._session.remember_head(self.file, self._wanted.known)
+            self._session.remember_head(self.file, self.wanted.known)
         else:
             known = KnownSharedFile.from_file(self.file, None)
             PeerState(self._session.state).remember_file(known)
@@ -184,7 +226,9 @@ class RemoteVersion:
             raise UnsupportedKind(f"{self.metadata.name} is a {self.metadata.kind}, not a file")
 
     @classmethod
-    def verify_batch(cls, versions: Sequence[RemoteVersion]) -> list[RemoteVersion | SfscError]:
+    def verify_batch(
+        cls, session: Session, versions: Sequence[RemoteVersion]
+    ) -> list[RemoteVersion | SfscError]:
         """Verify versions; return each, or its error: `NotFound`, `IntegrityError`, or
         `KeyringError` if we have no key for it.
 
@@ -192,8 +236,10 @@ class RemoteVersion:
         with cryptography, a step loses its code and tables from the processor's caches and takes a
         sixth longer.
         """
+        own = [version.wanted.file_id for version in versions if version.owner is None]
+        verify = partial(cls._verify, saved=session.state.logged_heads(own))
         failures: dict[int, SfscError] = {}
-        for step in (cls._verify, cls._confirm, cls._unwrap, cls._open_metadata, cls._remember):
+        for step in (verify, cls._confirm, cls._unwrap, cls._open_metadata, cls._remember):
             for place, version in enumerate(versions):
                 if place not in failures:
                     try:
@@ -213,8 +259,8 @@ class RemoteVersion:
     @classmethod
     def request(cls, session: Session, wanted: VersionRequest) -> RemoteVersion:
         """Request one version and verify it. Raises the errors of `verify_batch`."""
-        reply = session.ask(wanted.message)
-        (found,) = cls.verify_batch([cls(session, wanted, reply)])
+        (result,) = open_results(session.ask(wanted.message), 1)
+        (found,) = cls.verify_batch(session, [cls(session, wanted, result)])
         if isinstance(found, SfscError):
             raise found
         return found
@@ -223,7 +269,7 @@ class RemoteVersion:
         """Add the server's answer to an error about it: it may not be one of the last answers when
         the error is raised."""
         if isinstance(error, IntegrityError) and not error.proofs:
-            error.proofs = (shown_answer(self._wanted.message, self._reply),)
+            error.proofs = (shown_answer(self.wanted.message, Opened((self._result,))),)
 
     def decryptor(self) -> PieceDecryptor:
         """Fetch all leaf hashes and verify them against the record, so that pieces can be decrypted
@@ -268,9 +314,9 @@ class RemoteVersion:
         Raises `ConflictError` if the version was re-encrypted since it was opened.
         """
         if self._connection != self._session.connections:
-            owner = self.owner or self._session.account
-            message = GetOpen(owner.user, self.file.file_id, self.file.version)
-            opened = expect_reply(self._session.transport.call(message), Opened)
+            target = OpenTarget(self.file.file_id, self.file.version)
+            reply = self._session.transport.call(Open(self.wanted.user, (target,)))
+            opened = opened_version(*open_results(reply, 1))
             if opened.view.content.record != self.file.content_body:
                 raise ConflictError("the file was re-encrypted meanwhile", "run the command again")
             self._handle = opened.handle

@@ -186,7 +186,7 @@ class FileOwner(Value):
     def verify_version(
         self, view: FileView, wanted: str, version: int, known: KnownRevision | None
     ) -> VerifiedFile:
-        """Verify the answer to GetOpen: `version` of the file, or the current one for 0. Raises as
+        """Verify the answer to Open: `version` of the file, or the current one for 0. Raises as
         `verify_newest` does, and `NotFound` for the current version of a deleted file."""
         file = self._verify_view(view, wanted, known)
         if version == 0 and file.deleted:

@@ -59,7 +59,7 @@ class _Filter(Value):
     def matches(self, entry: LogEntry) -> bool:
         return (
             (self.user is None or self.user in (entry.actor, entry.owner, *entry.accounts))
-            and (self.file is None or self.file == entry.file)
+            and (self.file is None or any(self.file == file for file, _ in entry.versions))
             and (not self.ops or entry.op in self.ops)
             and (self.since is None or self.since <= entry.time)
             and (self.until is None or entry.time < self.until)
@@ -114,8 +114,9 @@ def checkpoint_(root: Path) -> None:
 
 def _format(entry: LogEntry) -> str:
     what = entry.owner or ""
-    if entry.file:
-        what += f":{entry.file}" + (f" v{entry.version}" if entry.version else "")
+    if entry.versions:
+        files = [file + (f" v{version}" if version else "") for file, version in entry.versions]
+        what += ":" + ", ".join(files)
     # Of the other details, operators need most who was refused, and from where.
     details = {key: entry.detail[key] for key in _DETAILS if key in entry.detail}
     text = " ".join(f"{key}={json.dumps(value)}" for key, value in details.items())

@@ -44,7 +44,7 @@ from sfsd.errors import (
     UnreadableError,
 )
 from sfsd.fs.files import NO_DESCRIPTORS
-from sfsd.net.batches import BatchRunner, OperationError
+from sfsd.net.batches import BatchRunner, Decide, OperationError, Outcome
 from sfsd.net.connection_limits import IncidentCounter, source_network
 from sfsd.net.line_limits import LineLimits
 from sfsd.operations.changesets import SignedChangeset
@@ -52,8 +52,10 @@ from sfsd.operations.login import enrol, log_in
 from sfsd.rules.context import (
     OPERATIONS,
     Access,
+    Answer,
     Changeset,
     Operation,
+    PartlyRefused,
     Principal,
     ServerContext,
     Transaction,
@@ -134,8 +136,8 @@ class Dispatcher:
         if isinstance(message, Data):
             pieces.add(written)
         try:
-            decide = partial(self._decide, who, message)
-            outcome = await self._batches.run(
+            decide: Decide[Answer] = partial(self._decide, who, message)
+            outcome: Outcome[Answer] = await self._batches.run(
                 who.user,
                 decide,
                 slow=operation is not None and operation.slow,
@@ -154,9 +156,14 @@ class Dispatcher:
 
         They are decided one after the other, and their changes are committed together.
         """
-        decides = [partial(self._decide, who, message) for message in messages]
+        decides: list[Decide[Answer]] = [
+            partial(self._decide, who, message) for message in messages
+        ]
         commits = sum(OPERATIONS[type(message)].logged is not None for message in messages)
-        async for index, outcome in self._batches.run_all(who.user, decides, commits=commits):
+        outcomes: AsyncIterator[tuple[int, Outcome[Answer]]] = self._batches.run_all(
+            who.user, decides, commits=commits
+        )
+        async for index, outcome in outcomes:
             yield index, self._reply(who, messages[index], outcome)
 
     async def _commit(self, who: Principal, message: Commit) -> Reply:
@@ -187,7 +194,7 @@ class Dispatcher:
         operation = OPERATIONS.get(type(message))
         return operation is not None and not (operation.after_data or operation.slow)
 
-    def _decide(self, who: Principal, message: Request) -> Reply | Transaction[Reply]:
+    def _decide(self, who: Principal, message: Request) -> Answer | Transaction[Answer]:
         operation = self._check_allowed(who, message)
         decided = operation.function(self.context, who, message)
         if isinstance(decided, Changeset):
@@ -225,9 +232,11 @@ class Dispatcher:
                 raise
         return decided
 
-    def _reply(self, who: Principal, message: Request, outcome: Reply | OperationError) -> Reply:
+    def _reply(self, who: Principal, message: Request, outcome: Answer | OperationError) -> Reply:
         if isinstance(outcome, OperationError):
             return self._refusal(who, message, outcome)
+        if isinstance(outcome, PartlyRefused):
+            return outcome.reply(self._refusal(who, message, one) for one in outcome.refused)
         if isinstance(outcome, Done):
             self._revoke(who, message)
         return outcome

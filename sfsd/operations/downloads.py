@@ -1,21 +1,47 @@
-"""Download a file: open it, which is logged, and read ranges of it.
+"""Download files: open them, which is logged, and read ranges of them.
 
-The log entry is durable before the first byte is sent. There is one entry for each version, UTC day
-and key that opened a session; it covers all later ranges. Access is checked again at each Read.
+The log entry is durable before the first byte is sent. A request has one entry, with the versions
+that the log does not have of that UTC day and key of the session; it covers all later ranges.
+Access is checked again at each Read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from protocol.codec.merkle import HASH_SIZE, PIECE_SIZE
-from protocol.wire.messages.base import LEAVES_PER_PAGE, PIECE
-from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from sfsd.errors import Absent, DamagedError, LostVersionError, Refused, Stale
+from protocol.codec.values import Value
+from protocol.log.auditlog import DOWNLOAD
+from protocol.wire.messages import Error
+from protocol.wire.messages.base import LEAVES_PER_PAGE, MAX_SMALL, PIECE, FileView
+from protocol.wire.messages.downloads import (
+    Bytes,
+    GetLeaves,
+    LeavesPage,
+    Open,
+    Opened,
+    OpenedVersion,
+    OpenResult,
+    OpenTarget,
+    Read,
+)
+from sfsd.errors import (
+    Absent,
+    DamagedError,
+    LostVersionError,
+    Refused,
+    SfsdError,
+    Stale,
+    require,
+    without_frames,
+)
+from sfsd.operations.files import view_size
 from sfsd.rules.access import VisibleVersion
 from sfsd.rules.context import (
     USER,
     Decision,
+    PartlyRefused,
     Principal,
     ServerContext,
     Transaction,
@@ -24,37 +50,47 @@ from sfsd.rules.context import (
 )
 from sfsd.rules.record_rules import not_found
 from sfsd.rules.users import signing_key_id
-from sfsd.state.logged_downloads import Download
+from sfsd.state.logged_downloads import Downloads
 from sfsd.state.read_handles import OpenVersion, SessionHandles
 from sfsd.storage.change import Change
 
-FIRST_BYTES: Final = 256 * 1024
-"""Bytes sent with the reply to GetOpen, so that small files need no second round trip."""
+ANSWER_BYTES: Final = 960 * 1024
+"""Upper estimate of the bytes of one answer; with its envelope it stays below a frame."""
+_Failure = SfsdError | OSError
 
 
-@operation(GetOpen, access=USER, logged="download", weight=PIECE)
-def get_open(server: ServerContext, who: Principal, message: GetOpen) -> Decision:
-    """Open a version for reading. Reply with its view, leaf hashes and first bytes."""
+class _Found(Value):
+    """A version that the user may open."""
+
+    visible: VisibleVersion
+    opened: OpenVersion
+    view: FileView
+
+
+@operation(Open, access=USER, logged="download", slow=True, weight=PIECE)
+def open_versions(server: ServerContext, who: Principal, message: Open) -> Decision:
+    """Open versions for reading: reply with the view, the leaf hashes and first bytes of each."""
     server.check_storage()  # a download must be logged
     server.users.require_active(who.user)
-    visible = _find(server, who, message)
-    opened = _version(visible)
-    download = Download(signing_key_id(who.signer), opened.owner, opened.file_id, opened.version)
-    if server.downloads.has(download):
-        return _answer(server, who, visible, opened)
-    claim = server.downloads.claim(download)
-    entry = draft(
-        who,
-        "download",
-        owner=opened.owner,
-        file=opened.file_id,
-        version=opened.version,
-        detail=download.detail,
-        accounts=tuple(sorted({opened.owner, who.user})),
-    )
-    expect = {**visible.head.expect(), visible.document.path: visible.document.digest}
+    targets = message.targets
+    require(0 < len(targets) == len(set(targets)), "a request names one version or more, each once")
+    results = _find_all(server, who, message)
+    alone = len(targets) == 1
+    found = [one for one in results if isinstance(one, _Found)]
+    versions = dict.fromkeys((one.opened.file_id, one.opened.version) for one in found)
+    downloads = Downloads(signing_key_id(who.signer), message.owner, tuple(versions))
+    new = server.downloads.unlogged(downloads)
+    if not new.versions:
+        return _answer(server, who, results, alone=alone)
+    claim = server.downloads.claim(new)
+    accounts = tuple(sorted({message.owner, who.user}))
+    entry = draft(who, DOWNLOAD, owner=message.owner, detail=new.detail, accounts=accounts)
+    expect: dict[str, bytes | None] = {}
+    for one in found:
+        document = one.visible.document
+        expect |= {**one.visible.head.expect(), document.path: document.digest}
     change = Change(entry, expect, (), claim, claim.note)
-    return Transaction(change, lambda _seq: _answer(server, who, visible, opened))
+    return Transaction(change, lambda _seq: _answer(server, who, results, alone=alone))
 
 
 @operation(GetLeaves, access=USER, slow=True, weight=PIECE)
@@ -80,10 +116,31 @@ def read(server: ServerContext, who: Principal, message: Read) -> Bytes:
     return Bytes(data)
 
 
-def _find(server: ServerContext, who: Principal, message: GetOpen) -> VisibleVersion:
+def _find_all(server: ServerContext, who: Principal, message: Open) -> list[_Found | _Failure]:
+    """Return the first versions of a request, as many as fit one answer, or why one cannot be
+    opened. Raises `Stale`."""
+    room, results = ANSWER_BYTES, list[_Found | _Failure]()
+    for target in message.targets:
+        try:
+            one = _find(server, who, message.owner, target)
+            size = view_size(one.view) + min(one.opened.size, MAX_SMALL)
+            size += HASH_SIZE * min(-(-one.opened.size // PIECE_SIZE), LEAVES_PER_PAGE)
+        except Stale:
+            raise
+        except (SfsdError, OSError) as exc:
+            results.append(without_frames(exc))
+            continue
+        room -= size
+        if results and room < 0:
+            break
+        results.append(one)
+    return results
+
+
+def _find(server: ServerContext, who: Principal, owner: str, target: OpenTarget) -> _Found:
     """Return the requested version (0: the current one). Raises `Refused`, also if purged."""
-    newest = server.visibility.newest(who.user, message.owner, message.file_id)
-    version = message.version or newest.last.current
+    newest = server.visibility.newest(who.user, owner, target.file_id)
+    version = target.version or newest.last.current
     if version == 0:
         raise not_found()
     visible = server.visibility.older(newest, version)
@@ -91,7 +148,7 @@ def _find(server: ServerContext, who: Principal, message: GetOpen) -> VisibleVer
         raise LostVersionError("lost", path=visible.paths.ciphertext)
     if visible.sidecar.metadata is None:
         raise not_found()
-    return visible
+    return _Found(visible, _version(visible), visible.view())
 
 
 def _version(visible: VisibleVersion) -> OpenVersion:
@@ -108,19 +165,48 @@ def _version(visible: VisibleVersion) -> OpenVersion:
 
 
 def _answer(
-    server: ServerContext, who: Principal, visible: VisibleVersion, opened: OpenVersion
-) -> Opened:
-    """Read the first bytes and leaf hashes of a version and give it a handle."""
+    server: ServerContext, who: Principal, results: Sequence[_Found | _Failure], *, alone: bool
+) -> PartlyRefused:
+    """Read the first bytes and leaf hashes of each version that was found and give it a handle.
+    Raises `Stale`."""
+    shown = list[OpenedVersion | _Failure]()
+    for one in results:
+        try:
+            opened = _read_first(server, who, one, alone=alone) if isinstance(one, _Found) else one
+        except Stale:
+            raise
+        except (SfsdError, OSError) as exc:
+            opened = without_frames(exc)
+        shown.append(opened)
+
+    def reply(errors: Iterator[Error]) -> Opened:
+        return Opened(
+            tuple(
+                OpenResult(one, None)
+                if isinstance(one, OpenedVersion)
+                else OpenResult(None, next(errors))
+                for one in shown
+            )
+        )
+
+    return PartlyRefused(tuple(one for one in shown if not isinstance(one, OpenedVersion)), reply)
+
+
+def _read_first(
+    server: ServerContext, who: Principal, found: _Found, *, alone: bool
+) -> OpenedVersion:
+    visible, opened = found.visible, found.opened
+    # The ciphertext is as long as its sidecar says, so no larger buffer is needed.
+    size = min(opened.size, MAX_SMALL) if alone or opened.size <= MAX_SMALL else 0
     try:
-        # The ciphertext is as long as its sidecar says, so no larger buffer is needed.
-        first = server.store.read(opened.path, 0, min(opened.size, FIRST_BYTES))
+        first = server.store.read(opened.path, 0, size)
     except Absent as exc:
         _check_unchanged(server, visible)
         raise DamagedError("missing ciphertext", path=opened.path) from exc
     leaves = _leaves(server, visible, 0)
     _check_unchanged(server, visible)
     handle = server.read_handles.for_session(who.session).add(opened)
-    return Opened(handle, visible.view(), leaves, first)
+    return OpenedVersion(handle, found.view, leaves, first)
 
 
 def _leaves(server: ServerContext, visible: VisibleVersion, first: int) -> bytes:

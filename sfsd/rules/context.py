@@ -7,7 +7,7 @@ the matrix of which session may send which request, and it lists the log entry e
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,7 @@ from protocol.log.auditlog import EntryDraft
 from protocol.records.records import ServerStatement, server_id
 from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from sfsd.config import Config
-from sfsd.errors import Refused
+from sfsd.errors import Refused, SfsdError
 from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.log.journal import Journal
 from sfsd.rules.access import Visibility
@@ -175,17 +175,17 @@ class ServerContext:
         return datetime.fromisoformat(self.journal.entry(seq).time).timestamp()
 
 
-_Answer = TypeVar("_Answer")
+_Answer_co = TypeVar("_Answer_co", covariant=True)
 
 
-class Transaction(Value, Generic[_Answer]):
+class Transaction(Value, Generic[_Answer_co]):
     """Decision of an operation to make `change` and then reply with `answer(seq)`.
 
     `undo` runs if the change was not made, for whatever reason; also before a retry.
     """
 
     change: Change
-    answer: Callable[[int], _Answer]
+    answer: Callable[[int], _Answer_co]
     undo: Callable[[], None] | None = None
 
 
@@ -205,7 +205,16 @@ class Changeset(ABC):
         """Return the reply for the outcome of each change: its log entry, or an error."""
 
 
-Decision = Reply | Transaction[Reply] | Changeset
+class PartlyRefused(Value):
+    """Outcome of a request for several things, some of which were `refused`. `reply` gets the error
+    of each of these, in order."""
+
+    refused: tuple[SfsdError | OSError, ...]
+    reply: Callable[[Iterator[Error]], Reply]
+
+
+Answer = Reply | PartlyRefused
+Decision = Answer | Transaction[Answer] | Changeset
 _Function = TypeVar("_Function", bound=Callable[..., Decision])
 
 

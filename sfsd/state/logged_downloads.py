@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Final
 
 from protocol.codec.errors import LogError
-from protocol.codec.values import Value
+from protocol.codec.values import Value, changed
 from protocol.log import auditlog
 from sfsd.errors import JournalDamagedError, Stale
 from sfsd.log.journal import Journal
@@ -32,25 +32,25 @@ _KEY: Final = "key"
 """Member of the entry's detail that has the id of the session's key, 64 hex digits."""
 
 
-class Download(Value):
-    """A version that a session opens, with the key that opened the session: `key` is its id in
-    hex."""
+class Downloads(Value):
+    """Versions of files of `owner` that a session opens: (file_id, version) each. `key` is the id
+    of the key that opened the session, in hex."""
 
     key: str
     owner: str
-    file_id: str
-    version: int
+    versions: tuple[tuple[str, int], ...]
 
     @property
     def detail(self) -> dict[str, object]:
         """Return the detail of the log entry."""
-        return {_KEY: self.key}
+        return {_KEY: self.key, auditlog.ITEMS: [list(one) for one in self.versions]}
 
     @property
-    def digest(self) -> bytes:
-        """16 bytes that identify the download of a day."""
-        text = f"{self.key}\0{self.owner}\0{self.file_id}\0{self.version}"
-        return hashlib.sha256(text.encode()).digest()[:16]
+    def digests(self) -> tuple[bytes, ...]:
+        """16 bytes for each version, which identify its download of a day."""
+        prefix = f"{self.key}\0{self.owner}\0"
+        texts = [f"{prefix}{file_id}\0{version}".encode() for file_id, version in self.versions]
+        return tuple([hashlib.sha256(text).digest()[:16] for text in texts])
 
 
 class LoggedDownloads(LoadOnce):
@@ -65,41 +65,44 @@ class LoggedDownloads(LoadOnce):
         self._logged: OrderedDict[bytes, None] = OrderedDict()
         self._pending: set[bytes] = set()
 
-    def has(self, download: Download) -> bool:
-        """Return whether the log has this download of today. Reads the log once after a start.
+    def unlogged(self, downloads: Downloads) -> Downloads:
+        """Return those that the log does not have of today. Reads the log once after a start.
         Raises `JournalError`."""
         self._load(self._read, self._enter)
-        digest = download.digest
+        left = list[tuple[str, int]]()
         with self._lock:
             self._turn()
-            if digest not in self._logged:
-                return False
-            self._logged.move_to_end(digest)
-            return True
+            for version, digest in zip(downloads.versions, downloads.digests, strict=True):
+                if digest in self._logged:
+                    self._logged.move_to_end(digest)
+                else:
+                    left.append(version)
+        return changed(downloads, versions=tuple(left))
 
-    def claim(self, download: Download) -> DownloadClaim:
-        """Return the claim of a change that logs this download."""
-        return DownloadClaim(self, download.digest)
+    def claim(self, downloads: Downloads) -> DownloadClaim:
+        """Return the claim of a change that logs these downloads."""
+        return DownloadClaim(self, downloads.digests)
 
-    def acquire(self, digest: bytes) -> None:
-        """Raise `Stale` if the download is logged, or about to be: then decide again."""
+    def acquire(self, digests: Collection[bytes]) -> None:
+        """Raise `Stale` if a download is logged, or about to be: then decide again."""
         with self._lock:
             self._turn()
-            if digest in self._logged or digest in self._pending:
+            if not self._pending.isdisjoint(digests) or any(one in self._logged for one in digests):
                 raise Stale(())
-            self._pending.add(digest)
+            self._pending.update(digests)
 
-    def release(self, digest: bytes) -> None:
+    def release(self, digests: Collection[bytes]) -> None:
         """Undo `acquire` for an entry that was not logged."""
         with self._lock:
-            self._pending.discard(digest)
+            self._pending.difference_update(digests)
 
-    def note(self, digest: bytes) -> None:
+    def note(self, digests: Collection[bytes]) -> None:
         """Record that the entry is durable."""
         with self._lock:
-            self._pending.discard(digest)
+            self._pending.difference_update(digests)
             self._turn()
-            self._add(digest)
+            for digest in digests:
+                self._add(digest)
 
     def _add(self, digest: bytes) -> None:
         self._logged[digest] = None
@@ -142,14 +145,13 @@ class LoggedDownloads(LoadOnce):
                 raise JournalDamagedError.from_log_error(exc) from exc
             key = entry.detail.get(_KEY)
             if (
-                entry.op == "download"
+                entry.op == auditlog.DOWNLOAD
                 and entry.time.startswith(today)
                 and isinstance(key, str)
                 and entry.owner is not None
-                and entry.file is not None
-                and entry.version is not None
             ):
-                found.append(Download(key, entry.owner, entry.file, entry.version).digest)
+                versions = [(file_id, version or 0) for file_id, version in entry.versions]
+                found += Downloads(key, entry.owner, tuple(versions)).digests
         return first, found
 
     def _enter(self, found: list[bytes]) -> None:
@@ -162,18 +164,18 @@ class LoggedDownloads(LoadOnce):
 class DownloadClaim:
     """Keeps two requests of one group from logging the same download."""
 
-    def __init__(self, downloads: LoggedDownloads, digest: bytes) -> None:
+    def __init__(self, downloads: LoggedDownloads, digests: tuple[bytes, ...]) -> None:
         self._downloads = downloads
-        self._digest = digest
+        self._digests = digests
 
     def acquire(self) -> None:
-        """Raise `Stale` if the download is logged, or about to be."""
-        self._downloads.acquire(self._digest)
+        """Raise `Stale` if a download is logged, or about to be."""
+        self._downloads.acquire(self._digests)
 
     def release(self) -> None:
         """Undo `acquire`."""
-        self._downloads.release(self._digest)
+        self._downloads.release(self._digests)
 
     def note(self, _seq: int) -> None:
         """Record that the entry is durable."""
-        self._downloads.note(self._digest)
+        self._downloads.note(self._digests)

@@ -1,7 +1,7 @@
 """Handles of the versions that a session reads.
 
 A handle guarantees one content, not access: each Read checks again who may read. The descriptor is
-opened at the first Read past what GetOpen returned, and closed when other handles are used more;
+opened at the first Read past what Open returned, and closed when other handles are used more;
 the handle stays valid.
 """
 

@@ -19,7 +19,7 @@ from protocol.codec import encoding
 from protocol.codec.values import changed
 from protocol.records.records import WRAP_ITEM_SIZE, FileRecord
 from protocol.wire.messages import Error, FileView, Reply
-from protocol.wire.messages.downloads import Opened
+from protocol.wire.messages.downloads import Opened, OpenedVersion
 from protocol.wire.messages.files import Stated
 from protocol.wire.messages.sharing import Identity, InboxPage, SharedFile
 from sfsc.cli.commands.sharing import parse_expiry
@@ -44,6 +44,7 @@ from sfsc.trust.file_records import SETTINGS
 from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.accounts import enrolled, new_root
 from tests.harness import Client, Daemon, command, environment
+from tests.opens import only_result, with_each
 from tests.protocol.wire_form import plain
 
 
@@ -546,8 +547,9 @@ def captured(client: Client, kind: type[Reply], action: Callable[[sfsc.Store], o
 
 def test_a_reader_added_by_the_server_is_refused(trio: Trio) -> None:
     """Cyd is shown a file that was never shared with her; ada is shown cyd as a reader."""
-    opened = captured(trio.ben, Opened, lambda store: fetched(store, "ada", "shared"))
-    assert isinstance(opened, Opened)
+    shown = captured(trio.ben, Opened, lambda store: fetched(store, "ada", "shared"))
+    opened = only_result(shown)
+    assert isinstance(opened, OpenedVersion)
     page = InboxPage((SharedFile("ada", file_id_of(opened.view), opened.view),), "")
     with (
         lying(lambda reply: page if isinstance(reply, InboxPage) else reply),
@@ -617,12 +619,15 @@ def test_wraps_and_contents_of_other_files_are_refused(trio: Trio) -> None:
     with connect(trio.ben) as store:
         ids = {one.entry.name: one.entry.file_id for one in store.inbox()}
     other = captured(trio.ben, Opened, lambda store: fetched(store, "ada", "also"))
-    assert isinstance(other, Opened)
+    true = only_result(other)
+    assert isinstance(true, OpenedVersion)
 
     def wrapped(reply: Reply) -> Reply:
         if not isinstance(reply, Opened):
             return reply
-        return changed(reply, view=changed(reply.view, wraps=other.view.wraps))
+        return with_each(
+            reply, lambda one: changed(one, view=changed(one.view, wraps=true.view.wraps))
+        )
 
     with lying(wrapped), connect(trio.ben) as store, pytest.raises(Tampered):
         fetched(store, "ada", "shared")

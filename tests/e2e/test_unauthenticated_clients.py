@@ -15,7 +15,7 @@ import pytest
 import sfsc
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Error
-from protocol.wire.messages.downloads import GetOpen, Opened, Read
+from protocol.wire.messages.downloads import OpenedVersion, Read
 from protocol.wire.messages.session import Ping, Pong
 from protocol.wire.messages.session import Session as Entered
 from protocol.wire.messages.uploads import PutOpen
@@ -26,6 +26,7 @@ from sfsd import server_keys
 from sfsd.state.uploads import PER_USER
 from tests.e2e.flood import Account, BlockingWire
 from tests.harness import PASSPHRASE, Client, Daemon, command
+from tests.opens import only_result, open_one
 from tests.waiting import until
 from tests.wire import GONE, Wire, any_server
 
@@ -207,8 +208,8 @@ def test_a_client_that_reads_no_replies_is_disconnected(
             login = wire.login(key, keyring.server_id, spki, user="carol", device_id=device)
             entered = await wire.ask(login)
             assert isinstance(entered, Entered)
-            opened = await wire.ask(GetOpen("carol", file_id, 0))
-            assert isinstance(opened, Opened)
+            opened = only_result(await wire.ask(open_one("carol", file_id)))
+            assert isinstance(opened, OpenedVersion)
             # Requests 500 MiB and reads not one byte of it.
             wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
             for number in range(500):

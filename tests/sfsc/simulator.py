@@ -50,9 +50,19 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.connection import Connection, Role
 from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
 from protocol.wire.messages.accounts import Usage, UsageAnswer
-from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap
+from protocol.wire.messages.base import MAX_SMALL, PIECE, GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.changes import Change, Commit, Committed, Outcome
-from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages.downloads import (
+    Bytes,
+    GetLeaves,
+    LeavesPage,
+    Open,
+    Opened,
+    OpenedVersion,
+    OpenResult,
+    OpenTarget,
+    Read,
+)
 from protocol.wire.messages.files import (
     History,
     HistoryPage,
@@ -88,7 +98,8 @@ from tests.changes import Kind, is_kind, wrapped
 
 SPKI = hashlib.sha256(b"the TLS key of tests without TLS").digest()
 TIME = "2026-11-25T00:00:00.000Z"
-FIRST_BYTES = 256 * 1024
+OPENED_AT_ONCE = 5
+"""Most versions that are opened by one reply."""
 
 
 class SimulatedLog:
@@ -618,16 +629,23 @@ class Simulator:
         current = FileRecord.parse(chain.records[-1].record).current
         return chain.versions.get(version or current)
 
-    def _on_getopen(self, request: GetOpen) -> Reply:
-        stored = self._find(request.file_id, request.version)
+    def _on_open(self, request: Open) -> Reply:
+        alone = len(request.targets) == 1
+        results = [self._open(one, alone=alone) for one in request.targets[:OPENED_AT_ONCE]]
+        return Opened(tuple(results))
+
+    def _open(self, target: OpenTarget, *, alone: bool) -> OpenResult:
+        stored = self._find(target.file_id, target.version)
         if stored is None:
-            return Error("not-found", "no such file")
+            return OpenResult(None, Error("not-found", "no such file"))
         handle = os.urandom(16)
         self.handles[handle] = stored
         version = FileRecord.parse(stored.signed.record).version or 0
-        view = self.view(request.file_id, version)
+        view = self.view(target.file_id, version)
         leaves = b"".join(self.leaves(stored.blob)[:3])
-        return Opened(handle, view, leaves, stored.blob[:FIRST_BYTES])
+        whole = alone or len(stored.blob) <= MAX_SMALL
+        data = bytes(stored.blob[:MAX_SMALL]) if whole else b""
+        return OpenResult(OpenedVersion(handle, view, leaves, data), None)
 
     def _on_getleaves(self, request: GetLeaves) -> Reply:
         hashes = self.leaves(self.handles[request.handle].blob)

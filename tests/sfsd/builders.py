@@ -41,6 +41,7 @@ from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from protocol.wire.messages.accounts import Usage, UsageAnswer, UserAdd, UserQuota
 from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.changes import BatchedWrap, Change, Commit, Committed, WrapBatch
+from protocol.wire.messages.downloads import Opened, OpenedVersion
 from protocol.wire.messages.rotation import Rewrap, RewrapItem
 from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Login, Session
 from protocol.wire.messages.sharing import LeaveFile
@@ -54,6 +55,7 @@ from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover
 from sfsd.storage.set_aside import lost_changes
 from sfsd.storage.store import DirectoryStore
+from tests.opens import only_result
 from tests.record_signing import packed_signature
 
 WELCOME = hashlib.sha256(b"this welcome").digest()
@@ -67,6 +69,7 @@ XWING_PUBLIC = b"\x09" * 1216
 """An X-Wing public key as the daemon accepts it, whose private key nobody needs."""
 VERIFIER = Verifier(origin_of(SERVER_ID), LOG_KEY.public)
 _T = TypeVar("_T")
+Result = Reply | OpenedVersion
 
 
 @dataclass
@@ -91,11 +94,11 @@ class Daemon:
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         return self._runner.run(coroutine)
 
-    def ask(self, who: Principal, message: Request) -> Reply:
-        """Return the reply; for a changeset of one, `Done` or the `Error` of its change."""
+    def ask(self, who: Principal, message: Request) -> Result:
+        """Return the reply; that of a request for one thing is as `alone` returns it."""
         return alone(self.run(self.dispatcher.handle(who, message)))
 
-    def ask_all(self, who: Principal, messages: Sequence[Request]) -> list[Reply]:
+    def ask_all(self, who: Principal, messages: Sequence[Request]) -> list[Result]:
         """Send all requests at once, as a pipelining client does."""
 
         async def together() -> list[Reply]:
@@ -520,7 +523,7 @@ class Person:
             self.made[record.file_id, record.version] = version
         return version
 
-    def ask(self, message: Request) -> Reply:
+    def ask(self, message: Request) -> Result:
         return self.served.ask(self.who, message)
 
     def put(self, file_id: str, ciphertext: bytes = b"c" * 56, **changes: Any) -> Version:
@@ -549,8 +552,11 @@ class Person:
         return self.took(version)
 
 
-def alone(reply: Reply) -> Reply:
-    """Return what became of the change of a changeset of one; any other reply as it is."""
+def alone(reply: Reply) -> Result:
+    """Return what became of the change of a changeset of one, or the result of one version that was
+    opened; any other reply as it is."""
+    if isinstance(reply, Opened) and len(reply.results) == 1:
+        return only_result(reply)
     if not isinstance(reply, Committed) or len(reply.outcomes) != 1:
         return reply
     [outcome] = reply.outcomes
@@ -559,12 +565,12 @@ def alone(reply: Reply) -> Reply:
     return Done(Receipt(outcome.line, reply.checkpoint, reply.first, reply.leaves))
 
 
-def done(reply: Reply) -> Receipt:
+def done(reply: Result) -> Receipt:
     assert isinstance(reply, Done), reply
     return reply.receipt
 
 
-def refused(reply: Reply, code: str) -> Error:
+def refused(reply: Result, code: str) -> Error:
     assert isinstance(reply, Error), reply
     assert reply.code == code, reply
     return reply

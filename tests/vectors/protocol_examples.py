@@ -441,8 +441,19 @@ MESSAGES: list[tuple[int, Message]] = [
     (7, commit("put", wrapped=True, upload=UPLOAD)),
     (8, uploads.Aborted()),
     (8, uploads.PutAbort(UPLOAD)),
-    (10, downloads.GetOpen("alice", FILE_ID, 0)),
-    (10, downloads.Opened(HANDLE, VIEW, fill("leaf", 32), fill("ciphertext", 96))),
+    (10, downloads.Open("alice", (downloads.OpenTarget(FILE_ID, 0),))),
+    (
+        10,
+        downloads.Opened(
+            (
+                downloads.OpenResult(
+                    downloads.OpenedVersion(HANDLE, VIEW, fill("leaf", 32), fill("ciphertext", 96)),
+                    None,
+                ),
+                downloads.OpenResult(None, Error("not-found", "no such file")),
+            )
+        ),
+    ),
     (11, downloads.GetLeaves(HANDLE, 1)),
     (11, downloads.LeavesPage(fill("leaf 1", 32) + fill("leaf 2", 32))),
     (12, downloads.Read(HANDLE, 1024 * 1024, 1024 * 1024)),

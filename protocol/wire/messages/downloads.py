@@ -1,34 +1,70 @@
-"""Downloads: open a file (which is logged), then read ranges.
+"""Downloads: open files (which is logged), then read ranges.
 
 The client limits its unanswered reads, which is the flow control; the server keeps no stream.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from protocol.codec.encoding import Buffer
-from protocol.codec.fields import AtMost, Between, Count, FileId, UserName
-from protocol.wire.messages.base import PIECE, FileView, Handle, Leaves, Reply, Request, message
+from protocol.codec.fields import AtMost, Between, Count, FileId, Struct, UserName
+from protocol.wire.messages.base import (
+    MAX_SMALL,
+    PIECE,
+    Error,
+    FileView,
+    Handle,
+    Leaves,
+    Reply,
+    Request,
+    message,
+)
+
+MAX_OPENED: Final = 256
+"""Most versions of one `Open`."""
 
 
-@message(49, bulk="data")
-class Opened(Reply):
-    """An opened file: `leaves` is the first page of leaf hashes, `data` the first ≤ 256 KiB."""
+class OpenTarget(Struct):
+    """`version` (0: the current one) of a file."""
+
+    file_id: FileId
+    version: Annotated[int, Between(0, 2**31)]
+
+
+class OpenedVersion(Struct):
+    """A version that was opened. `leaves` is the first page of its leaf hashes.
+
+    `data` is all of a ciphertext of at most 256 KiB. Of a longer one it is the first 256 KiB if the
+    request has no other target, else nothing.
+    """
 
     handle: Handle
     view: FileView
     leaves: Leaves
-    data: Annotated[Buffer, AtMost(PIECE)]
+    data: Annotated[bytes, AtMost(MAX_SMALL)]
+
+
+class OpenResult(Struct):
+    """The version that was opened, or why it was not."""
+
+    opened: OpenedVersion | None
+    error: Error | None
+
+
+@message(49)
+class Opened(Reply):
+    """The results for the first targets, at least one, in order: as many as fit a frame."""
+
+    results: Annotated[tuple[OpenResult, ...], AtMost(MAX_OPENED)]
 
 
 @message(48, replies=(Opened,))
-class GetOpen(Request):
-    """Open `version` (0: the current one) of a file for reading."""
+class Open(Request):
+    """Open up to 256 versions of files of `owner` for reading, no target twice."""
 
     owner: UserName
-    file_id: FileId
-    version: Annotated[int, Between(0, 2**31)]
+    targets: Annotated[tuple[OpenTarget, ...], AtMost(MAX_OPENED)]
 
 
 @message(51)

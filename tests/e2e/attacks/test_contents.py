@@ -15,12 +15,13 @@ from protocol.records.records import FileRecord
 from protocol.wire.messages import Error, Message, Reply
 from protocol.wire.messages.base import FileView, SignedRecord
 from protocol.wire.messages.changes import Commit
-from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import Open, Opened, OpenedVersion
 from protocol.wire.messages.files import Stat, Stated
 from sfsc.errors import IntegrityError, SfscError
 from sfsc.store import Store
 from tests.changes import SentChange, first_change, is_small
 from tests.lying_server import LyingServer
+from tests.opens import only_result, opened_as
 
 
 def connect(home: Path) -> Store:
@@ -44,8 +45,10 @@ class Replies:
         self._last[type(reply)] = reply
         return reply
 
-    def opened(self) -> Opened:
-        return self._last[Opened]  # type: ignore[no-any-return]
+    def opened(self) -> OpenedVersion:
+        one = only_result(self._last[Opened])
+        assert isinstance(one, OpenedVersion)
+        return one
 
     def head(self) -> SignedRecord:
         """Return the last record of the file asked for last."""
@@ -53,15 +56,15 @@ class Replies:
         return view.head or view.content
 
 
-def show(server: LyingServer, old: Opened, head: SignedRecord) -> list[Message]:
+def show(server: LyingServer, old: OpenedVersion, head: SignedRecord) -> list[Message]:
     """Let the server show the content of `old` under `head`. Return the list to which it adds all
     changes that the client then signs; none of them is processed."""
     signed: list[Message] = []
     view = changed(old.view, head=head)
 
     def lie(_who: object, request: Message) -> Reply | None:
-        if isinstance(request, GetOpen):
-            return changed(old, view=view)
+        if isinstance(request, Open):
+            return opened_as(changed(old, view=view))
         if isinstance(request, Stat):
             return Stated(view)
         if isinstance(request, Commit):
@@ -154,6 +157,6 @@ def test_a_content_that_was_once_refused_is_refused_for_ever(lying_server: Lying
         lost.wraps,
     )
     data = bytes(lost.ciphertext)
-    show(lying_server, Opened(true.handle, view, merkle.leaf_hash(data), data), head)
+    show(lying_server, OpenedVersion(true.handle, view, merkle.leaf_hash(data), data), head)
     with connect(ada) as store, pytest.raises(IntegrityError):
         content_of(store, "offer")

@@ -30,6 +30,7 @@ from sfsc.store import Store
 from tests.changes import relined
 from tests.harness import run
 from tests.lying_server import LyingServer
+from tests.opens import opens, with_each
 
 BIG = os.urandom(3 * 1024 * 1024)
 """A content of several pieces."""
@@ -153,12 +154,12 @@ LIES: dict[str, tuple[type[Message], Callable[..., Message], Callable[[Account],
     ),
     "an opened version": (
         Opened,
-        lambda reply: changed(reply, view=forged_view(reply.view)),
+        lambda reply: with_each(reply, lambda one: changed(one, view=forged_view(one.view))),
         get("plan"),
     ),
     "the hashes of pieces": (
         Opened,
-        lambda reply: changed(reply, leaves=flipped(reply.leaves)),
+        lambda reply: with_each(reply, lambda one: changed(one, leaves=flipped(one.leaves))),
         get("big"),
     ),
     "a history": (
@@ -282,12 +283,15 @@ def test_a_version_is_kept_that_was_shown_among_many(account: Account) -> None:
         file_ids = [put.file_id for put in store.put_many(sources)]
     shown: list[str] = []
 
-    def lie(_who: object, request: object, reply: Message) -> Message:
-        if not isinstance(reply, Opened) or getattr(request, "file_id", "") != file_ids[0]:
+    def lie(_who: object, request: Message, reply: Message) -> Message:
+        if not isinstance(reply, Opened) or not opens(request, file_ids[0]):
             return reply
-        other = changed(reply, view=changed(reply.view, metadata=flipped(reply.view.metadata)))
-        shown.append(base64.b64encode(b"".join(encode(0, other))).decode())
-        return other
+        first, *others = reply.results
+        assert first.opened is not None
+        view = changed(first.opened.view, metadata=flipped(first.opened.view.metadata))
+        first = changed(first, opened=changed(first.opened, view=view))
+        shown.append(base64.b64encode(b"".join(encode(0, Opened((first,))))).decode())
+        return Opened((first, *others))
 
     with connect(machine) as store:
         account.server.tamper = lie

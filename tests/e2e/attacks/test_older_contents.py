@@ -14,7 +14,7 @@ from protocol.codec.merkle import leaf_hash
 from protocol.codec.values import changed
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Error, FileView, Message, Reply, Request
-from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import Open, OpenedVersion
 from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
 from sfsc.errors import BadRecord, IntegrityError, Rollback, SfscError
 from sfsc.store import Store
@@ -23,6 +23,7 @@ from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import VersionPaths
 from tests.changes import SentChange, first_change, is_small
 from tests.lying_server import LyingServer
+from tests.opens import opened_as, opens
 
 
 class Kept:
@@ -36,9 +37,10 @@ class Kept:
 
     def intercept(self, who: Principal, request: Request) -> Reply | None:
         """Show this version, under the true and newest head, in place of the present one."""
-        if not isinstance(request, GetOpen | Stat) or request.file_id != self.file_id:
+        if not isinstance(request, Open | Stat):
             return None
-        if request.version not in (0, self.version):
+        target = request.targets[0] if isinstance(request, Open) else request
+        if target.file_id != self.file_id or target.version not in (0, self.version):
             return None
         files = self.server.context.index.for_user(self.owner)
         newest = files.sidecar(self.file_id, files.newest(self.file_id)).value
@@ -48,7 +50,7 @@ class Kept:
         if isinstance(request, Stat):
             return Stated(view)
         leaves = self.sidecar.leaves or b""
-        return Opened(bytes(16), view, leaves, self.ciphertext)
+        return opened_as(OpenedVersion(bytes(16), view, leaves, self.ciphertext))
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def test_a_refused_content_is_refused_again(lying_server: LyingServer, home: Pat
     data = bytes(lost.ciphertext)
 
     def lie(who: Principal, request: Request) -> Reply | None:
-        if not isinstance(request, GetOpen) or request.version != 2:
+        if not opens(request, file_id, 2):
             return None
         files = lying_server.context.index.for_user("ada")
         newest = files.sidecar(file_id, files.newest(file_id)).value
@@ -120,7 +122,7 @@ def test_a_refused_content_is_refused_again(lying_server: LyingServer, home: Pat
             lost.metadata,
             wraps,
         )
-        return Opened(bytes(16), view, leaf_hash(data), data)
+        return opened_as(OpenedVersion(bytes(16), view, leaf_hash(data), data))
 
     lying_server.intercept = lie
     with connected(home) as store:

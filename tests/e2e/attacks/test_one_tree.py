@@ -18,7 +18,7 @@ from protocol.records.records import FileRecord
 from protocol.wire.messages import Done, Error, FileView, Message, Reply
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.changes import Commit, Committed
-from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import Open, Opened
 from protocol.wire.messages.files import History, HistoryPage, List, Listing, Stat, Stated
 from protocol.wire.messages.log import LogLeavesPage, LogLines, LogLinesPage
 from protocol.wire.messages.rotation import (
@@ -38,6 +38,7 @@ from sfsd.rules.context import Access, Principal
 from sfsd.rules.users import Chain, User, UserRegistry
 from tests.changes import SentChange, first_change, is_small
 from tests.lying_server import DropConnection, LyingServer
+from tests.opens import with_each
 
 CHANGES = (PutOpen, Commit, NewStatement, RotateBegin, Rewrap)
 """Requests that carry a signature of the user, or keys wrapped for somebody."""
@@ -478,10 +479,11 @@ class OldFiles:
 
     @staticmethod
     def _key(request: Message) -> tuple[str, str]:
-        return type(request).__name__, getattr(request, "file_id", "")
+        target = request.targets[0] if isinstance(request, Open) else request
+        return type(request).__name__, getattr(target, "file_id", "")
 
     def intercept(self, _who: object, request: Message) -> Reply | None:
-        if isinstance(request, List | Stat | GetOpen):
+        if isinstance(request, List | Stat | Open):
             old = self.replies.get(self._key(request))
             return old or Error("not-found", "no such file")
         return None
@@ -490,8 +492,10 @@ class OldFiles:
         """As `intercept`, but as if these were answers of now: in the log as it is."""
         reply = self.intercept(_who, request)
         size = self.server.journal.size
-        if isinstance(reply, Stated | Opened):
+        if isinstance(reply, Stated):
             return changed(reply, view=changed(reply.view, at=size))
+        if isinstance(reply, Opened):
+            return with_each(reply, lambda one: changed(one, view=changed(one.view, at=size)))
         if isinstance(reply, Listing):
             return changed(reply, views=tuple(changed(one, at=size) for one in reply.views))
         return reply

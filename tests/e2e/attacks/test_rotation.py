@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -19,7 +20,7 @@ from protocol.records.records import PURGE, FileRecord, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Error, Message, Reply
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.wire.messages.downloads import Opened
+from protocol.wire.messages.downloads import Opened, OpenedVersion
 from protocol.wire.messages.files import Stated
 from protocol.wire.messages.rotation import (
     GetWraps,
@@ -36,6 +37,9 @@ from sfsc.keys.home import unlock_home
 from sfsc.store import Store
 from tests.e2e.thief import thief
 from tests.lying_server import DropConnection, LyingServer
+from tests.opens import with_each
+
+_Shown = TypeVar("_Shown", Stated, OpenedVersion)
 
 
 def connect(home: Path) -> Store:
@@ -481,12 +485,19 @@ def test_what_is_signed_for_something_else_is_no_record(
         readers=present.head.readers,
     )
     shown = PRESENTED[what](signer, forged.encode())
-    lies: list[Message] = []
+    lies: list[Stated | OpenedVersion | WrapsPage] = []
+
+    def forge(shown_now: _Shown) -> _Shown:
+        if shown_now.view.content.record != file.content_body:
+            return shown_now
+        lies.append(shown_now)
+        return changed(shown_now, view=changed(shown_now.view, content=shown, head=None))
 
     def tamper(_who: object, _request: Message, reply: Message) -> Message:
-        if isinstance(reply, Opened | Stated) and reply.view.content.record == file.content_body:
-            lies.append(reply)
-            return changed(reply, view=changed(reply.view, content=shown, head=None))
+        if isinstance(reply, Opened):
+            return with_each(reply, forge)
+        if isinstance(reply, Stated):
+            return forge(reply)
         if isinstance(reply, WrapsPage):
             items = [
                 changed(one, content=shown, head=None, version=2)

@@ -12,11 +12,12 @@ import pytest
 import sfsc
 from protocol.codec.values import changed
 from protocol.wire.messages import Error, Message, Reply
-from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import Open, Opened
 from sfsc.errors import IntegrityError, NotFound
 from sfsc.store import Store
 from tests.changes import first_change, is_small
 from tests.lying_server import LyingServer
+from tests.opens import with_each
 
 
 def connect(home: Path) -> Store:
@@ -36,7 +37,7 @@ def test_a_file_of_the_log_is_never_missing(lying_server: LyingServer, get: str)
         store.put(io.BytesIO(b"1"), name="will")
 
     def hide(_who: object, request: Message) -> Reply | None:
-        return Error("not-found", "no such file") if isinstance(request, GetOpen) else None
+        return Error("not-found", "no such file") if isinstance(request, Open) else None
 
     lying_server.intercept = hide
     with connect(lying_server.copied(ada, "fresh")) as store:
@@ -64,10 +65,11 @@ def test_a_file_is_not_deleted_by_a_deletion_that_was_undone(lying_server: Lying
         store.restore("will")
 
     def lie(_who: object, request: Message) -> Reply | None:
-        if not isinstance(request, GetOpen):
+        if not isinstance(request, Open):
             return None
         old = shown[0]
-        return changed(old, view=changed(old.view, at=lying_server.journal.size))
+        size = lying_server.journal.size
+        return with_each(old, lambda one: changed(one, view=changed(one.view, at=size)))
 
     lying_server.intercept = lie
     with connect(lying_server.copied(ada, "fresh")) as store, pytest.raises(IntegrityError):

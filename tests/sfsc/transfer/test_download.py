@@ -16,9 +16,18 @@ import pytest
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import changed
+from protocol.records.records import FileRecord
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
-from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages.downloads import (
+    Bytes,
+    GetLeaves,
+    LeavesPage,
+    Open,
+    Opened,
+    OpenedVersion,
+    Read,
+)
 from sfsc.crypto.envelope import Metadata
 from sfsc.errors import (
     BadReceipt,
@@ -47,6 +56,7 @@ from sfsc.transfer.reencrypt import Reencryption
 from sfsc.transfer.remote_version import RemoteVersion
 from sfsc.transfer.source import SMALL
 from sfsc.transfer.upload import Uploads
+from tests.opens import open_one, opens, with_each
 from tests.sfsc.simulator import DropConnection, Simulator, Tamper
 from tests.sfsc.storing import drop, once, stopping
 from tests.waiting import until
@@ -266,11 +276,15 @@ def on(kind: type[Reply], tamper: Callable[[Reply], Reply]) -> Tamper:
     return lambda _request, reply: tamper(reply) if isinstance(reply, kind) else reply
 
 
-def opened(**changes: Callable[[Opened], object]) -> Tamper:
+def opened(**changes: Callable[[OpenedVersion], object]) -> Tamper:
     def tamper(reply: Reply) -> Reply:
         assert isinstance(reply, Opened)
-        made = {name: change(reply) for name, change in changes.items()}
-        return changed(reply, **made)  # type: ignore[arg-type]
+
+        def change_one(one: OpenedVersion) -> OpenedVersion:
+            made = {name: change(one) for name, change in changes.items()}
+            return changed(one, **made)  # type: ignore[arg-type]
+
+        return with_each(reply, change_one)
 
     return on(Opened, tamper)
 
@@ -382,8 +396,8 @@ def test_another_file_than_requested_is_rejected(
     one, two = (session.account.file_id(name) for name in ("one", "two"))
 
     def other(request: Request, reply: Reply) -> Reply:
-        if isinstance(request, GetOpen) and request.file_id == one:
-            return server.answer(changed(request, file_id=two))
+        if opens(request, one):
+            return server.answer(open_one(session.account.user, two))
         return reply
 
     server.tamper = other
@@ -429,7 +443,7 @@ def test_an_error_reply_during_the_download(
 
 
 @pytest.mark.parametrize(
-    ("kind", "nth"), [(GetOpen, 0), (GetLeaves, 0), (GetLeaves, 1), (Read, 0), (Read, 3), (Read, 8)]
+    ("kind", "nth"), [(Open, 0), (GetLeaves, 0), (GetLeaves, 1), (Read, 0), (Read, 3), (Read, 8)]
 )
 @pytest.mark.parametrize("how", [drop, stopping])
 def test_a_download_survives_a_lost_connection(
@@ -467,12 +481,15 @@ def test_a_concurrent_reencryption_is_a_conflict(
 ) -> None:
     store(session, os.urandom(BIG))
 
+    def with_another_record(one: OpenedVersion) -> OpenedVersion:
+        content = changed(one.view.content, record=b"another")
+        return changed(one, view=changed(one.view, content=content))
+
     def tamper(request: Request, reply: Reply) -> Reply:
         if isinstance(request, Read):
             raise DropConnection
-        if isinstance(reply, Opened) and len(server.asked(GetOpen)) > 1:
-            content = changed(reply.view.content, record=b"another")
-            return changed(reply, view=changed(reply.view, content=content))
+        if isinstance(reply, Opened) and len(server.asked(Open)) > 1:
+            return with_each(reply, with_another_record)
         return reply
 
     server.tamper = tamper
@@ -489,7 +506,7 @@ def test_an_integrity_error_is_never_retried(
     with pytest.raises(IntegrityError):
         Downloads(session).get(NAME, target)
     assert session.connections == 1
-    assert len(server.asked(GetOpen)) == 1
+    assert len(server.asked(Open)) == 1
 
 
 # --- many
@@ -581,10 +598,13 @@ def test_a_false_reply_about_one_of_many_files(
     file_id = session.account.file_id(bad)
     told: list[str] = []
 
+    def falsify(one: OpenedVersion) -> OpenedVersion:
+        if FileRecord.parse(one.view.content.record).file_id != file_id:
+            return one
+        return changed(one, leaves=flip(one.leaves, 10))
+
     def tamper(request: Request, reply: Reply) -> Reply:
-        if isinstance(reply, Opened) and request == GetOpen(session.account.user, file_id, 1):
-            return changed(reply, data=flip(reply.data, 100))
-        return reply
+        return with_each(reply, falsify) if isinstance(reply, Opened) else reply
 
     def skip(name: str, error: SfscError) -> None:
         assert type(error) is Tampered

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from protocol.codec.values import changed
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
-from protocol.wire.messages.downloads import Bytes, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages.downloads import Bytes, LeavesPage, Open, Opened, Read
 from sfsc.errors import NotFound, Tampered, Unreachable
 from sfsc.session.session import Session
 from sfsc.transfer.reader import AHEAD, Reader
 from sfsc.transfer.remote_version import RemoteVersion
 from sfsc.transfer.upload import Uploads
+from tests.opens import with_each
 from tests.sfsc.simulator import DropConnection, Simulator
 from tests.sfsc.storing import once
 from tests.waiting import until
@@ -91,7 +92,7 @@ def test_only_what_is_read_is_fetched(server: Simulator, session: Session) -> No
         # A reply may arrive before the server has received the next request.
         until(lambda: len(server.asked(Read)) >= 3)
         assert [read.offset // PIECE for read in server.asked(Read)] == [5, 6, 7]
-    assert len(server.asked(GetOpen)) == 1
+    assert len(server.asked(Open)) == 1
 
 
 def test_sequential_reads_prefetch_each_segment_once(server: Simulator, session: Session) -> None:
@@ -142,15 +143,15 @@ def test_a_failed_reopening_is_retried(server: Simulator, session: Session) -> N
         file.seek(3 * PIECE)
         session.reconnect()
         server.requests.clear()
-        server.tamper = once(GetOpen, lambda _request, _reply: Error("busy", "later"))
+        server.tamper = once(Open, lambda _request, _reply: Error("busy", "later"))
         with pytest.raises(Unreachable):
             file.read(5)
         assert file.read(5) == content[3 * PIECE : 3 * PIECE + 5]
-        assert len(server.asked(GetOpen)) == 2
+        assert len(server.asked(Open)) == 2
         session.transport.close()
         file.seek(5 * PIECE)
         file.read(5)
-        assert len(server.asked(GetOpen)) == 3
+        assert len(server.asked(Open)) == 3
 
 
 def test_a_changed_version_is_not_read(server: Simulator, session: Session) -> None:
@@ -171,6 +172,8 @@ def test_every_segment_is_verified(server: Simulator, session: Session, kind: ty
         return bytes(changes)
 
     def hook(_request: Request, reply: Reply) -> Reply:
+        if isinstance(reply, kind) and isinstance(reply, Opened):
+            return with_each(reply, lambda one: changed(one, data=flip(one.data)))
         if isinstance(reply, kind):
             name = "leaves" if kind is LeavesPage else "data"
             return changed(reply, **{name: flip(getattr(reply, name))})

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from protocol.codec.values import changed
-from protocol.wire.messages import Error, Reply
-from protocol.wire.messages.downloads import Opened
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.downloads import Opened, OpenedVersion, OpenResult
 from sfsc.crypto.segments import Encryptor
-from sfsc.errors import BadRecord, NotFound, Rollback, SfscError, Tampered
+from sfsc.errors import BadRecord, NotFound, ProtocolFailure, Rollback, SfscError, Tampered
 from sfsc.files.listing import Files
 from sfsc.session.session import Session
 from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.transfer.upload import Uploads
+from tests.opens import only_result, open_one, result_of
 from tests.sfsc.simulator import Simulator
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -28,19 +29,19 @@ def stored(session: Session) -> Session:
     return session
 
 
-def asked(session: Session) -> Iterator[tuple[VersionRequest, Opened]]:
+def asked(session: Session) -> Iterator[tuple[VersionRequest, OpenedVersion]]:
     for name in NAMES:
         wanted = VersionRequest.build(session, session.account.file_id(name), 0, name=name)
-        reply = session.ask(wanted.message)
-        assert isinstance(reply, Opened)
-        yield wanted, reply
+        one = only_result(session.ask(wanted.message))
+        assert isinstance(one, OpenedVersion)
+        yield wanted, one
 
 
 def verified(
-    session: Session, replies: list[tuple[VersionRequest, Reply]]
+    session: Session, results: Sequence[tuple[VersionRequest, OpenedVersion | Error]]
 ) -> list[RemoteVersion | SfscError]:
     return RemoteVersion.verify_batch(
-        [RemoteVersion(session, wanted, reply) for wanted, reply in replies]
+        session, [RemoteVersion(session, wanted, result_of(one)) for wanted, one in results]
     )
 
 
@@ -55,7 +56,7 @@ def test_each_reply_gives_its_version(stored: Session) -> None:
 def test_a_failed_reply_does_not_affect_the_others(stored: Session) -> None:
     replies = list(asked(stored))
     first = replies[0][1]
-    tampered: list[tuple[VersionRequest, Reply]] = list(replies)
+    tampered: list[tuple[VersionRequest, OpenedVersion | Error]] = list(replies)
     # A reply of another file; metadata of another version; no such file, although the log has it.
     tampered[1] = (replies[1][0], first)
     tampered[2] = (
@@ -112,10 +113,33 @@ def test_a_version_under_another_name_is_rejected(stored: Session) -> None:
 def test_a_handle_of_a_lost_connection_is_replaced(server: Simulator, stored: Session) -> None:
     """A handle belongs to its connection, whenever its reply is verified."""
     wanted, reply = next(asked(stored))
-    opened = RemoteVersion(stored, wanted, changed(reply, leaves=b"", data=b""))
+    opened = RemoteVersion(stored, wanted, result_of(changed(reply, leaves=b"", data=b"")))
     stored.reconnect()
-    (version,) = RemoteVersion.verify_batch([opened])
+    (version,) = RemoteVersion.verify_batch(stored, [opened])
     assert isinstance(version, RemoteVersion)
     before = len(server.requests)
     assert b"".join(version.segments()) == b"a"
-    assert server.requests[before:][0] == changed(wanted.message, version=1)
+    assert server.requests[before:][0] == open_one(stored.account.user, wanted.file_id, 1)
+
+
+@pytest.mark.parametrize(
+    ("results", "kind"),
+    [
+        (lambda _true: (), ProtocolFailure),
+        (lambda true: true * 2, ProtocolFailure),
+        (lambda _true: (OpenResult(None, None),), ProtocolFailure),
+    ],
+    ids=["none", "too many", "neither opened nor refused"],
+)
+def test_results_for_other_targets_than_requested_are_refused(
+    server: Simulator,
+    stored: Session,
+    results: Callable[[tuple[OpenResult, ...]], tuple[OpenResult, ...]],
+    kind: type[SfscError],
+) -> None:
+    def tamper(_request: Request, reply: Reply) -> Reply:
+        return Opened(results(reply.results)) if isinstance(reply, Opened) else reply
+
+    server.tamper = tamper
+    with pytest.raises(kind):
+        RemoteVersion.open_own(stored, "a", 0)

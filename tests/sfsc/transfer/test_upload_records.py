@@ -189,7 +189,7 @@ def test_a_connection_lost_between_a_receipt_and_the_log(
     server: Simulator, session: Session, kind: type[Request]
 ) -> None:
     put(session, b"one", "a")
-    server.log.append(EntryDraft(op="download", actor="ada", accounts=("ada",)))
+    server.log.append(EntryDraft(op="login", actor="ada", accounts=("ada",)))
     server.all_leaves = False
     server.tamper = once(kind, drop)
     done = list(Uploads(session).put_many(items(30)))

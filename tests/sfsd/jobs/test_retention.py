@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from protocol.records.records import PURGE
-from protocol.wire.messages.downloads import GetOpen
 from protocol.wire.messages.files import Stat, Stated
 from sfsd.config import DAY, Config, RetentionPolicy
 from sfsd.errors import ConfigError
 from sfsd.jobs.scheduler import FIRST_PAUSE, PAUSE, JobScheduler
+from tests.opens import open_one
 from tests.sfsd.builders import Clock, Daemon, Person, daemon, done, file_id, refused
 from tests.sfsd.operations.test_records import move, restored
 
@@ -63,7 +63,7 @@ def test_old_trash_is_removed_and_its_records_stay(tmp_path: Path) -> None:
         assert (entry.actor, entry.owner, entry.file) == ("server", "ada", F)
         assert (entry.detail["purged"], entry.detail["why"]) == ([1, 2], "trash")
         assert list(entry.accounts) == ["ada"]
-        refused(ada.ask(GetOpen("ada", F, 1)), "not-found")
+        refused(ada.ask(open_one("ada", F, 1)), "not-found")
         refused(ada.ask(restored(ada, 1).change()), "not-found")
         assert run(served) == 0
         ada.put(F, b"anew")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import OpenedVersion
 from sfsd.config import DAY
 from sfsd.jobs import retention
+from tests.opens import open_one
 from tests.sfsd.builders import Daemon, file_id
 from tests.sfsd.jobs.test_retention import run
 from tests.sfsd.operations.test_sharing import reader, shared, wrap_owners
@@ -30,10 +31,10 @@ def test_wraps_are_removed_at_expiry(served: Daemon) -> None:
     assert run(served) == 0
     (entry,) = served.entries("retention")
     assert (entry.actor, entry.owner, set(entry.accounts)) == ("server", "ada", {"ada", "bob"})
-    assert isinstance(cat.ask(GetOpen("ada", F, 0)), Opened)
+    assert isinstance(cat.ask(open_one("ada", F, 0)), OpenedVersion)
     # Sharing the file again gives access again.
     shared(ada, reader(bob), reader(cat), wraps={2: [bob.wrap()]})
-    assert isinstance(bob.ask(GetOpen("ada", F, 0)), Opened)
+    assert isinstance(bob.ask(open_one("ada", F, 0)), OpenedVersion)
     assert run(served) == 0
 
 

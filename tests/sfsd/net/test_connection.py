@@ -17,10 +17,10 @@ from protocol.wire.messages import Error, Message, Reply, Request, encode
 from protocol.wire.messages.accounts import Status, StatusAnswer
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.changes import Commit
-from protocol.wire.messages.downloads import Bytes, GetOpen, Read
+from protocol.wire.messages.downloads import Bytes, Read
 from protocol.wire.messages.files import Stat
 from protocol.wire.messages.session import Ping, Pong, Welcome
-from protocol.wire.messages.session import Session as Opened
+from protocol.wire.messages.session import Session as OpenedVersion
 from protocol.wire.messages.uploads import Data
 from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
@@ -30,6 +30,7 @@ from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget
 from sfsd.net.user_rates import UserRate
 from sfsd.net.write_queue import CHUNK
 from sfsd.rules.context import Principal
+from tests.opens import open_one
 from tests.sfsd.builders import ADDRESS, OPERATOR_KEY, Daemon, login
 
 LIMITS = ConnectionLimits()
@@ -279,7 +280,7 @@ def test_server_sends_a_welcome_and_answers_after_login(served: Daemon) -> None:
         peer = Peer(served.dispatcher)
         peer.take()
         assert isinstance(peer.replies[0], Welcome)
-        assert isinstance(await peer.log_in(), Opened)
+        assert isinstance(await peer.log_in(), OpenedVersion)
         assert peer.server.user == "operator"
         assert isinstance(await peer.answer(peer.ask(Status())), StatusAnswer)
         assert peer.observer.calls == Counter(logged_in=1)
@@ -296,7 +297,7 @@ def test_bytes_may_arrive_one_at_a_time(served: Daemon) -> None:
         peer.take()
         request_id, pieces = peer.connection.request(peer.login())
         peer.push(b"".join(pieces), step=1)
-        assert isinstance(await peer.answer(request_id), Opened)
+        assert isinstance(await peer.answer(request_id), OpenedVersion)
         request_id, pieces = peer.connection.request(Ping())
         peer.push(b"".join(pieces), step=1)
         assert isinstance(await peer.answer(request_id), Pong)
@@ -442,7 +443,7 @@ def test_a_violation_behind_many_requests_disconnects(served: Daemon) -> None:
     [
         (Read(HANDLE, 0, PIECE), PIECE),
         (Data(HANDLE, 0, bytes(PIECE)), PIECE),
-        (GetOpen("ada", "0" * 32, 0), PIECE),
+        (open_one("ada", "0" * 32, 0), PIECE),
         (Commit((), (), bytes(64), (), (), bytes(240 * 1024)), 256 * 1024),
     ],
 )

@@ -29,7 +29,7 @@ from protocol.wire.messages.accounts import (
 )
 from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.changes import Commit
-from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, Opened, Read
+from protocol.wire.messages.downloads import Bytes, GetLeaves, OpenedVersion, Read
 from protocol.wire.messages.files import GiveUp, History, List, Listing, Stat, Stated
 from protocol.wire.messages.log import (
     CONSISTENCY,
@@ -54,6 +54,7 @@ from sfsd.errors import Refused
 from sfsd.rules.context import OPERATIONS, Access, Principal
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.paths import VersionPaths
+from tests.opens import open_one
 from tests.sfsd.builders import (
     ADDRESS,
     SERVER_KEY,
@@ -85,7 +86,7 @@ MATRIX: dict[Request, set[Access]] = {
     Data(U, 0, b"x"): USERS,
     PutResume(U): USERS,
     PutAbort(U): USERS,
-    GetOpen("ada", F, 0): USERS,
+    open_one("ada", F, 0): USERS,
     GetLeaves(H, 0): USERS,
     Read(H, 0, 1): USERS,
     Stat("ada", F, 0): USERS,
@@ -172,7 +173,7 @@ def test_request_of_a_later_version_is_unknown(ada: Person) -> None:
 
 def test_log_entries_have_the_op_of_the_table(served: Daemon, ada: Person) -> None:
     ada.put(F)
-    ada.ask(GetOpen("ada", F, 0))
+    ada.ask(open_one("ada", F, 0))
     ada.delete(F)
     stated = " ".join(op.logged or "" for op in OPERATIONS.values())
     logged = {entry.op for entry in served.entries()} - {"login", "enrol"}
@@ -251,8 +252,8 @@ def test_refused_attempts_are_logged_by_source_and_minute(served: Daemon, ada: P
     with pytest.raises(Refused):
         served.open(login("eve", unknown_key), address="198.51.100.1")
     refused(ada.ask(Status()), "not-allowed")
-    refused(ada.ask(GetOpen("eve", F, 0)), "not-found")
-    refused(ada.ask(GetOpen("ada", F, 0)), "not-found")  # no attempt on anyone's file
+    refused(ada.ask(open_one("eve", F, 0)), "not-found")
+    refused(ada.ask(open_one("ada", F, 0)), "not-found")  # no attempt on anyone's file
     served.run(served.dispatcher.tick())
     assert served.entries("refused") == []
     served.clock.now += 60
@@ -279,8 +280,8 @@ def test_failed_sync_leaves_metadata_readable(tmp_path: Path) -> None:
     with daemon(tmp_path, files=files) as served:
         ada = served.person("ada")
         ada.put(F)
-        opened = ada.ask(GetOpen("ada", F, 0))
-        assert isinstance(opened, Opened)
+        opened = ada.ask(open_one("ada", F, 0))
+        assert isinstance(opened, OpenedVersion)
         assert isinstance(ada.ask(Read(opened.handle, 0, 1)), Bytes)
         upload = ada.upload(F, b"", size=0)
         files.fail("sync_data", "audit.jsonl")
@@ -288,8 +289,8 @@ def test_failed_sync_leaves_metadata_readable(tmp_path: Path) -> None:
         files.heal()
         for message in (
             ada.version(F, b"lost").small(),
-            GetOpen("ada", F, 0),
-            GetOpen("ada", F, 1),
+            open_one("ada", F, 0),
+            open_one("ada", F, 1),
             Read(opened.handle, 0, 1),
             PutOpen("ada", F, 0),
             Data(upload, 0, b"x"),
@@ -300,7 +301,7 @@ def test_failed_sync_leaves_metadata_readable(tmp_path: Path) -> None:
         who = ada.log_in()
         assert who.session == -1
         assert isinstance(served.ask(who, List("", 9, 0)), Listing)
-        refused(served.ask(who, GetOpen("ada", F, 0)), "unavailable")
+        refused(served.ask(who, open_one("ada", F, 0)), "unavailable")
         status = served.ask(served.operator(), Status())
         assert isinstance(status, StatusAnswer)
         assert status.failed
@@ -357,7 +358,7 @@ def test_the_operator_is_told_of_an_unreadable_file(tmp_path: Path) -> None:
         ciphertext = tmp_path / "store" / "users" / paths.ciphertext
         ciphertext.unlink()
         ciphertext.symlink_to(ciphertext.name)  # opening it fails
-        answer = refused(ada.ask(GetOpen("ada", F, 0)), "damaged")
+        answer = refused(ada.ask(open_one("ada", F, 0)), "damaged")
         assert answer.damaged == DamagedVersion("ada", F, 1)
         assert "cannot read" in answer.text
         told = served.dispatcher.disk_failures.report()

@@ -8,7 +8,7 @@ from protocol.records.records import MAX_WRAPPED_KEY
 from protocol.wire.messages import Message
 from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.changes import BatchedWrap, Change, Commit, WrapBatch
-from protocol.wire.messages.downloads import GetLeaves, GetOpen, Read
+from protocol.wire.messages.downloads import GetLeaves, Read
 from protocol.wire.messages.files import History, List
 from protocol.wire.messages.log import LogLines
 from protocol.wire.messages.rotation import (
@@ -24,6 +24,7 @@ from protocol.wire.messages.session import Ping
 from protocol.wire.messages.sharing import Inbox, Lookup
 from protocol.wire.messages.uploads import Data
 from sfsd.net.memory_budget import weight_of
+from tests.opens import open_one
 from tests.protocol.wire_form import plain
 from tests.sfsd.builders import file_id
 
@@ -43,7 +44,7 @@ def small_change(size: int) -> Change:
 @pytest.mark.parametrize(
     "message",
     [
-        GetOpen("ada", F, 0),
+        open_one("ada", F, 0),
         GetLeaves(U, 0),
         List("", 1, 0),
         History("ada", F, 1),

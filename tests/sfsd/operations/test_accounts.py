@@ -18,8 +18,9 @@ from protocol.wire.messages.accounts import (
     UserQuota,
     UserShow,
 )
-from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import OpenedVersion
 from sfsd.config import DAY
+from tests.opens import open_one
 from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, refused
 
 
@@ -87,8 +88,8 @@ def test_a_disabled_user_keeps_their_files(served: Daemon) -> None:
     refused(ada.ask(ada.version(file_id(1), b"more").small()), "denied")
     done(served.ask(operator, UserAccess("ada", disabled=False, reason="")))
     ada.who = ada.log_in()
-    opened = ada.ask(GetOpen("ada", file_id(1), 0))
-    assert isinstance(opened, Opened)
+    opened = ada.ask(open_one("ada", file_id(1), 0))
+    assert isinstance(opened, OpenedVersion)
     assert opened.data == b"kept"
 
 

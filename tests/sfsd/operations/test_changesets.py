@@ -15,17 +15,19 @@ from protocol.log import auditlog
 from protocol.log.auditlog import leaf_data
 from protocol.records.record_signatures import RecordTree
 from protocol.records.records import ACCESS, DELETE, PURGE, record_hash
-from protocol.wire.messages import Error, Reply
+from protocol.wire.messages import Error
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.changes import Commit, Committed
-from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import OpenedVersion
 from protocol.wire.messages.files import Stat, Stated
 from sfsd.net.batches import THREADS
 from sfsd.operations import changesets
+from tests.opens import open_one
 from tests.sfsd.builders import (
     Clock,
     Daemon,
     Person,
+    Result,
     Version,
     batched,
     daemon,
@@ -37,14 +39,14 @@ A, B, C, D, E = (file_id(number) for number in range(1, 6))
 LARGE = os.urandom(PIECE + 99)
 
 
-def committed(reply: Reply) -> Committed:
+def committed(reply: Result) -> Committed:
     assert isinstance(reply, Committed), reply
     return reply
 
 
 def content(person: Person, file: str) -> bytes:
-    opened = person.ask(GetOpen(person.name, file, 0))
-    assert isinstance(opened, Opened), opened
+    opened = person.ask(open_one(person.name, file, 0))
+    assert isinstance(opened, OpenedVersion), opened
     return bytes(opened.data)
 
 
@@ -79,10 +81,10 @@ def test_changes_of_all_kinds_are_made_together(served: Daemon, ada: Person) -> 
         assert len(data).to_bytes(2) + data in reply.leaves
     assert content(ada, A) == b"new" * 20
     assert isinstance(ada.ask(Stat("ada", E, 0)), Stated)
-    refused(ada.ask(GetOpen("ada", B, 0)), "not-found")
+    refused(ada.ask(open_one("ada", B, 0)), "not-found")
     refused(ada.ask(Stat("ada", C, 9)), "not-found")
-    shared = bob.ask(GetOpen("ada", D, 0))
-    assert isinstance(shared, Opened)
+    shared = bob.ask(open_one("ada", D, 0))
+    assert isinstance(shared, OpenedVersion)
 
 
 def test_each_record_keeps_a_signature_that_verifies_alone(ada: Person) -> None:

@@ -11,21 +11,41 @@ from pathlib import Path
 import pytest
 
 from protocol.records.records import PURGE, FileRecord
-from protocol.wire.messages import Done, Reply
+from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.accounts import UserAccess
-from protocol.wire.messages.base import PIECE
-from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages.base import MAX_SMALL, PIECE
+from protocol.wire.messages.downloads import (
+    Bytes,
+    GetLeaves,
+    LeavesPage,
+    Open,
+    Opened,
+    OpenedVersion,
+    OpenResult,
+    OpenTarget,
+    Read,
+)
 from sfsd.config import DAY
 from sfsd.fs.files import Files
 from sfsd.operations import changesets
-from sfsd.operations.downloads import FIRST_BYTES
 from sfsd.rules.context import Transaction
 from sfsd.rules.users import signing_key_id
 from sfsd.state import logged_downloads
-from sfsd.state.logged_downloads import Download
+from sfsd.state.logged_downloads import Downloads
 from sfsd.state.read_handles import FILES, HANDLES
 from sfsd.storage.change import Change
-from tests.sfsd.builders import Daemon, Person, alone, daemon, done, file_id, refused, segments_root
+from tests.opens import open_one, result_of
+from tests.sfsd.builders import (
+    Daemon,
+    Person,
+    Result,
+    alone,
+    daemon,
+    done,
+    file_id,
+    refused,
+    segments_root,
+)
 from tests.sfsd.operations.test_rotation import onto
 from tests.waiting import until
 
@@ -68,9 +88,9 @@ def ada(served: Daemon) -> Person:
     return person
 
 
-def opened(person: Person, owner: str = "ada", wanted: str = F, version: int = 0) -> Opened:
-    reply = person.ask(GetOpen(owner, wanted, version))
-    assert isinstance(reply, Opened), reply
+def opened(person: Person, owner: str = "ada", wanted: str = F, version: int = 0) -> OpenedVersion:
+    reply = person.ask(open_one(owner, wanted, version))
+    assert isinstance(reply, OpenedVersion), reply
     return reply
 
 
@@ -87,7 +107,7 @@ def test_get_open_reads_each_file_once(tmp_path: Path) -> None:
 def test_a_download_returns_what_was_stored(ada: Person) -> None:
     reply = opened(ada)
     put = ada.made[F, 1]
-    assert reply.data == CONTENT[:FIRST_BYTES]
+    assert reply.data == CONTENT[:MAX_SMALL]
     assert reply.view.content.record == put.body
     assert (reply.view.metadata, reply.view.wraps, reply.view.head) == (
         put.metadata,
@@ -113,13 +133,15 @@ def test_leaf_hashes_come_in_pages(ada: Person) -> None:
 
 
 def logged(served: Daemon) -> list[tuple[str, int | None]]:
-    return [(entry.actor, entry.version) for entry in served.entries("download")]
+    entries = served.entries("download")
+    return [(entry.actor, version) for entry in entries for _, version in entry.versions]
 
 
 def test_a_download_is_logged_once_a_day_for_a_key_and_version(served: Daemon, ada: Person) -> None:
     first = opened(ada)
     (entry,) = served.entries("download")
-    assert (entry.owner, entry.file, entry.session) == ("ada", F, ada.who.session)
+    assert (entry.owner, entry.session) == ("ada", ada.who.session)
+    assert entry.versions == ((F, 1),)
     assert entry.detail["key"] == signing_key_id(ada.device_key.public)
     assert opened(ada).handle != first.handle
     ada.who = ada.log_in()
@@ -169,9 +191,9 @@ def test_logged_downloads_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_simultaneous_requests_log_one_download(served: Daemon, ada: Person) -> None:
-    asked = [GetOpen("ada", F, 0)] * 40
+    asked = [open_one("ada", F, 0)] * 40
     replies = served.ask_all(ada.who, asked)
-    assert all(isinstance(reply, Opened) for reply in replies)
+    assert all(isinstance(reply, OpenedVersion) for reply in replies)
     assert logged(served) == [("ada", 1)]
 
 
@@ -179,9 +201,9 @@ def test_a_download_that_could_not_be_logged_is_logged_by_the_next_request(
     served: Daemon, ada: Person
 ) -> None:
     key = signing_key_id(ada.device_key.public)
-    claim = served.context.downloads.claim(Download(key, "ada", F, 1))
+    claim = served.context.downloads.claim(Downloads(key, "ada", ((F, 1),)))
     claim.acquire()  # as another request, whose group is then not written
-    refused(ada.ask(GetOpen("ada", F, 0)), "busy")
+    refused(ada.ask(open_one("ada", F, 0)), "busy")
     assert not logged(served)
     claim.release()
     opened(ada)
@@ -199,24 +221,95 @@ def test_the_memory_of_logged_downloads_is_bounded(
     assert [version for _, version in logged(served)] == [1, 2, 3, 2]
 
 
+def open_many(person: Person, *targets: tuple[str, int], owner: str = "ada") -> list[OpenResult]:
+    reply = person.ask(Open(owner, tuple(OpenTarget(*one) for one in targets)))
+    if isinstance(reply, OpenedVersion | Error):
+        return [result_of(reply)]
+    assert isinstance(reply, Opened), reply
+    return list(reply.results)
+
+
+def outcomes(results: list[OpenResult]) -> list[bytes | str]:
+    """Return the data of each version that was opened, the code of each error."""
+    return [bytes(one.opened.data) if one.opened else one.error.code for one in results]  # type: ignore[union-attr]
+
+
+def test_a_request_opens_many_versions_and_has_one_log_entry(served: Daemon, ada: Person) -> None:
+    ada.put(F, b"second")
+    small, gone, damaged = file_id(2), file_id(3), file_id(4)
+    for one in (small, gone, damaged):
+        ada.put(one, one.encode())
+    ada.delete(gone)
+    (served.context.store.users / "ada" / "files" / "00" / f"{damaged}.1.json").write_bytes(b"{")
+    targets = [(small, 0), (file_id(9), 0), (F, 1), (gone, 0), (damaged, 1), (F, 0), (gone, 1)]
+    found = open_many(ada, *targets)
+    assert outcomes(found) == [
+        small.encode(),
+        "not-found",
+        b"",  # longer than 256 KiB: it is read by its handle
+        "not-found",
+        "damaged",
+        b"second",
+        gone.encode(),
+    ]
+    large = found[2].opened
+    assert large is not None
+    assert len(large.leaves) == 3 * 32
+    assert ada.ask(Read(large.handle, PIECE, PIECE)) == Bytes(CONTENT[PIECE : 2 * PIECE])
+    (entry,) = served.entries("download")
+    assert (entry.file, entry.version, set(entry.accounts)) == (None, None, {"ada"})
+    assert entry.versions == ((small, 1), (F, 1), (F, 2), (gone, 1))
+    # Only what is new is logged.
+    assert outcomes(open_many(ada, (small, 1), (small, 0))) == [small.encode()] * 2
+    ada.put(small, b"newer")
+    assert outcomes(open_many(ada, (small, 1), (small, 0))) == [small.encode(), b"newer"]
+    assert [entry.versions for entry in served.entries("download")[1:]] == [((small, 2),)]
+
+
+def test_an_answer_has_as_many_versions_as_fit(served: Daemon, ada: Person) -> None:
+    sizes = [MAX_SMALL] * 5 + [10]
+    for number, size in enumerate(sizes, 10):
+        ada.put(file_id(number), bytes(size))
+    targets = [(file_id(number), 0) for number in range(10, 10 + len(sizes))]
+    found = open_many(ada, *targets)
+    assert [len(one) for one in outcomes(found)] == [MAX_SMALL] * 3
+    assert logged(served) == [("ada", 1)] * 3
+    assert [len(one) for one in outcomes(open_many(ada, *targets[3:]))] == [MAX_SMALL] * 2 + [10]
+
+
+@pytest.mark.parametrize("targets", [[], [(F, 1), (F, 0), (F, 1)]], ids=["none", "one twice"])
+def test_a_request_names_each_version_once(ada: Person, targets: list[tuple[str, int]]) -> None:
+    refused(ada.ask(Open("ada", tuple(OpenTarget(*one) for one in targets))), "bad-request")
+
+
+def test_each_foreign_file_that_is_asked_for_counts_as_an_attempt(
+    served: Daemon, ada: Person
+) -> None:
+    bob = served.person("bob")
+    assert outcomes(open_many(bob, (F, 0), (F, 1), (file_id(8), 0))) == ["not-found"] * 3
+    assert not served.entries("download")
+    (due,) = served.context.refusals.due(all_of_them=True)
+    assert due.detail["codes"] == {"not-found": 3}
+
+
 def test_foreign_and_missing_files_give_the_same_error(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     asked = [
-        GetOpen("ada", F, 0),
-        GetOpen("ada", F, 1),
-        GetOpen("ada", file_id(2), 0),
-        GetOpen("bob", F, 0),
-        GetOpen("nobody", F, 0),
+        open_one("ada", F, 0),
+        open_one("ada", F, 1),
+        open_one("ada", file_id(2), 0),
+        open_one("bob", F, 0),
+        open_one("nobody", F, 0),
     ]
     assert len({refused(bob.ask(message), "not-found") for message in asked}) == 1
-    refused(ada.ask(GetOpen("ada", F, 2)), "not-found")
+    refused(ada.ask(open_one("ada", F, 2)), "not-found")
     handle = opened(ada).handle
     refused(bob.ask(Read(handle, 0, 1)), "changed")
 
 
 def test_a_deleted_file_opens_only_by_version(ada: Person) -> None:
     ada.delete(F)
-    refused(ada.ask(GetOpen("ada", F, 0)), "not-found")
+    refused(ada.ask(open_one("ada", F, 0)), "not-found")
     reply = opened(ada, version=1)
     assert reply.view.head is not None
     assert reply.view.head.record == ada.heads[F]
@@ -243,7 +336,7 @@ def test_a_handle_on_a_purged_content_gives_changed(ada: Person) -> None:
     purge = ada.signed(ada.record(F, PURGE, purged=(1,)))
     done(ada.ask(ada.took(purge).change()))
     refused(ada.ask(Read(reply.handle, 0, 9)), "changed")
-    refused(ada.ask(GetOpen("ada", F, 1)), "not-found")
+    refused(ada.ask(open_one("ada", F, 1)), "not-found")
     assert opened(ada).data == b"newer"
 
 
@@ -269,7 +362,7 @@ def test_a_closed_session_has_no_handles(served: Daemon, ada: Person) -> None:
 def test_a_disabled_user_cannot_download(served: Daemon, ada: Person) -> None:
     off = UserAccess("ada", disabled=True, reason="")
     assert isinstance(served.ask(served.operator(), off), Done)
-    refused(ada.ask(GetOpen("ada", F, 0)), "denied")
+    refused(ada.ask(open_one("ada", F, 0)), "denied")
 
 
 def test_a_flipped_byte_in_a_sidecar_is_reported_as_damage(served: Daemon, ada: Person) -> None:
@@ -277,14 +370,14 @@ def test_a_flipped_byte_in_a_sidecar_is_reported_as_damage(served: Daemon, ada: 
     good = path.read_bytes()
     for position in range(0, len(good), 97):
         path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
-        refused(ada.ask(GetOpen("ada", F, 0)), "damaged")
+        refused(ada.ask(open_one("ada", F, 0)), "damaged")
     path.write_bytes(good)
     opened(ada)
 
 
 def test_missing_ciphertext_or_leaves_are_reported_as_damage(served: Daemon, ada: Person) -> None:
     (served.context.store.users / "ada" / "files" / "00" / f"{F}.1.ct").unlink()
-    refused(ada.ask(GetOpen("ada", F, 0)), "damaged")
+    refused(ada.ask(open_one("ada", F, 0)), "damaged")
 
 
 def test_a_read_during_reencryption_returns_old_or_new_bytes(tmp_path: Path) -> None:
@@ -302,7 +395,7 @@ def test_a_read_during_reencryption_returns_old_or_new_bytes(tmp_path: Path) -> 
             served.context.committer.submit(change)
             until(lambda: served.context.store.stored_digest(path) != before)
 
-        def race(message: GetOpen | Read) -> Reply:
+        def race(message: Open | Read) -> Result:
             request = ada.took(ada.reencrypted(F, 1, b"new content")).small()
             [decide] = changesets.commit(served.context, writer, request).decides()
             decided = decide()
@@ -313,8 +406,8 @@ def test_a_read_during_reencryption_returns_old_or_new_bytes(tmp_path: Path) -> 
 
         handle = bytes(16)
         for _ in range(2):  # the second time the download is logged already
-            reply = race(GetOpen("ada", F, 0))
-            assert isinstance(reply, Opened)
+            reply = race(open_one("ada", F, 0))
+            assert isinstance(reply, OpenedVersion)
             assert (bytes(reply.data), files.blob) == (b"new content", "")
             assert segments_root(bytes(reply.data)) == parsed(reply).segments_root
             handle = reply.handle
@@ -328,18 +421,19 @@ def test_concurrent_reads_and_reencryptions(served: Daemon) -> None:
     writer = bob.log_in()
 
     async def both(ciphertext: bytes) -> tuple[Reply, Reply]:
-        asked = GetOpen("bob", F, 0)
+        asked = open_one("bob", F, 0)
         reencryption = bob.took(bob.reencrypted(F, 1, ciphertext)).small()
         return await asyncio.gather(
             served.dispatcher.handle(bob.who, asked), served.dispatcher.handle(writer, reencryption)
         )
 
     for turn in range(30):
-        reply, answer = served.run(both(b"%02d" % turn * 50))
-        done(alone(answer))
-        assert isinstance(reply, Opened), reply
+        answer, changed = served.run(both(b"%02d" % turn * 50))
+        done(alone(changed))
+        reply = alone(answer)
+        assert isinstance(reply, OpenedVersion), reply
         assert segments_root(bytes(reply.data)) == parsed(reply).segments_root
 
 
-def parsed(reply: Opened) -> FileRecord:
+def parsed(reply: OpenedVersion) -> FileRecord:
     return FileRecord.parse(reply.view.content.record)

@@ -10,10 +10,10 @@ import pytest
 from protocol.log.auditlog import LOST
 from protocol.records.records import ACCESS, PURGE, FileRecord
 from protocol.wire.messages.base import DamagedVersion
-from protocol.wire.messages.downloads import GetOpen
 from protocol.wire.messages.files import GiveUp, History, HistoryPage, List, Listing, Stat, Stated
 from protocol.wire.messages.sharing import Inbox, InboxPage
 from sfsd.storage.paths import VersionPaths
+from tests.opens import open_one
 from tests.sfsd.builders import Daemon, Person, Version, daemon, done, file_id, refused
 
 F, G = file_id(1), file_id(2)
@@ -91,7 +91,7 @@ def test_a_damaged_newest_sidecar_is_named_beside_the_others(tmp_path: Path, how
         assert [one.file_id for one in inbox.files] == [G]
         for who in (ada, bob):
             assert refused(who.ask(Stat("ada", F, 0)), "damaged").damaged == place
-            assert refused(who.ask(GetOpen("ada", F, 0)), "damaged").damaged == place
+            assert refused(who.ask(open_one("ada", F, 0)), "damaged").damaged == place
         assert refused(eve.ask(Stat("ada", F, 0)), "not-found").damaged is None
 
 
@@ -177,7 +177,7 @@ def test_a_damaged_version_is_given_up(tmp_path: Path, how: str) -> None:
         assert reply.view.head.record == ada.heads[F]
         assert (reply.view.metadata, reply.view.wraps) == (b"", ())
         assert listed(ada).damaged == ()
-        refused(ada.ask(GetOpen("ada", F, 2)), "damaged")
+        refused(ada.ask(open_one("ada", F, 2)), "damaged")
         refused(ada.ask(GiveUp(F, 2)), "conflict")
         ada.put(F, b"3" * 56, wraps=(ada.wrap(), bob.wrap()))  # the readers are still known
     assert not stored(tmp_path, 2).with_suffix(".ct").exists()
@@ -193,6 +193,6 @@ def test_a_version_without_its_ciphertext_can_be_given_up(tmp_path: Path, how: s
     with daemon(tmp_path) as served:
         ada = reopened(ada, served)
         place = DamagedVersion("ada", F, 1)
-        assert refused(ada.ask(GetOpen("ada", F, 0)), "damaged").damaged == place
+        assert refused(ada.ask(open_one("ada", F, 0)), "damaged").damaged == place
         done(ada.ask(GiveUp(F, 1)))
         assert not stored(tmp_path, 1).with_suffix(".ct").exists()

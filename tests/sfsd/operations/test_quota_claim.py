@@ -8,12 +8,12 @@ import pytest
 
 from protocol.codec.values import changed
 from protocol.records.records import ACCESS, PURGE, ReaderEntry
-from protocol.wire.messages import Done, Error, Reply
+from protocol.wire.messages import Done, Error
 from protocol.wire.messages.base import MAX_METADATA, Wrap
 from protocol.wire.messages.rotation import Rewrapped
 from protocol.wire.messages.uploads import PutOpen, UploadState
 from sfsd.state.uploads import ABANDONED
-from tests.sfsd.builders import Daemon, Person, Version, done, file_id, refused
+from tests.sfsd.builders import Daemon, Person, Result, Version, done, file_id, refused
 from tests.sfsd.operations.test_rotation import begun, rewrapped, wraps
 
 F, G = file_id(1), file_id(2)
@@ -41,7 +41,7 @@ def granted(ada: Person, wanted: str, *readers: Person, given: bool = True) -> V
     return changed(made, wraps=wrapped(*readers) if given else ())
 
 
-def ask(ada: Person, made: Version) -> Reply:
+def ask(ada: Person, made: Version) -> Result:
     """Ask for a put or a change of readers; return the reply."""
     current = made.record.current
     request = made.share({current: made.wraps}) if made.record.op == ACCESS else made.small()

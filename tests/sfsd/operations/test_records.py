@@ -22,10 +22,11 @@ from protocol.records.records import (
 )
 from protocol.wire.messages import Error, FileView
 from protocol.wire.messages.accounts import Usage, UsageAnswer
-from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import OpenedVersion
 from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
 from protocol.wire.messages.sharing import BlockOwner, Inbox, InboxPage
 from sfsd.storage.paths import VersionPaths
+from tests.opens import open_one
 from tests.sfsd.builders import (
     Daemon,
     Person,
@@ -117,7 +118,7 @@ def test_a_delete_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None
     ada.put(F)
     record = ada.record(F, DELETE, **({"current": 0} | changes))
     refused(ada.ask(ada.signed(record).change()), code)
-    assert isinstance(ada.ask(GetOpen("ada", F, 0)), Opened)
+    assert isinstance(ada.ask(open_one("ada", F, 0)), OpenedVersion)
 
 
 def test_a_missing_or_deleted_file_cannot_be_deleted(served: Daemon, ada: Person) -> None:
@@ -148,8 +149,8 @@ def test_a_restore_makes_an_old_content_the_newest_version(served: Daemon, ada: 
     entry = check_receipt(done(ada.ask(made.change())), made.body)
     ada.took(made)
     assert (entry.op, entry.version, entry.detail["from"]) == ("restore", 3, 1)
-    opened = ada.ask(GetOpen("ada", F, 0))
-    assert isinstance(opened, Opened)
+    opened = ada.ask(open_one("ada", F, 0))
+    assert isinstance(opened, OpenedVersion)
     assert (opened.data, opened.view.wraps) == (b"precious", made.wraps)
     assert usage(ada) == (ada.stored(), 1)  # one content is counted once
     ada.put(F, b"onward")
@@ -292,12 +293,12 @@ def test_a_move_is_one_log_entry_with_both_records(served: Daemon, ada: Person) 
     assert entry.accounts.keys() == {"ada"}
     ada.took(made)
     ada.took(gone)
-    opened = ada.ask(GetOpen("ada", G, 0))
-    assert isinstance(opened, Opened)
+    opened = ada.ask(open_one("ada", G, 0))
+    assert isinstance(opened, OpenedVersion)
     assert (opened.data, opened.view.metadata) == (b"precious", b"renamed")
-    refused(ada.ask(GetOpen("ada", F, 0)), "not-found")
-    older = ada.ask(GetOpen("ada", F, 1))
-    assert isinstance(older, Opened)
+    refused(ada.ask(open_one("ada", F, 0)), "not-found")
+    older = ada.ask(open_one("ada", F, 1))
+    assert isinstance(older, OpenedVersion)
     assert older.data == b"old"
     assert usage(ada) == (ada.stored(), 1)  # a content in two files is counted once
     # The same request again gets the same receipt.
@@ -440,7 +441,7 @@ def test_a_move_removes_the_wraps_of_dropped_readers(served: Daemon, ada: Person
         ada.made[G, 2].body,
         ada.made[G, 1].metadata,
     )
-    refused(bob.ask(GetOpen("ada", G, 1)), "not-found")
+    refused(bob.ask(open_one("ada", G, 1)), "not-found")
     assert usage(ada) == (ada.stored(), 1)
 
 

@@ -31,10 +31,9 @@ from protocol.records.records import (
     wrap_leaf,
 )
 from protocol.records.signatures import Label, SigningKey
-from protocol.wire.messages import Reply
 from protocol.wire.messages.accounts import ForceRotation, Usage
 from protocol.wire.messages.base import DamagedVersion
-from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import OpenedVersion
 from protocol.wire.messages.rotation import (
     GetBundle,
     GetWraps,
@@ -54,11 +53,13 @@ from sfsd.errors import Stale
 from sfsd.operations.rotation import NEWEST_ENDORSEMENTS, rewrap
 from sfsd.rules.context import Access, Transaction
 from sfsd.storage.paths import VersionPaths
+from tests.opens import open_one
 from tests.sfsd.builders import (
     SERVER_ID,
     XWING_PUBLIC,
     Daemon,
     Person,
+    Result,
     check_receipt,
     check_tags,
     daemon,
@@ -107,7 +108,7 @@ def hashes_of(items: Sequence[RewrapItem]) -> str:
     return to_text(b"".join(digest[:16] for digest in hashes))
 
 
-def chain(reply: Reply) -> list[bytes]:
+def chain(reply: Result) -> list[bytes]:
     assert isinstance(reply, Identity), reply
     return [one.statement for one in reply.statements]
 
@@ -575,7 +576,7 @@ def test_due_and_overdue_notices(served: Daemon, ada: Person) -> None:
     refused(ada.ask(ada.version(file_id(1), b"x").small()), "rotation-required")
     moved = ada.signed(ada.record(file_id(1), DELETE, current=0, to=file_id(2)))
     refused(ada.ask(moved.change()), "rotation-required")
-    assert isinstance(ada.ask(GetOpen("ada", file_id(1), 0)), Opened)
+    assert isinstance(ada.ask(open_one("ada", file_id(1), 0)), OpenedVersion)
     ada.delete(file_id(1))  # it makes room, which the rotation may need
     begun(ada)
     assert state() is None

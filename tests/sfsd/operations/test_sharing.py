@@ -15,7 +15,7 @@ from protocol.wire.messages import Error
 from protocol.wire.messages.accounts import ForceRotation
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.changes import Commit
-from protocol.wire.messages.downloads import GetOpen, Opened, Read
+from protocol.wire.messages.downloads import OpenedVersion, Read
 from protocol.wire.messages.files import Stat
 from protocol.wire.messages.rotation import GetWraps, RewrapItem, Rewrapped, WrapsPage
 from protocol.wire.messages.sharing import (
@@ -31,6 +31,7 @@ from sfsd.config import DAY
 from sfsd.errors import Refused, Stale
 from sfsd.operations import changesets, sharing
 from sfsd.rules.context import Access, Transaction
+from tests.opens import open_one
 from tests.sfsd.builders import (
     Daemon,
     Person,
@@ -139,18 +140,18 @@ def bob(served: Daemon) -> Person:
 def test_a_file_is_shared_read_and_unshared(served: Daemon, ada: Person, bob: Person) -> None:
     ada.put(F, b"one")
     ada.put(F, b"two")
-    refused(bob.ask(GetOpen("ada", F, 0)), "not-found")
+    refused(bob.ask(open_one("ada", F, 0)), "not-found")
     shared(ada, reader(bob), wraps={2: [bob.wrap()]})
     assert received(bob) == [("ada", F, True)]
-    opened = bob.ask(GetOpen("ada", F, 0))
-    assert isinstance(opened, Opened)
+    opened = bob.ask(open_one("ada", F, 0))
+    assert isinstance(opened, OpenedVersion)
     assert [wrap.user for wrap in opened.view.wraps] == ["bob"]
     # An older version is visible, but has no wrap for bob.
-    older = bob.ask(GetOpen("ada", F, 1))
-    assert isinstance(older, Opened)
+    older = bob.ask(open_one("ada", F, 1))
+    assert isinstance(older, OpenedVersion)
     assert older.view.wraps == ()
     shared(ada)
-    for asked in (GetOpen("ada", F, 0), GetOpen("ada", F, 1), Read(opened.handle, 0, 1)):
+    for asked in (open_one("ada", F, 0), open_one("ada", F, 1), Read(opened.handle, 0, 1)):
         refused(bob.ask(asked), "not-found")
     assert received(bob) == []
     assert wrap_owners(served, "ada", 2) == {"ada"}
@@ -181,7 +182,7 @@ def test_wraps_of_many_versions_are_dropped_by_several_records(
     refused(ada.ask(change(ada, wraps={v: [bob.wrap()] for v in (1, 2)})[1]), "bad-request")
     shared(ada)
     assert [wrap_owners(served, "ada", v) for v in (3, 2)] == [{"ada"}] * 2
-    refused(bob.ask(GetOpen("ada", F, 1)), "not-found")
+    refused(bob.ask(open_one("ada", F, 1)), "not-found")
     shared(ada)
     assert wrap_owners(served, "ada", 1) == {"ada"}
 
@@ -211,13 +212,13 @@ def test_every_request_is_refused_after_a_grant_expires(
     ada.put(F, b"one")
     until = int(served.clock.now) + DAY
     shared(ada, reader(bob, until), wraps={1: [bob.wrap()]})
-    opened = bob.ask(GetOpen("ada", F, 0))
-    assert isinstance(opened, Opened)
+    opened = bob.ask(open_one("ada", F, 0))
+    assert isinstance(opened, OpenedVersion)
     served.clock.now = until - 1
     assert not isinstance(bob.ask(Read(opened.handle, 0, 1)), Error)
     served.clock.now = until
     refused(bob.ask(Read(opened.handle, 0, 1)), "not-found")
-    refused(bob.ask(GetOpen("ada", F, 0)), "not-found")
+    refused(bob.ask(open_one("ada", F, 0)), "not-found")
     assert received(bob) == []
 
 
@@ -355,12 +356,12 @@ def test_a_new_file_with_too_many_readers_for_a_log_line_is_refused(
     put = ada.version(F, b"x", readers=readers, wraps=(ada.wrap(), *(o.wrap() for o in crowd)))
     monkeypatch.setattr(auditlog, "MAX_LINE", 4096)
     refused(ada.ask(put.small()), "bad-request")
-    refused(ada.ask(GetOpen("ada", F, 0)), "not-found")
+    refused(ada.ask(open_one("ada", F, 0)), "not-found")
     assert received(crowd[0]) == []
     monkeypatch.undo()
     ada.took(put)
     done(ada.ask(put.small()))
-    assert isinstance(crowd[15].ask(GetOpen("ada", F, 0)), Opened)
+    assert isinstance(crowd[15].ask(open_one("ada", F, 0)), OpenedVersion)
 
 
 def test_an_inbox_is_ordered_and_lists_changed_files(
@@ -466,7 +467,7 @@ def test_a_reader_who_has_left_sees_nothing_and_needs_no_wrap(
     ada.put(F, b"one", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
     left(bob, ada)
     assert received(bob) == []
-    for asked in (GetOpen("ada", F, 0), Stat("ada", F, 0), GetOpen("ada", F, 1)):
+    for asked in (open_one("ada", F, 0), Stat("ada", F, 0), open_one("ada", F, 1)):
         refused(bob.ask(asked), "not-found")
     page = bob.ask(GetWraps("", 10, all_of_them=True))
     assert isinstance(page, WrapsPage)
@@ -559,7 +560,7 @@ def test_a_blocked_owner_is_not_seen_and_stores_without_the_reader(
     assert (entry.op, entry.owner, set(entry.accounts)) == ("block", "bob", {"bob"})
     assert bob.ask(ListBlocked()) == BlockedOwners(("eve",))
     assert received(bob) == [("ada", F, True)]
-    refused(bob.ask(GetOpen("eve", F, 0)), "not-found")
+    refused(bob.ask(open_one("eve", F, 0)), "not-found")
     page = bob.ask(GetWraps("", 10, all_of_them=True))
     assert isinstance(page, WrapsPage)
     assert {one.owner for one in page.items} == {"ada"}

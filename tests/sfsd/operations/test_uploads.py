@@ -13,10 +13,11 @@ from protocol.records.records import DELETE
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Error
 from protocol.wire.messages.base import PIECE
-from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import OpenedVersion
 from protocol.wire.messages.uploads import Aborted, Data, PutAbort, PutOpen, PutResume, UploadState
 from sfsd.config import DAY
 from sfsd.state.uploads import LIFETIME, PER_USER
+from tests.opens import open_one
 from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, refused
 from tests.sfsd.operations.test_rotation import begun
 
@@ -25,8 +26,8 @@ LARGE = os.urandom(2 * PIECE + 12345)
 
 
 def fetched(person: Person, wanted: str = F, version: int = 0) -> bytes:
-    opened = person.ask(GetOpen(person.name, wanted, version))
-    assert isinstance(opened, Opened), opened
+    opened = person.ask(open_one(person.name, wanted, version))
+    assert isinstance(opened, OpenedVersion), opened
     return bytes(opened.data)
 
 
@@ -147,8 +148,8 @@ def test_a_new_file_with_readers_appears_in_their_inboxes(served: Daemon, ada: P
     bob = served.person("bob")
     readers = (("bob", bob.first_hash, 0),)
     put = ada.put(F, b"shared", readers=readers, wraps=(ada.wrap(), bob.wrap()))
-    opened = bob.ask(GetOpen("ada", F, 0))
-    assert isinstance(opened, Opened)
+    opened = bob.ask(open_one("ada", F, 0))
+    assert isinstance(opened, OpenedVersion)
     assert opened.view.wraps == put.wraps[1:]
     assert served.context.store.read(f"bob/inbox/ada.{F}") == b""
     assert set(served.entries("upload")[0].accounts) == {"ada", "bob"}
@@ -165,7 +166,7 @@ def test_an_expired_reader_needs_no_wrap(served: Daemon, ada: Person) -> None:
     refused(ada.ask(ada.version(F, b"2").small()), "stale-recipient")
     served.clock.now = until
     ada.put(F, b"2")
-    assert isinstance(bob.ask(GetOpen("ada", F, 0)), Error)
+    assert isinstance(bob.ask(open_one("ada", F, 0)), Error)
 
 
 def test_a_reader_who_expires_within_ten_minutes_needs_no_wrap(served: Daemon, ada: Person) -> None:
@@ -240,9 +241,9 @@ def test_more_than_64_leaf_hashes_are_stored_in_their_own_file(served: Daemon, a
     version = ada.took(ada.version(F, content))
     done(ada.ask(version.commit(upload)))
     assert len(served.context.store.read(f"ada/files/00/{F}.1.leaves")) == 65 * 32
-    assert ada.used() == ada.stored() > 65 * PIECE
-    opened = ada.ask(GetOpen("ada", F, 0))
-    assert isinstance(opened, Opened)
+    assert ada.used() == ada.stored() > 64 * PIECE
+    opened = ada.ask(open_one("ada", F, 0))
+    assert isinstance(opened, OpenedVersion)
     assert len(opened.leaves) == 65 * 32
 
 

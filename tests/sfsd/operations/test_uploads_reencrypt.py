@@ -10,8 +10,9 @@ import pytest
 
 from protocol.records.records import PURGE, RESTORE
 from protocol.wire.messages.base import PIECE
-from protocol.wire.messages.downloads import GetOpen, Opened, Read
+from protocol.wire.messages.downloads import OpenedVersion, Read
 from protocol.wire.messages.files import History, HistoryPage
+from tests.opens import open_one
 from tests.sfsd.builders import Daemon, Person, Version, check_receipt, done, file_id, refused
 
 F = file_id(1)
@@ -19,8 +20,8 @@ LARGE = os.urandom(2 * PIECE + 12345)
 
 
 def content(person: Person, version: int) -> bytes:
-    opened = person.ask(GetOpen("ada", F, version))
-    assert isinstance(opened, Opened), opened
+    opened = person.ask(open_one("ada", F, version))
+    assert isinstance(opened, OpenedVersion), opened
     return bytes(opened.data)
 
 
@@ -52,14 +53,14 @@ def test_a_large_deleted_version_can_be_reencrypted(served: Daemon, ada: Person)
     upload = ada.upload(F, large)
     check_receipt(done(ada.ask(made.commit(upload))), made.body)
     ada.heads[F] = made.body
-    refused(ada.ask(GetOpen("ada", F, 0)), "not-found")
+    refused(ada.ask(open_one("ada", F, 0)), "not-found")
     assert content(ada, 1) == large[: 256 * 1024]
 
 
 def test_handles_on_the_old_bytes_give_changed(ada: Person) -> None:
     ada.put(F, b"1" * 60)
-    opened = ada.ask(GetOpen("ada", F, 1))
-    assert isinstance(opened, Opened)
+    opened = ada.ask(open_one("ada", F, 1))
+    assert isinstance(opened, OpenedVersion)
     done(ada.ask(ada.reencrypted(F, 1, b"n" * 60).small()))
     refused(ada.ask(Read(opened.handle, 0, 10)), "changed")
 

@@ -36,11 +36,11 @@ from protocol.records.records import (
     ServerStatement,
 )
 from protocol.records.signatures import Label
-from protocol.wire.messages import Done, Error, Reply, Request
+from protocol.wire.messages import Done, Error, Request
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.changes import Committed
-from protocol.wire.messages.downloads import GetOpen, Opened, Read
+from protocol.wire.messages.downloads import Bytes, OpenedVersion, Read
 from protocol.wire.messages.files import List, Listing
 from protocol.wire.messages.rotation import Rewrapped
 from protocol.wire.messages.sharing import Inbox, InboxPage
@@ -48,6 +48,7 @@ from protocol.wire.messages.uploads import Aborted, PutAbort, PutOpen
 from sfsd.config import DAY
 from sfsd.log.verify import verify_log
 from sfsd.storage.fsck import Fsck
+from tests.opens import open_one
 from tests.sfsd.builders import (
     SERVER_KEY,
     SPKI,
@@ -55,6 +56,7 @@ from tests.sfsd.builders import (
     Clock,
     Daemon,
     Person,
+    Result,
     Version,
     daemon,
     file_id,
@@ -151,7 +153,7 @@ class Users(RuleBasedStateMachine):
         self.past.append((who, request, made))
         return True
 
-    def _granted(self, person: Person, request: Request, refusal: Error) -> Reply:
+    def _granted(self, person: Person, request: Request, refusal: Error) -> Result:
         """Repeat a request that the quota refused, with one byte too little and with enough."""
         stored, added = person.stored(), _added(refusal)
         again = 2 if "twice" in refusal.text else 1  # to encrypt again, twice the quota is granted
@@ -166,7 +168,7 @@ class Users(RuleBasedStateMachine):
         self.served.set_quota(person.name, QUOTA)
         return reply
 
-    def _is_refused(self, reply: Reply, code: str, log_size: int) -> None:
+    def _is_refused(self, reply: Result, code: str, log_size: int) -> None:
         assert isinstance(reply, Error), reply
         assert reply.code == code, reply
         assert self.served.context.journal.size == log_size
@@ -401,17 +403,17 @@ class Users(RuleBasedStateMachine):
         found = self.files.get((owner, file), File())
         wanted = version or found.current
         kept = found.versions.get(wanted) if who == owner or who in found.names else None
-        reply = self.people[who].ask(GetOpen(owner, file, version))
+        reply = self.people[who].ask(open_one(owner, file, version))
         if kept is None or kept.data is None:
             assert isinstance(reply, Error)
             assert reply.code == "not-found"
             return
-        assert isinstance(reply, Opened), reply
+        assert isinstance(reply, OpenedVersion), reply
         assert bytes(reply.data) == kept.data
         assert reply.view.content.record == kept.made.body
         assert {wrap.user for wrap in reply.view.wraps} == kept.wrapped & {who}
         read = self.people[who].ask(Read(reply.handle, 0, 1 << 20))
-        assert bytes(read.data) == kept.data  # type: ignore[attr-defined]
+        assert read == Bytes(kept.data)
 
     @rule(who=name, finish=st.booleans())
     def rotate(self, who: str, *, finish: bool) -> None:

@@ -29,7 +29,7 @@ from protocol.wire.messages import Error, Request
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.changes import Commit
-from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages.downloads import Bytes, GetLeaves, LeavesPage, OpenedVersion, Read
 from protocol.wire.messages.files import GiveUp, History, List, Stat
 from protocol.wire.messages.log import (
     INCLUSION,
@@ -43,6 +43,7 @@ from protocol.wire.messages.sharing import BlockOwner, Inbox, InboxPage, LeaveFi
 from protocol.wire.messages.uploads import Data, PutAbort, PutOpen, PutResume, UploadState
 from sfsd.config import DAY
 from sfsd.rules.context import OPERATIONS, Access, Principal
+from tests.opens import open_one
 from tests.sfsd.builders import Daemon, Person, Version, daemon, done, file_id, refused
 
 SHARED, PRIVATE, DROPPED, EXPIRED, DELETED, MOVED, UNKNOWN = map(file_id, range(1, 8))
@@ -72,8 +73,8 @@ def share(owner: Person, file: str, *readers: tuple[str, bytes, int]) -> None:
 
 
 def opened(person: Person, owner: str, file: str) -> bytes:
-    reply = person.ask(GetOpen(owner, file, 0))
-    assert isinstance(reply, Opened), reply
+    reply = person.ask(open_one(owner, file, 0))
+    assert isinstance(reply, OpenedVersion), reply
     return reply.handle
 
 
@@ -146,7 +147,7 @@ About = Callable[[Person, str, str], Request]
 ABOUT: dict[str, tuple[About, bool]] = {
     "stat": (lambda _, owner, file: Stat(owner, file, 0), True),
     "stat of a version": (lambda _, owner, file: Stat(owner, file, 1), True),
-    "open": (lambda _, owner, file: GetOpen(owner, file, 1), True),
+    "open": (lambda _, owner, file: open_one(owner, file, 1), True),
     "history": (lambda _, owner, file: History(owner, file, 1), True),
     # Also for a reader: the wrap is for the key that they have, so there is nothing to change.
     "rewrap": (rewrap, False),
@@ -331,7 +332,7 @@ def test_disabled_user_cannot_use_an_open_session(scenario: Scenario) -> None:
         bob.signed(bob.record(file, DELETE, current=0)).change(),
         readers(bob, "bob", file),
         rewrap(bob, "ada", SHARED),
-        GetOpen("ada", SHARED, 0),
+        open_one("ada", SHARED, 0),
     ]
     done(
         scenario.served.ask(scenario.served.operator(), UserAccess("bob", disabled=True, reason=""))

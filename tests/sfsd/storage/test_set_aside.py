@@ -10,7 +10,7 @@ import pytest
 from protocol.codec.values import changed
 from protocol.records.records import PURGE
 from protocol.wire.messages.accounts import AccountsPage, UserList, UserQuota, UserShow
-from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import OpenedVersion
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import BlockedOwners, BlockOwner, ListBlocked
 from sfsd.errors import Refused
@@ -22,6 +22,7 @@ from sfsd.storage.json_files import parse_sidecar
 from sfsd.storage.paths import VersionPaths
 from sfsd.storage.set_aside import lost_changes
 from sfsd.storage.store import DirectoryStore
+from tests.opens import open_one
 from tests.sfsd.builders import (
     LOG_KEY,
     VERIFIER,
@@ -60,8 +61,8 @@ def users(root: Path) -> Path:
 
 
 def content(person: Person, wanted: str, version: int = 0) -> bytes:
-    opened = person.ask(GetOpen(person.name, wanted, version))
-    assert isinstance(opened, Opened), opened
+    opened = person.ask(open_one(person.name, wanted, version))
+    assert isinstance(opened, OpenedVersion), opened
     return bytes(opened.data)
 
 
@@ -103,7 +104,7 @@ def test_one_version_is_lost_and_everything_else_is_served(
             (users(tmp_path) / path).unlink()
     with daemon(tmp_path) as running:
         served_again(ada, running)
-        error = refused(ada.ask(GetOpen("ada", BAD, 0)), "damaged")
+        error = refused(ada.ask(open_one("ada", BAD, 0)), "damaged")
         assert "lost" in error.text
         shown = ada.ask(Stat("ada", BAD, 1))
         assert isinstance(shown, Stated)
@@ -122,7 +123,7 @@ def test_one_version_is_lost_and_everything_else_is_served(
     with daemon(tmp_path) as running:
         served_again(ada, running)
         assert len(running.entries("lost")) == 1
-        refused(ada.ask(GetOpen("ada", BAD, 1)), "damaged")
+        refused(ada.ask(open_one("ada", BAD, 1)), "damaged")
 
 
 def test_a_lost_version_can_be_deleted_and_purged(ada: Person, tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_a_lost_version_can_be_deleted_and_purged(ada: Person, tmp_path: Path) -
         ada.delete(BAD)
         purge = ada.signed(ada.record(BAD, PURGE, purged=(1,), current=0))
         done(ada.ask(purge.change()))
-        refused(ada.ask(GetOpen("ada", BAD, 1)), "not-found")
+        refused(ada.ask(open_one("ada", BAD, 1)), "not-found")
     assert damage(tmp_path) == set()
 
 
@@ -156,11 +157,11 @@ def test_without_the_newest_sidecar_the_one_before_it_is_used_if_it_was_logged(
     (users(tmp_path) / PATHS.sidecar).write_bytes(harm(before))
     with daemon(tmp_path) as running:
         served_again(ada, running)
-        refused(ada.ask(GetOpen("ada", BAD, 0)), "not-found")  # it is deleted, as the record says
+        refused(ada.ask(open_one("ada", BAD, 0)), "not-found")  # it is deleted, as the record says
         if kept:
             assert content(ada, BAD, 1) == CIPHERTEXT
         else:
-            refused(ada.ask(GetOpen("ada", BAD, 1)), "damaged")
+            refused(ada.ask(open_one("ada", BAD, 1)), "damaged")
         assert len(running.entries("lost")) == 1
         assert content(ada, GOOD) == b"g" * 56
     assert damage(tmp_path) == set()
@@ -174,7 +175,7 @@ def test_a_purged_version_whose_sidecar_is_gone_stays_purged(ada: Person, tmp_pa
     (users(tmp_path) / PATHS.sidecar).unlink()
     with daemon(tmp_path) as running:
         served_again(ada, running)
-        refused(ada.ask(GetOpen("ada", BAD, 1)), "not-found")
+        refused(ada.ask(open_one("ada", BAD, 1)), "not-found")
     assert damage(tmp_path) == set()
 
 

@@ -61,7 +61,7 @@ NUMBERS = {
     39: "PutAbort",
     40: "Commit",
     41: "Committed",
-    48: "GetOpen",
+    48: "Open",
     49: "Opened",
     50: "GetLeaves",
     51: "LeavesPage",

@@ -11,22 +11,35 @@ from protocol.codec.errors import MessageError
 from protocol.codec.values import changed
 from protocol.wire.messages import encode
 from protocol.wire.messages.base import LEAVES_PER_PAGE, MAX_SMALL, PIECE
-from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages.downloads import (
+    MAX_OPENED,
+    Bytes,
+    GetLeaves,
+    LeavesPage,
+    Open,
+    Opened,
+    OpenedVersion,
+    OpenResult,
+    OpenTarget,
+    Read,
+)
 from tests.vectors.protocol_examples import VIEW
 
-OPENED = Opened(bytes(16), VIEW, bytes(LEAVES_PER_PAGE * 32), bytes(MAX_SMALL))
+VERSION = OpenedVersion(bytes(16), VIEW, bytes(LEAVES_PER_PAGE * 32), bytes(MAX_SMALL))
+OPENED = Opened((OpenResult(VERSION, None),))
+TARGET = OpenTarget("0" * 32, 0)
 READ = Read(bytes(16), 2**53, PIECE)
 
 
 def test_replies() -> None:
-    assert (Opened,) == GetOpen.REPLIES
+    assert (Opened,) == Open.REPLIES
     assert (LeavesPage,) == GetLeaves.REPLIES
     assert (Bytes,) == Read.REPLIES
 
 
 @pytest.mark.parametrize(
     "message",
-    [OPENED, LeavesPage(OPENED.leaves), Bytes(bytes(PIECE))],
+    [OPENED, LeavesPage(VERSION.leaves), Bytes(bytes(PIECE))],
     ids=lambda m: type(m).__name__,
 )
 def test_the_largest_fits_a_frame(message: Any) -> None:  # noqa: ANN401 - any message
@@ -41,12 +54,16 @@ def test_the_largest_fits_a_frame(message: Any) -> None:  # noqa: ANN401 - any m
         (READ, {"offset": -1}),
         (READ, {"handle": bytes(17)}),
         (READ, {"length": 1.0}),
-        (GetOpen("alice", "0" * 32, 0), {"version": -1}),
-        (GetOpen("alice", "0" * 32, 0), {"version": 2**31 + 1}),
-        (GetOpen("alice", "0" * 32, 0), {"owner": "server"}),
+        (TARGET, {"version": -1}),
+        (TARGET, {"version": 2**31 + 1}),
+        (TARGET, {"file_id": "0" * 31}),
+        (Open("alice", (TARGET,)), {"owner": "server"}),
+        (Open("alice", ()), {"targets": (TARGET,) * (MAX_OPENED + 1)}),
         (GetLeaves(bytes(16), 0), {"first": -1}),
-        (OPENED, {"leaves": bytes(LEAVES_PER_PAGE * 32 + 1)}),
-        (OPENED, {"view": None}),
+        (VERSION, {"leaves": bytes(LEAVES_PER_PAGE * 32 + 1)}),
+        (VERSION, {"data": bytes(MAX_SMALL + 1)}),
+        (VERSION, {"view": None}),
+        (OPENED, {"results": OPENED.results * (MAX_OPENED + 1)}),
         (Bytes(b""), {"data": bytes(PIECE + 1)}),
     ],
 )
