@@ -6,7 +6,6 @@ again, at most `ATTEMPTS` times; after that the client is told `busy`.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -43,9 +42,6 @@ class BatchRunner:
     def __init__(self, committer: Committer) -> None:
         self.pool = ThreadPool(THREADS, "operation")
         self._committer = committer
-        self._lock = threading.Lock()
-        self._undecided = 0
-        committer.expected = lambda: self._undecided
 
     async def run(
         self,
@@ -54,10 +50,9 @@ class BatchRunner:
         *,
         slow: bool = False,
         bulk: bool = False,
-        commits: bool = True,
     ) -> Outcome[_Answer]:
         """Run one operation and return its outcome; as `run_all`."""
-        asked = self.run_all(user, [decide], slow=slow, bulk=bulk, commits=int(commits))
+        asked = self.run_all(user, [decide], slow=slow, bulk=bulk)
         [(_, outcome)] = [answer async for answer in asked]
         return outcome
 
@@ -68,20 +63,15 @@ class BatchRunner:
         *,
         slow: bool = False,
         bulk: bool = False,
-        commits: int | None = None,
     ) -> AsyncIterator[tuple[int, Outcome[_Answer]]]:
         """Run operations and yield (index in `decides`, outcome) as each gets its outcome.
 
         That is when it is decided or, for a `Transaction`, when the change is durable. They run in
-        turns of `user`. `slow` and `bulk` are as in `ThreadPool.run`. `commits` is how many may be
-        a `Transaction` (all if None): the committer waits a moment for these.
+        turns of `user`. `slow` and `bulk` are as in `ThreadPool.run`.
         """
-        commits = len(decides) if commits is None else commits
         left = list(range(len(decides)))
         for _ in range(ATTEMPTS):
-            with self._lock:
-                self._undecided += commits
-            decide = partial(self._decide, [decides[index] for index in left], commits)
+            decide = partial(self._decide, [decides[index] for index in left])
             decided = await self.pool.run(user, decide, slow=slow, bulk=bulk)
             submitted: list[tuple[int, _Submitted[_Answer]]] = []
             stale: list[int] = []
@@ -100,12 +90,12 @@ class BatchRunner:
                     yield index, answer
             if not stale:
                 return
-            left, commits = stale, len(stale)
+            left = stale
         for index in left:
             yield index, Refused("busy", "others change the same things; try again")
 
     def _decide(
-        self, decides: Sequence[Decide[_Answer]], commits: int
+        self, decides: Sequence[Decide[_Answer]]
     ) -> list[_Submitted[_Answer] | Outcome[_Answer]]:
         """Decide all and submit their changes; runs on a pool thread."""
         decided: list[Transaction[_Answer] | Outcome[_Answer]] = []
@@ -119,9 +109,6 @@ class BatchRunner:
                 if isinstance(one, Transaction) and one.undo is not None:
                     one.undo()
             raise
-        finally:
-            with self._lock:
-                self._undecided -= commits
 
     def _submit(
         self, decided: Sequence[Transaction[_Answer] | Outcome[_Answer]]

@@ -142,7 +142,6 @@ class Dispatcher:
                 decide,
                 slow=operation is not None and operation.slow,
                 bulk=operation is not None and operation.bulk,
-                commits=operation is not None and operation.logged is not None,
             )
         finally:
             pieces.discard(written)
@@ -159,9 +158,8 @@ class Dispatcher:
         decides: list[Decide[Answer]] = [
             partial(self._decide, who, message) for message in messages
         ]
-        commits = sum(OPERATIONS[type(message)].logged is not None for message in messages)
         outcomes: AsyncIterator[tuple[int, Outcome[Answer]]] = self._batches.run_all(
-            who.user, decides, commits=commits
+            who.user, decides
         )
         async for index, outcome in outcomes:
             yield index, self._reply(who, messages[index], outcome)
@@ -179,7 +177,7 @@ class Dispatcher:
             for one in (found[at] for at in range(len(found)))
         ]
         reply = partial(changeset.answer, outcomes)
-        answer = await self._batches.run(who.user, reply, commits=False)
+        answer = await self._batches.run(who.user, reply)
         return _error_of(answer) if isinstance(answer, OperationError) else answer
 
     def _decide_change(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 from protocol.codec.values import Value, changed, field
@@ -40,11 +40,6 @@ from sfsd.storage.tag_keys import TagKeys
 
 MAX_GROUP = 256
 """Most changes that are made durable together."""
-GATHER_ENOUGH = 32
-"""Changes at which a group stops waiting for more: a quarter of what one client sends."""
-GATHER_SECONDS = 0.005
-"""The longest time that a group waits for changes that are being decided."""
-_POLL_SECONDS = 0.0005
 MAX_GROUP_EFFECTS = 4096
 MAX_GROUP_BYTES = 8 << 20
 """Bytes of small files in one group's pack; a single change may exceed it."""
@@ -251,8 +246,6 @@ class Committer:
         self._settle_after = settle_after
         self._changed = threading.Condition()
         self._waiting = FairQueue[str, PendingChange]()
-        self.expected: Callable[[], int] = lambda: 0
-        """Returns how many requests being decided may submit a change; set by `BatchRunner`."""
         self._closing = False
         self._stopped: str | None = None
         self._published = threading.Event()
@@ -337,26 +330,9 @@ class Committer:
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
-                self._wait_for_more()
                 group = self._take()
                 if group or self._closing:
                     return group
-
-    def _wait_for_more(self) -> None:
-        """Let the group grow for a moment while other changes are being decided. A group costs two
-        syncs and a signature whatever its size. So waiting a few ms saves more time for the changes
-        that would otherwise wait for the next group. A lone change never waits."""
-        until = time.monotonic() + GATHER_SECONDS
-        while self.expected() and len(self._waiting) < GATHER_ENOUGH and not self._closing:
-            if time.monotonic() > until:
-                return
-            self._changed.release()
-            try:
-                time.sleep(
-                    _POLL_SECONDS
-                )  # polled, because a notification for each change would cost a thread switch
-            finally:
-                self._changed.acquire()
 
     def _take(self) -> list[PendingChange]:
         group: list[PendingChange] = []

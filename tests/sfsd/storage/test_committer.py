@@ -446,20 +446,3 @@ def test_a_stale_change_among_others_is_refused_alone(tmp_path: Path) -> None:
     assert isinstance(stale[0].future.exception(0), Stale)
     assert journal.next_seq == 2
     journal.close()
-
-
-def test_a_group_grows_while_other_changes_are_decided(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(committer, "GATHER_SECONDS", WAIT)
-    coming = 3
-    daemon.committer.expected = lambda: coming
-    futures = [daemon.submit(write(f"alice/n{number}", b"")) for number in range(3)]
-    coming = 0
-    assert [future.result(WAIT) for future in futures] == [0, 1, 2]
-    assert len({daemon.journal.entry(seq).stage for seq in range(3)}) == 1
-
-
-def test_a_group_stops_waiting_for_changes_that_never_come(daemon: Daemon) -> None:
-    daemon.committer.expected = lambda: 1
-    assert daemon.submit(change()).result(WAIT) == 0
