@@ -209,7 +209,7 @@ class UploadRegistry:
         self._share = share
         self._clock = clock
         self._lock = threading.Lock()
-        self._uploads: dict[bytes, Upload] = {}
+        self._uploads: dict[str, dict[bytes, Upload]] = {}  # by owner, then by upload_id
 
     def open_upload(
         self,
@@ -221,7 +221,6 @@ class UploadRegistry:
         replaces: int = 0,
     ) -> Upload:
         """Begin an upload of `size` bytes, 0 if unknown. Raises `Refused`, StoreError."""
-        self.drop_idle()
         if not replaces:
             self.make_room(session, files, file_id, size, quota)
         own = self._of_user(files.owner)
@@ -242,7 +241,7 @@ class UploadRegistry:
             self._share.release(PER_UPLOAD)
             raise
         with self._lock:
-            self._uploads[upload.upload_id] = upload
+            self._uploads.setdefault(files.owner, {})[upload.upload_id] = upload
         return upload
 
     def _begin(
@@ -267,10 +266,9 @@ class UploadRegistry:
 
     def get(self, user: str, upload_id: bytes) -> Upload:
         """Return an upload. Raises `Refused` if `user` has no such upload, or it expired."""
-        self.drop_idle()
         with self._lock:
-            upload = self._uploads.get(upload_id)
-        if upload is None or upload.files.owner != user:
+            upload = self._uploads.get(user, {}).get(upload_id)
+        if upload is None or (self._is_idle(upload) and self._drop_unless_committed(upload)):
             raise Refused(
                 "upload-lost", "no such upload: it was committed or dropped, or never existed"
             )
@@ -285,8 +283,8 @@ class UploadRegistry:
         """Drop uploads whose session has ended, for a put of `size` bytes to `file_id`: earlier
         attempts of this client, and others if the quota would be exceeded."""
         for upload in self._of_user(files.owner):
-            earlier = upload.file_id == file_id and upload.session.address == session.address
-            if earlier and upload.session.ended and not upload.replaces:
+            of_client = upload.session.ended and upload.session.address == session.address
+            if of_client and upload.file_id == file_id and not upload.replaces:
                 self._drop_unless_committed(upload)
         self.give_way(files.owner, files.ledger, size, quota)
 
@@ -314,7 +312,7 @@ class UploadRegistry:
 
     def _of_user(self, user: str) -> list[Upload]:
         with self._lock:
-            return [one for one in self._uploads.values() if one.files.owner == user]
+            return list(self._uploads.get(user, {}).values())
 
     def forget(self, upload: Upload) -> None:
         """Forget an upload that became a version and whose descriptors are closed."""
@@ -329,15 +327,13 @@ class UploadRegistry:
         self._drop(upload)
 
     def drop_idle(self) -> int:
-        """Drop uploads without bytes for `LIFETIME`; return how many."""
-        oldest = self._clock() - LIFETIME
+        """Drop uploads without bytes for `LIFETIME`; return how many. Called every few seconds."""
         with self._lock:
-            idle = [
-                one
-                for one in self._uploads.values()
-                if one.last_bytes < oldest and not one.committing
-            ]
-        return sum([self._drop_unless_committed(upload) for upload in idle])
+            every = [one for own in self._uploads.values() for one in own.values()]
+        return sum([self._drop_unless_committed(one) for one in every if self._is_idle(one)])
+
+    def _is_idle(self, upload: Upload) -> bool:
+        return upload.last_bytes < self._clock() - LIFETIME and not upload.committing
 
     def _drop_unless_committed(self, upload: Upload) -> bool:
         """Drop the upload unless a commit began meanwhile; return whether it was dropped."""
@@ -361,4 +357,8 @@ class UploadRegistry:
     def _remove(self, upload: Upload) -> bool:
         """Remove the upload; return whether it was present."""
         with self._lock:
-            return self._uploads.pop(upload.upload_id, None) is not None
+            own = self._uploads.get(upload.files.owner, {})
+            known = own.pop(upload.upload_id, None) is not None
+            if known and not own:
+                del self._uploads[upload.files.owner]
+            return known
