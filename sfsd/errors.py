@@ -105,6 +105,16 @@ def require(holds: bool, rule: str) -> None:
         raise Refused("bad-request", rule)
 
 
+class SetRefused(SfsdError):
+    """A change of an atomic set is refused, so none of the set is made. `place` is that change's
+    number in the set, and `error` says why."""
+
+    def __init__(self, place: int, error: SfsdError) -> None:
+        super().__init__(f"change {place} of the set: {error.cause}")
+        self.place = place
+        self.error = error
+
+
 class Stale(SfsdError):
     """The state that a change was based on is gone, so the operation must decide again.
 

@@ -6,6 +6,10 @@ it is byte for byte what this module would write. An entry then has one form, an
 hidden in white space, key order or repeated keys. jq and sha256sum can check the chain. Keys that
 a later version adds stand between `detail` and `accounts`, and are kept.
 
+Entries of an *atomic set* count together or not at all. Each states it as ``"set":[first,n]``,
+directly before `accounts`: its set is the n entries from seq `first` on. Other entries have no such
+key.
+
 *Leaf data* is entry hash[32] ‖ tag[16]…, and follows from the line alone. By its tags an account
 finds its entries without reading lines of others.
 """
@@ -23,6 +27,7 @@ from typing import Any, NoReturn
 from protocol.codec.base64text import from_text, to_text
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value, field
+from protocol.records.record_signatures import MAX_SIGNED
 
 VERSION = 2
 """`v` of a line."""
@@ -36,6 +41,8 @@ TAG_SIZE = 16
 DOWNLOAD = "download"
 ITEMS = "items"
 """Key in the detail of a download: [file_id, version] of each version that was opened."""
+MAX_SET = MAX_SIGNED
+"""Most entries of an atomic set: the changes of one changeset."""
 IDENTITY_OPS = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 """Ops of entries whose `rec` is an identity statement of `owner`."""
 LOST = "lost"
@@ -51,6 +58,9 @@ _PREV_TAIL = len(b',"prev":""') + 64 + _TAIL
 """Bytes of a line from ``,"prev"`` on."""
 _ACCOUNTS_KEY = b',"accounts":{'
 _TAGS_KEY = b',"tags":['
+_SET_KEY = "set"
+_SET = re.compile(rb',"set":\[(0|[1-9][0-9]{0,15}),([1-9][0-9]{0,2})\]\Z')
+_LONGEST_SET = len(b',"set":[,]') + 16 + 3
 _ONE_TAG = rb'"[A-Za-z0-9+/]{21}[AQgw]=="'
 _TAGS = re.compile(rb"(?:%b(?:,%b)*)?\]" % (_ONE_TAG, _ONE_TAG))
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
@@ -64,7 +74,8 @@ class EntryDraft(Value):
     login entry, `rec` the exact signed bytes, `sigs` {key id or generation: signature}. `accounts`
     are the users to whose history the entry belongs; those who are not enrolled are left out.
     `identity` is (hash of the user's first statement, n) if `rec` is the user's statement n.
-    `detail` holds everything else except `paths`, which the committer adds, as it adds the
+    `in_set` is (place, size) of an entry in an atomic set, whose first entry has place 0. `detail`
+    holds everything else except `paths`, which the committer adds, as it adds the
     `tag_keys` {user: key}.
     """
 
@@ -80,6 +91,7 @@ class EntryDraft(Value):
     detail: Mapping[str, Any] = field(default_factory=dict)
     accounts: tuple[str, ...] = ()
     identity: tuple[bytes, int] | None = None
+    in_set: tuple[int, int] | None = None
     tag_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
@@ -88,6 +100,7 @@ class LogEntry(Value):
 
     `accounts` has, for each account of the entry, the number of its earlier entries. `tags` are
     16 bytes each, in ascending order. `extra` are the keys that this version does not know.
+    `in_set` is (first seq, number of entries) of its atomic set, None if it is in none.
     """
 
     seq: int
@@ -104,6 +117,7 @@ class LogEntry(Value):
     salt: bytes
     detail: dict[str, Any]
     extra: dict[str, Any]
+    in_set: tuple[int, int] | None
     accounts: dict[str, int]
     tags: tuple[bytes, ...]
     prev: bytes
@@ -175,12 +189,13 @@ def encode(
     order. Raises `LogError` for a line longer than `MAX_LINE`.
     """
     subject = draft.owner, draft.file, draft.version
+    in_set = None if draft.in_set is None else [seq - draft.in_set[0], draft.in_set[1]]
     rec = None if draft.rec is None else to_text(draft.rec)
     sigs = {name: to_text(signature) for name, signature in draft.sigs.items()}
     body = _spelled(
         (
             *(seq, time, draft.op, draft.actor, *subject, draft.session, draft.stage, rec, sigs),
-            *(to_text(salt), detail, extra or {}, accounts),
+            *(to_text(salt), detail, extra or {}, in_set, accounts),
             *([to_text(tag) for tag in sorted(set(tags))], prev.hex()),
         )
     )
@@ -222,6 +237,15 @@ def belongs_to(line: bytes, user: str) -> bool:
     end = line.rfind(_TAGS_KEY, 0, -_PREV_TAIL)
     start = line.rfind(_ACCOUNTS_KEY, 0, end) + len(_ACCOUNTS_KEY)
     return b'"%b":' % user.encode() in line[start:end]
+
+
+def set_of(line: bytes) -> tuple[int, int] | None:
+    """Return `LogEntry.in_set` of a line without parsing it. For a line that `parse` refuses the
+    result means nothing."""
+    end = line.rfind(_TAGS_KEY, 0, -_PREV_TAIL)
+    start = line.rfind(_ACCOUNTS_KEY, 0, end)
+    found = _SET.search(line[max(0, start - _LONGEST_SET) : start])
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def line_hash(line: bytes, *, seq: int = 0) -> bytes:
@@ -275,9 +299,31 @@ def verify_chain(
         prev = entry.hash
 
 
+class SetCheck:
+    """Checks, entry by entry, that atomic sets are whole: their entries stand one after the
+    other."""
+
+    def __init__(self) -> None:
+        self.open: tuple[int, int] | None = None
+        """The set, as `LogEntry.in_set`, of which the last entry is still to come; or None."""
+
+    def add(self, entry: LogEntry) -> None:
+        """Take the next entry. Raises `LogError` if it interrupts a set, or is in the middle of one
+        that did not begin."""
+        if self.open is None:
+            follows = entry.in_set is None or entry.in_set[0] == entry.seq
+        else:
+            follows = entry.in_set == self.open
+        if not follows:
+            raise LogError("an atomic set is incomplete", seq=entry.seq)
+        is_last = entry.in_set is None or sum(entry.in_set) == entry.seq + 1
+        self.open = None if is_last else entry.in_set
+
+
 def _fields(value: object) -> list[Any]:
     """Return the JSON values of a line: those of `KEYS` in order, without `v` and `hash`, and after
-    `detail` a map of the unknown keys. Raises ValueError for other keys or another version."""
+    `detail` a map of the unknown keys, and the set or None. Raises ValueError for other keys or
+    another version."""
     if not isinstance(value, dict):
         raise ValueError("not a map")
     names = tuple(value)
@@ -287,7 +333,10 @@ def _fields(value: object) -> list[Any]:
     _need(type(value["v"]) is int and value["v"] == VERSION)
     values = list(value.values())
     head, tail = values[1 : len(_HEAD_KEYS)], values[end:-1]
-    return [*head, {name: value[name] for name in extra}, *tail]
+    in_set = None
+    if extra[-1:] == (_SET_KEY,):
+        extra, in_set = extra[:-1], value[_SET_KEY]
+    return [*head, {name: value[name] for name in extra}, in_set, *tail]
 
 
 def _entry(fields: Sequence[Any], digest: bytes) -> LogEntry:
@@ -296,7 +345,7 @@ def _entry(fields: Sequence[Any], digest: bytes) -> LogEntry:
     Raises ValueError, TypeError, AttributeError or KeyError for a malformed field.
     """
     seq, time, op, actor, owner, file, version, session, stage, rec, *others = fields
-    sigs, salt, detail, extra, accounts, tags, prev = others
+    sigs, salt, detail, extra, in_set, accounts, tags, prev = others
     _need(_TIME.fullmatch(time) is not None and _HEX.fullmatch(prev) is not None)
     _need(type(seq) is int and seq >= 0)
     _need(type(op) is str and type(actor) is str and type(detail) is dict)
@@ -306,6 +355,11 @@ def _entry(fields: Sequence[Any], digest: bytes) -> LogEntry:
         _need(number is None or type(number) is int)
     for count in accounts.values():
         _need(type(count) is int and count >= 0)
+    _need(_SET_KEY not in extra)
+    if in_set is not None:
+        first, count = in_set
+        _need(type(first) is int and type(count) is int and 1 <= count <= MAX_SET)
+        _need(0 <= first <= seq < first + count)
     entry = LogEntry(
         seq,
         time,
@@ -321,6 +375,7 @@ def _entry(fields: Sequence[Any], digest: bytes) -> LogEntry:
         salt=from_text(salt),
         detail=detail,
         extra=extra,
+        in_set=None if in_set is None else (in_set[0], in_set[1]),
         accounts=accounts,
         tags=tuple([from_text(tag) for tag in tags]),
         prev=bytes.fromhex(prev),
@@ -355,9 +410,12 @@ def _spelled(fields: Sequence[Any]) -> bytes:
     values that JSON cannot hold and text that cannot be encoded.
     """
     seq, time, op, actor, owner, file, version, session, stage, rec, *others = fields
-    sigs, salt, detail, extra, accounts, tags, prev = others
+    sigs, salt, detail, extra, in_set, accounts, tags, prev = others
     signed = ",".join([f"{_TEXT(name)}:{_TEXT(one)}" for name, one in sigs.items()])
     added = "".join([f",{_TEXT(name)}:{_ENCODER.encode(one)}" for name, one in extra.items()])
+    if in_set is not None:
+        begin, size = in_set
+        added += f',"{_SET_KEY}":[{begin},{size}]'
     counts = ",".join([f"{_TEXT(user)}:{count}" for user, count in accounts.items()])
     marks = ",".join([_TEXT(tag) for tag in tags])
     return (

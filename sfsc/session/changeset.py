@@ -94,7 +94,9 @@ class Changeset:
             )
         batches, wraps = _batched(drafts)
         contents = b"".join(draft.content for draft in drafts)
-        self.request = Commit(tuple(changes), tree.leaves, signature, batches, wraps, contents)
+        self.request = Commit(
+            tuple(changes), tree.leaves, signature, batches, wraps, False, contents
+        )
 
     def outcomes(self, reply: Reply) -> list[Receipt | Error]:
         """Return what became of each draft: a receipt, whose entry matches what was sent, or the

@@ -132,16 +132,21 @@ def _check_damage(root: Path, count: int, applied: int) -> int:
 
 def _valid_part(root: Path, most: int | None = None) -> tuple[int, int]:
     """Return how many entries are valid up to the first one that is not, `most` at most, and at
-    which byte they end."""
+    which byte they end. The entries of an atomic set that is not whole are not valid."""
     size, end, last = 0, 0, auditlog.GENESIS
+    whole = size, end
+    sets = auditlog.SetCheck()
     counts: dict[str, int] = {}
     for line in complete_lines(root):
         if size == most:
             break
         try:
             entry = next(auditlog.verify_chain([line], first=size, prev=last))
+            sets.add(entry)
             advance_counts(counts, entry)
         except LogError:
             break
         size, end, last = size + 1, end + len(line) + 1, entry.hash
-    return size, end
+        if sets.open is None:
+            whole = size, end
+    return whole

@@ -201,6 +201,7 @@ class Journal:
 
     def append(self, drafts: Sequence[EntryDraft]) -> list[AppendedEntry]:
         """Append `drafts` as the next entries, in order, in one write and one sync; all or none.
+        After a crash, some of the first may be there: of the drafts of an atomic set all, or none.
         The committer fills a draft's `stage`, `detail["paths"]` and `tag_keys`. Raises
         `EntryTooLongError` (nothing written), `JournalRefusedError` (undone; `JournalFullError` for
         a full disk, `JournalBusyError`), `JournalFailedError` (from then on always)."""
@@ -365,13 +366,17 @@ class Journal:
         return self._sign()[1]
 
     def checkpoint_at(self, size: int) -> bytes:
-        """Return a signed note of the first `size` entries. Raises `JournalRangeError`."""
+        """Return a signed note of the first `size` entries. Raises `JournalRangeError`, also for a
+        size within an atomic set: nobody may be shown a part of one."""
         state = self._published_state
         if size == state.size:
             return self.checkpoint()
         if size > state.size:
             raise JournalRangeError(f"a log of {state.size} was never of size {size}")
         root = self.root_at(size)
+        in_set = auditlog.set_of(self.line(size))
+        if in_set is not None and in_set[0] < size:
+            raise JournalRangeError(f"a log of {size} entries would end within an atomic set")
         try:
             # A wrong node in the cache must not make two logs of one size.
             proof = self._proofs.prove_consistency(size, state.size)

@@ -2,7 +2,8 @@
 
 Up to the stored checkpoint everything must be as it was signed. Past it, complete lines that chain
 are kept, even if their success was never reported: their effects are recovered from the stage. The
-first line that is torn or does not chain ends the log.
+first line that is torn or does not chain ends the log, and so does an atomic set that is not whole:
+its first lines count as never written.
 """
 
 from __future__ import annotations
@@ -85,19 +86,30 @@ def replay(
         unverified = LogState(mark.size, mark.offset, mark.hash, mark.root)
         counts = dict(mark.accounts)
     size, end, last = unverified.size, unverified.end, unverified.hash
+    sets, begun = auditlog.SetCheck(), list[tuple[LogEntry, int]]()  # of a set that is not whole
+    prev = last
     for line in file.lines(end, file.end):
         try:
-            entry = next(auditlog.verify_chain([line], first=size, prev=last))
+            entry = next(auditlog.verify_chain([line], first=size + len(begun), prev=prev))
+            sets.add(entry)
             advance_counts(counts, entry)
         except LogError as exc:
-            if size < signed.size:
+            if exc.seq < signed.size:
                 raise JournalDamagedError.from_log_error(exc) from exc
             break
-        tree.append(entry.leaf_data, end)
-        size, end, last = size + 1, end + len(line) + 1, entry.hash
-        if size % _FLUSH_EVERY == 0:
-            with suppress(OSError):  # no space on the disk: the nodes stay in memory
-                tree.flush()
+        prev = entry.hash
+        begun.append((entry, len(line) + 1))
+        if sets.open is not None:
+            continue
+        for one, length in begun:
+            tree.append(one.leaf_data, end)
+            size, end, last = size + 1, end + length, one.hash
+            if size % _FLUSH_EVERY == 0:
+                with suppress(OSError):  # no space on the disk: the nodes stay in memory
+                    tree.flush()
+        begun.clear()
+    for one, _ in reversed(begun):
+        counts |= one.accounts
     if size < signed.size:
         raise JournalDamagedError("covered by the signed checkpoint, but missing", seq=size)
     if merkle.root_at(signed.size, tree.node) != signed.root:

@@ -53,6 +53,7 @@ def verify_links(root: Path) -> VerifiedLog:
     is wrong, `verify_log` finds out what. Raises as `verify_log`."""
     signed = signed_checkpoint(root)
     frontier, last, signed_root = merkle.Frontier(), auditlog.GENESIS, merkle.EMPTY_ROOT
+    in_set: tuple[int, int] | None = None
     try:
         for part in _verify_parts(root, signed.size):
             if part is None:
@@ -63,23 +64,25 @@ def verify_links(root: Path) -> VerifiedLog:
             if frontier.size == signed.size:
                 signed_root = frontier.root()
             frontier.extend(part.beyond)
-            last = part.last
+            last, in_set = part.last, part.in_set
         holds = frontier.size >= signed.size and bool(signed.size or not frontier.size)
     except ValueError:
         holds = False
-    if not holds or signed_root != signed.root:
+    is_whole = in_set is None or sum(in_set) == frontier.size
+    if not holds or not is_whole or signed_root != signed.root:
         return verify_log(root)
     return VerifiedLog(frontier.size, signed.size, signed_root, None)
 
 
 class _VerifiedPart(Value):
     """Consecutive lines with valid hashes and links. `first` is the seq of the first line, `prev`
-    the hash before it, `last` the hash of the last line. `signed` and `beyond` are subtrees of the
-    leaves up to the signed size, and of those past it."""
+    the hash before it, `last` the hash of the last line and `in_set` its atomic set. `signed` and
+    `beyond` are subtrees of the leaves up to the signed size, and of those past it."""
 
     first: int
     prev: bytes
     last: bytes
+    in_set: tuple[int, int] | None
     signed: list[tuple[int, bytes]]
     beyond: list[tuple[int, bytes]]
 
@@ -139,6 +142,7 @@ def _verify_part(path: Path, start: int, end: int, signed: int) -> _VerifiedPart
         first,
         bytes.fromhex(prev.decode()),
         bytes.fromhex(lines[-1][_HASH].decode()),
+        auditlog.set_of(lines[-1]),
         merkle.subtrees(first, leaves[:cut]),
         merkle.subtrees(first + cut, leaves[cut:]),
     )
@@ -170,8 +174,10 @@ def verify_log(root: Path, each: Callable[[LogEntry], None] = lambda _entry: Non
     frontier = merkle.Frontier()
     signed_root = merkle.EMPTY_ROOT
     differs: int | None = None
+    sets = auditlog.SetCheck()
     try:
         for entry in auditlog.verify_chain(complete_lines(root)):
+            sets.add(entry)
             leaf = merkle.leaf_hash(entry.leaf_data)
             frontier.append(leaf)
             each(entry)
@@ -231,15 +237,24 @@ def signed_checkpoint(root: Path) -> checkpoint.Checkpoint:
 
 
 def complete_lines(root: Path, *, follow: bool = False) -> Iterator[bytes]:
-    """Yield the log's lines; data past the last newline is being written, or torn, and left out.
-    With `follow` this waits for more lines and does not end by itself."""
+    """Yield the log's lines; data past the last newline is being written, or torn, and left out,
+    and so is the beginning of an atomic set whose end is not there. With `follow` this waits for
+    more lines and does not end by itself."""
     try:
         with (root / "logs" / "audit.jsonl").open("rb") as file:
+            begun: list[bytes] = []
             while True:
                 line = file.readline(auditlog.MAX_LINE + 1)
                 if line.endswith(b"\n"):
-                    yield line[:-1]
+                    line = line[:-1]
+                    begun.append(line)
+                    in_set = auditlog.set_of(line)
+                    begins = in_set is not None and in_set == auditlog.set_of(begun[0])
+                    if in_set is None or not begins or len(begun) == in_set[1]:
+                        yield from begun
+                        begun.clear()
                 elif len(line) > auditlog.MAX_LINE:
+                    yield from begun
                     yield line
                     return
                 elif follow:

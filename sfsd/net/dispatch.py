@@ -168,7 +168,11 @@ class Dispatcher:
         """Decide the changes of a request together, and answer them together."""
         changeset = SignedChangeset(self.context, who, message)
         decides = [partial(self._decide_change, who, message, one) for one in changeset.decides()]
-        found = {at: outcome async for at, outcome in self._batches.run_all(who.user, decides)}
+        if changeset.is_atomic:
+            counted = partial(self._lines_counted, who.user)
+            found = dict(enumerate(await self._batches.run_set(who.user, decides, counted)))
+        else:
+            found = {at: outcome async for at, outcome in self._batches.run_all(who.user, decides)}
         first = found[0]
         if isinstance(first, OperationError) and not changeset.is_valid:
             return self._refusal(who, message, first)
@@ -184,7 +188,12 @@ class Dispatcher:
         self, who: Principal, message: Commit, decide: Callable[[], int | Transaction[int]]
     ) -> int | Transaction[int]:
         self._check_allowed(who, message)
-        return self._line_counted(who.user, decide())
+        decided = decide()
+        return decided if message.atomic else self._line_counted(who.user, decided)
+
+    def _lines_counted(self, user: str, commits: Sequence[Transaction[int]]) -> None:
+        """Count the lines of an atomic set. Raises `Refused` if they are too many."""
+        self._lines.take(user, len(commits))
 
     @staticmethod
     def is_fast(message: Request) -> bool:

@@ -30,9 +30,9 @@ class LineLimits:
         self._lock = threading.Lock()
         self._buckets: dict[tuple[str, bool], TokenBucket] = {}
 
-    def take(self, user: str, *, login: bool = False) -> None:
-        """Count a line of `user`. Raises `Refused` (busy), which names the wait, if there were too
-        many; then it does not count."""
+    def take(self, user: str, count: int = 1, *, login: bool = False) -> None:
+        """Count lines of `user`. Raises `Refused` (busy), which names the wait, if there were too
+        many; then they do not count."""
         if user == OPERATOR or not self._per_day:
             return
         with self._lock:
@@ -41,10 +41,10 @@ class LineLimits:
             if bucket is None:
                 bucket = TokenBucket(self._per_day / DAY, now, saved_seconds=DAY)
                 self._buckets[user, login] = bucket
-            if bucket.wait(now, 1) == 0:
-                bucket.take(1, now)
+            if bucket.wait(now, count) == 0:
+                bucket.take(count, now)
                 return
-            seconds = math.ceil(bucket.wait(now, 1))
+            seconds = math.ceil(bucket.wait(now, count))
         what = "logins" if login else "changes"
         text = f"the log has as many {what} of this account as a day may have"
         raise Refused("busy", f"{text}; try again in {seconds:,} s")

@@ -1,7 +1,8 @@
 """Decide the changes of one request together.
 
-Each change is decided by the rules of its op, and accepted or refused alone; all accepted ones are
-submitted at once, so that they share a commit group. One tree signs them all.
+Each change is decided by the rules of its op, and accepted or refused alone, or with all others of
+an atomic changeset; all accepted ones are submitted at once, so that they share a commit group. One
+tree signs them all.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class SignedChangeset(Changeset):
         self._server = server
         self._who = who
         self._message = message
+        self.is_atomic = message.atomic
         self._parts: list[_Part] | None = None
 
     def decides(self) -> list[Callable[[], int | Transaction[int]]]:
@@ -113,6 +115,10 @@ class SignedChangeset(Changeset):
         part = self._parts[index]
         change = self._located(part)
         if (seq := repeated_entry(self._server, change)) is not None:
+            count = len(self._parts)
+            if self.is_atomic and count > 1:
+                made_as = self._server.journal.entry(seq).in_set
+                require(made_as == (seq - index, count), "this change was not made in this set")
             return seq
         server, who, op = self._server, self._who, change.record.op
         require((change.left is not None) == (op == MOVE), "only a move has a tombstone")

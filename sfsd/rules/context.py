@@ -190,10 +190,11 @@ class Transaction(Value, Generic[_Answer_co]):
 
 
 class Changeset(ABC):
-    """Changes of one request, each of which is decided alone. Until the request `is_valid`, an
-    error is about all of it."""
+    """Changes of one request, each of which is decided alone. If it `is_atomic`, all of them are
+    made, or none. Until the request `is_valid`, an error is about all of it."""
 
     is_valid: bool = False
+    is_atomic: bool = False
 
     @abstractmethod
     def decides(self) -> list[Callable[[], int | Transaction[int]]]:

@@ -4,6 +4,9 @@ Changes that gather while the last group is written form the next group: check a
 (`DirectoryStore.prepare`), log it (`Journal.append`: the commit point), publish, sign, answer. A
 second thread settles what was published. Since one thread makes every change, nothing else locks.
 
+The changes of an atomic set are never in different groups. Their lines name the set, so that a
+start can undo a group of which a crash has left only a part.
+
 A failure before the log undoes the group, and the daemon continues. A failure after it cannot be
 undone, and if the state of the disk is unknown, it must not be guessed. From then on `failed` says
 why nothing is acknowledged until a restart recovers. If a logged group only lacks room, the daemon
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
 from protocol.codec.values import Value, changed, field
@@ -22,6 +25,8 @@ from sfsd.errors import (
     EntryTooLongError,
     JournalError,
     JournalFailedError,
+    Refused,
+    SetRefused,
     SfsdError,
     ShuttingDown,
     StoreBusyError,
@@ -53,19 +58,27 @@ _RESERVE_EVERY = 10.0
 """Seconds between attempts to create the reserve again after a full disk."""
 
 
-class PendingChange(Value):
-    """A change that waits for its seq."""
+class PendingSet(Value):
+    """Changes that wait for the seq of the first of them. They get consecutive seqs, and are made
+    together or not at all. Most sets have one change."""
 
-    change: Change
+    changes: Sequence[Change]
     future: Future[int] = field(default_factory=Future)
 
+    @property
     def cost(self) -> tuple[int, int]:
-        """Return the approximate (effects, bytes in the pack)."""
-        size = 0
-        for effect in self.change.effects:
-            if isinstance(effect, Write):
-                size += len(effect.data) if isinstance(effect.data, bytes) else _CALLABLE_SIZE
-        return len(self.change.effects), size
+        """The approximate (effects, bytes in the pack)."""
+        return cost_of(self.changes)
+
+
+def cost_of(changes: Iterable[Change]) -> tuple[int, int]:
+    """Return the approximate (effects, bytes in the pack) of changes."""
+    effects = size = 0
+    for effect in (effect for change in changes for effect in change.effects):
+        effects += 1
+        if isinstance(effect, Write):
+            size += len(effect.data) if isinstance(effect.data, bytes) else _CALLABLE_SIZE
+    return effects, size
 
 
 class GroupCommitter:
@@ -93,7 +106,7 @@ class GroupCommitter:
         """Whether something published is left to settle."""
         return self.failed is None and self._store.unsettled > 0
 
-    def commit(self, group: Sequence[PendingChange]) -> None:
+    def commit(self, group: Sequence[PendingSet]) -> None:
         """Make the changes, in order, and complete each future."""
         while group:
             group = self._commit_once(group)
@@ -120,8 +133,8 @@ class GroupCommitter:
             if self.keep_spares:
                 self._store.refill_spares()
 
-    def _commit_once(self, group: Sequence[PendingChange]) -> Sequence[PendingChange]:
-        """Try once; return the changes to retry after one was too long for the log."""
+    def _commit_once(self, group: Sequence[PendingSet]) -> Sequence[PendingSet]:
+        """Try once; return the sets to retry after a change was too long for the log."""
         group = self._with_tag_keys(group)
         if not group:
             return ()
@@ -148,8 +161,7 @@ class GroupCommitter:
             self._journal.append(prepared.drafts)
         except EntryTooLongError as exc:
             prepared.abandon()
-            accepted.pop(exc.index).future.set_exception(exc)
-            return accepted
+            return _without_long(accepted, exc)
         except JournalFailedError as exc:
             # The entries may be on the disk: the stage stays for the next start.
             _fail(accepted, exc)
@@ -161,27 +173,28 @@ class GroupCommitter:
         self._finish(prepared, accepted)
         return ()
 
-    def _with_tag_keys(self, group: Sequence[PendingChange]) -> list[PendingChange]:
+    def _with_tag_keys(self, group: Sequence[PendingSet]) -> list[PendingSet]:
         """Return the changes with the tag keys of their accounts; refuse those that have none."""
-        found = list[PendingChange]()
+        found = list[PendingSet]()
         for one in group:
-            draft = one.change.draft
             try:
-                keys = self._tag_keys.for_draft(draft)
+                changes = tuple([self._with_tag_key(change) for change in one.changes])
             except SfsdError as exc:
                 one.future.set_exception(exc)
                 continue
-            change = changed(one.change, draft=changed(draft, tag_keys=keys))
-            found.append(PendingChange(change, one.future))
+            found.append(PendingSet(changes, one.future))
         return found
 
-    def _prepare(self, group: Sequence[PendingChange]) -> PreparedGroup:
+    def _with_tag_key(self, change: Change) -> Change:
+        keys = self._tag_keys.for_draft(change.draft)
+        return changed(change, draft=changed(change.draft, tag_keys=keys))
+
+    def _prepare(self, group: Sequence[PendingSet]) -> PreparedGroup:
         if self._journal.failed is not None:
             raise StoreFailedError(self._journal.failed)
-        changes = [submitted.change for submitted in group]
-        return self._store.prepare(changes, self._journal.next_seq)
+        return self._store.prepare([one.changes for one in group], self._journal.next_seq)
 
-    def _finish(self, prepared: PreparedGroup, accepted: Sequence[PendingChange]) -> None:
+    def _finish(self, prepared: PreparedGroup, accepted: Sequence[PendingSet]) -> None:
         """Publish a logged group and complete its futures."""
         if not accepted:
             return
@@ -191,13 +204,17 @@ class GroupCommitter:
             self._journal.stop_publishing()
             _fail(accepted, exc)
             return
-        for seq, submitted in enumerate(accepted, prepared.first_seq):
-            if submitted.change.on_published is not None:
-                submitted.change.on_published(seq)
+        seq, firsts = prepared.first_seq, list[int]()
+        for submitted in accepted:
+            firsts.append(seq)
+            for change in submitted.changes:
+                if change.on_published is not None:
+                    change.on_published(seq)
+                seq += 1
         self._journal.mark_published()
         self._journal.checkpoint()
-        for seq, submitted in enumerate(accepted, prepared.first_seq):
-            submitted.future.set_result(seq)
+        for first, submitted in zip(firsts, accepted, strict=True):
+            submitted.future.set_result(first)
 
     def _publish(self, prepared: PreparedGroup) -> None:
         """Publish. Raises StoreFailedError: the logged group then waits for a restart, or
@@ -245,7 +262,7 @@ class Committer:
         journal.mark_published()  # the store was recovered
         self._settle_after = settle_after
         self._changed = threading.Condition()
-        self._waiting = FairQueue[str, PendingChange]()
+        self._waiting = FairQueue[str, PendingSet]()
         self._closing = False
         self._stopped: str | None = None
         self._published = threading.Event()
@@ -277,7 +294,23 @@ class Committer:
 
     def submit_all(self, changes: Sequence[Change]) -> list[Future[int]]:
         """Submit all, in order, so that they share a group if they fit."""
-        group = [PendingChange(change) for change in changes]
+        group = [PendingSet((change,)) for change in changes]
+        self._put(group)
+        return [submitted.future for submitted in group]
+
+    def submit_set(self, changes: Sequence[Change]) -> Future[int]:
+        """Submit an atomic set of 1 to 256 changes: all are made, or none. Return a future of the
+        first seq; the others follow. It fails as that of `submit`, with `SetRefused` for an error
+        of one of several changes, and `Refused` (bad-request) if they have too many effects."""
+        pending = PendingSet(tuple(changes))
+        effects, size = pending.cost
+        if len(changes) > 1 and (effects > MAX_GROUP_EFFECTS or size > MAX_GROUP_BYTES):
+            _fail([pending], Refused("bad-request", "the changes of the set have too many effects"))
+        else:
+            self._put([pending])
+        return pending.future
+
+    def _put(self, group: Sequence[PendingSet]) -> None:
         failed = self.failed
         with self._changed:
             if self._closing:
@@ -286,9 +319,8 @@ class Committer:
                 _fail(group, (StoreWaitsError if self.awaits_room else StoreFailedError)(failed))
             else:
                 for one in group:
-                    self._waiting.put(one.change.draft.actor, one)
+                    self._waiting.put(one.changes[0].draft.actor, one)
                 self._changed.notify()
-        return [submitted.future for submitted in group]
 
     def settle(self) -> None:
         """Settle what was published now, and record that. See `GroupCommitter.settle`."""
@@ -306,7 +338,7 @@ class Committer:
         self._point.settle(force=True)
 
     def _run(self) -> None:
-        group: list[PendingChange] = []
+        group: list[PendingSet] = []
         try:
             while group := self._gather():
                 self._point.commit(group)
@@ -325,7 +357,7 @@ class Committer:
                 if not submitted.future.done():
                     submitted.future.set_exception(StoreFailedError("the committer has stopped"))
 
-    def _gather(self) -> list[PendingChange]:
+    def _gather(self) -> list[PendingSet]:
         """Return the next group, in which actors take turns; an empty one at the end."""
         with self._changed:
             while True:
@@ -334,13 +366,16 @@ class Committer:
                 if group or self._closing:
                     return group
 
-    def _take(self) -> list[PendingChange]:
-        group: list[PendingChange] = []
-        effects = size = 0
-        while self._waiting and len(group) < MAX_GROUP:
-            more_effects, more_size = self._waiting.peek().cost()
+    def _take(self) -> list[PendingSet]:
+        group: list[PendingSet] = []
+        count = effects = size = 0
+        while self._waiting:
+            following = self._waiting.peek()
+            more_effects, more_size = following.cost
+            count += len(following.changes)
             effects, size = effects + more_effects, size + more_size
-            if group and (effects > MAX_GROUP_EFFECTS or size > MAX_GROUP_BYTES):
+            full = count > MAX_GROUP or effects > MAX_GROUP_EFFECTS or size > MAX_GROUP_BYTES
+            if group and full:
                 break
             submitted = self._waiting.take()
             if submitted.future.set_running_or_notify_cancel():
@@ -357,6 +392,18 @@ class Committer:
                 self._published.set()  # the disk was full, or too much was open: try again
 
 
-def _fail(group: Sequence[PendingChange], exc: SfsdError) -> None:
+def _without_long(group: list[PendingSet], exc: EntryTooLongError) -> list[PendingSet]:
+    """Refuse the set that has the entry which is too long, and return the others."""
+    left, place = list[PendingSet](), exc.index
+    for one in group:
+        if 0 <= place < len(one.changes):
+            one.future.set_exception(SetRefused(place, exc) if len(one.changes) > 1 else exc)
+        else:
+            left.append(one)
+        place -= len(one.changes)
+    return left
+
+
+def _fail(group: Sequence[PendingSet], exc: SfsdError) -> None:
     for submitted in group:
         submitted.future.set_exception(exc)

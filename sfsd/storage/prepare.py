@@ -1,20 +1,21 @@
 """Prepares a group of changes for the commit point: checked, staged, ready to be logged.
 
 Changes are checked in order, each against the store overlaid with the earlier ones of its group. A
-change that fails its check is refused alone. The data of the others is then made durable at once,
-or the whole group is undone. Until its entries are in the log, nobody can see any of it.
+change that fails its check is refused alone, or with its atomic set. The data of the others is then
+made durable at once, or the whole group is undone. Until its entries are in the log, nobody can see
+any of it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from protocol.codec.values import Value, changed
 from protocol.log.auditlog import EntryDraft
-from sfsd.errors import SfsdError, Stale, StoreFullError
+from sfsd.errors import SetRefused, SfsdError, Stale, StoreFullError
 from sfsd.fs.descriptors import SyncGuard, store_error
 from sfsd.fs.files import FULL_DISK, Files
 from sfsd.fs.spare_files import SpareFiles
@@ -43,10 +44,10 @@ class InstallStep(Value):
 
 
 class PreparedGroup:
-    """A prepared group: the outcome of each change, and the entries and steps of those accepted.
-    `accepted` and `refused` index the changes in input order. `drafts` are complete, the first of
-    them for entry `first_seq`; `count` is their number. `pack` is the group's file in staging/
-    (without ``.pack``), None if nothing had to be staged."""
+    """A prepared group: the outcome of each set of changes, and the entries and steps of those
+    accepted. `accepted` and `refused` index the sets in input order. `drafts` are complete, the
+    first of them for entry `first_seq`; `count` is their number. `pack` is the group's file in
+    staging/ (without ``.pack``), None if nothing had to be staged."""
 
     def __init__(
         self, files: Files, staging: Path, uploads: Path, first_seq: int, spares: SpareFiles
@@ -129,23 +130,50 @@ class GroupBuilder:
         self._pack = os.urandom(16).hex()
         self.prepared = PreparedGroup(files, staging, uploads, first_seq, spares[0])
 
-    def add(self, index: int, change: Change) -> None:
-        """Accept change `index` of the group, or record why it is refused."""
+    def add(self, index: int, changes: Sequence[Change]) -> None:
+        """Accept all changes of set `index` of the group, or record why they are refused: `Stale`,
+        the error of a lone change, or `SetRefused`."""
         prepared = self.prepared
-        try:
-            self._check(change)
-            steps = self._steps(change, prepared.first_seq + prepared.count)
-        except SfsdError as exc:
-            prepared.refused[index] = exc
-            return
+        before = prepared.count, len(prepared.steps), len(self._members)
+        kept = len(prepared.linked), len(prepared.adopted)
+        for place, change in enumerate(changes):
+            try:
+                self._add(change, None if len(changes) == 1 else (place, len(changes)))
+            except SfsdError as exc:
+                self._retract(*before, *kept)
+                alone = len(changes) == 1 or isinstance(exc, Stale)
+                prepared.refused[index] = exc if alone else SetRefused(place, exc)
+                return
         prepared.accepted.append(index)
+
+    def _add(self, change: Change, in_set: tuple[int, int] | None) -> None:
+        prepared = self.prepared
+        self._check(change)
+        steps = self._steps(change, prepared.first_seq + prepared.count)
+        if change.claim is not None:
+            change.claim.acquire()
         prepared.changes.append(change)
         prepared.count += 1
-        prepared.drafts.append(self._draft(change.draft, steps))
+        prepared.drafts.append(self._draft(changed(change.draft, in_set=in_set), steps))
         for step in steps:
             self._overlay[step.path] = step.digest
         prepared.steps.extend(steps)
         self._add_members(steps)
+
+    def _retract(self, count: int, steps: int, members: int, linked: int, adopted: int) -> None:
+        """Take back what was added since there were so many of each."""
+        prepared = self.prepared
+        self._unlink(linked)
+        del prepared.adopted[adopted:]
+        if prepared.count == count:
+            return
+        for change in reversed(prepared.changes[count:]):
+            if change.claim is not None:
+                change.claim.release()
+        del prepared.changes[count:], prepared.drafts[count:]
+        del prepared.steps[steps:], self._members[members:]
+        prepared.count = count
+        self._overlay = {step.path: step.digest for step in prepared.steps}
 
     def stage(self) -> None:
         """Make the data of the accepted changes durable; a failure leaves nothing behind. Raises
@@ -172,17 +200,7 @@ class GroupBuilder:
         return self._digest_in_place(path)
 
     def _steps(self, change: Change, seq: int) -> list[InstallStep]:
-        links = len(self.prepared.linked)
-        adopted = len(self.prepared.adopted)
-        try:
-            steps = [self._step(effect, seq, change.expect) for effect in change.effects]
-            if change.claim is not None:
-                change.claim.acquire()
-            return steps
-        except SfsdError:
-            self._unlink(links)
-            del self.prepared.adopted[adopted:]
-            raise
+        return [self._step(effect, seq, change.expect) for effect in change.effects]
 
     def _step(self, effect: Effect, seq: int, expect: Mapping[str, bytes | None]) -> InstallStep:
         match effect:

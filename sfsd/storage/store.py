@@ -272,10 +272,11 @@ class DirectoryStore:
 
     # Changing: the committer's thread.
 
-    def prepare(self, group: Sequence[Change], first_seq: int) -> PreparedGroup:
-        """Check each change and make the data of accepted ones durable in the stage. The first
-        accepted change is to be entry `first_seq`. Refused changes leave no trace; if this raises
-        (StoreRefusedError, StoreFullError, StoreFailedError), no change does."""
+    def prepare(self, group: Sequence[Sequence[Change]], first_seq: int) -> PreparedGroup:
+        """Check each set of changes, and make the data of accepted ones durable in the stage. The
+        first accepted change is to be entry `first_seq`. The changes of a set are accepted together
+        or not at all. Refused changes leave no trace; if this raises (StoreRefusedError,
+        StoreFullError, StoreFailedError), no change does."""
         builder = GroupBuilder(
             self.files,
             self.syncs,
@@ -286,8 +287,8 @@ class DirectoryStore:
             digest_in_place=self.stored_digest,
             first_seq=first_seq,
         )
-        for index, change in enumerate(group):
-            builder.add(index, change)
+        for index, changes in enumerate(group):
+            builder.add(index, changes)
         builder.stage()
         return builder.prepared
 

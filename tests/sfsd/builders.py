@@ -268,7 +268,9 @@ def changeset(
     listed = [*((made.record.version or 1, wrap) for wrap in made.wraps), *wraps]
     change = Change(made.body, 0, made.metadata, len(made.ciphertext), upload)
     leaves = (merkle.leaf_hash(record_hash(made.body)),)
-    return Commit((change,), leaves, made.signature[:64], *batched({0: listed}), made.ciphertext)
+    return Commit(
+        (change,), leaves, made.signature[:64], *batched({0: listed}), False, made.ciphertext
+    )
 
 
 def batched(
@@ -400,13 +402,14 @@ class Person:
         change = Change(
             made.body, 0, made.metadata + gone.metadata, 0, None, gone.body, len(tree.leaves) - 1
         )
-        return Commit((change,), tree.leaves, signature, *batched({0: listed}), b"")
+        return Commit((change,), tree.leaves, signature, *batched({0: listed}), False, b"")
 
     def changeset(
         self,
         *versions: Version,
         uploads: Mapping[int, bytes] | None = None,
         padding: Sequence[bytes] = (),
+        atomic: bool = False,
     ) -> Commit:
         """Return one request for all of these changes, signed together with `padding` leaves before
         them. `uploads` has the uploads of large files, by number of the change."""
@@ -424,7 +427,7 @@ class Person:
             for at, one in enumerate(versions)
         }
         signature = signer.sign_tree(tree)
-        return Commit(changes, tree.leaves, signature, *batched(listed), b"".join(contents))
+        return Commit(changes, tree.leaves, signature, *batched(listed), atomic, b"".join(contents))
 
     def rewrap(self, *items: RewrapItem) -> Rewrap:
         """Return the request for these items, with the endorsement that they need."""

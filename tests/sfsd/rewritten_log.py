@@ -15,9 +15,11 @@ def rewritten(lines: list[bytes], seq: int, *, chain: bool) -> list[bytes]:
         fields = [
             name
             for name in EntryDraft.__struct_fields__
-            if name not in ("accounts", "identity", "tag_keys")
+            if name not in ("accounts", "identity", "tag_keys", "in_set")
         ]
         draft = EntryDraft(**{name: getattr(entry, name) for name in fields})
+        if entry.in_set is not None:
+            draft = changed(draft, in_set=(at - entry.in_set[0], entry.in_set[1]))
         prev = auditlog.line_hash(result[at - 1]) if at > seq else entry.prev
         result[at], _ = auditlog.encode(
             changed(draft, actor="mallory") if at == seq else draft,

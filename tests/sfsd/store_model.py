@@ -14,7 +14,7 @@ from sfsd.errors import SfsdError, Stale
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
-from sfsd.storage.committer import GroupCommitter, PendingChange
+from sfsd.storage.committer import GroupCommitter, PendingSet
 from sfsd.storage.crash_recovery import RecoveryReport, recover
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
@@ -57,6 +57,10 @@ class Step:
     expect: dict[str, bytes | None] = field(default_factory=dict)
 
 
+Asked = Step | tuple[Step, ...]
+"""A change, or an atomic set of changes."""
+
+
 def stored(root: Path) -> State:
     """Return every file of the store, including temporary files."""
     users = root / "store" / "users"
@@ -80,7 +84,8 @@ class StoreModel:
     """One root with the committer's logic, run on the calling thread.
 
     `states[k]` is what the store must hold after the first k log entries, including requested ones
-    that may fail; `acknowledged` is the number of acknowledged entries.
+    that may fail; `acknowledged` is the number of acknowledged entries. `inside` are the sizes at
+    which a log would end within an atomic set.
     """
 
     def __init__(self, root: Path, files: Files | None = None, state: State | None = None) -> None:
@@ -92,59 +97,80 @@ class StoreModel:
         self.point = GroupCommitter(self.store, self.journal)
         self.base = self.journal.next_seq
         self.states: list[State] = [dict(state or {})]
+        self.inside: set[int] = set()
         self.futures: list[Future[int]] = []
+        self._ends: list[tuple[Future[int], int]] = []
         self._uploads = 0
 
     @property
     def acknowledged(self) -> int:
         """Number of acknowledged entries, which the log must never lose."""
-        done = [f.result() + 1 for f in self.futures if f.done() and f.exception() is None]
+        done = [f.result() + n for f, n in self._ends if f.done() and f.exception() is None]
         return max(done, default=self.base)
 
     def state_at(self, size: int) -> State:
         """Return what the store must hold when the log has `size` entries."""
+        assert size not in self.inside, "a part of an atomic set"
         return self.states[size - self.base]
 
-    def commit(self, steps: Sequence[Step]) -> list[Future[int]]:
-        """Commit a group. Exactly the changes that are stale in the model must be refused.
+    def commit(self, asked: Sequence[Asked]) -> list[Future[int]]:
+        """Commit a group. Exactly the changes that are stale in the model must be refused, those of
+        an atomic set together.
 
         If the disk refused some, the model drops them; once the disk has failed, it keeps all that
         may have been done. Raises StoreRefusedError if an upload could not be staged.
         """
-        submitted = [PendingChange(self._change(step)) for step in steps]
+        sets = [one if isinstance(one, tuple) else (one,) for one in asked]
+        submitted = [PendingSet([self._change(step) for step in one]) for one in sets]
         before = len(self.states)
-        valid = self._predict(steps)
+        valid = self._predict(sets)
         futures = [each.future for each in submitted]
         self.futures += futures
+        self._ends += [(each.future, len(each.changes)) for each in submitted]
         self.point.commit(submitted)
         errors = [future.exception(0) for future in futures]
         if all(error is None or isinstance(error, Stale) for error in errors):
             assert valid == [error is None for error in errors]
         elif self.point.failed is None:
             del self.states[before:]
-            for step, error in zip(steps, errors, strict=True):
+            for steps, error in zip(sets, errors, strict=True):
                 if error is None:
-                    self.states.append(self._after(self.states[-1], step))
+                    self._add(steps)
         return futures
 
     def close(self) -> None:
         self.point.settle(force=True)
         self.journal.close()
 
-    def _predict(self, steps: Sequence[Step]) -> list[bool]:
+    def _predict(self, sets: Sequence[Sequence[Step]]) -> list[bool]:
         touched: set[str] = set()
         valid: list[bool] = []
-        for step in steps:
-            state = self.states[-1]
-            fine = all(state.get(path) == data for path, data in step.expect.items())
-            for action in step.actions:
-                if isinstance(action, Copy):
-                    fine = fine and action.source in state and action.source not in touched
+        for steps in sets:
+            before, by_set, fine = len(self.states), set[str](), True
+            for step in steps:
+                state = self.states[-1]
+                fine = all(state.get(path) == data for path, data in step.expect.items())
+                for action in step.actions:
+                    if isinstance(action, Copy):
+                        fine = fine and action.source in state
+                        fine = fine and action.source not in touched | by_set
+                if not fine:
+                    break
+                self.states.append(self._after(state, step))
+                by_set |= {action.path for action in step.actions}
+            del self.states[before:]
             valid.append(fine)
             if fine:
-                self.states.append(self._after(state, step))
-                touched |= {action.path for action in step.actions}
+                touched |= by_set
+                self._add(steps)
         return valid
+
+    def _add(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            self.states.append(self._after(self.states[-1], step))
+        end = self.base + len(self.states) - 1
+        self.inside -= set(range(end - len(steps), end + 1))  # of sets that were refused
+        self.inside |= set(range(end - len(steps) + 1, end))
 
     def _after(self, state: State, step: Step) -> State:
         seq = self.base + len(self.states) - 1

@@ -380,6 +380,7 @@ def commit(
         signature=signed(name)[1][:64],
         batches=(batch,) if wrapped else (),
         wraps=(changes.BatchedWrap(0, 1, 0, WRAP.wrapped[-60:]),) if wrapped else (),
+        atomic=False,
         contents=content,
     )
 

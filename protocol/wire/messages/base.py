@@ -229,6 +229,7 @@ ERROR_CODES = (
     "not-found",
     "denied",
     "conflict",
+    "set-refused",
     "quota",
     "damaged",
     "changed",

@@ -126,6 +126,10 @@ class Commit(Request):
     `signature` covers the tree for the generation that all records state. `contents` are the new
     ciphertexts of the changes, in order and without gaps. Changes are accepted or refused one by
     one; refused ones do not affect others. A change that was accepted before is accepted again.
+
+    With `atomic`, all changes are accepted, or none is: those that were not refused themselves have
+    the error `set-refused`. Their log entries are consecutive and state their set
+    (`protocol.log.auditlog`), unless there is only one.
     """
 
     changes: Annotated[tuple[Change, ...], AtMost(MAX_CHANGES)]
@@ -133,4 +137,5 @@ class Commit(Request):
     signature: Signature
     batches: Annotated[tuple[WrapBatch, ...], AtMost(MAX_BATCHES)]
     wraps: Annotated[tuple[BatchedWrap, ...], AtMost(MAX_CHANGE_WRAPS)]
+    atomic: bool
     contents: Annotated[Buffer, AtMost(PIECE)]

@@ -96,6 +96,26 @@ def test_a_line_parses_to_its_draft() -> None:
     assert entry.extra == {}
 
 
+def test_a_known_line_of_an_atomic_set() -> None:
+    line, _ = encode(changed(DRAFT, in_set=(2, 3)), seq=57)
+    plain, _ = encode(seq=57)
+    before, behind = line.split(b',"set":[55,3],"accounts":{"alice":57},"tags":[')
+    assert plain.startswith(before + b',"accounts":{"alice":57},"tags":[')
+    assert before.endswith(b'"note":"\\u00fc"}')
+    assert len(behind) == len(plain) - len(before) - len(b',"accounts":{"alice":57},"tags":[')
+    entry = auditlog.parse(line, seq=57)
+    assert (entry.in_set, entry.extra) == ((55, 3), {})
+    assert auditlog.set_of(line) == (55, 3)
+    assert auditlog.parse(plain).in_set is auditlog.set_of(plain) is None
+    assert auditlog.leaf_data(line) == entry.leaf_data
+
+
+def test_only_the_key_before_the_accounts_names_a_set() -> None:
+    hidden = {"note": ',"set":[1,2],"accounts":{', "set": [1, 2], "accounts": {"set": [1, 2]}}
+    line, _ = encode(changed(DRAFT, detail=hidden))
+    assert auditlog.set_of(line) is auditlog.parse(line).in_set is None
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 details = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | texts,
@@ -130,7 +150,9 @@ details = st.recursive(
     prev=st.binary(min_size=32, max_size=32),
     accounts=st.dictionaries(texts, st.integers(0, 2**40), max_size=3),
     tags=st.sets(st.binary(min_size=16, max_size=16), max_size=3),
-    extra=st.dictionaries(texts.filter(lambda name: name not in KEYS), details, max_size=2),
+    extra=st.dictionaries(
+        texts.filter(lambda name: name not in (*KEYS, "set")), details, max_size=2
+    ),
 )
 def test_every_draft_makes_one_line_that_parses_back(
     draft: EntryDraft,
@@ -185,6 +207,12 @@ def test_every_cut_is_refused() -> None:
             auditlog.parse(extra)
 
 
+def _with_set(value: dict[str, Any], stated: object, **behind: object) -> None:
+    """Put a set, and other keys `behind` it, in front of the accounts."""
+    tail = {name: value.pop(name) for name in ("accounts", "tags", "prev")}
+    value.update({"set": stated} | behind | tail)
+
+
 def reorder(value: dict[str, Any]) -> None:
     value["seq"] = value.pop("seq")
 
@@ -198,6 +226,25 @@ def reorder(value: dict[str, Any]) -> None:
         lambda v: v.update(v=1),
         lambda v: v.update(v=3),
         lambda v: v.update(v=True),
+        *(
+            lambda v, one=one: _with_set(v, one)
+            for one in (
+                *(
+                    None,
+                    [],
+                    [0],
+                    [0, 1, 1],
+                    [0, 0],
+                    [0, 257],
+                    [1, 1],
+                    [-1, 2],
+                    [0, True],
+                    [False, 1],
+                ),
+                *(["0", 1], [[0], 1], {"0": 1}, "01", 1, [0, 1.0]),
+            )
+        ),
+        lambda v: _with_set(v, [0, 1], later=1),
         lambda v: v.update(extra=1),  # behind `prev`, where nothing may be added
         lambda v: v.pop("accounts"),
         lambda v: v.pop("tags"),
@@ -268,6 +315,7 @@ def test_a_malformed_line_with_a_valid_hash_is_refused(
     change: Callable[[dict[str, Any]], object],
 ) -> None:
     auditlog.parse(resealed(lambda value: None))
+    auditlog.parse(resealed(lambda value: _with_set(value, [0, 256])))
     with pytest.raises(LogError):
         auditlog.parse(resealed(change))
 
@@ -339,6 +387,34 @@ def test_a_chain_verifies_from_any_entry() -> None:
     tail = auditlog.verify_chain(lines[5:], first=5, prev=entries[4].hash)
     assert list(tail) == entries[5:]
     assert list(auditlog.verify_chain([])) == []
+
+
+@pytest.mark.parametrize(
+    ("sets", "wrong", "is_open"),
+    [
+        ([None, (1, 2), (1, 2), None, (4, 1), (5, 2), (5, 2)], None, False),
+        ([(0, 3), (0, 3)], None, True),
+        ([(0, 2), None], 1, True),
+        ([(0, 2), (1, 1)], 1, True),
+        ([None, (0, 2)], 1, False),
+        ([(0, 1), (0, 2)], 1, False),
+        ([(0, 3), (0, 3), (1, 2)], 2, True),
+    ],
+)
+def test_a_set_is_checked_entry_by_entry(
+    sets: list[tuple[int, int] | None], wrong: int | None, is_open: bool
+) -> None:
+    check, found = auditlog.SetCheck(), None
+    for seq, stated in enumerate(sets):
+        placed = stated and (seq - stated[0], stated[1])
+        entry = auditlog.parse(encode(changed(DRAFT, in_set=placed), seq=seq)[0])
+        try:
+            check.add(entry)
+        except LogError as exc:
+            found = exc.seq
+            break
+    assert found == wrong
+    assert (check.open is not None) == is_open
 
 
 @pytest.mark.parametrize("at", range(8))

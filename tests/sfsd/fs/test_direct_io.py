@@ -275,7 +275,7 @@ def test_a_large_file_goes_past_the_cache_once_and_then_through_it(tmp_path: Pat
     staged.seal()
     path = "alice/x.ct"
     store.publish(
-        store.prepare([Change(EntryDraft("test", "alice"), {}, (Adopt(path, staged),))], 0)
+        store.prepare([[Change(EntryDraft("test", "alice"), {}, (Adopt(path, staged),))]], 0)
     )
     files.past.clear()
     for past in (1, 1, 1):  # only the first time

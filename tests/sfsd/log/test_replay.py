@@ -14,9 +14,15 @@ from pathlib import Path
 import pytest
 
 from protocol.codec import merkle
+from protocol.codec.values import changed
 from protocol.log import auditlog, checkpoint
 from protocol.records.signatures import SigningKey
-from sfsd.errors import CheckpointDamagedError, JournalDamagedError, JournalFailedError
+from sfsd.errors import (
+    CheckpointDamagedError,
+    JournalDamagedError,
+    JournalFailedError,
+    JournalRangeError,
+)
 from sfsd.log.journal import Journal, log_warnings
 from sfsd.log.replay import stored_checkpoint
 from tests.sfsd.faults import Crash, FaultyFiles
@@ -124,6 +130,50 @@ def test_a_torn_tail_is_cut_at_every_byte(logs: Path, whole: bytes, cache: str, 
             journal.append([draft("after")])
             check(journal)
         abandon(journal)
+
+
+def with_set(folder: Path, *, sign: bool) -> list[bytes]:
+    """Append an atomic set of three entries to the log of `build`, and one entry; return the
+    lines."""
+    journal = open_journal(folder)
+    members = [changed(draft(str(place)), in_set=(place, 3)) for place in range(3)]
+    journal.append([*members, draft("after")])
+    for size in (ALL + 1, ALL + 2):
+        with pytest.raises(JournalRangeError):
+            journal.checkpoint_at(size)
+    if sign:
+        journal.checkpoint()
+    abandon(journal)
+    return (folder / "audit.jsonl").read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("count", range(ALL, ALL + 5))
+def test_an_incomplete_set_is_cut(logs: Path, count: int) -> None:
+    lines = with_set(logs, sign=False)
+    (logs / "audit.jsonl").write_bytes(b"".join(lines[:count]) + lines[ALL][:99])
+    journal = open_journal(logs)
+    assert journal.size == (count if count > ALL + 2 else ALL)
+    journal.append([draft("other"), draft("others", "bob")])
+    check(journal)
+    journal.close()
+
+
+@pytest.mark.parametrize("part", ["missing", "interrupted", "late"])
+def test_a_part_of_a_signed_set_is_damage(logs: Path, part: str) -> None:
+    lines = with_set(logs, sign=True)
+    if part == "missing":
+        (logs / "audit.jsonl").write_bytes(b"".join(lines[: ALL + 2]))
+        assert damaged_at(logs) == ALL
+        return
+    # A program that rewrites the log: one line of the set names none, or the first is in none.
+    at = ALL + 1 if part == "interrupted" else ALL
+    values = [json.loads(line) for line in lines]
+    del values[at]["set"]
+    for seq in range(at, len(lines)):
+        values[seq]["prev"] = json.loads(lines[seq - 1])["hash"]
+        lines[seq] = seal(values[seq]) + b"\n"
+    (logs / "audit.jsonl").write_bytes(b"".join(lines))
+    assert damaged_at(logs) == ALL + 1
 
 
 @pytest.mark.parametrize("cache", ["kept", "lost"])

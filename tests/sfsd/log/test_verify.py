@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from protocol.log import auditlog
+from protocol.log.auditlog import EntryDraft
 from protocol.wire.messages.accounts import UserAdd
 from sfsd.cli import main
 from sfsd.commands.operator_client import send_requests
@@ -63,6 +65,62 @@ def test_an_intact_log_verifies(
     # Data past the last newline is being written, and is ignored.
     (root / "logs" / "audit.jsonl").write_bytes(log + b'{"seq":')
     assert verify_links(root).entries == ENTRIES
+
+
+def set_of_three(log: bytes) -> list[bytes]:
+    """Return lines of an atomic set that continue the log, which no checkpoint covers yet."""
+    prev, lines = auditlog.line_hash(log.splitlines()[-1]), list[bytes]()
+    for place in range(3):
+        line, prev = auditlog.encode(
+            EntryDraft("upload", "alice", in_set=(place, 3)),
+            seq=ENTRIES + place,
+            time="2026-02-03T04:05:06.007Z",
+            salt=bytes(16),
+            detail={},
+            accounts={},
+            tags=(),
+            prev=prev,
+        )
+        lines.append(line)
+    return lines
+
+
+@pytest.mark.parametrize("part", [1, 1 << 24])
+def test_the_beginning_of_a_set_is_left_out(
+    root: Path, log: bytes, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is being written, or a crash has left it, and the next start removes it."""
+    monkeypatch.setattr(verify, "_PART_SIZE", part)
+    monkeypatch.setattr(verify, "_MAX_SEQUENTIAL", 10**6)
+    added = set_of_three(log)
+    for count in range(4):
+        (root / "logs" / "audit.jsonl").write_bytes(
+            log + b"".join(b"%b\n" % one for one in added[:count])
+        )
+        shown = ENTRIES + (3 if count == 3 else 0)
+        assert len(list(complete_lines(root))) == shown
+        assert verdict(root, strict=True) == verdict(root, strict=False)
+        assert verdict(root, strict=True)[0] == shown
+
+
+def test_an_interrupted_set_is_damage(root: Path, log: bytes) -> None:
+    first, _, last = set_of_three(log)
+    for lines in ([first, last], [last]):
+        (root / "logs" / "audit.jsonl").write_bytes(log + b"".join(b"%b\n" % one for one in lines))
+        assert verdict(root, strict=False) == verdict(root, strict=True)
+    entry = auditlog.parse(first)
+    alone, _ = auditlog.encode(
+        EntryDraft("upload", "alice"),
+        seq=ENTRIES + 1,
+        time=entry.time,
+        salt=bytes(16),
+        detail={},
+        accounts={},
+        tags=(),
+        prev=entry.hash,
+    )
+    (root / "logs" / "audit.jsonl").write_bytes(log + first + b"\n" + alone + b"\n")
+    assert verdict(root, strict=True) == ("damaged", ENTRIES + 1)
 
 
 def test_verification_with_several_processes(

@@ -131,6 +131,58 @@ def test_bug_in_one_operation_undoes_the_whole_batch(
     assert outcomes(committer, [lambda: write("b")]) == ["b is 0"]
 
 
+def set_outcomes(committer: Committer, decides: Sequence[Callable[[], Decision]]) -> list[str]:
+    async def run() -> list[str]:
+        async with open_runner(committer) as runner:
+            return [str(one) for one in await runner.run_set("alice", decides)]
+
+    return asyncio.run(run())
+
+
+def test_a_set_is_decided_again_as_a_whole(committer: Committer) -> None:
+    decided: list[str] = []
+    undone: list[str] = []
+
+    def decide(name: str, stale_until: int = 0) -> Decision:
+        decided.append(name)
+        stale = decided.count(name) <= stale_until
+        return write(name, undo=lambda: undone.append(name), stale=stale)
+
+    found = set_outcomes(
+        committer, [lambda: decide("a"), lambda: decide("b", 2), lambda: decide("c")]
+    )
+    assert found == ["a is 0", "b is 1", "c is 2"]
+    assert decided == ["a", "b", "c"] * 3
+    assert undone == ["a", "b", "c"] * 2
+    busy = set_outcomes(committer, [lambda: decide("d"), lambda: decide("e", 99)])
+    assert all("try again" in one for one in busy)
+    assert undone.count("d") == ATTEMPTS
+
+
+def test_a_refusal_undoes_the_whole_set(committer: Committer) -> None:
+    undone: list[str] = []
+
+    def refused() -> Decision:
+        raise Refused("denied", "no")
+
+    def bug() -> Decision:
+        return str(1 // 0)
+
+    def made(name: str) -> Callable[[], Decision]:
+        return lambda: write(name, undo=lambda: undone.append(name))
+
+    found = set_outcomes(committer, [made("a"), refused, made("b"), refused])
+    assert [one == "no" for one in found] == [False, True, False, True]
+    assert all("another change" in one for one in found[::2])
+    found = set_outcomes(committer, [made("c"), lambda: "made before"])
+    assert "only a part" in found[0]
+    with pytest.raises(ZeroDivisionError):
+        set_outcomes(committer, [made("d"), bug])
+    assert undone == ["a", "b", "c", "d"]
+    assert set_outcomes(committer, [lambda: "made before"] * 2) == ["made before"] * 2
+    assert set_outcomes(committer, [made("e"), made("f")]) == ["e is 0", "f is 1"]
+
+
 @pytest.mark.parametrize("where", ["decision", "answer"])
 def test_a_refused_operation_leaves_nothing_in_memory(committer: Committer, where: str) -> None:
     """Without waiting for a cycle collection: refused requests may hold a MiB each."""

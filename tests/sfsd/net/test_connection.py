@@ -444,7 +444,7 @@ def test_a_violation_behind_many_requests_disconnects(served: Daemon) -> None:
         (Read(HANDLE, 0, PIECE), PIECE),
         (Data(HANDLE, 0, bytes(PIECE)), PIECE),
         (open_one("ada", "0" * 32, 0), PIECE),
-        (Commit((), (), bytes(64), (), (), bytes(240 * 1024)), 256 * 1024),
+        (Commit((), (), bytes(64), (), (), False, bytes(240 * 1024)), 256 * 1024),
     ],
 )
 def test_weight_of_running_requests_is_limited(

@@ -81,7 +81,7 @@ OPERATORS = {Access.OPERATOR}
 
 MATRIX: dict[Request, set[Access]] = {
     Ping(): EVERYONE,
-    Commit((), (), S, (), (), b""): USERS,
+    Commit((), (), S, (), (), False, b""): USERS,
     PutOpen("ada", F, 0): USERS,
     Data(U, 0, b"x"): USERS,
     PutResume(U): USERS,

@@ -61,9 +61,13 @@ def test_who_is_answered_with_a_page_weighs_one(message: Message) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Commit((CHANGE,) * 20, (bytes(32),) * 256, S, (BATCH,) * 256, (BATCHED,) * 1024, b""),
-        Commit((small_change(4096),) * 256, (bytes(32),) * 256, S, (BATCH,), (), bytes(PIECE)),
-        Commit((MOVE,) * 12, (), S, (BATCH,) * 2, (), b""),
+        Commit(
+            (CHANGE,) * 20, (bytes(32),) * 256, S, (BATCH,) * 256, (BATCHED,) * 1024, False, b""
+        ),
+        Commit(
+            (small_change(4096),) * 256, (bytes(32),) * 256, S, (BATCH,), (), False, bytes(PIECE)
+        ),
+        Commit((MOVE,) * 12, (), S, (BATCH,) * 2, (), False, b""),
         Data(U, 0, bytes(PIECE)),
         Read(U, 0, PIECE),
         Rewrap((ITEM,) * MAX_BATCH, S),
@@ -78,6 +82,6 @@ def test_who_brings_much_weighs_as_much(message: Message) -> None:
 
 
 def test_what_is_small_weighs_little() -> None:
-    small = Commit((small_change(1024),), (bytes(32),), S, (BATCH,), (BATCHED,), bytes(1024))
+    small = Commit((small_change(1024),), (bytes(32),), S, (BATCH,), (BATCHED,), False, bytes(1024))
     for message in (Ping(), small, Rewrap((ITEM,), S)):
         assert weight_of(message) <= 24 * 1024

@@ -16,6 +16,7 @@ from protocol.log.auditlog import leaf_data
 from protocol.records.record_signatures import RecordTree
 from protocol.records.records import ACCESS, DELETE, PURGE, record_hash
 from protocol.wire.messages import Error
+from protocol.wire.messages.accounts import Usage
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.changes import Commit, Committed
 from protocol.wire.messages.downloads import OpenedVersion
@@ -274,6 +275,164 @@ def test_quota_is_claimed_change_by_change(served: Daemon) -> None:
     for version in versions[:3]:
         bob.took(version)
         bob.delete(version.record.file_id)
+
+
+def atomic(person: Person, *versions: Version, **fields: Any) -> Commit:
+    return person.changeset(*versions, atomic=True, **fields)
+
+
+def codes(reply: Result) -> list[str | None]:
+    errors = [one.error for one in committed(reply).outcomes]
+    return [None if error is None else error.code for error in errors]
+
+
+def test_an_atomic_changeset_is_made_as_one_set(served: Daemon, ada: Person) -> None:
+    ada.put(B, b"1" * 60)
+    upload = ada.upload(E, LARGE)
+    versions = [
+        ada.version(A, b"new" * 20),
+        ada.signed(ada.record(B, DELETE, current=0)),
+        ada.version(E, LARGE),
+    ]
+    request = atomic(ada, *versions, uploads={2: upload})
+    reply = committed(ada.ask(request))
+    first = reply.outcomes[0].seq
+    assert codes(reply) == [None] * 3
+    assert [one.seq for one in reply.outcomes] == [first, first + 1, first + 2]
+    entries = [auditlog.parse(one.line) for one in reply.outcomes]
+    assert [(entry.op, entry.in_set) for entry in entries] == [
+        ("upload", (first, 3)),
+        ("delete", (first, 3)),
+        ("upload", (first, 3)),
+    ]
+    assert content(ada, A) == b"new" * 20
+    refused(ada.ask(open_one("ada", B, 0)), "not-found")
+    # Sent again, for the reply may be lost.
+    again = committed(ada.ask(request))
+    assert [one.line for one in again.outcomes] == [one.line for one in reply.outcomes]
+    alone = committed(
+        served.run(served.dispatcher.handle(ada.who, atomic(ada, ada.version(C, b"c"))))
+    )
+    assert auditlog.parse(alone.outcomes[0].line).in_set is None
+
+
+REFUSALS = {
+    "conflict": "conflict",
+    "no such file": "not-found",
+    "another key": "stale-recipient",
+    "malformed": "bad-request",
+    "wrong signature": "refused",
+    "lost upload": "upload-lost",
+    "quota": "quota",
+}
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+def test_one_refused_change_of_an_atomic_changeset_refuses_all(served: Daemon, why: str) -> None:
+    """Nothing is stored, logged or counted, and the upload of a sibling can be committed after."""
+    name = f"bob-{why.replace(' ', '-')}"
+    bob = served.person(name, quota=300_000)
+    bob.put(C, b"old" * 20)
+    upload = bob.upload(E, b"u" * 50_000)
+    fine, large = bob.version(A, b"a" * 60_000), bob.version(E, b"u" * 50_000)
+    gone = bob.signed(bob.record(C, DELETE, current=0))
+    uploads = {2: upload}
+    match why:
+        case "conflict":
+            bad = bob.version(B, b"late" * 15)
+            bob.put(B, b"early" * 15)
+        case "no such file":
+            bad = bob.signed(bob.record(B, DELETE, current=0))
+        case "another key":
+            bad = bob.version(B, b"b" * 60, wraps=(bob.wrap(key_id=bytes(32)),))
+        case "malformed":
+            bad = bob.version(B, b"b" * 60, metadata_sha256=bytes(32))
+        case "wrong signature":
+            bad = bob.version(B, b"b" * 60)
+        case "lost upload":
+            bad, uploads = bob.version(B, b"b" * 60), uploads | {3: bytes(16)}
+        case _:
+            bad = bob.version(B, b"b" * 200_000)
+    request = atomic(bob, fine, gone, large, bad, uploads=uploads)
+    if why == "wrong signature":
+        leaf = merkle.leaf_hash(record_hash(b"another record"))
+        request = changed(request, leaves=(*request.leaves[:3], leaf))
+        tree = RecordTree(request.leaves)
+        signer = atomic(
+            bob, fine, gone, large, changed(bad, body=b"another record"), uploads=uploads
+        )
+        assert tree.leaves == signer.leaves
+        request = changed(request, signature=signer.signature)
+    size, used = served.context.journal.size, bob.ask(Usage())
+    reply = bob.ask(request)
+    assert codes(reply) == ["set-refused"] * 3 + [REFUSALS[why]]
+    error = committed(reply).outcomes[3].error
+    assert error is not None
+    assert (error.head is not None) == (why == "conflict")
+    assert served.context.journal.size == size
+    assert bob.ask(Usage()) == used
+    refused(bob.ask(Stat(name, A, 0)), "not-found")
+    assert content(bob, C) == b"old" * 20
+    without = atomic(bob, fine, gone, large, uploads={2: upload})
+    assert codes(bob.ask(without)) == [None] * 3
+
+
+def test_all_refused_changes_are_named_at_once(served: Daemon) -> None:
+    bob = served.person("bob-all")
+    late = puts(bob, 4)
+    for at in (1, 3):
+        bob.put(file_id(at), b"early" * 15)
+    size = served.context.journal.size
+    reply = committed(bob.ask(atomic(bob, *late)))
+    assert codes(reply) == ["conflict", "set-refused", "conflict", "set-refused"]
+    assert served.context.journal.size == size
+
+
+def test_a_part_of_a_set_that_was_made_before_is_not_made_again(served: Daemon) -> None:
+    """Neither with changes that are new, nor as a set that it was not."""
+    bob = served.person("bob-part")
+    versions = puts(bob, 3)
+    committed(bob.ask(bob.changeset(*versions[:2])))
+    size = served.context.journal.size
+    assert codes(bob.ask(atomic(bob, *versions))) == ["bad-request", "bad-request", "set-refused"]
+    assert codes(bob.ask(atomic(bob, *versions[:2]))) == ["bad-request"] * 2
+    assert served.context.journal.size == size
+
+
+def test_a_set_of_which_a_file_was_changed_since_is_a_conflict(served: Daemon) -> None:
+    bob = served.person("bob-since")
+    versions = puts(bob, 3)
+    request = atomic(bob, *versions)
+    assert codes(bob.ask(request)) == [None] * 3
+    bob.took(versions[1])
+    bob.put(file_id(2), b"since" * 15)
+    assert codes(bob.ask(request)) == ["set-refused", "conflict", "set-refused"]
+
+
+def test_the_largest_set(served: Daemon) -> None:
+    bob = served.person("bob-largest")
+    reply = committed(bob.ask(atomic(bob, *puts(bob, 256))))
+    assert codes(reply) == [None] * 256
+    first = reply.outcomes[0].seq
+    assert {served.context.journal.entry(one.seq).in_set for one in reply.outcomes} == {
+        (first, 256)
+    }
+
+
+def test_a_set_is_known_after_a_restart(tmp_path: Path) -> None:
+    clock = Clock()
+    with daemon(tmp_path, clock) as served:
+        ada = served.person("ada")
+        ada.put(C, b"old" * 20)
+        versions = [*puts(ada, 2), ada.signed(ada.record(C, DELETE, current=0))]
+        request = atomic(ada, *versions)
+        before = committed(ada.ask(request))
+    with daemon(tmp_path, clock) as served:
+        ada.served = served
+        ada.who = ada.log_in()
+        again = committed(ada.ask(request))
+        assert [one.line for one in again.outcomes] == [one.line for one in before.outcomes]
+        refused(ada.ask(open_one("ada", C, 0)), "not-found")
 
 
 def test_a_refused_changeset_leaves_no_garbage(ada: Person) -> None:

@@ -16,6 +16,8 @@ from sfsd.errors import (
     JournalFullError,
     JournalRangeError,
     JournalRefusedError,
+    Refused,
+    SetRefused,
     SfsdError,
     ShuttingDown,
     Stale,
@@ -28,7 +30,13 @@ from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage import committer
 from sfsd.storage.change import Adopt, Change, Effect, Write, digest_of
-from sfsd.storage.committer import MAX_GROUP, Committer, GroupCommitter, PendingChange
+from sfsd.storage.committer import (
+    MAX_GROUP,
+    MAX_GROUP_EFFECTS,
+    Committer,
+    GroupCommitter,
+    PendingSet,
+)
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
 from tests.sfsd.store_model import check_start, stored
@@ -292,6 +300,62 @@ def test_a_line_that_is_too_long_fails_alone(daemon: Daemon) -> None:
     assert sorted(stored(daemon.root)) == ["alice/a", "alice/b"]
 
 
+def test_an_atomic_set_is_in_one_group_and_gets_consecutive_seqs(daemon: Daemon) -> None:
+    daemon.files.open.clear()
+    daemon.submit(change())
+    assert daemon.files.held.wait(WAIT)
+    published: list[int] = []
+    ones = [daemon.submit(write(f"alice/n{n}", b"")) for n in range(MAX_GROUP - 9)]
+    made = [
+        Change(
+            EntryDraft("test", "alice"), {}, (Write(f"alice/s{n}", b"s"),), None, published.append
+        )
+        for n in range(10)
+    ]
+    whole = daemon.committer.submit_set(made)
+    after = daemon.submit(change())
+    daemon.files.open.set()
+    assert after.result(WAIT) == MAX_GROUP + 2
+    assert [one.result(WAIT) for one in ones] == list(range(1, MAX_GROUP - 8))
+    first = whole.result(WAIT)
+    assert published == list(range(first, first + 10))
+    entries = [daemon.journal.entry(seq) for seq in published]
+    assert {entry.in_set for entry in entries} == {(first, 10)}
+    assert len({entry.stage for entry in entries}) == 1
+    assert daemon.journal.entry(first - 1).stage != entries[0].stage, "it did not fit there"
+    assert daemon.journal.entry(first - 1).in_set is None
+
+
+def test_a_set_of_one_is_a_change_like_any_other(daemon: Daemon) -> None:
+    assert daemon.committer.submit_set([write("alice/x", b"")]).result(WAIT) == 0
+    assert daemon.journal.entry(0).in_set is None
+
+
+def test_one_change_fails_its_set(daemon: Daemon) -> None:
+    """By a line that is too long, a claim, a conflict, or effects beyond those of a group."""
+    purse = Purse()
+    fine = claiming(purse, "alice/fine")
+    note = {"note": "x" * MAX_LINE}
+    long = Change(EntryDraft("test", "alice", detail=note), {}, (), purse)
+    daemon.files.open.clear()
+    daemon.submit(change())
+    assert daemon.files.held.wait(WAIT)
+    failing = daemon.committer.submit_set([fine, change(), long, fine])
+    stale = daemon.committer.submit_set([fine, change(expect={"alice/none": b"?"}), fine])
+    beside = daemon.submit(claiming(purse, "alice/beside"))
+    daemon.files.open.set()
+    refused = failing.exception(WAIT)
+    assert isinstance(refused, SetRefused)
+    assert (refused.place, type(refused.error)) == (2, EntryTooLongError)
+    assert isinstance(stale.exception(WAIT), Stale)
+    assert beside.result(WAIT) == 1
+    assert (purse.taken, sorted(stored(daemon.root))) == (1, ["alice/beside"])
+    many = change(*(Write(f"alice/w{n}", b"") for n in range(MAX_GROUP_EFFECTS)))
+    too_many = daemon.committer.submit_set([many, write("alice/y", b"")]).exception(WAIT)
+    assert isinstance(too_many, Refused)
+    assert too_many.code == "bad-request"
+
+
 @pytest.mark.parametrize(
     ("call", "name", "code", "error"),
     [
@@ -434,14 +498,14 @@ def test_a_stale_change_among_others_is_refused_alone(tmp_path: Path) -> None:
     journal = journals.open_journal(tmp_path / "logs")
     store = DirectoryStore(tmp_path)
     group = [
-        PendingChange(write("alice/x", b"1")),
-        PendingChange(change(Write("alice/x", b"2"), expect={"alice/x": None})),
-        PendingChange(write("alice/y", b"3")),
+        PendingSet((write("alice/x", b"1"),)),
+        PendingSet((change(Write("alice/x", b"2"), expect={"alice/x": None}),)),
+        PendingSet((write("alice/y", b"3"),)),
     ]
     GroupCommitter(store, journal).commit(group)
     assert isinstance(group[1].future.exception(0), Stale)
     assert [group[n].future.result(0) for n in (0, 2)] == [0, 1]
-    stale = [PendingChange(change(expect={"alice/x": None}))]
+    stale = [PendingSet((change(expect={"alice/x": None}),))]
     GroupCommitter(store, journal).commit(stale)
     assert isinstance(stale[0].future.exception(0), Stale)
     assert journal.next_seq == 2

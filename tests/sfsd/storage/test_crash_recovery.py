@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from tests.sfsd.faults import Crash
 from tests.sfsd.journals import open_journal
 from tests.sfsd.simulated_disk import SimulatedDisk
 from tests.sfsd.store_model import (
+    Asked,
     Copy,
     Drop,
     Put,
@@ -44,9 +46,9 @@ from tests.sfsd.store_model import (
 
 FULL = os.environ.get("SFS_CRASH_POINTS") == "full"
 
-A, B, C = (f"alice/files/{name}/{name}0" for name in ("0a", "0b", "0c"))
+A, B, C, D, E = (f"alice/files/{name}/{name}0" for name in ("0a", "0b", "0c", "0d", "0e"))
 SETTLE = "settle"
-SCRIPT: list[list[Step] | str] = [
+SCRIPT: list[list[Asked] | str] = [
     [Step()],  # a login: an entry without effects
     [
         Step(
@@ -73,6 +75,20 @@ SCRIPT: list[list[Step] | str] = [
     ],
     SETTLE,
     [Step((Drop("bob/inbox/alice.c0"), Copy(f"{A}.2.ct", f"{B}.1.ct")))],
+    [
+        Step((Put("bob/account.json", b"before the set"),)),
+        (
+            Step((Upload(f"{D}.1.ct", b"of a set"), Put(f"{D}.1.json", b"d" * 700, stamped=True))),
+            Step((Put("alice/account.json", b"4"),), {"alice/account.json": b"3"}),
+            Step((Copy(f"{D}.2.ct", f"{A}.2.ct"), Drop(f"{B}.1.json"))),
+        ),
+        (  # its last change is stale: nothing of it remains
+            Step((Put("bob/account.json", b"never"), Upload(f"{E}.1.ct", b"never"))),
+            Step((Copy(f"{E}.2.ct", f"{A}.2.ct"),)),
+            Step((Drop("alice/account.json"),), {"alice/account.json": b"3"}),
+        ),
+        Step((Put("alice/account.json", b"3"),), {"alice/account.json": b"4"}),
+    ],
     [
         Step((Put(f"{A}.2.ct", b"small again"),), {"alice/account.json": b"3"}),
         Step((Upload(f"{C}.1.ct", b"anew"),)),
@@ -122,7 +138,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     root = tmp_path_factory.mktemp("whole")
     disk = SimulatedDisk(root)
     model = play(root, disk)
-    assert [f.exception() for f in model.futures].count(None) == len(model.states) - 1
+    assert model.acknowledged == len(model.states) - 1
+    assert [size for size in range(len(model.states)) if size in model.inside], "no set"
     assert stored(root) == model.states[-1]
     return Run(disk.calls, disk.marks["began"], disk.marks["ended"])
 
@@ -239,6 +256,51 @@ def test_a_power_failure_after_the_start_after_a_kill(run: Run, ground: Path) ->
         StoreModel(root, disk).journal.close()
         disk.lose_power(after, Random(at), luck=0)
         judge(model, *check_start(after, SimulatedDisk(after)))
+
+
+class KilledAtSync(Files):
+    """Real files. Once `armed`, the process ends before the log is synced."""
+
+    armed = False
+
+    def sync_data(self, handle: int) -> None:
+        if self.armed:
+            raise Crash
+        super().sync_data(handle)
+
+
+def test_a_log_that_is_cut_anywhere_has_a_set_completely_or_not_at_all(ground: Path) -> None:
+    """A kill, a full disk or a power failure may leave any beginning of what was written."""
+    root, files = ground / "root", KilledAtSync()
+    model = StoreModel(root, files)
+    model.commit([Step((Put("alice/account.json", b"0"),))])
+    log = root / "logs" / "audit.jsonl"
+    before, files.armed = log.stat().st_size, True
+    group: list[Asked] = [
+        Step((Put("alice/account.json", b"1"),)),
+        tuple(Step((Put(f"{name}.1.json", name.encode(), stamped=True),)) for name in (A, B, C)),
+        (Step((Upload(f"{D}.1.ct", b"d"),)), Step((Put(f"{D}.1.json", b"d"),))),
+    ]
+    with pytest.raises(Crash):
+        model.commit(group)
+    assert model.inside == {3, 4, 6}
+    written = log.read_bytes()
+    ends = [at for at in range(before, len(written) + 1) if written[at - 1 : at] == b"\n"]
+    assert len(ends) == 1 + 6
+    sizes = []
+    for end in (at for whole in ends for at in (whole - 200, whole - 1, whole)):
+        if end < before:
+            continue
+        after = ground / str(end)
+        shutil.copytree(root, after)
+        os.truncate(after / "logs" / "audit.jsonl", end)
+        size, found = check_start(after)
+        assert found == model.state_at(size)
+        assert size == max(
+            whole for whole in range(1, 8) if ends[whole - 1] <= end and whole not in model.inside
+        )
+        sizes.append(size)
+    assert set(sizes) == {1, 2, 5, 7}
 
 
 SIDE = f"{A}.1.json"

@@ -14,7 +14,7 @@ from sfsd.errors import StoreFullError
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Adopt, Change, Write
-from sfsd.storage.committer import GroupCommitter, PendingChange
+from sfsd.storage.committer import GroupCommitter, PendingSet
 from sfsd.storage.crash_recovery import recover
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
@@ -85,7 +85,7 @@ class Root:
         return Adopt("ada/x.ct", staged)
 
     def commit(self, *effects: Adopt | Write) -> Future[int]:
-        pending = PendingChange(Change(EntryDraft("test", "ada"), {}, effects))
+        pending = PendingSet((Change(EntryDraft("test", "ada"), {}, effects),))
         self.point.commit([pending])
         return pending.future
 
@@ -142,7 +142,7 @@ def test_a_full_disk_still_takes_changes_that_create_no_file(
     root.point.settle()
     files.room = files.room_in_staging = 0
     files.code = code
-    new = PendingChange(Change(EntryDraft("test", "ada"), {}, (Write("ada/new", b"n"),)))
+    new = PendingSet((Change(EntryDraft("test", "ada"), {}, (Write("ada/new", b"n"),)),))
     made = [_replacement(root, name, b"after " * 20) for name in ("x", "y")]
     root.point.commit([made[0], new, made[1]])
     assert [one.future.result(0) for one in made] == [2, 3]
@@ -163,10 +163,10 @@ def test_a_full_disk_still_takes_changes_that_create_no_file(
     assert held == {"ada/x.json": b"again", "ada/y.json": b"after " * 20}
 
 
-def _replacement(root: Root, name: str, data: bytes) -> PendingChange:
+def _replacement(root: Root, name: str, data: bytes) -> PendingSet:
     path = f"ada/{name}.json"
     expect = {path: root.store.stored_digest(path)}
-    return PendingChange(Change(EntryDraft("test", "ada"), expect, (Write(path, data),)))
+    return PendingSet((Change(EntryDraft("test", "ada"), expect, (Write(path, data),)),))
 
 
 @pytest.mark.parametrize("split", [False, True])

@@ -43,7 +43,7 @@ class CountingFiles(Files):
 def store_with(root: Path, files: CountingFiles, count: int) -> DirectoryStore:
     store = DirectoryStore(root, files)
     effects = tuple(Write(f"alice/n{number}", b"x") for number in range(count))
-    store.publish(store.prepare([Change(EntryDraft("test", "alice"), {}, effects)], 0))
+    store.publish(store.prepare([[Change(EntryDraft("test", "alice"), {}, effects)]], 0))
     files.all = files.each = 0
     return store
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from protocol.log.auditlog import EntryDraft
 from sfsd.errors import (
     Absent,
     PathError,
+    SetRefused,
     SfsdError,
     StagingClosedError,
     Stale,
@@ -37,8 +39,13 @@ def change(*effects: Effect, expect: dict[str, bytes | None] | None = None) -> C
     return Change(EntryDraft("test", "alice"), expect or {}, effects)
 
 
+def prepare(store: DirectoryStore, changes: Sequence[Change], first_seq: int) -> PreparedGroup:
+    """Prepare changes that are no atomic set."""
+    return store.prepare([(one,) for one in changes], first_seq)
+
+
 def put(store: DirectoryStore, *changes: Change, seq: int = 0) -> PreparedGroup:
-    prepared = store.prepare(changes, seq)
+    prepared = prepare(store, changes, seq)
     store.publish(prepared)
     return prepared
 
@@ -192,7 +199,7 @@ def test_entries_list_paths_digests_and_stage(store: DirectoryStore) -> None:
         Change(draft, {SIDE: None}, effects),
         change(Remove(COPY)),
     )
-    prepared = store.prepare(changes, 7)
+    prepared = prepare(store, changes, 7)
     login, mixed, removal = prepared.drafts
     assert login == EntryDraft("login", "alice")
     assert mixed.detail == {
@@ -212,14 +219,14 @@ def test_entries_list_paths_digests_and_stage(store: DirectoryStore) -> None:
 
 
 def test_a_change_without_bytes_stages_nothing(store: DirectoryStore) -> None:
-    prepared = store.prepare([change(), change(Remove(SIDE))], 0)
+    prepared = prepare(store, [change(), change(Remove(SIDE))], 0)
     assert prepared.pack is None
     assert list(store.staging.iterdir()) == []
 
 
 def test_a_given_digest_is_used(store: DirectoryStore) -> None:
     given = digest_of(BLOB, b"x")
-    prepared = store.prepare([change(Write(BLOB, b"x", given))], 0)
+    prepared = prepare(store, [change(Write(BLOB, b"x", given))], 0)
     assert prepared.drafts[0].detail["paths"] == {BLOB: given.hex()}
     store.publish(prepared)
     assert store.stored_digest(BLOB) == given == store.digest_in_place(BLOB)
@@ -278,7 +285,8 @@ def test_a_link_shares_the_file_and_outlives_its_source(store: DirectoryStore) -
 
 def test_a_link_to_a_missing_file_is_stale(store: DirectoryStore) -> None:
     put(store, change(Write(BLOB, b"x")))
-    prepared = store.prepare(
+    prepared = prepare(
+        store,
         [
             change(Link(COPY, "alice/none.ct", bytes(32))),
             change(Remove(BLOB)),
@@ -297,7 +305,7 @@ def test_an_upload_is_adopted_once(store: DirectoryStore) -> None:
     first = upload(store, b"abc")
     prepared = put(store, change(first), change(Adopt(COPY, first.staged)))
     assert refusals(prepared)[1].paths == (COPY,)
-    later = store.prepare([change(Adopt(COPY, first.staged))], 1)
+    later = prepare(store, [change(Adopt(COPY, first.staged))], 1)
     assert isinstance(later.refused[0], StagingClosedError)
     first.staged.discard()
     store.settle()
@@ -337,7 +345,8 @@ def test_only_accepted_changes_keep_their_claims(store: DirectoryStore) -> None:
     purse = Purse(2)
     gone = upload(store, b"abc")
     gone.staged.discard()
-    prepared = store.prepare(
+    prepared = prepare(
+        store,
         [
             claiming(purse, Write(SIDE, b"1"), expect={SIDE: digest_of(SIDE, b"0")}),
             claiming(purse, gone),
@@ -359,8 +368,8 @@ def test_only_accepted_changes_keep_their_claims(store: DirectoryStore) -> None:
 
 def test_an_abandoned_upload_can_be_committed_again(store: DirectoryStore) -> None:
     adopt = upload(store, b"abc")
-    store.prepare([change(adopt, Link(COPY, "alice/none.ct", bytes(32)))], 0).abandon()
-    store.prepare([change(adopt)], 0).abandon()
+    prepare(store, [change(adopt, Link(COPY, "alice/none.ct", bytes(32)))], 0).abandon()
+    prepare(store, [change(adopt)], 0).abandon()
     put(store, change(adopt))
     assert store.read(BLOB) == b"abc"
 
@@ -374,10 +383,37 @@ def test_a_group_without_space_to_be_installed_is_refused(tmp_path: Path) -> Non
     store = DirectoryStore(tmp_path, Small())
     purse = Purse(1)
     with pytest.raises(StoreFullError):
-        store.prepare([claiming(purse, Write(SIDE, bytes(1000)))], 0)
+        prepare(store, [claiming(purse, Write(SIDE, bytes(1000)))], 0)
     assert purse.left == 1
     put(store, claiming(purse, Write(SIDE, bytes(100))))
     assert staged_names(store) == {".pack"}
+
+
+def test_a_set_is_accepted_completely_or_leaves_no_trace(store: DirectoryStore) -> None:
+    put(store, change(Write(COPY, b"c"), Write(SIDE, b"0")))
+    purse = Purse(5)
+    staged = upload(store, b"abc")
+    before = list(store.staging.iterdir())
+    fine = claiming(purse, Write("alice/a", b"a"), expect={"alice/a": None})
+    stale = claiming(purse, Write(SIDE, b"2"), expect={SIDE: None})
+    full = claiming(purse, Write("alice/d", bytes(9)), Write("alice/e", b""))
+    link = change(Link("alice/files/02/02.2.ct", COPY, digest_of(COPY, b"c")))
+    first = claiming(purse, Adopt(BLOB, staged.staged), Write("alice/b", b"b"))
+    prepared = store.prepare(
+        [[fine], [first, link, stale], [first, link, full, full, full, full], [first, link, full]],
+        7,
+    )
+    assert isinstance(prepared.refused[1], Stale)
+    refused = prepared.refused[2]
+    assert isinstance(refused, SetRefused)
+    assert (refused.place, refused.error.cause) == (5, "none left")
+    assert prepared.accepted == [0, 3]
+    assert (prepared.first_seq, prepared.count, purse.left) == (7, 4, 2)
+    assert [draft.in_set for draft in prepared.drafts] == [None, (0, 3), (1, 3), (2, 3)]
+    assert len(list(store.staging.iterdir())) == len(before) + 2, "a pack and a link"
+    store.publish(prepared)
+    assert store.read(SIDE) == b"0"
+    assert store.read(BLOB) == b"abc"
 
 
 # Publishing and settling.
@@ -385,8 +421,8 @@ def test_a_group_without_space_to_be_installed_is_refused(tmp_path: Path) -> Non
 
 def test_publishing_may_be_repeated(store: DirectoryStore) -> None:
     put(store, change(Write(COPY, b"copied")))
-    prepared = store.prepare(
-        [change(upload(store, b"abc"), Write(SIDE, b"1")), change(Remove(COPY))], 1
+    prepared = prepare(
+        store, [change(upload(store, b"abc"), Write(SIDE, b"1")), change(Remove(COPY))], 1
     )
     store.publish(prepared)
     store.publish(prepared)
@@ -460,7 +496,7 @@ def test_after_a_failed_sync_nothing_is_prepared_or_settled(tmp_path: Path) -> N
         store.settle()
     assert store.failed is not None
     with pytest.raises(StoreFailedError):
-        store.prepare([change(Write(SIDE, b"2"))], 1)
+        prepare(store, [change(Write(SIDE, b"2"))], 1)
     with pytest.raises(StoreFailedError):
         store.settle()
     assert store.read(SIDE) == b"1"

@@ -403,7 +403,9 @@ def test_a_request_is_short_beside_its_bulk() -> None:
     assert decode(memoryview(body_of(1, Data(bytes(16), 0, bulk))))[0] == 1
     batch = WrapBatch(bytes(16), "alice", bytes(32), "xwing", bytes(1120))
     change = Change(bytes(MAX_RECORD), 0, bytes(4096), base.MAX_SMALL)
-    small = Commit((change,), (bytes(32),), bytes(64), (batch,) * 257, (), bytes(base.MAX_SMALL))
+    small = Commit(
+        (change,), (bytes(32),), bytes(64), (batch,) * 257, (), False, bytes(base.MAX_SMALL)
+    )
     assert len(body_of(1, small)) > base.MAX_REQUEST
     assert decode(memoryview(body_of(1, small))) == (1, small)
     many = changed(small, changes=(change,) * 20, contents=b"")

@@ -28,7 +28,7 @@ from protocol.wire.messages.changes import (
 BATCH = WrapBatch(bytes(16), "u" * 32, bytes(32), "rsa4096", bytes(MAX_WRAPPED_KEY - 76))
 WRAP = BatchedWrap(0, 1, 0, bytes(60))
 CHANGE = Change(bytes(600), 0, bytes(300), MAX_SMALL)
-COMMIT = Commit((CHANGE,), (bytes(32),), bytes(64), (BATCH,), (WRAP,), bytes(MAX_SMALL))
+COMMIT = Commit((CHANGE,), (bytes(32),), bytes(64), (BATCH,), (WRAP,), True, bytes(MAX_SMALL))
 OUTCOME = Outcome(7, b"line", None)
 COMMITTED = Committed((OUTCOME,), b"note", 7, b"")
 
