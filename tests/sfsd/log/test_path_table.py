@@ -17,7 +17,7 @@ from protocol.records.signatures import SigningKey
 from sfsd.errors import JournalDamagedError
 from sfsd.log import path_table
 from sfsd.log.journal import Journal
-from sfsd.log.path_table import LatestEntry, TableComparison
+from sfsd.log.path_table import LatestEntry, TableComparison, TableUnreadableError
 from tests.sfsd.faults import FaultyFiles
 from tests.sfsd.journals import ORIGIN, SmallJournal, open_journal
 
@@ -259,3 +259,13 @@ def test_a_line_that_is_not_of_the_log_makes_no_table(logs: Path) -> None:
     with pytest.raises(JournalDamagedError) as caught:
         open_journal(logs)
     assert caught.value.seq == 0
+
+
+def test_the_empty_file_of_an_interrupted_start_is_no_table(tmp_path: Path) -> None:
+    assert TableComparison(tmp_path).size == 0
+    table = tmp_path / "paths"
+    table.touch()
+    assert TableComparison(tmp_path).size == 0
+    table.write_bytes(b"no table")
+    with pytest.raises(TableUnreadableError):
+        TableComparison(tmp_path)
