@@ -270,7 +270,10 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     async def _work(self, batch: list[ReceivedMessage], weight: int) -> None:
         try:
-            if len(batch) == 1:
+            if self._draining and self.principal is not None:
+                for incoming in batch:
+                    await self._reply(incoming.request_id, _SHUTTING_DOWN)
+            elif len(batch) == 1:
                 await self._answer(batch[0])
             else:
                 await self._answer_all(batch)
@@ -292,10 +295,8 @@ class ClientConnection(asyncio.BufferedProtocol):
         if isinstance(message, Login | Enroll):
             await self._open(incoming.request_id, message)
             return
-        if self._draining:
-            reply: Reply = _SHUTTING_DOWN
-        elif isinstance(message, UnknownRequest):
-            reply = Error("unknown-request", "this server does not know that request")
+        if isinstance(message, UnknownRequest):
+            reply: Reply = Error("unknown-request", "this server does not know that request")
         else:
             # The protocol accepts requests only after a login.
             reply = await self._dispatcher.handle(
@@ -304,10 +305,6 @@ class ClientConnection(asyncio.BufferedProtocol):
         await self._reply(incoming.request_id, reply)
 
     async def _answer_all(self, batch: list[ReceivedMessage]) -> None:
-        if self._draining:
-            for incoming in batch:
-                await self._reply(incoming.request_id, _SHUTTING_DOWN)
-            return
         messages = [cast(Request, incoming.message) for incoming in batch]
         answers = self._dispatcher.handle_all(cast(Principal, self.principal), messages)
         async for index, reply in answers:
