@@ -730,7 +730,7 @@ class Session:
         log, before = self.log, self.log.size
         for entry in entries:
             check_signed_to(entry.seq + 1, head.size)
-            log.add_entry(entry)
+        log.add_entries(entries)
         if leaves and first <= log.size:
             log.add_leaves(first, leaves)
             check_signed_to(log.size, max(before, head.size))
@@ -915,19 +915,21 @@ class Session:
                 start, contacts = self.state.followed(), self.state.contacts()
         self._same_log = start
 
-        def known_head(file_id: str) -> LoggedHead | None:
-            head = None if self._anew else self.state.logged_head(file_id)
-            if head is None and not self._anew and self.state.followed().size < start.size:
+        def known_heads(file_ids: Sequence[str]) -> Mapping[str, LoggedHead]:
+            if self._anew:
+                return {}
+            heads = self.state.logged_heads(file_ids)
+            if len(heads) < len(file_ids) and self.state.followed().size < start.size:
                 if not self.state.is_current:  # another process has changed the device's key
                     self.refresh_state_key()
-                    return self.state.logged_head(file_id)
+                    return self.state.logged_heads(file_ids)
                 # The rows that decide were removed since, because they were not ours.
                 cause = f"{self.state.path} was changed by something else than sfsc"
                 raise _StateDiscarded(cause, "run the command again")
-            return head
+            return heads
 
         log = FollowedLog(
-            *(keyring.server_id, keyring.user, keyring.first, keyring.tag_key, start, known_head),
+            *(keyring.server_id, keyring.user, keyring.first, keyring.tag_key, start, known_heads),
             () if self._anew else self.state.left_readers(),
         )
         for first, n in contacts.items():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -171,17 +171,18 @@ class FollowedLog:
         first: bytes,
         tag_key: bytes,
         start: LogPosition = LOG_START,
-        known_head: Callable[[str], LoggedHead | None] = lambda _file_id: None,
+        known_heads: Callable[[Sequence[str]], Mapping[str, LoggedHead]] = lambda _file_ids: {},
         left: Iterable[SignedLeave] = (),
     ) -> None:
-        """`first` is the hash of the account's first statement. `known_head` returns what was saved
-        of a file, perhaps by a process that has followed farther than `start`; `left` is what was
-        saved of readers who have left."""
+        """`first` is the hash of the account's first statement. `known_heads` returns what was
+        saved of files, perhaps by a process that has followed farther than `start`; `left` is what
+        was saved of readers who have left."""
         self.start = start
         self.first = first
         self._server_id = server_id
         self._user = user
-        self.known_head = known_head
+        self._known_heads = known_heads
+        self._read_heads: dict[str, LoggedHead | None] = {}
         self._follower = LogFollower(start.size, start.peaks)
         self._own = TagSequence(
             f"the account {user}",
@@ -297,13 +298,22 @@ class FollowedLog:
             self._shown[seq] = parse_line(line, seq)
         self._use_lines()
 
-    def add_entry(self, entry: LogEntry) -> None:
-        """Take the entry of a parsed line; as `add_lines`."""
-        if entry.seq >= self.size or self.wanted_lines(1):
-            self._shown[entry.seq] = entry
-            self._use_lines()
+    def add_entries(self, entries: Iterable[LogEntry]) -> None:
+        """Take the entries of parsed lines; as `add_lines`."""
+        wanted = {leaf.seq for leaf in self._without_line}
+        for entry in entries:
+            if entry.seq >= self.size or entry.seq in wanted:
+                self._shown[entry.seq] = entry
+        self._use_lines()
+
+    def known_head(self, file_id: str) -> LoggedHead | None:
+        """Return what was saved of a file, perhaps by another process of this machine."""
+        return self._known_heads((file_id,)).get(file_id)
 
     def _use_lines(self) -> None:
+        if files := self._files_ahead():
+            saved = self._known_heads(files)
+            self._read_heads = {one: saved.get(one) for one in files}
         while self._without_line and (leaf := self._without_line[0]).seq in self._shown:
             entry = self._shown.pop(leaf.seq)
             self._without_line.popleft()
@@ -314,6 +324,18 @@ class FollowedLog:
             except (EncodingError, MessageError) as exc:
                 cause = f"entry {leaf.seq} of the log holds a malformed record"
                 raise BadReceipt(cause, REPORT) from exc
+
+    def _files_ahead(self) -> list[str]:
+        """Return the files of the next entries whose lines are there, if nothing of the file was
+        read before."""
+        found: dict[str, None] = {}
+        for leaf in self._without_line:
+            entry = self._shown.get(leaf.seq)
+            if entry is None:
+                break
+            if entry.rec is not None and entry.file is not None:
+                found[entry.file] = None
+        return [one for one in found if one not in self._histories]
 
     def _check_own(self, entry: LogEntry, leaf: FoundLeaf) -> None:
         if entry.leaf_data != leaf.data:
@@ -423,7 +445,10 @@ class FollowedLog:
 
     def _begin_history(self, record: FileRecord) -> _History:
         """Return a new history of a file, whose first record in this session is `record`."""
-        before, ahead = self.known_head(record.file_id), None
+        if record.file_id in self._read_heads:
+            before, ahead = self._read_heads.pop(record.file_id), None
+        else:
+            before, ahead = self.known_head(record.file_id), None
         if before is not None and before.seq >= self.start.size:
             # What another process has saved from beyond this position says nothing about it.
             ahead = before

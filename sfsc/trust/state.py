@@ -163,10 +163,6 @@ class ClientState(StateDatabase):
         """Return `FoundLeaf.pack` of statement `n` of a user, from the followed log."""
         return self.vouched.get(_STATEMENT, f"{first.hex()}:{n}")
 
-    def logged_head(self, file_id: str) -> LoggedHead | None:
-        """Return the newest record of our file in the followed log."""
-        return self.logged_heads([file_id]).get(file_id)
-
     def logged_heads(self, file_ids: Sequence[str] | None = None) -> dict[str, LoggedHead]:
         """Return the newest records of these files, or of all, in the followed log."""
         if file_ids is None:

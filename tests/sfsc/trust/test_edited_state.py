@@ -75,7 +75,7 @@ USES: tuple[Callable[[ClientState], object], ...] = (
     lambda state: state.is_current,
     lambda state: list(state.entries()),
     lambda state: state.statement_leaf(FIRST, 1),
-    lambda state: state.logged_head(FILE),
+    lambda state: state.logged_heads([FILE]),
     lambda state: state.logged_versions([(FILE, 1)], state.logged_heads([FILE])),
     lambda state: state.reencrypt_choice(2),
     lambda state: state.file(FILE),

@@ -100,7 +100,16 @@ def follower(
     start: LogPosition = LOG_START,
     known: Callable[[str], LoggedHead | None] = lambda _file_id: None,
 ) -> FollowedLog:
-    return FollowedLog(SERVER, "alice", FIRST_HASH, KEYS["alice"], start, known)
+    return FollowedLog(SERVER, "alice", FIRST_HASH, KEYS["alice"], start, heads_by(known))
+
+
+def heads_by(
+    known: Callable[[str], LoggedHead | None],
+) -> Callable[[Sequence[str]], dict[str, LoggedHead]]:
+    def known_heads(file_ids: Sequence[str]) -> dict[str, LoggedHead]:
+        return {one: head for one in file_ids if (head := known(one)) is not None}
+
+    return known_heads
 
 
 def follow(log: Log, followed: FollowedLog, end: int | None = None) -> None:
@@ -464,7 +473,8 @@ def test_readers_who_have_left_stay_known_until_they_are_added_again() -> None:
     assert [one.signature for one in saved] == [b"s" * 64]
     start = followed.position(b"")
     log.append("purge", "alice", rec=third)
-    again = FollowedLog(SERVER, "alice", FIRST_HASH, KEYS["alice"], start, changes.heads.get, saved)
+    known = heads_by(changes.heads.get)
+    again = FollowedLog(SERVER, "alice", FIRST_HASH, KEYS["alice"], start, known, saved)
     assert list(again.left_readers(examples.FILE_ID)) == ["bob"]
     follow(log, again)
     assert again.left_readers(examples.FILE_ID) == {"bob": changed(saved[0], dropped=True)}
