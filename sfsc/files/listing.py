@@ -1,23 +1,27 @@
 """List, show and delete files.
 
-A listing is answered from the local cache after it was updated. The server is asked only for
-changes since the last listing, so a second `ls` opens no file key and verifies nothing twice.
+Names come from the local cache. Every session follows the log, which tells the newest record of
+each file, so the server is asked only for files whose record this machine has not cached: a second
+`ls` opens no file key, and verifies no signature.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
-from protocol.codec.errors import EncodingError, MessageError
+from protocol.codec.values import Mutable, field
 from protocol.records.records import FileRecord, record_hash
 from protocol.wire.messages import FileView, Receipt
+from protocol.wire.messages.files import Stated
 from sfsc.crypto.envelope import WrapBatches
 from sfsc.errors import (
     Damaged,
     IntegrityError,
     KeyringError,
-    LocalError,
     NotFound,
     Rollback,
     SfscError,
@@ -33,13 +37,16 @@ from sfsc.session.commit import (
     verify_head,
     with_present_wraps,
 )
-from sfsc.session.pipeline import Skip, changed_since
+from sfsc.session.pipeline import Skip, changed_since, newest_stated
 from sfsc.session.server_errors import damaged_version
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
 from sfsc.trust.server_log import REPORT
 from sfsc.trust.signature_cache import verify_in_background
-from sfsc.trust.state import KnownFile
+from sfsc.trust.state import KnownFile, unpack_entry
+
+_TOGETHER: Final = 256
+"""Files whose answers are verified and cached together."""
 
 
 class Files:
@@ -66,7 +73,7 @@ class Files:
             if part in packed
             and file_id not in errors
             and not self._session.account.is_settings(file_id)
-            and (entry := _unpack(file_id, packed)).name.startswith(prefix)
+            and (entry := unpack_entry(file_id, packed)).name.startswith(prefix)
         ]
         found.sort(key=lambda entry: entry.name)
         if skip is None:
@@ -101,63 +108,73 @@ class Files:
         return commit_changes(self._session, (_Deletion(self._session, entry) for entry in entries))
 
     def _refresh(self) -> tuple[dict[str, SfscError], dict[str, bytes]]:
-        """Update the cache with all changes since the last listing. Return what is wrong with each
-        file that cannot be listed, and the packed entries of the others, both by file_id.
+        """Update the cache. Return what is wrong with each file that cannot be listed, and the
+        packed entries of the others, both by file_id.
 
         The log decides which files there are: an entry counts only if it describes the file's
-        newest record in the log. Any other file is fetched."""
+        newest record in the log. Other files are asked for: most of them by a listing, which begins
+        with the change of one of them, the rest one by one. A listing also names the files that the
+        server has damaged or lost, so there is one in any case.
+        """
         session, state = self._session, self._session.state
         session.refresh_state_key()
-        unreadable: dict[str, SfscError] = {}
-        # Anything appended from here on is fetched next time, whether this listing has it or not.
-        complete = session.followed_size
-        since, known = state.listed_size(), state.all_revisions()
-        ids: dict[bytes, str] = {}
-        damaged: dict[str, SfscError] = {}
-        invalid: dict[str, SfscError] = {}
-        for page in changed_since(session, since):
-            if page.views and not ids:
-                ids = {revision.hash: file_id for file_id, revision in known.items()}
-            views = self._uncached_views(page.views, ids)
-            with verify_in_background(session.account.signature_checks(views)), state.transaction():
-                invalid |= self._remember_views(views, complete)
-            damaged |= {one.file_id: damaged_version(one) for one in page.damaged}
-        if state.is_current:
-            # The server names damaged files each time, and invalid ones are fetched again.
-            if all(isinstance(error, Damaged) for error in invalid.values()):
-                state.remember_listed_size(complete)
-        else:
+        size = session.followed_size
+        cached, learnt = self._cached(), _Learnt()
+        for page in changed_since(session, cached.start_of_listing(size)):
+            views = [(None, view) for view in page.views if not cached.has(view)]
+            self._remember_views(views, size, learnt)
+            learnt.unreadable |= {one.file_id: damaged_version(one) for one in page.damaged}
+        self._ask_for(sorted(cached.missing.keys() - learnt.file_ids), learnt)
+        if not state.is_current:
             return self._refresh()  # another process replaced the state's key: nothing was cached
-        unreadable |= damaged | invalid
-        logged = {file_id: head.hash for file_id, head in state.logged_heads().items()}
-        gone, current = state.deleted_files(), dict[str, bytes]()
-        others = {file_id for file_id, digest in logged.items() if gone.get(file_id) != digest}
-        for file_id, digest, packed in state.cached_entries():
-            if logged.get(file_id) == digest:
-                current[file_id] = packed
-                others.discard(file_id)
-            else:
-                others.add(file_id)
-        for file_id in sorted(others - unreadable.keys()):
-            try:
-                if (entry := self._examine(file_id)) is not None:
-                    current[file_id] = entry
-            except (IntegrityError, KeyringError) as exc:
-                unreadable[file_id] = exc
-        return unreadable, current
+        if session.followed_size != size:
+            cached = self._cached()
+        cached.update(learnt.files)
+        for file_id in sorted(cached.missing.keys() - learnt.unreadable.keys()):
+            # It has changed meanwhile, or the server has shown another file instead.
+            self._examine(file_id, learnt)
+        cached.update(learnt.files)
+        return learnt.unreadable, cached.current
 
-    def _examine(self, file_id: str) -> bytes | None:
-        """Ask for a file that the listing should have shown. Return its packed entry, None if it
-        was deleted. Raises what is wrong with it."""
+    def _cached(self) -> _Cached:
+        """Return what is cached of all files."""
+        state = self._session.state
+        logged = {file_id: (one.hash, one.seq) for file_id, one in state.logged_heads().items()}
+        cached = _Cached(logged, {}, {file_id: seq for file_id, (_, seq) in logged.items()})
+        cached.update(
+            {file_id: (digest, None) for file_id, digest in state.deleted_files().items()}
+        )
+        for file_id, digest, packed in state.cached_entries():
+            if file_id not in logged:
+                cached.missing[file_id] = 0  # what was known before must be in the log
+            cached.update({file_id: (digest, packed)})
+        return cached
+
+    def _ask_for(self, file_ids: Sequence[str], learnt: _Learnt) -> None:
+        """Ask for files that the listing has not shown, as a pipeline."""
+        since, replies = self._session.followed_size, newest_stated(self._session, file_ids)
+        while some := list(itertools.islice(replies, _TOGETHER)):
+            shown = [(one, reply.view) for one, reply in some if isinstance(reply, Stated)]
+            self._remember_views(shown, since, learnt)
+            for file_id, reply in some:
+                if not isinstance(reply, Stated):
+                    self._examine(file_id, learnt)
+
+    def _examine(self, file_id: str, learnt: _Learnt) -> None:
+        """Ask for a file that the listing should have shown."""
         session = self._session
         try:
             file = session.fetch_newest(file_id)
+            entry = None if file.deleted else session.account.listing_entry(file).pack()
         except NotFound as exc:
-            session.state.drop_entry(file_id)
-            raise Rollback("this machine knows the file, but the server does not", REPORT) from exc
-        entry = None if file.deleted else session.account.listing_entry(file).pack()
-        session.state.remember_file(known_file(file), entry)
-        return entry
+            unknown = Rollback("this machine knows the file, but the server does not", REPORT)
+            unknown.__cause__ = exc
+            learnt.unreadable[file_id] = unknown
+        except (IntegrityError, KeyringError) as exc:
+            learnt.unreadable[file_id] = exc
+        else:
+            session.state.remember_file(known_file(file), entry)
+            learnt.files[file_id] = record_hash(file.head_body), entry
 
     def _name_unreadable(
         self, errors: Mapping[str, SfscError], prefix: str
@@ -166,26 +183,12 @@ class Files:
         state, found = self._session.state, list[tuple[str, SfscError]]()
         for file_id, error in errors.items():
             packed = state.last_entry(file_id)
-            name = None if packed is None else _unpack(file_id, packed).name
+            name = None if packed is None else unpack_entry(file_id, packed).name
             if self._session.account.is_settings(file_id):
                 found.append(("the account's settings", error))
             elif name is None or name.startswith(prefix):
                 found.append((name or file_id, error))
         return sorted(found, key=lambda one: one[0])
-
-    def _uncached_views(
-        self, views: Sequence[FileView], ids: Mapping[bytes, str]
-    ) -> list[FileView]:
-        """Return the views whose last record has no cached entry, and those without content. `ids`
-        maps the hashes of known files' last records to their ids. Nothing else in the view of a
-        cached file is read."""
-        last = (view.content if view.head is None else view.head for view in views)
-        found = [ids.get(record_hash(one.record)) for one in last]
-        cached = self._session.state.cached_revisions([one for one in found if one is not None])
-        pairs = zip(views, found, strict=True)
-        return [
-            view for view, one in pairs if one is None or cached[one] is None or not view.metadata
-        ]
 
     def _remember_name(self, file: VerifiedFile) -> None:
         """Remember the name of a file whose older revision was shown, to name it in errors."""
@@ -196,43 +199,91 @@ class Files:
                 state.remember_file(known_file(file), entry)
                 state.drop_entry(file.file_id)
 
-    def _remember_views(self, views: Sequence[FileView], since: int) -> dict[str, SfscError]:
-        """Verify views, and save them in the cache. Return the errors of those that are not valid
-        or do not open, by file_id."""
-        session, files = self._session, list[VerifiedFile]()
-        invalid: dict[str, SfscError] = {}
-        for view in views:
-            try:
-                file = session.account.verify_newest(view, None, None)
-            except IntegrityError as exc:
-                session.keep_evidence(exc)
-                invalid[parse_record(view.content).file_id] = exc
-                continue
-            try:
-                session.check_head(file.head, file.head_body, view.at, since)
-            except IntegrityError as exc:
-                session.keep_evidence(exc)
-                invalid[file.file_id] = exc
-                self._remember_name(file)
-            else:
-                files.append(file)
-        cached = session.state.cached_revisions([file.file_id for file in files])
-        learnt: list[tuple[KnownFile, bytes | None]] = []
-        for file in files:
-            present = known_file(file)
+    def _remember_views(
+        self, views: Sequence[tuple[str | None, FileView]], since: int, learnt: _Learnt
+    ) -> None:
+        """Verify views, each of the wanted file, or of any file of ours if that is None, and cache
+        them. `since` is the size to which the log was followed when they were asked for."""
+        session, account = self._session, self._session.account
+        files: list[tuple[VerifiedFile, int]] = []
+        with verify_in_background(account.signature_checks([view for _, view in views])):
+            for wanted, view in views:
+                try:
+                    files.append((account.verify_newest(view, wanted, None), view.at))
+                except IntegrityError as exc:
+                    session.keep_evidence(exc)
+                    learnt.unreadable[wanted or parse_record(view.content).file_id] = exc
+        if any(at > session.followed_size for _, at in files):
+            session.refresh_log()
+        saved = session.state.logged_heads([file.file_id for file, _ in files])
+        found: list[tuple[KnownFile, bytes | None]] = []
+        for file, at in files:
             entry = None
             try:
-                if not file.deleted and (
-                    cached[file.file_id] != present.revision or not file.metadata
-                ):
-                    entry = session.account.listing_entry(file).pack()
+                session.check_head(file.head, file.head_body, at, since, saved)
+            except IntegrityError as exc:
+                session.keep_evidence(exc)
+                learnt.unreadable[file.file_id] = exc
+                self._remember_name(file)
+                continue
+            try:
+                if not file.deleted:
+                    entry = account.listing_entry(file).pack()
+                learnt.files[file.file_id] = record_hash(file.head_body), entry
             except (IntegrityError, KeyringError) as exc:
-                invalid[file.file_id] = exc
-                session.state.drop_entry(file.file_id)
-            if cached[file.file_id] != present.revision:
-                learnt.append((present, entry))
-        session.state.remember_files(learnt)
-        return invalid
+                learnt.unreadable[file.file_id] = exc
+            found.append((known_file(file), entry))
+        session.state.remember_files(found)
+
+
+class _Learnt(Mutable):
+    """What the server has shown of files, by file_id: the hash of the last record with the packed
+    entry, None if the file is deleted; or why it cannot be listed."""
+
+    files: dict[str, tuple[bytes, bytes | None]] = field(default_factory=dict)
+    unreadable: dict[str, SfscError] = field(default_factory=dict)
+
+    @property
+    def file_ids(self) -> set[str]:
+        return self.files.keys() | self.unreadable.keys()
+
+
+class _Cached(Mutable):
+    """What is cached of all files: `logged` has the hash of the newest record of each in the log,
+    and the entry that logged it; `current` the packed entries that describe these records, and
+    `missing` the other files, which are not known to be deleted."""
+
+    logged: dict[str, tuple[bytes, int]]
+    current: dict[str, bytes]
+    missing: dict[str, int]
+    hashes: set[bytes] | None = None
+
+    def update(self, files: Mapping[str, tuple[bytes, bytes | None]]) -> None:
+        """Add files, as `_Learnt` has them. One of another record than the log has is ignored."""
+        for file_id, (digest, packed) in files.items():
+            if file_id in self.logged and self.logged[file_id][0] == digest:
+                self.missing.pop(file_id, None)
+                if packed is not None:
+                    self.current[file_id] = packed
+
+    def has(self, view: FileView) -> bool:
+        """Return whether nothing of what the server shows is new: the record is cached, and its
+        content is not lost. Nothing else of the view is read."""
+        last = view.content if view.head is None else view.head
+        if self.hashes is None:
+            known = self.logged.keys() - self.missing.keys()
+            self.hashes = {self.logged[file_id][0] for file_id in known}
+        return bool(view.metadata) and record_hash(last.record) in self.hashes
+
+    def start_of_listing(self, end: int) -> int:
+        """Return the log entry from which on at least half of the changed files are missing: those
+        before it are cheaper to ask for one by one. `end` stands for none."""
+        changed = sorted(seq for _, seq in self.logged.values()) if self.missing else []
+        start = end
+        for count, seq in enumerate(sorted(self.missing.values(), reverse=True), 1):
+            if len(changed) - bisect_left(changed, seq) <= 2 * count:
+                start = seq
+        return start
 
 
 class _Deletion(PlannedChange[Entry]):
@@ -271,10 +322,3 @@ def _then_raise(entries: Iterable[Entry], errors: Sequence[SfscError]) -> Iterat
     yield from entries
     if errors:
         raise errors[0]
-
-
-def _unpack(file_id: str, packed: bytes) -> Entry:
-    try:
-        return Entry.unpack(packed)
-    except (EncodingError, MessageError) as exc:
-        raise LocalError(f"the cached entry of file {file_id} is malformed: {exc}") from exc

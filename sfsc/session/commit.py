@@ -26,7 +26,6 @@ from sfsc.session.changeset import Changeset, Draft, fitting
 from sfsc.session.pipeline import Window
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
-from sfsc.trust.state import KnownFile
 
 MAX_CONFLICTS: Final = 16
 """Conflicts after which a change gives up."""
@@ -163,17 +162,26 @@ class Committer(Generic[_Result]):
         )
         if may_have_landed:
             self._session.refresh_log()
-        for change, draft, outcome in zip(
-            sent.changes, sent.changeset.drafts, outcomes, strict=True
-        ):
+        refused: list[tuple[PlannedChange[_Result], Draft, Error]] = []
+        made = zip(sent.changes, sent.changeset.drafts, outcomes, strict=True)
+        with self._session.state.transaction():  # one for all, which costs as much as for one
+            for change, draft, outcome in made:
+                receipt = None if isinstance(outcome, Error) else outcome
+                if isinstance(outcome, Error) and not (
+                    may_have_landed and self._was_accepted(outcome, draft)
+                ):
+                    refused.append((change, draft, outcome))
+                    continue
+                try:
+                    results[id(change)] = change.committed(draft, receipt)
+                except FATAL:
+                    raise
+                except SfscError as exc:
+                    failure = failure or exc
+        for change, draft, refusal in refused:
             try:
-                if not isinstance(outcome, Error):
-                    results[id(change)] = change.committed(draft, outcome)
-                elif may_have_landed and self._was_accepted(outcome, draft):
-                    results[id(change)] = change.committed(draft, None)
-                else:
-                    self._rebase(sent, change, draft, outcome, renewed)
-                    again.append(change)
+                self._rebase(sent, change, draft, refusal, renewed)
+                again.append(change)
             except FATAL:
                 raise
             except SfscError as exc:
@@ -328,8 +336,7 @@ def change_file(session: Session, change: FileChange) -> bool:
     record = commit_if_needed(session, change)
     if record is None:
         return False
-    known = KnownFile.from_record(record, change.body, change.file.version)
-    session.state.remember_file(known, None)
+    session.state.remember_change(record, change.body, change.file.version)
     return True
 
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from protocol.codec.values import Mutable
 from protocol.wire.messages import Error, Reply, Request
-from protocol.wire.messages.files import MAX_PAGE, List, Listing
+from protocol.wire.messages.files import MAX_PAGE, List, Listing, Stat
 from sfsc.errors import ProtocolFailure, SfscError
 from sfsc.session.limits import MAX_REQUESTS, Ticket
 from sfsc.session.server_errors import expect_reply
@@ -174,6 +174,14 @@ def pages(
             yield page
     finally:
         window.abandon()
+
+
+def newest_stated(session: Session, file_ids: Iterable[str]) -> Iterator[tuple[str, Reply]]:
+    """Ask for the newest version of files of ours; yield (file_id, reply) in input order. Nothing
+    in the replies is verified."""
+    user = session.account.user
+    requests = ((file_id, Stat(user, file_id, 0)) for file_id in file_ids)
+    return pipelined(session, requests, lambda file_id, reply: (file_id, reply))
 
 
 def changed_since(session: Session, since: int) -> Iterator[Listing]:

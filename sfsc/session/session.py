@@ -481,13 +481,33 @@ class Session:
         `since` is the size to which the log was followed when the server was asked. Raises as
         `FileOwner.verify_newest` and `check_head`.
         """
-        known = self.state.file(file_id)
-        file = self.account.verify_newest(view, file_id, _same_revision(known, view))
-        self.check_head(file.head, file.head_body, view.at, since)
-        if known is None or file.head.rev > known.rev:
-            # No entry needed: the next listing asks for all changes since the last, with this one.
-            self.state.remember_file(known_file(file), None)
+        (file,) = self.verify_all_newest([(file_id, view)], since)
         return file
+
+    def verify_all_newest(
+        self, shown: Sequence[tuple[str, FileView]], since: int
+    ) -> list[VerifiedFile]:
+        """Verify and remember many answers (file_id, view) as `verify_newest`, at less cost."""
+        file_ids = [file_id for file_id, _ in shown]
+        known = self.state.files(file_ids)
+        files = [
+            self.account.verify_newest(view, file_id, _same_revision(known[file_id], view))
+            for file_id, view in shown
+        ]
+        if any(view.at > self.followed_size for _, view in shown):
+            self.refresh_log()
+        saved = self.state.logged_heads(file_ids)
+        for file, (_, view) in zip(files, shown, strict=True):
+            self.check_head(file.head, file.head_body, view.at, since, saved)
+        # No entry needed: the next listing asks for a file that has none.
+        newer = [
+            (known_file(file), None)
+            for file in files
+            if (before := known[file.file_id]) is None or file.head.rev > before.rev
+        ]
+        if newer:
+            self.state.remember_files(newer)
+        return files
 
     def check_head(
         self,

@@ -196,7 +196,7 @@ class StateDatabase(Closing):
         if self.meta_value(_KEY_ROW) is not None:
             self.execute("UPDATE file SET entry = NULL, shown = NULL")
             self.execute("UPDATE shared SET entry = NULL")
-            self.execute("DELETE FROM meta WHERE key IN ('listed', 'received')")
+            self.execute("DELETE FROM meta WHERE key = 'received'")
         self._key_check = self.seal(b"", _KEY_ROW)
         self.set_meta(_KEY_ROW, self._key_check)
 

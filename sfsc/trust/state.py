@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from protocol.buffers.file_status import exists
+from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.terminal_text import printable
 from protocol.codec.values import Value, changed
-from protocol.records.records import FileRecord, ServerStatement, record_hash
+from protocol.records.records import CONTENT_OPS, FileRecord, ServerStatement, record_hash
 from sfsc.crypto.primitives import state_key, vouched_rows_key
 from sfsc.errors import LocalError
 from sfsc.keys.bundle import SeenCheckpoint
 from sfsc.keys.keyring import KeyringFile
 from sfsc.trust.database import StateDatabase, check_room, is_unwritable, translate_errors
-from sfsc.trust.file_records import KnownRevision
+from sfsc.trust.file_records import Entry, KnownRevision
 from sfsc.trust.followed_log import (
     LOG_START,
     LogChanges,
@@ -97,13 +98,12 @@ class ClientState(StateDatabase):
         with self.transaction():
             if self.adopt_current_key(key):
                 return  # another process has switched already
-            entries, listed = list(self.cached_entries()), self.listed_size()
+            entries = list(self.cached_entries())
             self.vouched.change_key(vouched_rows_key(key))
             self.replace_key(key)
             for file_id, digest, entry in entries:
                 sealed = self.seal(digest + entry, file_id)
                 self.execute("UPDATE file SET entry = ? WHERE file_id = ?", (sealed, file_id))
-            self.remember_listed_size(listed)
 
     # --- the log ------------------------------------------------------------------------------
 
@@ -287,7 +287,7 @@ class ClientState(StateDatabase):
         `KeyringFile.update`."""
         self.check_saved()
         with self.transaction():
-            self.execute("DELETE FROM meta WHERE key IN ('listed', 'received')")
+            self.execute("DELETE FROM meta WHERE key = 'received'")
             for table in ("file", "shared", "statement"):
                 self.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
             for kind in (_LOG, _HEAD, _VERSION, _STATEMENT):
@@ -345,11 +345,6 @@ class ClientState(StateDatabase):
         marks = ",".join("?" * len(file_ids))
         return self.fetch_rows(f"{query} file_id IN ({marks})", (*values, *file_ids))
 
-    def all_revisions(self) -> dict[str, KnownRevision]:
-        """Return the known revision of every file; see `file`."""
-        rows = self.fetch_rows("SELECT file_id, rev, hash FROM file")
-        return {file_id: KnownRevision(rev, digest) for file_id, rev, digest in rows}
-
     def remember_file(self, known: KnownFile, entry: bytes | None) -> None:
         """Store the newest verified or self-made record of a file, and its listing entry (None:
         none). An older record changes nothing."""
@@ -389,11 +384,22 @@ class ClientState(StateDatabase):
                 rows,
             )
 
-    def cached_revisions(self, file_ids: Sequence[str]) -> dict[str, KnownRevision | None]:
-        """Return known revisions of files whose listing entry is cached for that very record, else
-        None."""
-        query = "SELECT file_id, rev, hash, NULL AS vouched FROM file WHERE entry NOT NULL AND"
-        return self.query_revisions(query, (), file_ids)
+    def remember_change(self, record: FileRecord, body: bytes, version: int) -> None:
+        """Store a record of our own, its exact bytes, and the file's newest version. If it made no
+        content, the listing entry of the record before stays, with the new revision. Raises as
+        `entries`."""
+        known = KnownFile.from_record(record, body, version)
+        with self.transaction():
+            row = None
+            if not known.deleted and record.op not in CONTENT_OPS and self.is_current:
+                query = "SELECT entry FROM file WHERE file_id = ? AND entry NOT NULL"
+                row = self.fetch_row(query, (known.file_id,))
+            entry = None if row is None else self.unseal(row[0], known.file_id)
+            if entry is None or entry[:32] != record.prev:
+                self.remember_file(known, None)
+            else:
+                before = unpack_entry(known.file_id, entry[32:])
+                self.remember_file(known, changed(before, revision=record.rev).pack())
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """Yield (file_id, cached listing entry) of all files that have one, in no order. Raises
@@ -433,13 +439,13 @@ class ClientState(StateDatabase):
             if self.check_verification_mac(mac, _mac_name(file_id, deleted=True), digest)
         }
 
-    def listed_size(self) -> int:
-        """Return the log size up to which the cached entries are complete; 0 at first."""
-        return self.meta_number("listed")
 
-    def remember_listed_size(self, size: int) -> None:
-        """Record that all changes in the first `size` log entries are cached."""
-        self.raise_meta_number("listed", size)
+def unpack_entry(file_id: str, packed: bytes) -> Entry:
+    """Return the listing entry of a file, as it was cached. Raises `LocalError`."""
+    try:
+        return Entry.unpack(packed)
+    except (EncodingError, MessageError) as exc:
+        raise LocalError(f"the cached entry of file {file_id} is malformed: {exc}") from exc
 
 
 def _version_key(file_id: str, version: int) -> str:

@@ -38,7 +38,8 @@ def stat(server: ServerContext, who: Principal, message: Stat) -> Stated:
 
 @operation(List, access=USER, slow=True, weight=PIECE)
 def list_files(server: ServerContext, who: Principal, message: List) -> Listing:
-    """Return one page of the user's own files that entry `since_seq` or a later one changed."""
+    """Return one page of the user's own files that entry `since_seq` or a later one changed, or
+    whose newest version is damaged or lost."""
     files = server.index.for_user(who.user)
     views: list[FileView] = []
     damaged: list[DamagedVersion] = []
@@ -52,7 +53,7 @@ def list_files(server: ServerContext, who: Principal, message: List) -> Listing:
                 following = last
                 break
             damaged.append(sidecar)
-        elif sidecar is not None and sidecar.seq >= message.since_seq:
+        elif sidecar is not None and (sidecar.lost or sidecar.seq >= message.since_seq):
             view = sidecar.view(who.user, sidecar.last, max(published, sidecar.seq + 1))
             size += view_size(view)
             if listed == message.limit or (views and size > PAGE_BYTES):

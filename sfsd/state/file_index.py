@@ -37,6 +37,7 @@ class OwnerFiles(LoadOnce):
         self._documents = documents
         self._newest: dict[str, int] = {}
         self._seqs: dict[str, int] = {}
+        self._lost: set[str] = set()
         self._sorted: list[str] = []
         self._contents: dict[str, dict[int, bytes]] = {}
 
@@ -116,12 +117,15 @@ class OwnerFiles(LoadOnce):
         return self._documents.logged_file(self.owner, file_id)
 
     def after(self, file_id: str, limit: int) -> list[tuple[str, int, int]]:
-        """Return up to `limit` (file_id, newest version, seq or 0) past `file_id`, in order."""
+        """Return up to `limit` (file_id, newest version, seq) past `file_id`, in order. The seq is
+        0 if the sidecar was not read yet, and if its version is lost: then listings show that to
+        every client, whatever it has seen."""
         self._load(self._scan, self._enter)
         with self._lock:
             start = bisect.bisect_right(self._sorted, file_id)
             ids = self._sorted[start : start + limit]
-            return [(one, self._newest[one], self._seqs.get(one, 0)) for one in ids]
+            seqs = {one: 0 if one in self._lost else self._seqs.get(one, 0) for one in ids}
+            return [(one, self._newest[one], seqs[one]) for one in ids]
 
     def note_written(self, sidecar: Sidecar, version: int) -> None:
         """Record that the sidecar of `version` was written."""
@@ -135,6 +139,7 @@ class OwnerFiles(LoadOnce):
                 self._newest[file_id] = version
             if version == self._newest[file_id]:
                 self._seqs[file_id] = max(sidecar.seq, self._seqs.get(file_id, 0))
+                (self._lost.add if sidecar.lost else self._lost.discard)(file_id)
             if file_id in self._contents and record.content_id is not None:
                 self._contents[file_id][version] = record.content_id
 

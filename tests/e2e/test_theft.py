@@ -17,7 +17,6 @@ import pytest
 import sfsc
 from protocol.codec.values import changed
 from protocol.records.records import ROTATE, Statement
-from protocol.wire.messages import FileView
 from sfsc.account import devices
 from sfsc.account.key_status import new_device
 from sfsc.account.rotate import Rotation
@@ -227,17 +226,17 @@ def test_put_by_another_process_between_device_key_and_rotation(
 def test_rotation_during_a_listing(
     daemon: Daemon, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uncached_views, rotations = Files._uncached_views, [NAMES[3]]
+    remember_views, rotations = Files._remember_views, [NAMES[3]]
 
-    def slow(self: Files, *given: Any) -> list[FileView]:
+    def slow(self: Files, *given: Any) -> None:
         if rotations:
             alice.run("rotate", "--compromised", rotations.pop())
-        return uncached_views(self, *given)
+        remember_views(self, *given)
 
     with sfsc.connect(alice.home, auto_rotate=False) as store:
         names = {entry.name for entry in store.ls()}
         alice.run("put", "-", "--name", "new", stdin=b"new")
-        monkeypatch.setattr(Files, "_uncached_views", slow)
+        monkeypatch.setattr(Files, "_remember_views", slow)
         store.put(io.BytesIO(b"newer"), name="newer")
         assert {entry.name for entry in store.ls()} == names | {"new", "newer"}
     assert not rotations

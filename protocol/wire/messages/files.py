@@ -52,8 +52,8 @@ class Listing(Reply):
 class List(Request):
     """List the user's files after file_id `after` ("": from the start).
 
-    Only files changed at or after log entry `since_seq` are listed, and damaged ones. Deleted files
-    are included, so that a cache can be kept up to date.
+    Only files changed at or after log entry `since_seq` are listed, and those whose newest version
+    is damaged or lost. Deleted files are included, so that a cache can be kept up to date.
     """
 
     after: Annotated[str, AtMost(32)]

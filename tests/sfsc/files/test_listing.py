@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 
 import pytest
 
@@ -10,7 +11,7 @@ from protocol.codec.values import changed
 from protocol.records.records import DELETE, FileRecord, record_hash
 from protocol.wire.messages import Error, FileView, Reply, Request
 from protocol.wire.messages.changes import Committed
-from protocol.wire.messages.files import List, Listing, Stat
+from protocol.wire.messages.files import List, Listing, Stat, Stated
 from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.errors import (
     BadReceipt,
@@ -18,6 +19,7 @@ from sfsc.errors import (
     NotFound,
     ProtocolFailure,
     Rollback,
+    SfscError,
     Tampered,
     UsageError,
 )
@@ -25,7 +27,7 @@ from sfsc.files.listing import Files
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
 from sfsc.trust import signature_cache
-from sfsc.trust.file_records import KnownRevision, OwnAccount, VerifiedFile
+from sfsc.trust.file_records import Entry, KnownRevision, OwnAccount, VerifiedFile
 from tests.changes import changes_no_content, has_op, relined
 from tests.sfsc.simulator import DropConnection, Simulator
 
@@ -88,6 +90,102 @@ def test_second_listing_uses_the_cache(
     assert len(opened) == 9
 
 
+def test_what_is_known_is_not_asked_for(server: Simulator, session: Session) -> None:
+    store(session, "a", "b", "c", "d", "b")
+    Files(session).rm("c")
+    session.close()
+    session.connect()
+    shown: list[Reply] = []
+
+    def noting(_request: Request, reply: Reply) -> Reply:
+        shown.append(reply)
+        return reply
+
+    server.tamper = noting
+    assert names(session) == names(session) == ["a", "b", "d"]
+    assert shown == [Listing((), "")] * 2
+
+
+def test_few_old_files_are_asked_for_alone(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    """Otherwise the server would show all files that have changed since."""
+    store(session, *"abcdefgh")
+    assert len(names(other)) == 8
+    forgotten = {other.account.file_id(name) for name in "ad"}
+    for file_id in forgotten:
+        other.state.execute("UPDATE file SET entry = NULL WHERE file_id = ?", (file_id,))
+    store(session, "a", "new")
+    shown: list[FileView] = []
+
+    def noting(_request: Request, reply: Reply) -> Reply:
+        shown.extend(reply.views if isinstance(reply, Listing) else ())
+        return reply
+
+    server.tamper = noting
+    assert names(other) == ["a", "b", "c", "d", "e", "f", "g", "h", "new"]
+    assert {FileRecord.parse(one.content.record).file_id for one in shown} == {
+        other.account.file_id(name) for name in ("a", "new")
+    }
+    assert [one.file_id for one in server.asked(Stat)] == [other.account.file_id("d")]
+
+
+@pytest.mark.parametrize("how", ["absent", "of another file", "older"])
+def test_a_file_that_is_asked_for_alone(
+    server: Simulator, session: Session, other: Session, how: str
+) -> None:
+    store(session, *"abcd")
+    asked, another = session.account.file_id("a"), session.account.file_id("b")
+    older = server.view(asked)
+    store(session, "a", *"bcd")
+    assert names(other) == list("abcd")
+    other.state.execute("UPDATE file SET entry = NULL WHERE file_id = ?", (asked,))
+
+    def lie(request: Request) -> Reply | None:
+        if not isinstance(request, Stat) or request.file_id != asked:
+            return None
+        if how == "absent":
+            return Error("not-found", "")
+        return Stated(server.view(another) if how == "of another file" else older)
+
+    server.intercept = lie
+    unreadable: dict[str, SfscError] = {}
+    found = Files(other).ls("", unreadable.__setitem__)
+    assert [entry.name for entry in found] == list("bcd")
+    (error,) = unreadable.values()
+    assert isinstance(error, BadRecord if how == "of another file" else Rollback)
+    server.intercept = lambda _request: None
+    assert names(other) == list("abcd")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_listings_are_what_the_server_has(
+    server: Simulator, session: Session, other: Session, seed: int
+) -> None:
+    """Two machines change files, lose connections and parts of their caches, and list."""
+    drawn, living = random.Random(seed), dict[str, int]()
+    for step in range(50):
+        device = drawn.choice((session, other))
+        name = drawn.choice("abcdefgh")
+        match drawn.choice(("put", "put", "rm", "ls", "forget", "reconnect")):
+            case "put":
+                living[name] = Uploads(device).put(io.BytesIO(b"%d" % step), name).version
+            case "rm" if name in living:
+                Files(device).rm(name)
+                del living[name]
+            case "forget":
+                device.state.drop_entry(device.account.file_id(name))
+            case "reconnect":
+                device.close()
+                device.connect()
+            case _:
+                listed = {entry.name: entry for entry in Files(device).ls()}
+                assert {one: entry.version for one, entry in listed.items()} == living
+                for entry in listed.values():
+                    assert entry == Files(device).stat(entry.name)
+    assert names(session) == names(other) == sorted(living)
+
+
 def test_listing_follows_deletions(session: Session, other: Session) -> None:
     store(session, "a", "b")
     assert names(other) == ["a", "b"]
@@ -118,11 +216,16 @@ def test_views_of_cached_files_are_not_read(
         views = [changed(view, metadata=b"rubbish") for view in reply.views]
         return Listing(tuple(views), reply.next)
 
-    server.tamper = spoilt
+    def show_all(request: Request) -> Reply | None:
+        if not isinstance(request, List):
+            return None
+        return spoilt(request, server.answer(changed(request, since_seq=0)))
+
+    server.tamper, server.intercept = spoilt, show_all
     assert names(session) == ["a", "b"]
     store(session, "a")
     assert names(session) == ["a", "b"]
-    assert shown == [2, 1]
+    assert shown == [2, 2]
     # The other device does not know the file and reads it.
     with pytest.raises(Tampered):
         names(other)
@@ -244,17 +347,28 @@ def test_page_is_requested_again_with_newer_keys(
     assert renewed == [1]
 
 
-def test_interrupted_listing_resumes(server: Simulator, session: Session, other: Session) -> None:
+def test_interrupted_listing_resumes(
+    server: Simulator, session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store(session, *"abcdef")
-    before = other.state.listed_size()
     server.intercept = lambda request: (
         Error("busy", "later") if isinstance(request, List) and request.after else None
     )
     with pytest.raises(Exception, match="later"):
         names(other)
-    assert other.state.listed_size() == before
+    known = len(list(other.state.entries()))
+    assert known
     server.intercept = lambda _request: None
+    opened = list[VerifiedFile]()
+    listing_entry = OwnAccount.listing_entry
+
+    def noting(account: OwnAccount, file: VerifiedFile) -> Entry:
+        opened.append(file)
+        return listing_entry(account, file)
+
+    monkeypatch.setattr(OwnAccount, "listing_entry", noting)
     assert names(other) == list("abcdef")
+    assert len(opened) == 6 - known
 
 
 # --- stat

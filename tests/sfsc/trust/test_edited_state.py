@@ -54,7 +54,6 @@ def fill(state: ClientState) -> None:
     state.remember_failed_rotation(4)
     state.remember_file(KnownFile(FILE, 1, b"h" * 32, b"record", 1), b"entry")
     state.remember_file(KnownFile(DELETED, 2, b"d" * 32, b"record", 1, deleted=True), None)
-    state.remember_listed_size(1)
     peers.remember_chain("bob", (b"first", b"second"))
     peers.remember_file(KnownSharedFile("bob", FILE, 1, b"h" * 32, b"entry"))
     peers.remember_received_size(1)
@@ -69,9 +68,7 @@ USES: tuple[Callable[[ClientState], object], ...] = (
     ClientState.distrust_evidence,
     ClientState.last_server_rotation,
     ClientState.last_failed_rotation,
-    ClientState.all_revisions,
     ClientState.deleted_files,
-    ClientState.listed_size,
     lambda state: state.is_current,
     lambda state: list(state.entries()),
     lambda state: state.statement_leaf(FIRST, 1),
@@ -81,7 +78,6 @@ USES: tuple[Callable[[ClientState], object], ...] = (
     lambda state: state.file(FILE),
     lambda state: state.verified_file(FILE),
     lambda state: state.known_revisions([FILE, DELETED]),
-    lambda state: state.cached_revisions([FILE]),
     lambda state: state.last_entry(FILE),
     lambda state: PeerState(state).chain("bob"),
     lambda state: PeerState(state).known_revisions("bob", [FILE]),

@@ -17,15 +17,19 @@ from typing import cast
 import pytest
 
 from protocol.codec.values import changed
+from protocol.records.records import FileRecord, record_hash
 from sfsc.errors import LocalError
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import KeyringFile
-from sfsc.trust.file_records import KnownRevision
+from sfsc.trust.file_records import Entry, KnownRevision
 from sfsc.trust.followed_log import LOG_START, LogChanges, LoggedHead, LogPosition, SignedLeave
 from sfsc.trust.state import ClientState, KnownFile, open_client_state, state_path
+from tests.vectors import protocol_examples as examples
 
 ACCOUNT = bytes(32) + b"ada"
 KEY = b"k" * 32
+ENTRY = Entry("name", examples.FILE_ID, 1, 1, 5, 96, 9, None, 9)
+PACKED = ENTRY.pack()
 
 
 @pytest.fixture
@@ -62,8 +66,7 @@ def test_new_state_is_empty(path: Path) -> None:
         assert state.followed() == LOG_START
         assert state.server_statements() == []
         assert state.file("a" * 32) is None
-        assert state.listed_size() == 0
-        assert (state.all_revisions(), list(state.entries())) == ({}, [])
+        assert list(state.entries()) == []
 
 
 def test_state_is_persistent(path: Path) -> None:
@@ -71,19 +74,16 @@ def test_state_is_persistent(path: Path) -> None:
         follow(state, 7)
         state.remember_server_statement(2, b"statement", b"signature")
         state.remember_file(known(3), b"entry")
-        state.remember_listed_size(5)
     with opened(path) as state:
         assert state.followed() == position(7)
         assert state.contacts() == {b"c" * 32: 7}
         assert state.logged_heads() == {"b" * 32: LoggedHead(7, b"\x07" * 32, 6, 1, b"c" * 32)}
         assert state.server_statements() == [(b"statement", b"signature")]
         assert state.file("a" * 32) == known(3)
-        assert state.all_revisions() == {"a" * 32: known(3).revision}
         assert state.known_revisions(["a" * 32, "b" * 32]) == {"a" * 32: vouched(3), "b" * 32: None}
         assert state.known_revisions([]) == {}
         assert state.files(["b" * 32, "a" * 32]) == {"b" * 32: None, "a" * 32: known(3)}
         assert list(state.entries()) == [("a" * 32, b"entry")]
-        assert state.listed_size() == 5
 
 
 def test_a_position_is_not_saved_without_what_was_known_before_it(path: Path) -> None:
@@ -103,13 +103,11 @@ def test_state_only_moves_forward(path: Path) -> None:
             follow(state, step)
             state.remember_server_statement(step, b"statement %d" % step, b"")
             state.remember_file(known(step), b"entry %d" % step)
-            state.remember_listed_size(step)
         for state in (late, early):
             assert state.followed() == position(9)
             assert state.server_statements()[-1] == (b"statement 9", b"")
             assert state.file("a" * 32) == known(9)
             assert list(state.entries()) == [("a" * 32, b"entry 9")]
-            assert state.listed_size() == 9
 
 
 def test_remember_files_is_atomic(path: Path) -> None:
@@ -136,15 +134,12 @@ def test_known_server_statement_is_not_replaced(path: Path) -> None:
 def test_cached_entry_belongs_to_one_record(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
-        both = ["a" * 32, "b" * 32]
-        assert state.cached_revisions(both) == {"a" * 32: known(1).revision, "b" * 32: None}
-        assert state.cached_revisions([]) == {}
+        assert list(state.cached_entries()) == [("a" * 32, known(1).hash, b"entry")]
         state.remember_file(known(2), None)
-        assert state.cached_revisions(both) == {"a" * 32: None, "b" * 32: None}
         assert list(state.entries()) == []
+        assert state.last_entry("a" * 32) == b"entry"
         state.remember_file(known(2), b"entry 2")
-        assert state.cached_revisions(both)["a" * 32] == known(2).revision
-        assert list(state.entries()) == [("a" * 32, b"entry 2")]
+        assert list(state.cached_entries()) == [("a" * 32, known(2).hash, b"entry 2")]
 
 
 def test_cached_entry_survives_the_same_record_without_entry(path: Path) -> None:
@@ -155,6 +150,31 @@ def test_cached_entry_survives_the_same_record_without_entry(path: Path) -> None
         assert list(state.entries()) == [("a" * 32, b"entry")]
         state.remember_file(known(1, mark="!"), None)
         assert list(state.entries()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "stays"),
+    [
+        (changed(examples.ACCESS, rev=2), True),
+        (changed(examples.PURGE, rev=2, current=1, content=bytes(32)), True),
+        (changed(examples.REENCRYPT, rev=2), False),
+        (changed(examples.DELETE, rev=2), False),
+        (changed(examples.ACCESS, rev=3), False),
+    ],
+    ids=lambda value: value.op if isinstance(value, FileRecord) else None,
+)
+def test_an_entry_stays_with_a_record_that_makes_no_content(
+    path: Path, change: FileRecord, *, stays: bool
+) -> None:
+    put = examples.PUT
+    prev = record_hash(b"put" if change.rev == 2 else b"unknown")
+    made = changed(change, file_id=put.file_id, prev=prev)
+    with opened(path) as state:
+        state.remember_file(KnownFile.from_record(put, b"put", 1), PACKED)
+        state.remember_change(made, b"change", 1)
+        expected = put.file_id, record_hash(b"change"), changed(ENTRY, revision=2).pack()
+        assert list(state.cached_entries()) == ([expected] if stays else [])
+        assert state.file(put.file_id) == KnownFile.from_record(made, b"change", 1)
 
 
 def test_names_are_not_readable_on_disk(path: Path) -> None:
@@ -184,10 +204,8 @@ def test_an_entry_moved_to_another_file_does_not_open(path: Path) -> None:
 def test_another_key_forgets_only_cached_data(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
-        state.remember_listed_size(9)
     with opened(path, key=b"K" * 32) as state:
         assert list(state.entries()) == []
-        assert state.listed_size() == 0
         assert state.file(known(1).file_id) == known(1)
         state.remember_file(known(1), b"anew")
     with opened(path, key=b"K" * 32) as state:
@@ -197,12 +215,10 @@ def test_another_key_forgets_only_cached_data(path: Path) -> None:
 def test_change_key_keeps_cached_data(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
-        state.remember_listed_size(9)
         state.change_key(b"K" * 32)
         assert [entry for _, entry in state.entries()] == [b"entry"]
     with opened(path, key=b"K" * 32) as state:
         assert [entry for _, entry in state.entries()] == [b"entry"]
-        assert state.listed_size() == 9
 
 
 def test_page_size_of_new_and_old_files(path: Path) -> None:
@@ -292,15 +308,12 @@ def test_another_process_has_changed_the_key(path: Path) -> None:
         with opened(path) as state:
             state.remember_file(known(1), b"entry")
             state.change_key(b"K" * 32)
-            state.remember_listed_size(5)
         late.remember_files([(known(1), b"older"), (known(1, second), b"entry")])
         assert late.file(second) == known(1, second)
         with pytest.raises(LocalError, match="another process"):
             list(late.entries())
-        with pytest.raises(LocalError, match="another process"):
-            late.remember_listed_size(9)
         with opened(path, key=b"K" * 32) as state:
-            assert (list(state.entries()), state.listed_size()) == ([(first, b"entry")], 5)
+            assert list(state.entries()) == [(first, b"entry")]
             assert state.file(second) == known(1, second)
         # Once it has the key, it goes on.
         assert not late.adopt_current_key(b"2" * 32)
@@ -308,7 +321,6 @@ def test_another_process_has_changed_the_key(path: Path) -> None:
         late.remember_file(known(1, second), b"entry")
         assert dict(late.entries()) == {first: b"entry", second: b"entry"}
         assert late.known_revisions([second]) == {second: vouched(1, second)}
-        late.remember_listed_size(9)
 
 
 def test_another_account_is_refused(path: Path) -> None:
@@ -347,7 +359,7 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
     before = os.umask(0)
     try:
         with opened(path) as state:
-            state.remember_listed_size(1)
+            state.remember_file(known(1), b"entry")
             modes = {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
             assert modes == {0o600}
             assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -359,13 +371,13 @@ def test_transaction_is_atomic(path: Path) -> None:
     def half(state: ClientState) -> None:
         with state.transaction():
             state.remember_file(known(1), b"entry")
-            state.remember_listed_size(4)
+            state.remember_server_rotation(4)
             raise KeyboardInterrupt
 
     with opened(path) as state:
         with pytest.raises(KeyboardInterrupt):
             half(state)
-        assert (state.file("a" * 32), state.listed_size()) == (None, 0)
+        assert (state.file("a" * 32), state.last_server_rotation()) == (None, 0)
         with state.transaction():
             state.remember_file(known(1), b"entry")
         assert state.file("a" * 32) == known(1)

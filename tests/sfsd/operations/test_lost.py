@@ -196,3 +196,16 @@ def test_a_version_without_its_ciphertext_can_be_given_up(tmp_path: Path, how: s
         assert refused(ada.ask(open_one("ada", F, 0)), "damaged").damaged == place
         done(ada.ask(GiveUp(F, 1)))
         assert not stored(tmp_path, 1).with_suffix(".ct").exists()
+
+
+def test_a_lost_newest_version_is_listed_whatever_the_caller_has_seen(served: Daemon) -> None:
+    ada = served.person("ada")
+    for name in (F, G):
+        ada.put(name)
+    damage(stored(served.context.root, 1), "missing")
+    done(ada.ask(GiveUp(F, 1)))
+    for _ in range(2):
+        (view,) = listed(ada, served.context.journal.size).views
+        assert (FileRecord.parse(view.content.record).file_id, view.metadata) == (F, b"")
+    ada.put(F)
+    assert listed(ada, served.context.journal.size) == Listing((), "")
