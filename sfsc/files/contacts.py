@@ -12,6 +12,7 @@ import bisect
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 from protocol.codec.errors import MessageError
 from protocol.codec.names import check_user_name
@@ -192,7 +193,7 @@ class Contacts:
                 f"the keys of {person.user} have expired", f"ask {person.user} to run `sfsc rotate`"
             )
         self.check_strength(person.user, newest.wrap_alg)
-        return Recipient(person.user, PublicKey(newest.wrap_alg, newest.wrap_pub))
+        return Recipient(person.user, _public_key(newest.wrap_alg, newest.wrap_pub))
 
     def check_strength(self, whose: str, algorithm: str) -> None:
         """Raise `WeakRecipient` if the algorithm is weaker than the configured minimum."""
@@ -237,6 +238,10 @@ class Contacts:
     def forget(self) -> None:
         """Drop cached users, because somebody's keys have changed."""
         self._cache.clear()
+
+
+_public_key = lru_cache(64)(PublicKey)
+"""Loads a key; checking it takes as long as changing a file that it reads."""
 
 
 def _damaged_account(user: str) -> Damaged:

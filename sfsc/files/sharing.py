@@ -6,6 +6,7 @@ version is wrapped for a reader's present key, which their identity chain proves
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
@@ -16,9 +17,9 @@ from protocol.records.records import ACCESS, FileRecord, LeaveRecord, ReaderEntr
 from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import FileView, Receipt
 from protocol.wire.messages.base import Wrap
-from protocol.wire.messages.files import Stat, Stated
+from protocol.wire.messages.files import Stated
 from sfsc.crypto.envelope import Recipient, WrapBatches, check_name
-from sfsc.errors import Damaged, NotFound, SfscError, ShareRefused, UsageError
+from sfsc.errors import Damaged, IntegrityError, NotFound, SfscError, ShareRefused, UsageError
 from sfsc.files.contacts import Contacts, Person
 from sfsc.files.history import PastReaders
 from sfsc.files.listing import Files
@@ -35,18 +36,19 @@ from sfsc.session.commit import (
     verify_head,
     with_present_wraps,
 )
-from sfsc.session.pipeline import pipelined
-from sfsc.session.server_errors import expect_reply
+from sfsc.session.pipeline import newest_stated
 from sfsc.session.session import Session
 from sfsc.transfer.reencrypt import Reencryption
 from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.followed_log import SignedLeave
 from sfsc.trust.server_log import REPORT
-from sfsc.trust.state import KnownFile
 from sfsc.warning_log import log_warning
 
 PER_CHANGE: Final = 128
 """Versions that one change of the readers can affect."""
+_FETCHED: Final = 512
+"""Files that are fetched together, before the first of them is changed. While changes are in
+flight, the server answers as of a newer log than this machine has followed."""
 
 
 class Grant(Value):
@@ -114,13 +116,14 @@ class Sharing:
         folder_end = self._folder_expiry(prefix, user) if expires is None else expires
         self._folders.share(Folder(prefix, user, person.fingerprint, folder_end))
         unreadable: list[SfscError] = []
-        found = self._fetch_folder(prefix, unreadable)
+        names = self._list_folder(prefix, unreadable)
+        found = self._fetch_files(names, unreadable)
         files = (self._session.without_left(file) for file in found if not file.deleted)
         change = self._add_reader(person, expires, default=folder_end)
         for file in self._changed_many(files, change):
             if history:
                 self._share_older(file, person, expires)
-            yield _grant(self._session.account.listing_entry(file).name, user, file)
+            yield _grant(names[file.file_id], user, file)
         _raise_first(unreadable)
 
     def unshare_tree(self, folder: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
@@ -128,11 +131,12 @@ class Sharing:
         prefix = _parse_folder(folder)
         self._folders.unshare(prefix, user)
         unreadable: list[SfscError] = []
-        found = self._fetch_folder(prefix, unreadable)
+        names = self._list_folder(prefix, unreadable)
+        found = self._fetch_files(names, unreadable)
         files = (file for file in found if self._reads(file, user))
         for file in self._changed_many(files, _drop_reader(user)):
             self._finish_unshare(file, user, reencrypt=reencrypt)
-            yield Grant(self._session.account.listing_entry(file).name, user, 0)
+            yield Grant(names[file.file_id], user, 0)
         _raise_first(unreadable)
 
     def add_folder_readers(self, name: str, *, deleted: bool = False) -> VerifiedFile | None:
@@ -199,25 +203,33 @@ class Sharing:
         head = find_current_file(self._session, name).head
         return [Grant(name, user, expires) for user, _, expires in head.readers]
 
-    def _fetch_folder(self, prefix: str, unreadable: list[SfscError]) -> Iterator[VerifiedFile]:
-        """Fetch and verify the present files of a folder, as a pipeline. Add the errors of those
-        that cannot be listed to `unreadable`."""
-        session = self._session
-        found = Files(session).ls(
+    def _list_folder(self, prefix: str, unreadable: list[SfscError]) -> dict[str, str]:
+        """Return the names of the present files of a folder by file_id, by name. Add the errors of
+        those that cannot be listed to `unreadable`."""
+        found = Files(self._session).ls(
             f"{prefix}/" if prefix else "", lambda _name, error: unreadable.append(error)
         )
-        requests = (
-            (
-                (entry.file_id, session.followed_size),
-                Stat(session.account.user, entry.file_id, 0),
-            )
-            for entry in list(found)
-        )
-        return pipelined(
-            session,
-            requests,
-            lambda wanted, reply: session.verify_newest(expect_reply(reply, Stated).view, *wanted),
-        )
+        return {entry.file_id: entry.name for entry in found}
+
+    def _fetch_files(
+        self, file_ids: Iterable[str], unreadable: list[SfscError]
+    ) -> Iterator[VerifiedFile]:
+        """Fetch and verify the newest versions of files, many at once. Add the errors of those that
+        the server cannot show to `unreadable`."""
+        session, wanted = self._session, iter(file_ids)
+        while some := list(itertools.islice(wanted, _FETCHED)):
+            since = session.followed_size
+            replies = dict(newest_stated(session, some))
+            shown = [
+                (one, reply.view) for one, reply in replies.items() if isinstance(reply, Stated)
+            ]
+            yield from session.verify_all_newest(shown, since)
+            for file_id, reply in replies.items():
+                if not isinstance(reply, Stated):
+                    try:
+                        yield session.fetch_newest(file_id)
+                    except IntegrityError as exc:
+                        unreadable.append(exc)
 
     def set_readers(self, file: VerifiedFile, readers: tuple[ReaderEntry, ...]) -> VerifiedFile:
         """Make `readers` (sorted) the readers of `file`. New ones get the newest version's key."""
@@ -291,7 +303,7 @@ class Sharing:
             return None  # it opens for nobody
         if not shown.metadata:
             return None
-        key, _ = session.account.open_version(shown)
+        key = session.account.open_content_key(shown)
         (wrap,) = batches.wrap(key, [recipient])
         return version, wrap
 
@@ -336,8 +348,7 @@ class _Access(PlannedChange[VerifiedFile]):
 
     def committed(self, draft: Draft, _receipt: Receipt | None) -> VerifiedFile:
         file = self._file
-        known = KnownFile.from_record(draft.record, draft.body, file.version)
-        self._session.state.remember_file(known, None)
+        self._session.state.remember_change(draft.record, draft.body, file.version)
         return VerifiedFile(
             file.content, file.content_body, draft.record, draft.body, file.metadata, file.wraps
         )

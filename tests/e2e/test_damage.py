@@ -193,6 +193,20 @@ def test_files_that_the_server_has_lost_are_not_missing_silently(
         assert names(alice) == (["dir/good"], [])
 
 
+def test_a_damaged_file_does_not_keep_others_of_its_folder_shared(
+    stopped: Daemon, alice: Client
+) -> None:
+    with stopped:
+        assert names(alice) == (["dir/bad", "dir/good"], [])
+        damage(place(stopped, 2), "flipped")  # the daemon has read it, and lists it as before
+        told = alice.run("unshare", "-r", "dir", "bob", code=5)
+        assert "dir/good" in told.stderr
+        with connect(alice.home) as store:
+            assert store.readers("dir/good") == []
+            with pytest.raises(Damaged):
+                store.readers("dir/bad")
+
+
 def test_damaged_sidecar_of_a_purged_file_is_given_up(stopped: Daemon, alice: Client) -> None:
     with stopped:
         alice.run("rm", "--purge", "dir/bad")
