@@ -4,11 +4,13 @@ Every measurement of files is of whole processes, from start to exit: ``sfsc put
 passphrase on one side, the bare pipe's client on the other. JSON lines go to stdout, the table to
 stderr.
 
-    BENCH_ROWS   which, of big,small,tree,starts,appends,clients; default all
+    BENCH_ROWS   which, of big,small,tree,folders,starts,appends,clients; default all
     BENCH_RUNS   counted turns, default 5
     BENCH_BYTES  size of the big file, default 1 GiB
     BENCH_FILES  number of the small files, default 2,000
     BENCH_TREE   the real tree, default /usr/share/doc
+    BENCH_NAMES  number of the names that are listed, default 20,000
+    BENCH_CHANGED  number of the files that are shared and deleted, default 10,000
     BENCH_DIR    where to work: on the disk to measure, default the system's temporary folder
 """
 
@@ -20,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import clients, starts
+from benchmarks import clients, folders, starts
 from benchmarks.appends import Appends
 from benchmarks.measure import Pipe, Work, bare_pipe, measure, serving
 from benchmarks.table import Row, table
@@ -29,10 +31,10 @@ from benchmarks.works import small_files as many_files
 from tests.harness import Client, Daemon
 
 RUNS = int(os.environ.get("BENCH_RUNS", "5"))
-ROWS = os.environ.get("BENCH_ROWS", "big,small,tree,starts,appends,clients").split(",")
+ROWS = os.environ.get("BENCH_ROWS", "big,small,tree,folders,starts,appends,clients").split(",")
 
 
-def groups(client: Client, pipe: Pipe, scratch: Path) -> Iterator[list[Work]]:
+def groups(daemon: Daemon, client: Client, pipe: Pipe, scratch: Path) -> Iterator[list[Work]]:
     """The works that were asked for; each group is measured to its end before the next is made."""
     if "big" in ROWS:
         big = random_file(scratch / "big", BIG)
@@ -47,6 +49,12 @@ def groups(client: Client, pipe: Pipe, scratch: Path) -> Iterator[list[Work]]:
         size = sum(path.stat().st_size for path in regular_files(tree)) / 1e6
         name = f"tree of {count} files, {size:.0f} MB"
         yield Transfers(client, pipe, tree, scratch, name, count, "files").works()
+    if "folders" in ROWS:
+        source = many_files(scratch / "changed", folders.CHANGED)
+        daemon.client("reader", scratch / "reader")
+        work = folders.Folders(client, "reader", pipe, source)
+        yield work.listing()
+        yield work.changes()
     if "starts" in ROWS:
         yield starts.works(client, pipe, scratch)
     if "appends" in ROWS:
@@ -77,7 +85,7 @@ def main() -> None:
         )
         with daemon, bare_pipe(scratch / "pipe") as pipe:
             client = daemon.client("bench", scratch / "home")
-            for works in groups(client, pipe, scratch):
+            for works in groups(daemon, client, pipe, scratch):
                 rows += measure(works, RUNS)
     for row in rows:
         print(row.to_json())

@@ -1,0 +1,85 @@
+"""Work on folders of many stored files whose contents do not move: list, share and delete."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sfsc
+from benchmarks.measure import SECONDS, Pipe, Work, run_python
+from benchmarks.works import SMALL
+from tests.harness import PASSPHRASE, Client
+
+NAMES = int(os.environ.get("BENCH_NAMES", "20000"))
+CHANGED = int(os.environ.get("BENCH_CHANGED", "10000"))
+GOAL = 5000
+"""Files that are shared, or deleted, in a second."""
+LISTED_SECONDS = 0.6
+_PRINT = f"for number in range({NAMES}): print(f'names/{{number:05}}')"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Folders of small files of `client`, who shares them with `reader`. `source` is a folder of
+    `CHANGED` files of 4 KiB for the pipe."""
+
+    client: Client
+    reader: str
+    pipe: Pipe
+    source: Path
+
+    def listing(self) -> list[Work]:
+        """List names that this machine knows."""
+        self._fill("names", NAMES)
+        self.client.run("ls", "-R", seconds=SECONDS)
+        return [
+            Work(
+                f"ls -R of {NAMES} known names",
+                NAMES,
+                "names",
+                lambda _turn: self.client.run("ls", "-R", "names/", seconds=SECONDS),
+                lambda _turn: run_python("-c", _PRINT),
+                "python -c print",
+                limit=LISTED_SECONDS,
+            )
+        ]
+
+    def changes(self) -> list[Work]:
+        """Share a folder of each turn, then delete it."""
+        return [
+            Work(
+                f"share -r of {CHANGED} files",
+                CHANGED,
+                "files",
+                lambda turn: self.client.run(
+                    *("share", "-r", f"changed-{turn}", self.reader, "--trust-first-use"),
+                    seconds=SECONDS,
+                ),
+                lambda turn: self.pipe.run("up", self.source, f"shared-{turn}"),
+                limit=CHANGED / GOAL,
+                prepare=lambda turn: self._fill(f"changed-{turn}", CHANGED),
+            ),
+            Work(
+                f"rm -r of {CHANGED} files",
+                CHANGED,
+                "files",
+                lambda turn: self.client.run("rm", "-r", f"changed-{turn}", seconds=SECONDS),
+                lambda turn: self.pipe.run("up", self.source, f"deleted-{turn}"),
+                limit=CHANGED / GOAL,
+            ),
+        ]
+
+    def _fill(self, folder: str, count: int) -> None:
+        """Store `count` files, unless they are there."""
+
+        def items() -> Iterator[tuple[io.BytesIO, str]]:
+            for number in range(count):
+                yield io.BytesIO(os.urandom(SMALL)), f"{folder}/{number:05}"
+
+        with sfsc.connect(self.client.home, passphrase=lambda: PASSPHRASE) as store:
+            if next(store.ls(f"{folder}/"), None) is None:
+                for _ in store.put_many(items()):
+                    pass
