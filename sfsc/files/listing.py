@@ -237,8 +237,8 @@ class Files:
 
 
 class _Learnt(Mutable):
-    """What the server has shown of files, by file_id: the hash of the last record with the packed
-    entry, None if the file is deleted; or why it cannot be listed."""
+    """Files that the server has shown, by file_id: `files` has the hash of the last record with the
+    packed entry, None if the file is deleted; `unreadable` says why a file cannot be listed."""
 
     files: dict[str, tuple[bytes, bytes | None]] = field(default_factory=dict)
     unreadable: dict[str, SfscError] = field(default_factory=dict)
@@ -249,7 +249,7 @@ class _Learnt(Mutable):
 
 
 class _Cached(Mutable):
-    """What is cached of all files: `logged` has the hash of the newest record of each in the log,
+    """Cache of all files: `logged` has the hash of the newest record of each in the log,
     and the entry that logged it; `current` the packed entries that describe these records, and
     `missing` the other files, which are not known to be deleted."""
 
