@@ -138,11 +138,9 @@ class Uploaded:
         self._logged: dict[str, tuple[int, bytes] | None] = {}  # newest heads in the followed log
 
     def look_up(self, file_ids: Sequence[str]) -> None:
-        """Read what is known of files that are uploaded next, in one query."""
+        """Read what is known of files that are changed now, and what the followed log has of them,
+        in few queries."""
         self._looked_up = self.session.state.files(file_ids)
-
-    def look_up_logged(self, file_ids: Sequence[str]) -> None:
-        """Read what the followed log has of files that are changed now, in few queries."""
         self._logged = self.session.newest_heads(file_ids)
 
     def find_base(self, file_id: str, expected: int | None) -> KnownFile | None:
@@ -153,12 +151,10 @@ class Uploaded:
         file's folder, from whom another machine may have taken this file back."""
         session = self.session
         if file_id in self._looked_up:
-            base = self._looked_up.pop(file_id)  # once: the next put makes it stale
+            # Once: the next put makes both stale.
+            base, logged = self._looked_up.pop(file_id), self._logged.pop(file_id)
         else:
             base = session.state.file(file_id)
-        if file_id in self._logged:
-            logged = self._logged.pop(file_id)
-        else:
             logged = session.head_at(file_id, session.followed_size)
         head = None if base is None else FileRecord.parse(base.record)
         current = 0 if head is None else head.current
@@ -173,7 +169,6 @@ class Uploaded:
     def note(self, known: KnownFile, packed: bytes) -> None:
         """Note the new head of a file, with its entry for listings."""
         self._stored.append((known, packed))
-        self._looked_up.pop(known.file_id, None)
 
     def remember(self) -> None:
         """Remember all noted files in one transaction, which costs as much as a single file."""
@@ -516,12 +511,14 @@ class Uploads:
             return self._put_small(SmallFile(reader, plaintext, SETTINGS, file_id, expected))
 
     def announce(self, sources: Sequence[tuple[str, str]]) -> None:
-        """Prepare for these (path, checked name) to be put next, in order: what is known of them is
-        read at once, and the uploads of large files are opened ahead."""
-        ids = [self._session.account.file_id(name) for _, name in sources]
-        self._uploaded.look_up(ids)
-        sizes = [(file_id, _size(path)) for file_id, (path, _) in zip(ids, sources, strict=True)]
-        self._opener.announce((one, ciphertext_size(size)) for one, size in sizes if size > SMALL)
+        """Open uploads of large files ahead, for these (path, checked name) that are put next, in
+        order."""
+        sizes = [(name, _size(path)) for path, name in sources]
+        self._opener.announce(
+            (self._session.account.file_id(name), ciphertext_size(size))
+            for name, size in sizes
+            if size > SMALL
+        )
 
     def put_many(
         self,
@@ -592,7 +589,7 @@ class Uploads:
         if not collected:
             return
         changes = [small.encrypted(self._uploaded) for small in collected]
-        self._uploaded.look_up_logged([small.file_id for small in collected])
+        self._uploaded.look_up([small.file_id for small in collected])
         sent, failure = self._committer.prepare(changes)
         for one in sent:
             queue.send(one)

@@ -44,27 +44,16 @@ def test_versions_count_up_in_one_round_trip_each(server: Simulator, session: Se
     assert fetched(session, "file", 2) == b"1"
 
 
-def test_a_batch_lookup_is_used_once_per_file(server: Simulator, session: Session) -> None:
-    """The second put of a name builds on the first, although nothing was known at the lookup; and a
-    file stored before is known."""
+def test_a_put_in_a_batch_builds_on_the_one_before(server: Simulator, session: Session) -> None:
+    """Of a file stored before, and of one that is stored twice in the batch."""
     put(session, b"before", "old")
     uploads = Uploads(session)
-    uploads.announce([("/no", "old"), ("/no", "new")])
     contents = [(io.BytesIO(b"1"), "new"), (io.BytesIO(b"2"), "old"), (io.BytesIO(b"3"), "new")]
     assert [done.version for done in uploads.put_many(contents)] == [1, 2, 2]
     assert len(server.changes(is_small)) == 4
-    uploads.announce([("/no", "old")])
     assert [done.version for done in uploads.put_many([(io.BytesIO(b"4"), "old")])] == [3]
     uploads.put(io.BytesIO(b"5"), "old")
     assert (fetched(session, "old"), fetched(session, "new")) == (b"5", b"3")
-
-
-def test_a_put_after_one_that_was_not_announced(server: Simulator, session: Session) -> None:
-    uploads = Uploads(session)
-    uploads.announce([("/no", "file")])
-    assert put(session, b"by another way", "file") == 1
-    assert uploads.put(io.BytesIO(b"after"), "file").version == 2, "the log shows the head"
-    assert len(server.changes(is_small)) == 2
 
 
 @pytest.mark.parametrize("size", [5, BIG])
