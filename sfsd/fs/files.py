@@ -57,10 +57,11 @@ _NO_HARD_LINKS = frozenset(
 _seek_lock = threading.Lock()
 _SYNCFS_KERNEL = (5, 8)
 """The first Linux whose syncfs reports lost writes (syncfs(2), "VERSIONS")."""
-_EXT, _XFS, _BTRFS = 0xEF53, 0x58465342, 0x9123683E
-_TRUSTED = frozenset({_EXT, _XFS, _BTRFS})
-"""`f_type` of statfs(2) for ext2 to ext4, XFS and Btrfs. They are known to write everything back
-and to wait for the disk; a file system in user space is free to do nothing."""
+_EXT, _XFS, _BTRFS, _TMPFS = 0xEF53, 0x58465342, 0x9123683E, 0x01021994
+_TRUSTED = frozenset({_EXT, _XFS, _BTRFS, _TMPFS})
+"""`f_type` of statfs(2) for ext2 to ext4, XFS and Btrfs, which are known to write everything back
+and to wait for the disk, and for tmpfs, which has no disk and for which a sync of one file does
+nothing either. A file system in user space is free to do nothing."""
 _STATFS_SIZE = 256
 """Bytes; the structure has 120, and `f_type` is its first word."""
 
