@@ -327,26 +327,21 @@ def rotate(
                 terminal.answer_json({"due": False})
         else:
             dropped = None if drop_device is None else _find_device(store, drop_device)
-            failures, left_out = terminal.Failures(), list[tuple[str, SfscError]]()
-            try:
-                done = store.rotate(
-                    key_type=key_type,
-                    compromised=compromised,
-                    names=names,
-                    drop_device=dropped,
-                    skip=lambda what, error: left_out.append((what, error)),
-                )
-                _show_rotation(done, context)
-                _list_unreadable(store, failures)
-            finally:
-                for what, error in left_out:
-                    failures(what, error)
+            failures = terminal.Failures()
+            done = store.rotate(
+                key_type=key_type,
+                compromised=compromised,
+                names=names,
+                drop_device=dropped,
+                skip=failures,
+            )
+            _show_rotation(done, context)
             failures.check()
 
 
 def _list_unreadable(store: Store, failures: terminal.Failures) -> None:
-    """Name the files that the server does not show, or has damaged: no rotation reaches them. Call
-    this before other steps name them, of which some know only the file id."""
+    """Name the files that the server does not show, or has damaged. Call this before other steps
+    name them, of which some know only the file id."""
     for _ in store.ls(skip=failures):
         pass
 
