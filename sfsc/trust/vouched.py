@@ -20,6 +20,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -28,6 +29,13 @@ from sfsc.errors import Tampered
 from sfsc.warning_log import log_warning
 
 _BUCKETS: Final = 256
+_TOGETHER: Final = 256
+"""Rows found by one query: the number of a query's values is limited."""
+_FIND: Final = """
+WITH wanted (bucket, key) AS (VALUES ())
+SELECT vouched.key, value FROM wanted CROSS JOIN vouched
+ON vouched.bucket = wanted.bucket AND kind = ? AND vouched.key = wanted.key
+"""
 _SUM_SIZE: Final = 16
 _MODULUS: Final = 1 << 8 * _SUM_SIZE
 TABLE: Final = """
@@ -94,12 +102,13 @@ class VouchedRows:
             buckets = {key: _bucket(kind, key) for key in keys}
             if not self._check(set(buckets.values())):
                 return {}
-            query = "SELECT value FROM vouched WHERE bucket = ? AND kind = ? AND key = ?"
-            found = {
-                key: self._database.fetch_row(query, (bucket, kind, key))
-                for key, bucket in buckets.items()
-            }
-            return {key: row[0] for key, row in found.items() if row is not None}
+            found: dict[str, bytes] = {}
+            places = iter(buckets.items())
+            while some := list(islice(places, _TOGETHER)):
+                query = _FIND.replace("()", ", ".join(["(?, ?)"] * len(some)))
+                values = [value for key, bucket in some for value in (bucket, key)]
+                found |= dict(self._database.fetch_rows(query, (*values, kind)))
+            return found
 
     def items(self, kind: str) -> Iterator[tuple[str, bytes]]:
         """Return an iterator over (key, value) of all rows of one kind, in no order."""

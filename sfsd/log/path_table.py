@@ -27,10 +27,10 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -45,6 +45,7 @@ from sfsd.errors import JournalDamagedError, JournalError, SfsdError
 from sfsd.fs.files import Files
 
 _log = logging.getLogger(__name__)
+_Rows = TypeVar("_Rows")
 NAME: Final = "logs/tree/paths"
 FILES: Final = ("paths", "paths-wal", "paths-shm", "paths-journal")
 """The files of the table in logs/tree: its own, and those that SQLite has beside it."""
@@ -57,6 +58,11 @@ _FIRST_ACCOUNT: Final = _GROUPS * _PARTS
 _ACCOUNTS: Final = 16
 """Buckets of the accounts, which have buckets of their own so that all users can be listed."""
 _BUCKETS: Final = _FIRST_ACCOUNT + _ACCOUNTS
+_FIND: Final = """
+WITH wanted (bucket, path) AS (VALUES ())
+SELECT paths.path, seq, digest FROM wanted CROSS JOIN paths
+ON paths.bucket = wanted.bucket AND paths.path = wanted.path
+"""
 _SUM_SIZE: Final = 16
 _MODULUS: Final = 1 << 8 * _SUM_SIZE
 _NONCE_SIZE: Final = 12
@@ -147,18 +153,27 @@ class PathTable:
 
     def get(self, path: str) -> LatestEntry | None:
         """Return the newest entry of a path; None if there must be no such file."""
+        return self.get_many([path])[0]
+
+    def get_many(self, paths: Sequence[str]) -> list[LatestEntry | None]:
+        """Return what `get` does for each path, in input order, with one query for all: SQLite lets
+        other threads run at each query, and then waits for them."""
         with self._lock:
-            for kept in (self._pending, self._recent):
+            found: dict[str, LatestEntry | None] = {}
+            left: list[str] = []
+            for path in paths:
+                kept = self._pending if path in self._pending else self._recent
                 if path in kept:
-                    return kept[path]
-            bucket = self._bucket(path)
-            query = "SELECT seq, digest FROM paths WHERE bucket = ? AND path = ?"
-            rows = self._read([bucket], query, (path,))
-            found = LatestEntry(*rows[0]) if rows else None
-            if len(self._recent) >= _RECENT:
-                self._recent.clear()
-            self._recent[path] = found
-            return found
+                    found[path] = kept[path]
+                else:
+                    left.append(path)
+            if left:
+                read = dict.fromkeys(left) | self._read_latest(left)
+                if len(self._recent) + len(read) > _RECENT:
+                    self._recent.clear()
+                self._recent |= read
+                found |= read
+            return [found[path] for path in paths]
 
     def below(self, prefix: str) -> list[tuple[str, int]]:
         """Return (path, seq) of every path that begins with `prefix`, in no order. `prefix` begins
@@ -408,20 +423,39 @@ class PathTable:
 
     # Verifying.
 
+    def _read_latest(self, paths: Sequence[str]) -> dict[str, LatestEntry | None]:
+        """Return the newest entries of those of the paths that have a row."""
+        places = [(self._bucket(path), path) for path in paths]
+        values = [value for place in places for value in place]
+        query = _FIND.replace("()", ", ".join(["(?, ?)"] * len(places)))
+
+        def read() -> dict[str, LatestEntry | None]:
+            rows = self._database.execute(query, values)
+            return {path: LatestEntry(seq, digest) for path, seq, digest in rows}
+
+        return self._read_verified({bucket for bucket, _ in places}, read)
+
     def _read(
         self, buckets: range | list[int], query: str, values: tuple[str, ...] = ()
     ) -> list[Any]:
-        """Return the rows of a query on each of the buckets, which are verified before. The table
-        is made again if anything is wrong."""
+        """Return the rows of a query on each of the buckets."""
+
+        def read() -> list[Any]:
+            execute = self._database.execute
+            return [row for one in buckets for row in execute(query, (one, *values))]
+
+        return self._read_verified(buckets, read)
+
+    def _read_verified(self, buckets: Iterable[int], read: Callable[[], _Rows]) -> _Rows:
+        """Return what `read` does, after the buckets that it reads were verified. The table is made
+        again if anything is wrong."""
         try:
             for bucket in buckets:
                 self._verify(bucket)
-            execute = self._database.execute
-            return [row for one in buckets for row in execute(query, (one, *values))]
+            return read()
         except (sqlite3.Error, _WrongTableError) as exc:
             self._remake(exc)
-        execute = self._database.execute
-        return [row for one in buckets for row in execute(query, (one, *values))]
+        return read()
 
     def _remake(self, exc: Exception) -> None:
         _log.error("%s is made again from the log: %s", NAME, exc)

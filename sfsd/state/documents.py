@@ -135,7 +135,7 @@ class Documents:
         compares with the digest that the store knows, which is the digest of this document."""
         digest = self._store.cached_digest(path)
         found = None if digest is None else self._find(path, digest)
-        if digest is None or found is None or not self._is_newest(path, found):
+        if digest is None or found is None or not self._is_latest(path, found):
             return self.sidecar(path)
         return Document(path, digest, found.value, found.size)
 
@@ -212,7 +212,7 @@ class Documents:
         # their files are read once.
         digest = self._store.stored_digest(path)
         found = None if digest is None else self._find(path, digest)
-        if digest is not None and found is not None and self._is_newest(path, found):
+        if digest is not None and found is not None and self._is_latest(path, found):
             return Document(path, digest, found.value, found.size)
         try:
             (document,) = self._load_all([path], parse)
@@ -246,8 +246,9 @@ class Documents:
                 found = _CachedFile(digest, parse(path, raw), len(raw))
             loaded.append((path, found, fresh))
         documents: list[Document[_Any]] = []
-        for path, found, fresh in loaded:
-            if not self._is_newest(path, found):
+        latest = self._journal.latest.get_many(paths)
+        for (path, found, fresh), entry in zip(loaded, latest, strict=True):
+            if not self._is_newest(path, found, entry):
                 found, fresh = self._read_again(path, parse), True
             if fresh:
                 self._keep(path, found)
@@ -260,16 +261,18 @@ class Documents:
         with self._store.publishing_paused():
             raw, digest = self._store.read_with_digest(path)
             found = _CachedFile(digest, parse(path, raw), len(raw))
-            if self._is_newest(path, found):
-                return found
             entry = self._journal.latest.get(path)
+            if self._is_newest(path, found, entry):
+                return found
         if entry is None:
             raise DamagedError("the log has no such file any more", path=path)
         raise DamagedError(f"it differs from what entry {entry.seq} wrote", path=path)
 
-    def _is_newest(self, path: str, found: _CachedFile) -> bool:
-        """Return whether a file is what the newest entry of its path left."""
-        entry = self._journal.latest.get(path)
+    def _is_latest(self, path: str, found: _CachedFile) -> bool:
+        return self._is_newest(path, found, self._journal.latest.get(path))
+
+    def _is_newest(self, path: str, found: _CachedFile, entry: LatestEntry | None) -> bool:
+        """Return whether a file is what `entry`, the newest one of its path, left."""
         if entry is not None and entry.digest == found.digest:
             return True
         value = found.value  # the last statement of a chain, or an account or sidecar
