@@ -54,6 +54,7 @@ from sfsc.crypto.segments import plaintext_size
 from sfsc.errors import (
     BadRecord,
     ConflictError,
+    Damaged,
     Destroyed,
     IntegrityError,
     NotFound,
@@ -219,8 +220,10 @@ class Rotation:
         names = {
             file_id: Entry.unpack(packed).name for file_id, packed in self._session.state.entries()
         }
+        user = self._session.account.user
         for place, error in sorted(left_out.items(), key=lambda one: one[0]):
-            report(_describe(place, self._session.account.user, names), error)
+            named = names.get(place[1]) if isinstance(error, Damaged) and place[0] == user else None
+            report(named or _describe(place, user, names), error)  # a `Damaged` tells the version
 
     def _choose(self, chosen: frozenset[str] | None, generation: int, *, begun: bool) -> None:
         """Save which files to encrypt again, before the rotation begins. Files chosen for an

@@ -362,13 +362,14 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
     _check_wraps(message.items, user.chain.head, keys)
     endorsed = _check_endorsement(server, user, message)
     kept = _kept_generations(server, user) if endorsed else frozenset()
-    for place, item in enumerate(message.items):
-        try:
-            document, relied_on = _read_item(server, user.name, item)
-        except (Absent, Refused, DamagedError):
+    for place, (item, found) in enumerate(
+        zip(message.items, _read_items(server, user.name, message.items), strict=True)
+    ):
+        if found is None:
             # Missing, no longer shared, or damaged since it was listed; the reply is the same.
             left.append(place)
             continue
+        document, relied_on = found
         # The digest read first wins: a later item may have read the same sidecar again since.
         for path, digest in relied_on.items():
             expect.setdefault(path, digest)
@@ -453,20 +454,45 @@ def _kept_generations(server: ServerContext, user: User) -> frozenset[int]:
     return frozenset(found)
 
 
-def _read_item(
-    server: ServerContext, user: str, item: RewrapItem
-) -> tuple[Document[Sidecar], dict[str, bytes | None]]:
-    """Return the item's sidecar and the documents that a change of it relies on.
+def _read_items(
+    server: ServerContext, user: str, items: Sequence[RewrapItem]
+) -> list[tuple[Document[Sidecar], dict[str, bytes | None]] | None]:
+    """Return the sidecar of each item of one owner, and the documents that a change of it relies
+    on: for an own version its sidecar, for a shared one also the readers in the file's last record.
+    None for an item that the user cannot change."""
+    owner, found = items[0].owner, list[tuple[Document[Sidecar], dict[str, bytes | None]] | None]()
+    if owner == user:
+        places = [(item.file_id, item.version) for item in items]
+        for document in _own_sidecars(server.index.for_user(user), places):
+            if document is None:
+                found.append(None)
+            else:
+                found.append((document, {document.path: document.digest}))
+        return found
+    for item in items:
+        try:
+            visible = server.visibility.version(user, owner, item.file_id, item.version)
+        except (Absent, Refused, DamagedError):
+            found.append(None)
+        else:
+            document = visible.document
+            relied_on = {document.path: document.digest, **visible.head.expect()}
+            found.append((document, relied_on))
+    return found
 
-    The change of an own version relies on its sidecar, that of a shared version also on the readers
-    in the file's last record. Raises `Absent`, `Refused`.
-    """
-    if item.owner == user:
-        document = server.index.for_user(user).cached_sidecar(item.file_id, item.version)
-        return document, {document.path: document.digest}
-    visible = server.visibility.version(user, item.owner, item.file_id, item.version)
-    document = visible.document
-    return document, {document.path: document.digest, **visible.head.expect()}
+
+def _own_sidecars(
+    files: OwnerFiles, places: Sequence[tuple[str, int]]
+) -> list[Document[Sidecar] | None]:
+    """Return the sidecars of these versions (file_id, number), None for one that is missing or
+    damaged."""
+    try:
+        found = files.readable_sidecars(places, cached=True)
+    except Absent:
+        if len(places) == 1:
+            return [None]
+        return [one for place in places for one in _own_sidecars(files, [place])]
+    return [None if isinstance(one, DamagedError) else one for one in found]
 
 
 def _renewed(

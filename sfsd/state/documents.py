@@ -133,11 +133,20 @@ class Documents:
         """Return a sidecar without reading it again if it was verified or written here. Raises as
         `sidecar`. For a caller that replaces it, or checks whether all were replaced: the committer
         compares with the digest that the store knows, which is the digest of this document."""
-        digest = self._store.cached_digest(path)
-        found = None if digest is None else self._find(path, digest)
-        if digest is None or found is None or not self._is_latest(path, found):
-            return self.sidecar(path)
-        return Document(path, digest, found.value, found.size)
+        (found,) = self.cached_sidecars([path])
+        return found
+
+    def cached_sidecars(self, paths: Sequence[str]) -> list[Document[Sidecar]]:
+        """Batch version of `cached_sidecar`; results in input order."""
+        documents: list[Document[Sidecar]] = []
+        for path, entry in zip(paths, self._journal.latest.get_many(paths), strict=True):
+            digest = self._store.cached_digest(path)
+            found = None if digest is None else self._find(path, digest)
+            if digest is None or found is None or not self._is_newest(path, found, entry):
+                documents.append(self.sidecar(path))
+            else:
+                documents.append(Document(path, digest, found.value, found.size))
+        return documents
 
     def remember(self, sidecar: SidecarWrite) -> None:
         """Cache a published sidecar, so that later readers of these bytes need not parse them."""
@@ -212,8 +221,10 @@ class Documents:
         # their files are read once.
         digest = self._store.stored_digest(path)
         found = None if digest is None else self._find(path, digest)
-        if digest is not None and found is not None and self._is_latest(path, found):
-            return Document(path, digest, found.value, found.size)
+        if digest is not None and found is not None:
+            entry = self._journal.latest.get(path)
+            if self._is_newest(path, found, entry):
+                return Document(path, digest, found.value, found.size)
         try:
             (document,) = self._load_all([path], parse)
         except Absent:
@@ -267,9 +278,6 @@ class Documents:
         if entry is None:
             raise DamagedError("the log has no such file any more", path=path)
         raise DamagedError(f"it differs from what entry {entry.seq} wrote", path=path)
-
-    def _is_latest(self, path: str, found: _CachedFile) -> bool:
-        return self._is_newest(path, found, self._journal.latest.get(path))
 
     def _is_newest(self, path: str, found: _CachedFile, entry: LatestEntry | None) -> bool:
         """Return whether a file is what `entry`, the newest one of its path, left."""

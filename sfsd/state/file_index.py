@@ -73,10 +73,15 @@ class OwnerFiles(LoadOnce):
             except Absent as exc:
                 raise DamagedError("missing sidecar", path=path) from exc
 
-    def sidecars(self, places: Sequence[tuple[str, int]]) -> list[Document[Sidecar]]:
-        """Batch version of `sidecar` for (file_id, version) pairs; results in input order."""
+    def sidecars(
+        self, places: Sequence[tuple[str, int]], *, cached: bool = False
+    ) -> list[Document[Sidecar]]:
+        """Batch version of `sidecar` for (file_id, version) pairs; results in input order. With
+        `cached`, they are those of `Documents.cached_sidecars`."""
         paths = [VersionPaths.for_version(self.owner, *place).sidecar for place in places]
         try:
+            if cached:
+                return self._documents.cached_sidecars(paths)
             return self._documents.sidecars(paths)
         except Absent:
             return [self.sidecar(*place) for place in places]
@@ -84,12 +89,10 @@ class OwnerFiles(LoadOnce):
     def readable_sidecars(
         self, places: Sequence[tuple[str, int]], *, cached: bool = False
     ) -> list[Document[Sidecar] | DamagedError]:
-        """Like `sidecars`, with the error in place of each damaged one. Raises `Absent`. With
-        `cached`, the sidecars are those of `cached_sidecar`."""
+        """Like `sidecars`, with the error in place of each damaged one. Raises `Absent`. For
+        `cached` see `sidecars`."""
         try:
-            if cached:
-                return [self.cached_sidecar(*place) for place in places]
-            return list(self.sidecars(places))
+            return list(self.sidecars(places, cached=cached))
         except DamagedError:
             return [self._readable_sidecar(*place) for place in places]
 
@@ -103,14 +106,6 @@ class OwnerFiles(LoadOnce):
         """Like `sidecar`, but return None if it is damaged."""
         found = self._readable_sidecar(file_id, version)
         return None if isinstance(found, DamagedError) else found
-
-    def cached_sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
-        """Return `Documents.cached_sidecar` of a version. Raises as `sidecar`."""
-        path = VersionPaths.for_version(self.owner, file_id, version).sidecar
-        try:
-            return self._documents.cached_sidecar(path)
-        except Absent:
-            return self.sidecar(file_id, version)
 
     def logged(self, file_id: str) -> LoggedFile:
         """Return what the log has of a file; reads all of the log. Raises `DamagedError`."""
