@@ -12,7 +12,7 @@ account's bundle was read back without them. Another device helps to finish a ro
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from protocol.codec import merkle
@@ -215,15 +215,14 @@ class Rotation:
 
     def _report(self, left_out: LeftOut, report: Skip) -> None:
         """Call `report` for each version that was left out, by name if the name is known here."""
-        if not left_out:
-            return
-        names = {
-            file_id: Entry.unpack(packed).name for file_id, packed in self._session.state.entries()
-        }
-        user = self._session.account.user
+        user, state = self._session.account.user, self._session.state
         for place, error in sorted(left_out.items(), key=lambda one: one[0]):
-            named = names.get(place[1]) if isinstance(error, Damaged) and place[0] == user else None
-            report(named or _describe(place, user, names), error)  # a `Damaged` tells the version
+            owner, file_id, _ = place
+            entry = state.last_entry(file_id) if owner == user else None
+            name = None if entry is None else Entry.unpack(entry).name
+            if name is None or not isinstance(error, Damaged):  # which tells the version
+                name = _describe(place, user, name)
+            report(name, error)
 
     def _choose(self, chosen: frozenset[str] | None, generation: int, *, begun: bool) -> None:
         """Save which files to encrypt again, before the rotation begins. Files chosen for an
@@ -465,18 +464,18 @@ def _warn_given_up(given_up: LeftOut, user: str) -> None:
     a sharer has stored must not keep a reader from one."""
     for place in sorted(given_up)[:_NAMED]:
         hint = f"ask {place[0]} to share the file again"
-        log_warning(f"{_describe(place, user, {})} is given up", given_up[place].cause, hint)
+        log_warning(f"{_describe(place, user, None)} is given up", given_up[place].cause, hint)
     if len(given_up) > _NAMED:
         more = counted(len(given_up) - _NAMED, "other version")
         hint = "`sfsc inbox block OWNER` hides an owner"
         log_warning(f"{more} of other users: given up", "the keys do not open", hint)
 
 
-def _describe(place: Place, user: str, names: Mapping[str, str]) -> str:
-    """Return a text that names a version."""
+def _describe(place: Place, user: str, name: str | None) -> str:
+    """Return a text that names a version, with the file's `name` if that is known."""
     owner, file_id, version = place
-    name = names.get(file_id, f"file {file_id}") if owner == user else f"file {file_id} of {owner}"
-    return f"{name} version {version}"
+    file = name or (f"file {file_id}" if owner == user else f"file {file_id} of {owner}")
+    return f"{file} version {version}"
 
 
 def _kept_devices(head: Statement, own: DeviceKey, drop: bytes | None) -> tuple[Device, ...]:

@@ -29,6 +29,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -58,6 +59,8 @@ _FIRST_ACCOUNT: Final = _GROUPS * _PARTS
 _ACCOUNTS: Final = 16
 """Buckets of the accounts, which have buckets of their own so that all users can be listed."""
 _BUCKETS: Final = _FIRST_ACCOUNT + _ACCOUNTS
+_TOGETHER: Final = 256
+"""Rows that are read, or written, by one statement."""
 _FIND: Final = """
 WITH wanted (bucket, path) AS (VALUES ())
 SELECT paths.path, seq, digest FROM wanted CROSS JOIN paths
@@ -144,6 +147,7 @@ class PathTable:
         self._sums = [0] * _BUCKETS
         self._checked: dict[int, float] = {}
         self._saved, self._save_at = 0, _SAVE_EVERY
+        self._groups: dict[str, int] = {}
         self._database: Any = None
         self.size = 0
         """How many entries the table has seen; those past it are being published."""
@@ -167,8 +171,9 @@ class PathTable:
                     found[path] = kept[path]
                 else:
                     left.append(path)
-            if left:
-                read = dict.fromkeys(left) | self._read_latest(left)
+            for start in range(0, len(left), _TOGETHER):
+                some = left[start : start + _TOGETHER]
+                read = dict.fromkeys(some) | self._read_latest(some)
                 if len(self._recent) + len(read) > _RECENT:
                     self._recent.clear()
                 self._recent |= read
@@ -399,20 +404,23 @@ class PathTable:
 
     def _write_pending(self) -> None:
         """Write the changed rows, and adjust the sums by what they replace."""
-        execute, sums = self._database.execute, self._sums
-        for path, entry in self._pending.items():
-            bucket = self._bucket(path)
-            place = (bucket, path)
-            before = execute("SELECT seq, digest FROM paths WHERE bucket = ? AND path = ?", place)
-            for seq, digest in before.fetchall():
-                sums[bucket] -= self._weight(path, seq, digest)
-            if entry is None:
-                execute("DELETE FROM paths WHERE bucket = ? AND path = ?", place)
-            else:
-                row = (*place, entry.seq, entry.digest)
-                execute("INSERT OR REPLACE INTO paths VALUES (?, ?, ?, ?)", row)
-                sums[bucket] += self._weight(path, entry.seq, entry.digest)
-            sums[bucket] %= _MODULUS
+        execute_many, sums = self._database.executemany, self._sums
+        pending = iter(self._pending.items())
+        while some := list(islice(pending, _TOGETHER)):
+            buckets = {path: self._bucket(path) for path, _ in some}
+            for path, seq, digest in self._rows_of(buckets):
+                sums[buckets[path]] -= self._weight(path, seq, digest)
+            removed, written = [], []
+            for path, entry in some:
+                bucket = buckets[path]
+                if entry is None:
+                    removed.append((bucket, path))
+                else:
+                    written.append((bucket, path, entry.seq, entry.digest))
+                    sums[bucket] += self._weight(path, entry.seq, entry.digest)
+                sums[bucket] %= _MODULUS
+            execute_many("DELETE FROM paths WHERE bucket = ? AND path = ?", removed)
+            execute_many("INSERT OR REPLACE INTO paths VALUES (?, ?, ?, ?)", written)
 
     def _write_mark(self, size: int, root: bytes) -> None:
         nonce = os.urandom(_NONCE_SIZE)
@@ -425,15 +433,16 @@ class PathTable:
 
     def _read_latest(self, paths: Sequence[str]) -> dict[str, LatestEntry | None]:
         """Return the newest entries of those of the paths that have a row."""
-        places = [(self._bucket(path), path) for path in paths]
-        values = [value for place in places for value in place]
-        query = _FIND.replace("()", ", ".join(["(?, ?)"] * len(places)))
+        buckets = {path: self._bucket(path) for path in paths}
+        rows = self._read_verified(set(buckets.values()), lambda: self._rows_of(buckets))
+        return {path: LatestEntry(seq, digest) for path, seq, digest in rows}
 
-        def read() -> dict[str, LatestEntry | None]:
-            rows = self._database.execute(query, values)
-            return {path: LatestEntry(seq, digest) for path, seq, digest in rows}
-
-        return self._read_verified({bucket for bucket, _ in places}, read)
+    def _rows_of(self, buckets: Mapping[str, int]) -> list[Any]:
+        """Return (path, seq, digest) of each row of these paths, given with their buckets."""
+        query = _FIND.replace("()", ", ".join(["(?, ?)"] * len(buckets)))
+        values = [value for path, bucket in buckets.items() for value in (bucket, path)]
+        rows: list[Any] = self._database.execute(query, values).fetchall()
+        return rows
 
     def _read(
         self, buckets: range | list[int], query: str, values: tuple[str, ...] = ()
@@ -489,7 +498,12 @@ class PathTable:
         return group * _PARTS + self._hash(path) % _PARTS
 
     def _group(self, user: str) -> int:
-        return self._hash(user) % _GROUPS
+        group = self._groups.get(user)
+        if group is None:
+            if len(self._groups) >= _RECENT:
+                self._groups.clear()
+            group = self._groups[user] = self._hash(user) % _GROUPS
+        return group
 
     def _hash(self, text: str) -> int:
         # Keyed, so that no user can choose names that fill one bucket.

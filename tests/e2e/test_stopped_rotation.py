@@ -44,7 +44,7 @@ def test_rotation_leaves_a_damaged_version_out(daemon: Daemon, ada: Client) -> N
     assert "bad: version 1 of the file is damaged" in done.stderr
     assert b"generation  2" in done.stdout
     assert check_usable(ada) == ""
-    assert "bad version 1" in ada.run("verify-rotation", code=5).stderr
+    assert "bad: version 1 of the file is damaged" in ada.run("verify-rotation", code=5).stderr
 
 
 def test_automatic_rotation_keeps_the_old_keys_of_a_damaged_version(
@@ -58,7 +58,7 @@ def test_automatic_rotation_keeps_the_old_keys_of_a_damaged_version(
         assert store.rotation_plan().damaged == 1
     assert "rotation is unfinished" in caplog.text
     ada.run("verify-rotation", code=4)
-    assert "bad version 1" in ada.run("rotate", code=5).stderr
+    assert "bad: version 1 of the file is damaged" in ada.run("rotate", code=5).stderr
     assert check_usable(ada) == ""
 
 
