@@ -850,13 +850,16 @@ class Session:
             self.with_reconnect(self._follow_receipts)
 
     def _follow_receipts(self) -> None:
-        newest = max((head for _, _, head in self._receipts), key=lambda head: head.size)
-        self._follow(self.transport, newest)
-        with self.keeping_evidence():
-            for seq, digest, _ in self._receipts:
-                if self._own_entries.get(seq) != digest:
-                    cause = f"the log does not have entry {seq}, which the server has confirmed"
-                    raise BadReceipt(cause, REPORT)
+        if self._receipts:  # a new login has followed the log past them
+            newest = max((head for _, _, head in self._receipts), key=lambda head: head.size)
+            self._follow(self.transport, newest)
+
+    def _check_receipts(self) -> None:
+        """Check that the log has the entries of all receipts, whose checkpoints it has passed."""
+        for seq, digest, _ in self._receipts:
+            if self._own_entries.get(seq) != digest:
+                cause = f"the log does not have entry {seq}, which the server has confirmed"
+                raise BadReceipt(cause, REPORT)
         self._receipts.clear()
 
     def refresh_log(self) -> TreeHead:
@@ -970,6 +973,7 @@ class Session:
                     self.trust.check_continues(point, head, _consistency(transport, point, head))
             follow_log(transport, self.log, head)
             self._confirm(head)
+            self._check_receipts()
             self._check_newest_seen(transport, head)
         self._save(transport)
         if others is not None:

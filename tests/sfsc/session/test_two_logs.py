@@ -16,6 +16,7 @@ from sfsc.errors import BadReceipt, Distrusted, Fork, Rollback
 from sfsc.keys.bundle import SeenCheckpoint
 from sfsc.keys.home import unlock_home
 from sfsc.session.session import Session
+from sfsc.trust.followed_log import FollowedLog
 from sfsc.trust.server_log import SentChange
 from sfsc.trust.state import ClientState, open_client_state
 from tests.sfsc.conftest import QUICK
@@ -194,3 +195,25 @@ def test_each_checkpoint_of_a_receipt_is_passed(
         session.accept_receipt(Receipt(log.lines[seq], note, 0, b""), sent)
     with pytest.raises(Fork):
         session.link_receipts()
+
+
+def test_checkpoints_of_receipts_are_passed_once(
+    server: Simulator, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that follows the log while it changes thousands of files would pass each again."""
+    draft = EntryDraft(op="test", actor="ada", accounts=("ada",))
+    sent = SentChange("test", "ada", None, None, None, b"", {})
+    confirmed: list[int] = []
+    confirm = FollowedLog.confirm
+
+    def noting(log: FollowedLog, size: int, root: bytes) -> None:
+        confirmed.append(size)
+        confirm(log, size, root)
+
+    monkeypatch.setattr(FollowedLog, "confirm", noting)
+    for _ in range(3):
+        line = server.log.lines[server.log.append(draft)]
+        session.accept_receipt(Receipt(line, server.log.checkpoint(), 0, b""), sent)
+        session.refresh_log()
+    session.link_receipts()
+    assert confirmed == [size for size in (3, 4, 5) for _ in range(3)]
