@@ -54,9 +54,14 @@ def output_error(exc: OSError) -> LocalError:
 
 
 def write(text: str) -> None:
-    """Write `text` to stdout, without a newline."""
-    with stdout_errors():
+    """Write `text` to stdout, without a newline. Raises as `stdout_errors`, which would take longer
+    than the writing."""
+    try:
         sys.stdout.write(text)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise output_error(exc) from exc
 
 
 def answer(text: str) -> None:
@@ -64,7 +69,7 @@ def answer(text: str) -> None:
     write(text + "\n")
 
 
-def answer_json(value: Value | Mapping[str, object]) -> None:
+def answer_json(value: Value | Mutable | Mapping[str, object]) -> None:
     """Write one JSON object as a line to stdout; in ASCII, which is safe on any terminal."""
     import json  # takes a millisecond, and usage errors and --version do not need it
 

@@ -289,10 +289,9 @@ class StateDatabase(Closing):
         with self._translated:
             cursor = self._database.execute(query, values)
             rows = cursor.fetchall()
-        for types in {tuple(map(type, row)) for row in rows}:
-            for (name, *_), found in zip(cursor.description, types, strict=True):
-                if found not in _COLUMNS[name]:
-                    raise self._damaged(f"a value of {name!r} has a wrong type")
+        for (name, *_), column in zip(cursor.description, zip(*rows, strict=True), strict=False):
+            if not set(map(type, column)).issubset(_COLUMNS[name]):
+                raise self._damaged(f"a value of {name!r} has a wrong type")
         return rows
 
     def set_meta(self, key: str, value: bytes) -> None:

@@ -100,7 +100,7 @@ class VouchedRows:
         """Return the values of those of `keys` that have a row."""
         with self._database.transaction():
             buckets = {key: _bucket(kind, key) for key in keys}
-            if not self._check(set(buckets.values())):
+            if self._check(set(buckets.values())) is None:
                 return {}
             found: dict[str, bytes] = {}
             places = iter(buckets.items())
@@ -113,11 +113,9 @@ class VouchedRows:
     def items(self, kind: str) -> Iterator[tuple[str, bytes]]:
         """Return an iterator over (key, value) of all rows of one kind, in no order."""
         with self._database.transaction():
-            if not self._check(set(range(_BUCKETS))):
-                return iter(())
-            query = "SELECT key, value FROM vouched WHERE kind = ?"
-            rows = self._database.fetch_rows(query, (kind,))
-        return iter(rows)
+            self._checked.clear()  # all are read once, not the unknown ones twice
+            rows = self._check(set(range(_BUCKETS))) or {}
+        return ((key, value) for found in rows.values() for one, key, value in found if one == kind)
 
     def put(self, kind: str, key: str, value: bytes) -> None:
         """Store one row."""
@@ -144,7 +142,7 @@ class VouchedRows:
     def remove(self, kind: str) -> None:
         """Remove all rows of one kind."""
         with self._database.transaction():
-            if not self._check(set(range(_BUCKETS))):
+            if self._check(set(range(_BUCKETS))) is None:
                 return
             sums = list(self._sums or ())
             for key, value in list(self.items(kind)):
@@ -177,9 +175,10 @@ class VouchedRows:
         self._sums = None
         self._checked.clear()
 
-    def _check(self, buckets: set[int]) -> bool:
+    def _check(self, buckets: set[int]) -> Mapping[int, list[Row]] | None:
         """Open the seal and verify these buckets' sums, unless that was done since the last change
-        by another process. If they are wrong, remove all rows and return False."""
+        by another process. Return the rows that were read, by bucket. If the sums are wrong, remove
+        all rows and return None."""
         version = self._database.data_version()
         if self._sums is None or version != self._version:
             self.forget()
@@ -189,18 +188,21 @@ class VouchedRows:
                 stored = open_sealed(self._seal_key, sealed, self._account)
             except Tampered:
                 if not self._database.is_current:
-                    return False  # another process of this machine has changed the key
-                return self._discard(sealed)
+                    return None  # another process of this machine has changed the key
+                self._discard(sealed)
+                return None
             self._sums = [
                 int.from_bytes(stored[at : at + _SUM_SIZE])
                 for at in range(0, _BUCKETS * _SUM_SIZE, _SUM_SIZE)
             ]
-        for bucket, rows in self._rows(buckets - self._checked).items():
+        read = self._rows(buckets - self._checked)
+        for bucket, rows in read.items():
             total = sum(self._digest(kind, key, value) for kind, key, value in rows) % _MODULUS
             if bucket not in range(_BUCKETS) or total != self._sums[bucket]:
-                return self._discard(b"changed")
+                self._discard(b"changed")
+                return None
             self._checked.add(bucket)
-        return True
+        return read
 
     def _rows(self, buckets: set[int]) -> Mapping[int, list[Row]]:
         found: dict[int, list[Row]] = {bucket: [] for bucket in buckets}
@@ -215,8 +217,8 @@ class VouchedRows:
             found[bucket] = self._database.fetch_rows(query, (bucket,))
         return found
 
-    def _discard(self, stored: bytes) -> bool:
-        """Remove everything, and say so unless there was nothing. Return False."""
+    def _discard(self, stored: bytes) -> None:
+        """Remove everything, and say so unless there was nothing."""
         empty = self._database.fetch_row("SELECT bucket FROM vouched LIMIT 1") is None
         self._database.execute("DELETE FROM vouched")
         self._save([0] * _BUCKETS)
@@ -227,7 +229,6 @@ class VouchedRows:
                 "it was changed by something else than sfsc",
                 "the server's log is followed from its beginning",
             )
-        return False
 
     def _save(self, sums: list[int]) -> None:
         stored = b"".join([one.to_bytes(_SUM_SIZE) for one in sums])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sfsc
-from protocol.codec.values import Value
+from protocol.codec.values import Mutable, Value
 from sfsc.cli import terminal
 from sfsc.errors import NotFound, SfscError
 
@@ -40,7 +40,7 @@ class Context(Value):
             auto_rotate=auto_rotate,
         )
 
-    def answer(self, value: Value | Mapping[str, object], *lines: str) -> None:
+    def answer(self, value: Value | Mutable | Mapping[str, object], *lines: str) -> None:
         """Write the result to stdout: `value` with --json, else `lines`."""
         if self.json:
             terminal.answer_json(value)

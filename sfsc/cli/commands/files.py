@@ -49,7 +49,7 @@ def ls(context: Context, prefix: str, *, long: bool, recursive: bool, shared: bo
                 version = "" if isinstance(item, _Folder) else item.version
                 size, modified = terminal.human_size(item.size), human_time(item.mtime)
                 line = f"{version:>4}  {size:>11}  {modified}  {line}"
-            context.answer(terminal.fields_of(item), line)
+            context.answer(item, line)
         unreadable.check()
     if empty and prefix.endswith("/"):
         raise NotFound(f"there is no file in {prefix}", "run `sfsc ls` to see what is stored")
