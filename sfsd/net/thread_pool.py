@@ -95,21 +95,20 @@ class ThreadPool:
         """
         result = self._new_future()
         waiting = [_Call(_Kind(user, slow=False, bulk=False), call, result)]
-        left = len(futures)
-        lock = threading.Lock()
+        left = list(futures)
 
-        def one_is_done(_done: Future[int]) -> None:
-            nonlocal left
-            with lock:
-                left -= 1
-                last = left == 0
-            if last:
+        def check(_done: Future[int] | None = None) -> None:
+            # The last one is usually done last, so one callback waits for all of them.
+            while left and left[-1].done():
+                left.pop()
+            if left:
+                left[-1].add_done_callback(check)
+            else:
                 # Popped, because the futures keep this function alive and the call keeps the
                 # futures: in a cycle, all memory of a request would stay until a cycle collection.
                 self._put(waiting.pop())
 
-        for one in futures:
-            one.add_done_callback(one_is_done)
+        check()
         return result
 
     def shutdown(self) -> None:
