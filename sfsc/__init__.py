@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sfsc.files.contacts import Person
     from sfsc.files.inbox import Shared
     from sfsc.files.sharing import Grant
+    from sfsc.files.transaction import Changed, Transaction
     from sfsc.keys.account_info import Whoami
     from sfsc.store import Status, Store
     from sfsc.transfer.download import Got
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from sfsc.trust.file_records import Entry
 
 __all__ = [
+    "Changed",
     "ConflictError",
     "Denied",
     "Entry",
@@ -67,6 +69,7 @@ __all__ = [
     "Shared",
     "Status",
     "Store",
+    "Transaction",
     "UsageError",
     "Whoami",
     "accept",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sfsc.store import Store
 
 PUBLIC: Final = {
+    "Changed": "files.transaction",
     "Entry": "trust.file_records",
     "Got": "transfer.download",
     "Grant": "files.sharing",
@@ -31,6 +32,7 @@ PUBLIC: Final = {
     "Shared": "files.inbox",
     "Status": "store",
     "Store": "store",
+    "Transaction": "files.transaction",
     "Whoami": "keys.account_info",
     "accept": "api",
     "check_proof": "api",

@@ -241,6 +241,11 @@ class BadReceipt(IntegrityError):
     """A receipt that does not prove that the log holds the change."""
 
 
+class PartialSet(IntegrityError):
+    """The server has made, or shows, only a part of changes that are made together or not at
+    all."""
+
+
 class _LogConflict(IntegrityError):
     """The server's log contradicts what was seen."""
 

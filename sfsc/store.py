@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # imported at first use: few programs need them
     from sfsc.files.rename import Renames
     from sfsc.files.shared_folders import Folder, SharedFolders
     from sfsc.files.sharing import Grant, Sharing
+    from sfsc.files.transaction import Changed, Transaction
     from sfsc.files.tree import Trees
     from sfsc.log.audit import Audit, LogEvent, VerifiedHistory
 
@@ -229,6 +230,33 @@ class Store(Closing):
         self._sharing.add_folder_readers(entry.name)
         return entry
 
+    def transaction(self) -> Transaction:
+        """Return a transaction: several puts, deletions and moves that become visible together or
+        not at all.
+
+        ::
+
+            with store.transaction() as change:
+                change.put("site/index.html", "index.html")
+                change.delete("site/old.html")
+                change.move("site/new.css", "site/main.css")
+            print(change.results)
+
+        Its methods collect the changes; sources are read, and contents of more than 256 KiB are
+        uploaded, but nothing is changed before the block ends. If the block raises, nothing is
+        changed, and the uploads are dropped. At its end the server makes all changes durable, or
+        none: raises `ConflictError`, `NotFound`, `QuotaExceeded` and others for the first change
+        that is refused. After a `NetworkError` it is unknown which; all or none was made.
+
+        Each file is changed once, and all changes fit into one changeset: at most 256 names (a move
+        has two), 1 MiB of contents of at most 256 KiB each, and 1,024 keys for readers. Otherwise
+        `UsageError` is raised. Readers of a shared folder get files that were moved into it
+        afterwards, one by one.
+        """
+        from sfsc.files.transaction import Transaction
+
+        return Transaction(self._session, self._uploads, self._sharing.add_folder_readers)
+
     def ls(self, prefix: str = "", *, skip: Skip | None = None) -> Iterator[Entry]:
         """Yield the current version of every file whose name starts with `prefix`, by name. Files
         that the server has damaged, lost or does not show are passed to `skip`; without it, the
@@ -394,9 +422,9 @@ class Store(Closing):
         `BrokenChain` if the server shows another."""
         return self._contacts.verify(user, fingerprint)
 
-    def proof_of(self, put: Put) -> bytes:
-        """Return a C2SP tlog-proof that the log contains the result of a `put`. `check_proof`
-        verifies it without the server."""
+    def proof_of(self, put: Put | Changed) -> bytes:
+        """Return a C2SP tlog-proof that the log contains the result of a `put`, or a change of a
+        transaction. `check_proof` verifies it without the server."""
         return self._audit.proof_of(put.receipt, put.record)
 
     def audit_log(self, name: str | None = None) -> Iterator[LogEvent]:

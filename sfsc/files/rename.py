@@ -38,36 +38,36 @@ class Renames:
         check_name(to)
         if name == to:
             raise UsageError("the old and the new name are the same")
-        return commit_change(self._session, _Move(self._session, name, to))
+        return commit_change(self._session, Move(self._session, name, to))
 
 
-class _Move(PlannedChange[Entry]):
+class Move(PlannedChange[Entry]):
     """The change of one name to another."""
 
     def __init__(self, session: Session, name: str, to: str) -> None:
         self._session = session
-        self._name = name
+        self.name = name
         self._to = to
         self._file_id = session.account.file_id(to)
-        self._metadata: Metadata
+        self.metadata: Metadata
         self._find(session)
 
     def _find(self, session: Session) -> None:
-        self._file = session.without_left(find_current_file(session, self._name))
+        self._file = session.without_left(find_current_file(session, self.name))
         self._target = session.find_newest(self._file_id)
 
     def draft(self, batches: WrapBatches) -> Draft:
         session, file, target = self._session, self._file, self._target
         if file.deleted:
-            raise NotFound(f"{self._name} was deleted meanwhile")
+            raise NotFound(f"{self.name} was deleted meanwhile")
         if target is not None and not target.deleted:
             raise ConflictError(
                 f"there is a file {self._to} already", "delete it first, or choose another name"
             )
         file = self._file = with_present_wraps(session, file)
         key, metadata = session.account.open_version(file)
-        self._metadata = changed(metadata, name=self._to)
-        sealed = key.seal_metadata(self._metadata)
+        self.metadata = changed(metadata, name=self._to)
+        sealed = key.seal_metadata(self.metadata)
         version = 1 if target is None else target.version + 1
         record = content_record(
             session.author,
@@ -103,7 +103,7 @@ class _Move(PlannedChange[Entry]):
 
     def committed(self, draft: Draft, _receipt: Receipt | None) -> Entry:
         state, made = self._session.state, draft.record
-        entry = Entry.from_record(made, made, self._metadata)
+        entry = Entry.from_record(made, made, self.metadata)
         known = KnownFile.from_record(made, draft.body, entry.version)
         with state.transaction():
             state.remember_file(known, entry.pack())

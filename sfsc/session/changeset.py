@@ -59,9 +59,10 @@ class Draft(Value):
 class Changeset:
     """Drafts, signed together. The request must be sent at once: see `Session.check_trusted`."""
 
-    def __init__(self, session: Session, drafts: Sequence[Draft]) -> None:
-        """`drafts` are of different files, and fit into one request (`fitting`). Raises as
-        `Session.record_signer`."""
+    def __init__(self, session: Session, drafts: Sequence[Draft], *, atomic: bool = False) -> None:
+        """`drafts` are of different files, and fit into one request (`fitting`). If `atomic`, all
+        are made, or none. Raises as `Session.record_signer`."""
+        self._atomic = atomic
         self._session = session
         self.drafts = drafts
         self.connection = session.connections
@@ -95,15 +96,17 @@ class Changeset:
         batches, wraps = _batched(drafts)
         contents = b"".join(draft.content for draft in drafts)
         self.request = Commit(
-            tuple(changes), tree.leaves, signature, batches, wraps, False, contents
+            tuple(changes), tree.leaves, signature, batches, wraps, atomic, contents
         )
 
     def outcomes(self, reply: Reply) -> list[Receipt | Error]:
         """Return what became of each draft: a receipt, whose entry matches what was sent, or the
-        error. Call `Session.link_receipts` before reporting success. Raises `BadReceipt`."""
+        error. Call `Session.link_receipts` before reporting success. Raises `BadReceipt`, and
+        `PartialSet` if only some of an atomic set were made."""
         if isinstance(reply, Error):
             return [reply] * len(self.drafts)
-        return self._session.accept_changes(expect_reply(reply, Committed), self._sent)
+        answer = expect_reply(reply, Committed)
+        return self._session.accept_changes(answer, self._sent, atomic=self._atomic)
 
 
 def fitting(drafts: Iterable[Draft]) -> Iterator[list[Draft]]:

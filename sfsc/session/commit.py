@@ -18,14 +18,23 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
-from protocol.wire.messages.changes import Committed
+from protocol.wire.messages.changes import MAX_CHANGE_WRAPS, MAX_CHANGES, Committed
 from protocol.wire.messages.files import Stat, Stated
 from sfsc.crypto.envelope import WrapBatches, check_name
-from sfsc.errors import ConflictError, IntegrityError, NetworkError, NotFound, SfscError
+from sfsc.errors import (
+    ConflictError,
+    IntegrityError,
+    NetworkError,
+    NotFound,
+    PartialSet,
+    SfscError,
+    UsageError,
+)
 from sfsc.session.changeset import Changeset, Draft, fitting
 from sfsc.session.pipeline import Window
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
+from sfsc.trust.server_log import REPORT
 
 MAX_CONFLICTS: Final = 16
 """Conflicts after which a change gives up."""
@@ -36,6 +45,11 @@ AHEAD: Final = 3
 """Requests in flight while another is drafted."""
 FATAL: Final = (IntegrityError, NetworkError)
 """After these errors nothing more is sent, and no further proof is requested from the server."""
+SET_LIMITS: Final = (
+    f"one set changes at most {MAX_CHANGES} names (a move two) with {MAX_CHANGE_WRAPS:,} keys for"
+    " readers, and holds 1 MiB of files of at most 256 KiB"
+)
+"""Hint for changes that do not fit into one changeset."""
 _MAY_HAVE_LANDED: Final = frozenset({"conflict", "upload-lost", "stale-generation"})
 """Error codes for a record that was accepted before: another record followed it, its upload is
 gone, or keys were rotated."""
@@ -49,6 +63,9 @@ class UploadLost(Exception):
 
 class PlannedChange(ABC, Generic[_Result_co]):
     """A change that somebody wants of one file, or of the two of a move."""
+
+    name: str = ""
+    """The file's name, if errors of a set of changes are to name it."""
 
     @abstractmethod
     def draft(self, batches: WrapBatches) -> Draft | None:
@@ -80,10 +97,14 @@ class SentChanges(Generic[_Result]):
     """Changes with their drafts, signed together for one request."""
 
     def __init__(
-        self, session: Session, members: Sequence[tuple[PlannedChange[_Result], Draft]]
+        self,
+        session: Session,
+        members: Sequence[tuple[PlannedChange[_Result], Draft]],
+        *,
+        atomic: bool = False,
     ) -> None:
         self.changes = [change for change, _ in members]
-        self.changeset = Changeset(session, [draft for _, draft in members])
+        self.changeset = Changeset(session, [draft for _, draft in members], atomic=atomic)
 
     @property
     def request(self) -> Request:
@@ -119,15 +140,8 @@ class Committer(Generic[_Result]):
         """Draft and sign changes of different files. Return what is to be sent at once, and the
         error of the first that could not be drafted: those after it are left out."""
         session = self._session
-        failure: SfscError | None = None
-        members: list[tuple[PlannedChange[_Result], Draft]] = []
         try:
-            session.adopt_newest()
-            session.check_trusted()
-            members, failure = self._draft(changes)
-            if members and session.is_behind:  # another device rotated: a draft has found it
-                session.adopt_newest()
-                members, failure = self._draft([change for change, _ in members])
+            members, failure = self._draft_trusted(changes)
             left = iter(members)  # the groups keep their order
             return [
                 SentChanges(session, list(itertools.islice(left, len(group))))
@@ -135,6 +149,78 @@ class Committer(Generic[_Result]):
             ], failure
         except SfscError as exc:
             return [], exc
+
+    def commit_set(
+        self, changes: Sequence[PlannedChange[_Result]]
+    ) -> list[tuple[_Result, Draft, Receipt | None]]:
+        """Commit changes of different files, each of which drafts something: all of them, or none.
+        Return (result, draft, receipt) of each in order, proven to be in the log; without a
+        receipt, the reply was lost. If one is refused because others were faster, all are drafted
+        again.
+
+        Raises `UsageError` if they do not fit into one changeset, the error of the first change
+        that could not be drafted or was refused, `ConflictError` if others keep changing the files,
+        and `PartialSet` if the server has made some of the changes only. `UploadLost` is raised for
+        an upload which the server has lost.
+        """
+        for _ in range(MAX_CONFLICTS):
+            members, failure = self._draft_trusted(changes)
+            if failure is not None:
+                raise failure
+            if len(members) != len(changes):
+                raise TypeError("a change drafts nothing")
+            if len(list(fitting(draft for _, draft in members))) > 1:
+                raise UsageError("the changes do not fit into one changeset", SET_LIMITS)
+            sent = SentChanges(self._session, members, atomic=True)
+            outcomes = sent.changeset.outcomes(self._session.ask(sent.request))
+            receipts = [one for one in outcomes if isinstance(one, Receipt)]
+            if receipts or self._has_landed(sent):
+                proven: Sequence[Receipt | None] = receipts or [None] * len(members)
+                made = [
+                    (change.committed(draft, receipt), draft, receipt)
+                    for (change, draft), receipt in zip(members, proven, strict=True)
+                ]
+                self._session.link_receipts()
+                return made
+            renewed: set[str] = set()
+            for (change, draft), refused in zip(members, outcomes, strict=True):
+                if not isinstance(refused, Error) or refused.code == "set-refused":
+                    continue
+                try:
+                    self._rebase(sent, change, draft, refused, renewed)
+                except SfscError as exc:
+                    if change.name not in exc.cause:
+                        exc.cause = f"{change.name}: {exc.cause}"
+                        exc.args = (exc.cause,)
+                    raise
+        raise ConflictError("others keep changing the files", "run the command again")
+
+    def _has_landed(self, sent: SentChanges[_Result]) -> bool:
+        """Whether the log has the changes of a set, although the server refused them: the reply to
+        an earlier request may have been lost. Raises `PartialSet`."""
+        self._session.refresh_log()
+        log = self._session.log
+        landed = [
+            log.has_record(draft.record.file_id, draft.record.rev, record_hash(draft.body))
+            for draft in sent.changeset.drafts
+        ]
+        if any(landed) and not all(landed):
+            count = f"{sum(landed)} of {len(landed)}"
+            raise PartialSet(f"the server has made {count} changes that belong together", REPORT)
+        return all(landed)
+
+    def _draft_trusted(
+        self, changes: Sequence[PlannedChange[_Result]]
+    ) -> tuple[list[tuple[PlannedChange[_Result], Draft]], SfscError | None]:
+        """Draft changes under the account's newest keys. Raises as `Session.check_trusted`."""
+        session = self._session
+        session.adopt_newest()
+        session.check_trusted()
+        members, failure = self._draft(changes)
+        if members and session.is_behind:  # another device rotated: a draft has found it
+            session.adopt_newest()
+            return self._draft([change for change, _ in members])
+        return members, failure
 
     def finish(
         self, sent: SentChanges[_Result], reply: Reply

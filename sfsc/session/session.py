@@ -86,6 +86,7 @@ from sfsc.trust.followed_log import (
     LoggedHead,
     LoggedVersion,
     LogPosition,
+    check_set,
     parse_line,
 )
 from sfsc.trust.record_chain import RecordChain
@@ -703,10 +704,13 @@ class Session:
         self._accept([entry], receipt.first, receipt.leaves, head)
         return entry
 
-    def accept_changes(self, reply: Committed, sent: Sequence[SentChange]) -> list[Receipt | Error]:
+    def accept_changes(
+        self, reply: Committed, sent: Sequence[SentChange], *, atomic: bool = False
+    ) -> list[Receipt | Error]:
         """Verify that the entries of a changeset are the changes that were sent; `link_receipts`
         then verifies that the log has them. Return the receipt of each, or the error of one that
-        was refused. Raises `BadReceipt` and `BadRecord`."""
+        was refused. If `atomic`, the entries must be one set, or there must be none. Raises
+        `BadReceipt`, `BadRecord` and `PartialSet`."""
         if len(reply.outcomes) != len(sent):
             raise BadReceipt("the server answers another number of changes", REPORT)
         head = self.trust.verify_note(reply.checkpoint)
@@ -724,6 +728,8 @@ class Session:
                 raise BadReceipt("the server names another log entry than it shows", REPORT)
             entries.append(entry)
             found.append(receipt)
+        if atomic and entries:
+            check_set(entries, len(sent))
         self._accept(entries, reply.first, reply.leaves, head)
         return found
 

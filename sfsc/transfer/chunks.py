@@ -41,7 +41,7 @@ _ASKED: Final = 8
 """Pieces requested and not yet received."""
 MAX_UPLOAD_STARTS: Final = 3
 """How often a large upload is started if the server loses what it had."""
-_ABORT_SECONDS: Final = 2.0
+ABORT_SECONDS: Final = 2.0
 _AHEAD: Final = 2
 """Pieces that the worker thread encrypts, or decrypts, ahead of the one being sent or written."""
 
@@ -225,7 +225,7 @@ class UploadStream:
         with contextlib.suppress(NetworkError):
             self.abandon()
             expect_reply(
-                self._session.transport.call(PutAbort(self._upload), _ABORT_SECONDS), Aborted
+                self._session.transport.call(PutAbort(self._upload), ABORT_SECONDS), Aborted
             )
 
 

@@ -54,7 +54,7 @@ from sfsc.session.commit import (
 from sfsc.session.limits import Ticket
 from sfsc.session.pipeline import Skip, Window
 from sfsc.session.session import Session, known_file
-from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, EncryptionWorker, UploadStream
+from sfsc.transfer.chunks import ABORT_SECONDS, MAX_UPLOAD_STARTS, EncryptionWorker, UploadStream
 from sfsc.transfer.source import (
     SMALL,
     Source,
@@ -192,8 +192,9 @@ class NewVersion(PlannedChange[Put]):
         self._uploaded = uploaded
         self._session = uploaded.session
         self.content = content
-        self._ciphertext = ciphertext
-        self._upload = upload
+        self.name = content.metadata.name
+        self.ciphertext = ciphertext
+        self.upload = upload
         self._base: KnownFile | None = None
         self._found = False
 
@@ -220,7 +221,7 @@ class NewVersion(PlannedChange[Put]):
         )
         wraps = tuple((version, wrap) for wrap in session.wrap(key, readers, batches))
         body = record.encode()
-        return Draft(record, body, content.sealed_metadata, wraps, self._ciphertext, self._upload)
+        return Draft(record, body, content.sealed_metadata, wraps, self.ciphertext, self.upload)
 
     def _check_head(self) -> tuple[ReaderEntry, ...]:
         """Return the readers of the new version. Raises `ConflictError` for another head than the
@@ -257,7 +258,7 @@ class NewVersion(PlannedChange[Put]):
 
     def committed(self, draft: Draft, receipt: Receipt | None) -> Put:
         content, record = self.content, draft.record
-        if self._upload is None:  # a large file reports each piece
+        if self.upload is None:  # a large file reports each piece
             self._session.progress.advance(content.metadata.size)
         entry = Entry.from_record(record, record, content.metadata)
         self._uploaded.note(KnownFile.from_record(record, draft.body, entry.version), entry.pack())
@@ -503,6 +504,46 @@ class Uploads:
         self._session.link_receipts()
         return done
 
+    def stage(self, source: Source, name: str, expected: int | None = None) -> NewVersion:
+        """Encrypt what `source` holds as a change that is still to be committed. A large content is
+        uploaded now; `discard` drops it. Raises `SfscError`."""
+        file_id = self._session.account.file_id(name)
+        with open_source(source) as reader:
+            self._session.progress.expect(reader.size or 0)
+            plaintext = reader.read_small()
+            if plaintext is not None:
+                return SmallFile(reader, plaintext, name, file_id, expected).encrypted(
+                    self._uploaded
+                )
+            large = LargeFile(reader, name, file_id, expected)
+            with EncryptionWorker() as worker:
+                while True:
+                    try:
+                        change, stream = self._send_content(large, worker)
+                        with stream:
+                            stream.finish()
+                        return change
+                    except UploadLost:
+                        large.rewind()
+                    except SourceChanged:
+                        continue  # it is at its beginning
+
+    def look_up(self, file_ids: Sequence[str]) -> None:
+        """Read what is known of files that are changed now, in few queries."""
+        self._uploaded.look_up(file_ids)
+
+    def remember(self) -> None:
+        """Remember the versions that were stored."""
+        self._uploaded.remember()
+
+    def discard(self, changes: Iterable[NewVersion]) -> None:
+        """Have the server drop the uploads of changes that are not committed, if the connection
+        works."""
+        session = self._session
+        for upload in (one.upload for one in changes if one.upload is not None):
+            with contextlib.suppress(NetworkError):
+                session.transport.call(PutAbort(upload), ABORT_SECONDS)
+
     def put_settings(self, data: bytes, *, expected: int) -> Put:
         """Store the account's settings, at most 64 KiB, if version `expected` (0: none) is current.
         Raises `ConflictError` if another machine was faster."""
@@ -675,6 +716,18 @@ class Uploads:
                 continue  # it is at its beginning
 
     def _upload(self, large: LargeFile, worker: EncryptionWorker) -> None:
+        change, stream = self._send_content(large, worker)
+        with stream:
+            sent, failure = self._committer.prepare([change])
+            if failure is not None:
+                raise failure
+            (large.sent,), large.stream = sent, stream
+
+    def _send_content(
+        self, large: LargeFile, worker: EncryptionWorker
+    ) -> tuple[NewVersion, UploadStream]:
+        """Send all pieces of a large file. Return the change that commits it, and the stream, of
+        which the last pieces are not acknowledged yet. Raises `UploadLost` and `SourceChanged`."""
         session, source, key = self._session, large.source, ContentKey.generate()
         # A file that has changed once may shrink again: then it would not be as long as announced.
         known = source.size is not None and not source.read_twice
@@ -690,11 +743,7 @@ class Uploads:
             content = VersionContent.from_source(
                 source, large.name, large.file_id, key, root, large.expected
             )
-            change = NewVersion(self._uploaded, content, upload=upload)
-            sent, failure = self._committer.prepare([change])
-            if failure is not None:
-                raise failure
-            (large.sent,), large.stream = sent, stream
+            return NewVersion(self._uploaded, content, upload=upload), stream
 
     def _finish_large(self, large: LargeFile, reply: Reply, worker: EncryptionWorker) -> Put:
         """Handle the reply to a commit that was sent behind its pieces."""

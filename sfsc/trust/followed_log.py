@@ -27,7 +27,7 @@ from protocol.records.records import (
     Statement,
     record_hash,
 )
-from sfsc.errors import BadReceipt, Rollback
+from sfsc.errors import BadReceipt, PartialSet, Rollback
 from sfsc.trust.follower import REPORT, FoundLeaf, LogFollower, TagSequence
 
 RECORD_OPS: Final = frozenset(
@@ -211,6 +211,8 @@ class FollowedLog:
         self._unsaved_versions: dict[tuple[str, int], LoggedVersion] = {}
         self._unsaved_statements: list[StatementLeaf] = []
         self._entries: dict[int, LogEntry] = {}
+        self._open_set: tuple[int, int] | None = None  # an atomic set whose last entry is missing
+        self._following = 0  # the entry of the set that must come next
 
     @property
     def size(self) -> int:
@@ -318,6 +320,7 @@ class FollowedLog:
             entry = self._shown.pop(leaf.seq)
             self._without_line.popleft()
             self._check_own(entry, leaf)
+            self._check_set(entry)
             self._entries[leaf.seq] = entry
             try:
                 self._learn(entry)
@@ -346,6 +349,20 @@ class FollowedLog:
                 " account",
                 REPORT,
             )
+
+    def _check_set(self, entry: LogEntry) -> None:
+        """Check that the entries of an atomic set of our changes, all of which are ours, stand one
+        after the other. Raises `PartialSet`."""
+        in_set = entry.in_set if entry.owner == self._user else None
+        if self._open_set is None:
+            follows = in_set is None or in_set[0] == entry.seq
+        else:
+            follows = in_set == self._open_set and entry.seq == self._following
+        if not follows:
+            raise _partial(self._open_set or in_set or (entry.seq, 1))
+        is_last = in_set is None or sum(in_set) == entry.seq + 1
+        self._open_set = None if is_last else in_set
+        self._following = entry.seq + 1
 
     def _learn(self, entry: LogEntry) -> None:
         if entry.op == LEAVE and entry.rec is not None:
@@ -481,10 +498,13 @@ class FollowedLog:
     def confirm(self, size: int, root: bytes) -> None:
         """Check the leaves against a signed checkpoint of `size`, which is not above `self.size`.
         Raises `Fork`; `BadReceipt` if own entries below `size` were not shown, or an own identity
-        statement stands in an entry that is not ours."""
+        statement stands in an entry that is not ours; `PartialSet` if it ends within an atomic set
+        of ours."""
         self._follower.check_root(size, root)
         if self._without_line and self._without_line[0].seq < size:
             raise BadReceipt("the server does not show all entries of this account", REPORT)
+        if self._open_set is not None and self._open_set[0] < size:
+            raise _partial(self._open_set)
         for number, leaf in self.statement_leaves(self.first).items():
             if leaf.seq < size and number not in self.statements:
                 raise BadReceipt(
@@ -564,6 +584,22 @@ class FollowedLog:
         if saved.seq >= self.start.size:
             raise Rollback("the server shows less of its log than this machine has seen", REPORT)
         return saved.rev, saved.hash
+
+
+def check_set(entries: Sequence[LogEntry], count: int) -> None:
+    """Check that these are all entries of an atomic set of `count` changes. Raises `PartialSet`."""
+    first = entries[0].seq
+    in_set = (first, count) if count > 1 else None
+    if [(entry.seq, entry.in_set) for entry in entries] != [
+        (seq, in_set) for seq in range(first, first + count)
+    ]:
+        raise _partial((first, count))
+
+
+def _partial(in_set: tuple[int, int]) -> PartialSet:
+    first, count = in_set
+    cause = f"the log has only a part of the atomic set of {count} changes at entry {first}"
+    return PartialSet(cause, REPORT)
 
 
 def parse_line(line: bytes, seq: int | None = None) -> LogEntry:

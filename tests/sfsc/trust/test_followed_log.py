@@ -22,7 +22,7 @@ from protocol.records.records import (
     Statement,
     record_hash,
 )
-from sfsc.errors import BadReceipt, Fork, IntegrityError, Rollback
+from sfsc.errors import BadReceipt, Fork, IntegrityError, PartialSet, Rollback
 from sfsc.trust.followed_log import (
     LOG_START,
     FollowedLog,
@@ -152,6 +152,49 @@ def chain(count: int, file_id: str = examples.FILE_ID) -> list[bytes]:
         found.append(record(rev, prev, file_id))
         prev = record_hash(found[-1])
     return found
+
+
+def append_set(log: Log, places: Sequence[int], count: int, owner: str = "alice") -> None:
+    """Append these entries of an atomic set of `count`, of which the first is the next entry."""
+    first = len(log.lines)
+    for place in places:
+        at = len(log.lines)
+        log.append("test", owner, in_set=(at - first if place < 0 else place, count))
+
+
+def test_a_whole_set_is_followed() -> None:
+    for end in range(2, 9):
+        log, followed = Log(), follower()
+        log.enrol()
+        append_set(log, range(3), 3)
+        log.append("login", "alice")
+        append_set(log, range(2), 2)
+        log.append("test", "bob", "alice", in_set=(1, 9))  # of a set of others: only our line shows
+        if end in (2, 3, 6):
+            with pytest.raises(PartialSet):
+                follow(log, followed, end)
+        else:
+            follow(log, followed, end)
+
+
+@pytest.mark.parametrize("what", ["interrupted", "begun late", "another set", "of others between"])
+def test_a_part_of_a_set_is_refused(what: str) -> None:
+    log = Log()
+    log.enrol()
+    if what == "begun late":
+        log.append("test", "alice", in_set=(1, 2))
+    else:
+        log.append("test", "alice", in_set=(0, 3))
+    if what == "of others between":
+        log.append("test", "bob")
+        log.append("test", "alice", in_set=(2, 3))
+    elif what == "interrupted":
+        log.append("login", "alice")
+    elif what == "another set":
+        log.append("test", "alice", in_set=(0, 2))
+    log.append("test", "alice")
+    with pytest.raises(PartialSet):
+        follow(log, follower())
 
 
 FILES = [f"{n:032x}" for n in range(3)]
