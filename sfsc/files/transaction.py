@@ -99,8 +99,8 @@ class Transaction:
 
     @property
     def results(self) -> tuple[Changed, ...]:
-        """What was made, in the order of the calls; available once the block has ended. Raises
-        `UsageError` if nothing was made."""
+        """The changes that were made, in the order of the calls, once the block has ended. Raises
+        `UsageError` if none was."""
         if self._results is None:
             raise UsageError("the transaction has made nothing", "see the error that ended it")
         return self._results
