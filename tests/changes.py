@@ -62,11 +62,34 @@ class SentChange:
 
 def first_change(request: Message) -> SentChange:
     """Return the first change of a changeset."""
+    return sent_change(request, 0)
+
+
+def sent_change(request: Message, number: int) -> SentChange:
+    """Return one change of a changeset."""
     assert isinstance(request, Commit)
-    change, packed = request.changes[0], RecordTree(request.leaves).pack(request.signature)
-    wraps = tuple(wrapped(request, one) for one in request.wraps if one.change == 0)
-    content = bytes(request.contents[: change.inline_size])
+    change, packed = request.changes[number], RecordTree(request.leaves).pack(request.signature)
+    wraps = tuple(wrapped(request, one) for one in request.wraps if one.change == number)
+    start = sum(one.inline_size for one in request.changes[:number])
+    content = bytes(request.contents[start : start + change.inline_size])
     return SentChange(change.record, packed[change.leaf], change.metadata, wraps, content)
+
+
+def without_change(request: Commit, number: int) -> Commit:
+    """Return the changeset without one change, whose leaf stays in the signed tree."""
+    sizes = [one.inline_size for one in request.changes]
+    start = sum(sizes[:number])
+    contents = bytes(request.contents)
+    return changed(
+        request,
+        changes=request.changes[:number] + request.changes[number + 1 :],
+        contents=contents[:start] + contents[start + sizes[number] :],
+        wraps=tuple(
+            changed(one, change=one.change - (one.change > number))
+            for one in request.wraps
+            if one.change != number
+        ),
+    )
 
 
 def relined(reply: Reply, line: Callable[[bytes], bytes]) -> Reply:
