@@ -36,6 +36,7 @@ COMMANDS = {
     "stat": ("files", "Show what is known about a file."),
     "rm": ("files", "Delete files."),
     "mv": ("files", "Rename a file."),
+    "batch": ("batch", "Make several changes, all or none."),
     "share": ("sharing", "Let another user read a file or folder."),
     "unshare": ("sharing", "Stop sharing a file or folder."),
     "inbox": ("sharing", "List what others share with you; leave a file, block a user."),

@@ -94,6 +94,12 @@ def report(error: SfscError) -> None:
         say(f"hint: {printable(error.hint)}")
 
 
+def warn_unstable(name: str) -> None:
+    """Warn that the source of a stored file changed each time that it was read."""
+    say(f"sfsc: warning: {printable(name)} changed while it was read; its parts may not match")
+    say("hint: put it again when nothing writes to it")
+
+
 class Failures:
     """Collects the errors of a command on many files: reports each, and sets the exit code.
 

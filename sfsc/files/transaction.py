@@ -43,7 +43,7 @@ class Changed(Value):
 
     `name` is the file's name, `to` its new one after a move. `version` is the version that was
     stored under it, or the one that a deletion has ended; `size` is that of its plaintext in bytes,
-    None for a deletion. `receipt` and `record` are as in `Put`.
+    None for a deletion. `receipt`, `record` and `unstable` are as in `Put`.
     """
 
     op: Literal["put", "delete", "move"]
@@ -54,6 +54,7 @@ class Changed(Value):
     size: int | None
     receipt: Receipt | None = field(repr=False)
     record: bytes = field(repr=False)
+    unstable: bool = False
 
 
 @single_threaded
@@ -229,4 +230,5 @@ def _result(
         size,
         receipt,
         draft.body,
+        isinstance(change, NewVersion) and change.content.unstable,
     )

@@ -159,11 +159,11 @@ def _items(files: Sequence[str], name: str | None) -> Iterator[tuple[Path | Bina
             path = Path(file)
             # Checked before anything is sent: if the fifth file is missing, none is stored.
             if not local_files.is_file(path):
-                raise _no_file(file)
+                raise no_file(file)
             yield path, name
 
 
-def _no_file(file: str) -> LocalError:
+def no_file(file: str) -> LocalError:
     """Return the error for the path `file`, which is not a regular file."""
     if local_files.is_folder(file):
         return LocalError(f"{file} is a folder", "use -r to store it with its files")
@@ -180,9 +180,7 @@ def _show_put(done: Put, context: Context) -> None:
     size = terminal.human_size(done.size)
     context.answer(shown, f"{printable(done.name)}  version {done.version}, {size}")
     if done.unstable:
-        name = printable(done.name)
-        terminal.say(f"sfsc: warning: {name} changed while it was read; its parts may not match")
-        terminal.say("hint: put it again when nothing writes to it")
+        terminal.warn_unstable(done.name)
 
 
 @click.command()
