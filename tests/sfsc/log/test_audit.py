@@ -377,3 +377,16 @@ def test_a_damaged_file_is_named_and_the_log_is_complete(
     with pytest.raises(Damaged) as caught:
         audit(server, session)
     assert (caught.value.file_id, caught.value.version) == (gone, 1)
+
+
+def test_files_that_another_device_stores_meanwhile(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    work(session)
+
+    def chain() -> tuple[bytes, ...]:
+        put(other, "a", b"theirs")
+        put(other, "new", b"theirs")
+        return (server.statement,)
+
+    assert Audit(session).verify(chain).files == 3
