@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import tempfile
 import threading
 from datetime import UTC, datetime
@@ -574,6 +575,15 @@ def test_a_damaged_cache_signs_no_older_checkpoint(journal: Journal, logs: Path)
             continue
     with pytest.raises(JournalUnreadableError):
         journal.checkpoint_at(3)
+
+
+def test_leaves_that_were_taken_away_cannot_be_read(journal: Journal, logs: Path) -> None:
+    journal.append(drafts(6))
+    journal.save_mark(force=True)
+    assert journal.leaves(0, 6, 10**6)
+    os.truncate(logs / "tree" / "leaves", 0)
+    with pytest.raises(JournalUnreadableError):
+        journal.leaves(0, 6, 10**6)
 
 
 def test_there_is_no_checkpoint_of_a_future_size(journal: Journal) -> None:
