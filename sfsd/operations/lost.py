@@ -23,7 +23,6 @@ from sfsd.rules.context import (
     draft,
     operation,
 )
-from sfsd.rules.record_rules import not_found
 from sfsd.state.documents import SidecarWrite
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.change import Change, Remove
@@ -75,19 +74,17 @@ def lost_change(
 ) -> Change:
     """Return the change that marks a version as lost, logged as `entry`. Reads all of the log.
 
-    Raises `Refused` with the code `not-found`, or `conflict` if the version is not damaged; the
-    ciphertext is only read if `read_data`, else its size is compared.
+    Raises `Absent`, or `Refused` (conflict) if the version is not damaged; the ciphertext is only
+    read if `read_data`, else its size is compared.
     """
     files = server.index.for_user(owner)
     logged = LoggedFile.read(server.journal, owner, file_id)
     paths = VersionPaths.for_version(owner, file_id, version)
-    if logged.paths.get(paths.sidecar) is None:
-        raise not_found()
+    emptied = logged.sidecar_without_content(version)
     if not _is_damaged(server, files, logged, paths, version, read_data=read_data):
         raise Refused("conflict", "the version is not damaged")
     had_content = logged.paths.get(paths.ciphertext) is not None
-    sidecar = changed(logged.sidecar_without_content(version), lost=had_content)
-    written = SidecarWrite(paths.sidecar, sidecar)
+    written = SidecarWrite(paths.sidecar, changed(emptied, lost=had_content))
     effects = (Remove(paths.ciphertext), Remove(paths.leaves), written.effect)
 
     def on_published(_seq: int) -> None:
