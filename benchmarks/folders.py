@@ -11,7 +11,7 @@ from pathlib import Path
 import sfsc
 from benchmarks.measure import SECONDS, Pipe, Work, run_python
 from benchmarks.works import SMALL
-from tests.harness import PASSPHRASE, Client
+from tests.harness import PASSPHRASE, Client, Daemon
 
 NAMES = int(os.environ.get("BENCH_NAMES", "20000"))
 CHANGED = int(os.environ.get("BENCH_CHANGED", "10000"))
@@ -23,11 +23,11 @@ _PRINT = f"for number in range({NAMES}): print(f'names/{{number:05}}')"
 
 @dataclass(frozen=True)
 class Folders:
-    """Folders of small files of `client`, who shares them with `reader`. `source` is a folder of
-    `CHANGED` files of 4 KiB for the pipe."""
+    """Folders of small files of `client`. `source` is a folder of `CHANGED` files of 4 KiB for the
+    pipe, beside which the homes of readers are made."""
 
+    daemon: Daemon
     client: Client
-    reader: str
     pipe: Pipe
     source: Path
 
@@ -55,12 +55,12 @@ class Folders:
                 CHANGED,
                 "files",
                 lambda turn: self.client.run(
-                    *("share", "-r", f"changed-{turn}", self.reader, "--trust-first-use"),
+                    *("share", "-r", f"changed-{turn}", f"reader{turn}", "--trust-first-use"),
                     seconds=SECONDS,
                 ),
                 lambda turn: self.pipe.run("up", self.source, f"shared-{turn}"),
                 limit=CHANGED / GOAL,
-                prepare=lambda turn: self._fill(f"changed-{turn}", CHANGED),
+                prepare=self._prepare,
             ),
             Work(
                 f"rm -r of {CHANGED} files",
@@ -71,6 +71,14 @@ class Folders:
                 limit=CHANGED / GOAL,
             ),
         ]
+
+    def _prepare(self, turn: int) -> None:
+        """Enrol a reader, because nobody shares more than 10,000 files with one, and store files
+        for the turn."""
+        home = self.source.with_name(f"reader{turn}")
+        if not home.exists():
+            self.daemon.client(home.name, home)
+        self._fill(f"changed-{turn}", CHANGED)
 
     def _fill(self, folder: str, count: int) -> None:
         """Store `count` files, unless they are there."""

@@ -51,8 +51,7 @@ def groups(daemon: Daemon, client: Client, pipe: Pipe, scratch: Path) -> Iterato
         yield Transfers(client, pipe, tree, scratch, name, count, "files").works()
     if "folders" in ROWS:
         source = many_files(scratch / "changed", folders.CHANGED)
-        daemon.client("reader", scratch / "reader")
-        work = folders.Folders(client, "reader", pipe, source)
+        work = folders.Folders(daemon, client, pipe, source)
         yield work.listing()
         yield work.changes()
     if "starts" in ROWS:

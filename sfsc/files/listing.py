@@ -144,10 +144,10 @@ class Files:
         cached.update(
             {file_id: (digest, None) for file_id, digest in state.deleted_files().items()}
         )
-        for file_id, digest, packed in state.cached_entries():
-            if file_id not in logged:
-                cached.missing[file_id] = 0  # what was known before must be in the log
-            cached.update({file_id: (digest, packed)})
+        entries = {file_id: (digest, packed) for file_id, digest, packed in state.cached_entries()}
+        # What was known before must be in the log.
+        cached.missing |= dict.fromkeys(entries.keys() - logged.keys(), 0)
+        cached.update(entries)
         return cached
 
     def _ask_for(self, file_ids: Sequence[str], learnt: _Learnt) -> None:
