@@ -37,7 +37,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -256,20 +256,6 @@ class LyingDispatcher(Dispatcher):
         if reply is not None:
             return reply
         return await self._tampered(who, message, await super().handle(who, message))
-
-    async def handle_all(
-        self, who: Principal, messages: Sequence[Request]
-    ) -> AsyncIterator[tuple[int, Reply]]:
-        left = []
-        for index, message in enumerate(messages):
-            reply = await self._intercepted(who, message)
-            if reply is None:
-                left.append(index)
-            else:
-                yield index, reply
-        async for place, reply in super().handle_all(who, [messages[index] for index in left]):
-            index = left[place]
-            yield index, await self._tampered(who, messages[index], reply)
 
     async def answer_honestly(self, who: Principal, message: Request) -> Reply:
         """Process a request without the hooks."""

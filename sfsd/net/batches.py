@@ -6,7 +6,7 @@ again, at most `ATTEMPTS` times; after that the client is told `busy`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Final, Generic, TypeAlias, TypeVar
@@ -72,8 +72,7 @@ class BatchRunner:
         bulk: bool = False,
     ) -> Outcome[_Answer]:
         """Run one operation and return its outcome; as `run_all`."""
-        asked = self.run_all(user, [decide], slow=slow, bulk=bulk)
-        [(_, outcome)] = [answer async for answer in asked]
+        [outcome] = await self.run_all(user, [decide], slow=slow, bulk=bulk)
         return outcome
 
     async def run_all(
@@ -83,12 +82,13 @@ class BatchRunner:
         *,
         slow: bool = False,
         bulk: bool = False,
-    ) -> AsyncIterator[tuple[int, Outcome[_Answer]]]:
-        """Run operations and yield (index in `decides`, outcome) as each gets its outcome.
+    ) -> list[Outcome[_Answer]]:
+        """Run operations in a turn of `user`; return the outcome of each, in input order.
 
-        That is when it is decided or, for a `Transaction`, when the change is durable. They run in
-        turns of `user`. `slow` and `bulk` are as in `ThreadPool.run`.
+        That of a `Transaction` is known once its change is durable. `slow` and `bulk` are as in
+        `ThreadPool.run`.
         """
+        outcomes = dict[int, Outcome[_Answer]]()
         left = list(range(len(decides)))
         for _ in range(ATTEMPTS):
             decide = partial(self._decide, [decides[index] for index in left])
@@ -101,18 +101,20 @@ class BatchRunner:
                 elif isinstance(one, Stale):
                     stale.append(index)
                 else:
-                    yield index, one
+                    outcomes[index] = one
             answers = await self._answers(user, [one for _, one in submitted])
             for (index, _), answer in zip(submitted, answers, strict=True):
                 if isinstance(answer, Stale):
                     stale.append(index)
                 else:
-                    yield index, answer
+                    outcomes[index] = answer
             if not stale:
-                return
+                break
             left = stale
-        for index in left:
-            yield index, Refused("busy", "others change the same things; try again")
+        else:
+            for index in left:
+                outcomes[index] = Refused("busy", "others change the same things; try again")
+        return [outcomes[index] for index in range(len(decides))]
 
     async def run_set(
         self,

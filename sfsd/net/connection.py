@@ -17,7 +17,7 @@ from typing import Final, Protocol, cast
 
 from protocol.codec.errors import RemoteProtocolError
 from protocol.wire.connection import WELCOME_ID, Connection, ReceivedMessage, Role, UnknownRequest
-from protocol.wire.messages import Error, Message, Reply, Request
+from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.session import Enroll, Login
 from sfsd.config import ConnectionLimits
@@ -34,8 +34,8 @@ MAX_UNSENT: Final = 4 * PIECE
 """Bytes of answers that wait for the peer; above this no further answer is sent."""
 MIN_TAKEN: Final = 64 * 1024
 """Bytes that a peer must take every `write_seconds`, or it is disconnected."""
-MAX_BATCH: Final = 16
-"""Requests that arrived together and run as one batch, beside other batches of the connection."""
+MAX_DECODED: Final = 4
+"""Requests of a connection that one turn of the loop decodes and starts."""
 _SHUTTING_DOWN: Final = Error("shutting-down", "the server is stopping; nothing was done")
 _log = logging.getLogger(__name__)
 
@@ -178,14 +178,14 @@ class ClientConnection(asyncio.BufferedProtocol):
     # Requests.
 
     def _receive(self, nbytes: int) -> None:
-        """Take received bytes, and at most `MAX_BATCH` requests of them or of earlier bytes."""
+        """Take received bytes, and at most `MAX_DECODED` requests of them or of earlier bytes."""
         try:
-            received = self._connection.buffer_updated(nbytes, MAX_BATCH)
+            received = self._connection.buffer_updated(nbytes, MAX_DECODED)
         except RemoteProtocolError:
             self._unread = False
             self._disconnect("broke the protocol")
             return
-        self._unread = len(received) == MAX_BATCH
+        self._unread = len(received) == MAX_DECODED
         if received:
             self._last_request = self._loop.time()
             self._waiting.extend(received)
@@ -203,7 +203,6 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._waiting.clear()
             self._unread = False
             return
-        batch, batch_weight = list[ReceivedMessage](), 0
         while (
             self._waiting
             and self._has_room(weight := weight_of(self._waiting[0].message))
@@ -213,16 +212,9 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._running += 1
             self._weight += weight
             self._budget.used += weight
-            if not self._is_fast(incoming.message):
-                self._start([incoming], weight)
-                continue
-            batch.append(incoming)
-            batch_weight += weight
-            if len(batch) == MAX_BATCH:
-                self._start(batch, batch_weight)
-                batch, batch_weight = [], 0
-        if batch:
-            self._start(batch, batch_weight)
+            task = self._loop.create_task(self._work(incoming, weight))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
         if self._unread and not self._waiting and not self._scheduled:
             # In another turn of the loop: a peer that sends much must not keep others waiting.
             self._scheduled = True
@@ -260,25 +252,11 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._rate_timer = None
         self._start_requests()
 
-    def _is_fast(self, message: Message) -> bool:
-        return self.principal is not None and self._dispatcher.is_fast(cast(Request, message))
-
-    def _start(self, batch: list[ReceivedMessage], weight: int) -> None:
-        task = self._loop.create_task(self._work(batch, weight))
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    async def _work(self, batch: list[ReceivedMessage], weight: int) -> None:
+    async def _work(self, incoming: ReceivedMessage, weight: int) -> None:
         try:
-            if self._draining and self.principal is not None:
-                for incoming in batch:
-                    await self._reply(incoming.request_id, _SHUTTING_DOWN)
-            elif len(batch) == 1:
-                await self._answer(batch[0])
-            else:
-                await self._answer_all(batch)
+            await self._answer(incoming)
         finally:
-            self._running -= len(batch)
+            self._running -= 1
             self._weight -= weight
             self._budget.used -= weight
 
@@ -295,25 +273,18 @@ class ClientConnection(asyncio.BufferedProtocol):
         if isinstance(message, Login | Enroll):
             await self._open(incoming.request_id, message)
             return
-        if isinstance(message, UnknownRequest):
-            reply: Reply = Error("unknown-request", "this server does not know that request")
+        if self._draining:
+            reply: Reply = _SHUTTING_DOWN
+        elif isinstance(message, UnknownRequest):
+            reply = Error("unknown-request", "this server does not know that request")
         else:
             # The protocol accepts requests only after a login.
             reply = await self._dispatcher.handle(
                 cast(Principal, self.principal), cast(Request, message)
             )
-        await self._reply(incoming.request_id, reply)
-
-    async def _answer_all(self, batch: list[ReceivedMessage]) -> None:
-        messages = [cast(Request, incoming.message) for incoming in batch]
-        answers = self._dispatcher.handle_all(cast(Principal, self.principal), messages)
-        async for index, reply in answers:
-            await self._reply(batch[index].request_id, reply)
-
-    async def _reply(self, request_id: int, reply: Reply) -> None:
         while not self._writable.is_set():  # again, because another waiter may fill the queue
             await self._writable.wait()
-        self._send(request_id, reply)
+        self._send(incoming.request_id, reply)
 
     async def _open(self, request_id: int, message: Login | Enroll) -> None:
         if self._draining:

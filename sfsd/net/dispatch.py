@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -132,37 +132,22 @@ class Dispatcher:
             await asyncio.wait(list(pieces))
         if isinstance(message, Commit):
             return await self._commit(who, message)
-        written = asyncio.get_running_loop().create_future()
+        decide: Decide[Answer] = partial(self._decide, who, message)
+        slow = operation is not None and operation.slow
+        bulk = operation is not None and operation.bulk
+        written: asyncio.Future[None] | None = None
         if isinstance(message, Data):
+            written = asyncio.get_running_loop().create_future()
             pieces.add(written)
         try:
-            decide: Decide[Answer] = partial(self._decide, who, message)
             outcome: Outcome[Answer] = await self._batches.run(
-                who.user,
-                decide,
-                slow=operation is not None and operation.slow,
-                bulk=operation is not None and operation.bulk,
+                who.user, decide, slow=slow, bulk=bulk
             )
         finally:
-            pieces.discard(written)
-            written.cancel()
+            if written is not None:
+                pieces.discard(written)
+                written.cancel()
         return self._reply(who, message, outcome)
-
-    async def handle_all(
-        self, who: Principal, messages: Sequence[Request]
-    ) -> AsyncIterator[tuple[int, Reply]]:
-        """Batch version of `handle` for `is_fast` requests: yield (index, reply) in any order.
-
-        They are decided one after the other, and their changes are committed together.
-        """
-        decides: list[Decide[Answer]] = [
-            partial(self._decide, who, message) for message in messages
-        ]
-        outcomes: AsyncIterator[tuple[int, Outcome[Answer]]] = self._batches.run_all(
-            who.user, decides
-        )
-        async for index, outcome in outcomes:
-            yield index, self._reply(who, messages[index], outcome)
 
     async def _commit(self, who: Principal, message: Commit) -> Reply:
         """Decide the changes of a request together, and answer them together."""
@@ -170,15 +155,15 @@ class Dispatcher:
         decides = [partial(self._decide_change, who, message, one) for one in changeset.decides()]
         if changeset.is_atomic:
             counted = partial(self._lines_counted, who.user)
-            found = dict(enumerate(await self._batches.run_set(who.user, decides, counted)))
+            found = await self._batches.run_set(who.user, decides, counted)
         else:
-            found = {at: outcome async for at, outcome in self._batches.run_all(who.user, decides)}
+            found = await self._batches.run_all(who.user, decides)
         first = found[0]
         if isinstance(first, OperationError) and not changeset.is_valid:
             return self._refusal(who, message, first)
         outcomes = [
             self._refusal(who, message, one) if isinstance(one, OperationError) else one
-            for one in (found[at] for at in range(len(found)))
+            for one in found
         ]
         reply = partial(changeset.answer, outcomes)
         answer = await self._batches.run(who.user, reply)
@@ -194,12 +179,6 @@ class Dispatcher:
     def _lines_counted(self, user: str, commits: Sequence[Transaction[int]]) -> None:
         """Count the lines of an atomic set. Raises `Refused` if they are too many."""
         self._lines.take(user, len(commits))
-
-    @staticmethod
-    def is_fast(message: Request) -> bool:
-        """Tell whether a request waits for at most one small file and for no other request."""
-        operation = OPERATIONS.get(type(message))
-        return operation is not None and not (operation.after_data or operation.slow)
 
     def _decide(self, who: Principal, message: Request) -> Answer | Transaction[Answer]:
         operation = self._check_allowed(who, message)

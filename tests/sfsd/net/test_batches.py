@@ -46,8 +46,7 @@ def outcomes(committer: Committer, decides: Sequence[Callable[[], Decision]]) ->
 
     async def run() -> list[str]:
         async with open_runner(committer) as runner:
-            found = {index: str(one) async for index, one in runner.run_all("alice", decides)}
-        return [found[index] for index in range(len(decides))]
+            return [str(one) for one in await runner.run_all("alice", decides)]
 
     return asyncio.run(run())
 

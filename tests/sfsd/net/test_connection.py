@@ -6,7 +6,7 @@ import asyncio
 import logging
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -24,7 +24,7 @@ from protocol.wire.messages.session import Session as OpenedVersion
 from protocol.wire.messages.uploads import Data
 from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
-from sfsd.net.connection import MAX_BATCH, MAX_RUNNING, MAX_UNSENT, ClientConnection
+from sfsd.net.connection import MAX_DECODED, MAX_RUNNING, MAX_UNSENT, ClientConnection
 from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget
 from sfsd.net.user_rates import UserRate
@@ -233,7 +233,6 @@ class HoldingDispatcher(Dispatcher):
         super().__init__(service.context)
         self.release = asyncio.Event()
         self.running = self.most = self.started = 0
-        self.batches: list[int] = []
 
     async def handle(self, who: Principal, message: Request) -> Reply:
         self.running += 1
@@ -242,18 +241,6 @@ class HoldingDispatcher(Dispatcher):
         await self.release.wait()
         self.running -= 1
         return await super().handle(who, message)
-
-    async def handle_all(
-        self, who: Principal, messages: Sequence[Request]
-    ) -> AsyncIterator[tuple[int, Reply]]:
-        self.running += len(messages)
-        self.started += len(messages)
-        self.most = max(self.most, self.running)
-        self.batches.append(len(messages))
-        await self.release.wait()
-        self.running -= len(messages)
-        async for answer in super().handle_all(who, messages):
-            yield answer
 
 
 class BulkDispatcher(Dispatcher):
@@ -266,13 +253,6 @@ class BulkDispatcher(Dispatcher):
 class FailingDispatcher(Dispatcher):
     async def handle(self, who: Principal, message: Request) -> Reply:
         raise ZeroDivisionError
-
-    async def handle_all(
-        self, who: Principal, messages: Sequence[Request]
-    ) -> AsyncIterator[tuple[int, Reply]]:
-        for index in range(len(messages)):
-            yield index, Pong(1)
-            raise ZeroDivisionError
 
 
 def test_server_sends_a_welcome_and_answers_after_login(served: Daemon) -> None:
@@ -412,7 +392,7 @@ def test_requests_that_arrive_together_start_over_several_turns_of_the_loop(serv
         peer.push(b"".join(piece for frame in frames for piece in frame))
         for turn in range(1, 5):
             await asyncio.sleep(0)
-            assert service.started <= turn * MAX_BATCH
+            assert service.started <= turn * MAX_DECODED
             assert not peer.transport.is_reading()
         await peer.until(lambda: service.started == 200)
         assert peer.transport.is_reading()
@@ -429,7 +409,7 @@ def test_a_violation_behind_many_requests_disconnects(served: Daemon) -> None:
     async def run() -> None:
         peer = Peer(served.dispatcher)
         await peer.log_in()
-        frames = [peer.connection.request(Ping())[1] for _ in range(3 * MAX_BATCH)]
+        frames = [peer.connection.request(Ping())[1] for _ in range(3 * MAX_DECODED)]
         valid = b"".join(piece for frame in frames for piece in frame)
         peer.push(valid + framed(b"\xc1") + valid)
         await peer.gone()
@@ -496,18 +476,16 @@ def test_exhausted_budget_slows_connections_and_stops_none(served: Daemon) -> No
     served.run(run())
 
 
-def test_fast_requests_that_arrive_together_run_as_a_batch(served: Daemon) -> None:
+def test_each_request_that_arrives_with_others_is_answered(served: Daemon) -> None:
     async def run() -> None:
-        service = HoldingDispatcher(served.dispatcher)
-        service.release.set()
-        peer = Peer(service)
+        peer = Peer(served.dispatcher)
         await peer.log_in()
         asked: dict[int, type[Reply]] = {}
         data = b""
         for count, message, kind in (
-            (MAX_BATCH + 3, Ping(), Pong),
+            (MAX_DECODED + 3, Ping(), Pong),
             (1, Status(), StatusAnswer),
-            (1, Read(HANDLE, 0, 1), Error),  # not for an operator, and not fast
+            (1, Read(HANDLE, 0, 1), Error),  # not for an operator
             (1, Stat("ada", "0" * 32, 0), Error),
         ):
             for _ in range(count):
@@ -517,10 +495,8 @@ def test_fast_requests_that_arrive_together_run_as_a_batch(served: Daemon) -> No
         peer.push(data)
         await peer.until(lambda: len(peer.replies) == 2 + len(asked))
         assert {one: type(peer.replies[one]) for one in asked} == asked
-        assert service.batches == [MAX_BATCH, 5]
         peer.transport.close()
         await peer.gone()
-        await service.close()
 
     served.run(run())
 

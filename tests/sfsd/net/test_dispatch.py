@@ -366,6 +366,6 @@ def test_the_operator_is_told_of_an_unreadable_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("message", [RotateFinish(b"", (), b"", b"", S), Inbox("", 1, 0), Usage()])
-def test_operations_on_whole_accounts_are_not_fast(served: Daemon, message: Request) -> None:
-    """They run neither in a batch nor on a thread that counts as free."""
-    assert not served.dispatcher.is_fast(message)
+def test_operations_on_whole_accounts_are_slow(message: Request) -> None:
+    """Their thread does not count as free meanwhile."""
+    assert OPERATIONS[type(message)].slow
