@@ -1,9 +1,13 @@
 """``make flood``: how much one user's flood of requests slows another user's login and stat.
 
 A real daemon. `mallory` opens 16 connections and sends 1,024 requests on each, of one of the kinds
-that cost most, and reads no answers; or reads them as fast as they come. Meanwhile `alice` logs in
-on new connections and asks for the state of one file. The goal is three times the median without
-a flood. JSON lines go to stdout; times are medians and 95th percentiles in ms.
+that cost most, and reads no answers; or reads them as fast as they come, and sends as many again.
+Meanwhile `alice` logs in on new connections and asks for the state of one file. The goal is three
+times the median without a flood, measured in turns. `Data` is a window of an upload on each
+connection; `Ping` costs nothing but its transport. JSON lines go to stdout; times are medians and
+95th percentiles in ms. The exit code is 1 if a goal is missed. Run as root, the daemon and alice
+run before all other programs of the machine, and the flood takes the processor time that they
+leave.
 
 It also prints the longest time that one body occupies the daemon's loop: of every kind of request,
 the longest legal one, and those of 1 MiB that are refused. The goal is 5 ms.
@@ -26,26 +30,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import sfsc
 from protocol.codec import encoding
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import RemoteProtocolError
-from protocol.codec.values import Value
+from protocol.codec.values import Value, changed
 from protocol.records.signatures import SigningKey
 from protocol.wire.connection import MAX_OUTSTANDING
 from protocol.wire.messages import Request, decode, encode, registered
 from protocol.wire.messages.accounts import Usage
-from protocol.wire.messages.downloads import Open, OpenTarget
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import MAX_OPENED, Open, OpenTarget
 from protocol.wire.messages.files import History, List, Stat
 from protocol.wire.messages.log import LogHead, LogLeaves, LogLines, LogProof
 from protocol.wire.messages.rotation import GetBundle, GetWraps
-from protocol.wire.messages.session import Session
+from protocol.wire.messages.session import Ping, Session
 from protocol.wire.messages.sharing import Inbox, Lookup
-from protocol.wire.messages.uploads import PutOpen
+from protocol.wire.messages.uploads import Data, PutOpen, UploadState
 from sfsc.keys.keyring import KeyringFile
 from sfsd import server_keys
+from sfsd.state.uploads import WINDOW
 from tests.harness import Client, Daemon
 from tests.protocol.largest import largest
 from tests.wire import GONE, Wire
@@ -61,7 +68,7 @@ _REPEATS = 15
 
 
 class Account(Value):
-    """What logs in as the only device of a user, and one of the user's files."""
+    """What logs in as the only device of a user, one of the user's files, and up to 256 of them."""
 
     address: str
     user: str
@@ -70,6 +77,7 @@ class Account(Value):
     server_id: bytes
     spki: bytes
     file_id: str
+    file_ids: tuple[str, ...]
 
     async def log_in(self) -> Wire:
         """Open a connection and log in."""
@@ -86,6 +94,7 @@ def account(daemon: Daemon, client: Client, file: str) -> Account:
     keyring = KeyringFile.unlock(client.home / "keyring", None).contents
     with sfsc.connect(client.home) as store:
         file_id = store.stat(file).file_id
+        file_ids = tuple(entry.file_id for entry in islice(store.ls(), MAX_OPENED))
     return Account(
         address=daemon.address,
         user=keyring.user,
@@ -94,6 +103,7 @@ def account(daemon: Daemon, client: Client, file: str) -> Account:
         server_id=keyring.server_id,
         spki=server_keys.load(daemon.root / "keys").spki_sha256,
         file_id=file_id,
+        file_ids=file_ids,
     )
 
 
@@ -113,10 +123,12 @@ def requests(who: Account, size: int) -> dict[str, Request]:
         LogHead(size // 2),
         Lookup(who.user, 1),
         GetBundle(0),
-        Open(who.user, (OpenTarget(who.file_id, 0),)),
-        PutOpen(who.user, who.file_id, 1 << 20),
+        Open(who.user, tuple(OpenTarget(file_id, 0) for file_id in who.file_ids)),
+        PutOpen(who.user, who.file_id, PIECE),
+        Data(bytes(16), 0, bytes(PIECE)),
         Stat(who.user, who.file_id, 0),
         Usage(),
+        Ping(),
     )
     return {type(one).__name__: one for one in made}
 
@@ -127,26 +139,47 @@ def flood(
     """Send the request 1,024 times on each of 16 connections; never returns."""
 
     async def one(wire: Wire) -> None:
-        pieces = [wire.connection.request(request)[1] for _ in range(MAX_OUTSTANDING)]
-        frames = b"".join(piece for frame in pieces for piece in frame)
+        made = [request] * MAX_OUTSTANDING
+        if isinstance(request, Data):  # one window of an upload
+            opened = await wire.ask(PutOpen(who.user, who.file_id, 0))
+            if not isinstance(opened, UploadState):
+                raise SystemExit(f"no upload: {opened}")
+            offsets = range(0, WINDOW, PIECE)
+            made = [changed(request, upload=opened.upload, offset=at) for at in offsets]
         if not reads:
             wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        wire.writer.write(frames)
-        begun.set()
-        while reads:
-            for _ in range(MAX_OUTSTANDING):
-                await wire.message()
-            again = [wire.connection.request(request)[1] for _ in range(MAX_OUTSTANDING)]
-            wire.writer.write(b"".join(piece for frame in again for piece in frame))
+        frames = [b"".join(wire.connection.request(each)[1]) for each in made]
+
+        async def send() -> None:
+            for frame in frames:
+                await wire.send(frame)
+                begun.set()
+
+        if reads:
+            while True:  # once all are answered, their request ids are free again
+                await asyncio.gather(send(), skip_answers(wire.reader, len(frames)))
+        await send()
 
     async def every() -> None:
         wires = [await who.log_in() for _ in range(CONNECTIONS)]
         await asyncio.gather(*map(one, wires))
         await asyncio.sleep(3600)
 
-    os.nice(19)  # it stands for other machines, and must not take the daemon's processors
+    # It stands for other machines, and must not take the daemon's processors.
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        os.nice(19)
+    else:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     with contextlib.suppress(*GONE, EOFError):
         asyncio.run(every())
+
+
+async def skip_answers(reader: asyncio.StreamReader, count: int) -> None:
+    """Read that many frames, and drop them: an attacker would not decode them."""
+    for _ in range(count):
+        left = int.from_bytes(await reader.readexactly(4))
+        while left:
+            left -= len(await reader.read(left))
 
 
 def wait_until_quiet(daemon: Daemon) -> None:
@@ -219,7 +252,8 @@ def percentile(times: list[float]) -> float:
     return sorted(times)[int(len(times) * 0.95)]
 
 
-def tell(work: str, times: Times, idle: Times) -> None:
+def tell(work: str, times: Times, idle: Times) -> bool:
+    """Print a row; return whether the goal was reached."""
     line: dict[str, object] = {"work": work}
     slowest = 0.0
     both = (("login", idle.logins, times.logins), ("stat", idle.stats, times.stats))
@@ -234,6 +268,7 @@ def tell(work: str, times: Times, idle: Times) -> None:
         }
     line |= {"goal": SLOWDOWN, "reached": slowest <= SLOWDOWN}
     print(json.dumps(line), flush=True)
+    return slowest <= SLOWDOWN
 
 
 def occupied(body: bytes) -> float:
@@ -265,6 +300,12 @@ def bodies() -> Iterator[tuple[str, bytes]]:
         yield f"a Ping and a MiB of {name}", head + inner * 1000
 
 
+def prefer(priority: int) -> None:
+    """Run before the other programs of this machine, if that is allowed."""
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(priority))
+
+
 def main() -> int:
     worst = max((occupied(body), name) for name, body in bodies())
     row = {"work": f"decode: {worst[1]}", "ms": round(worst[0], 2), "goal": LOOP_MS}
@@ -273,17 +314,21 @@ def main() -> int:
         scratch = Path(made)
         daemon = Daemon(scratch / "root")
         daemon.init()
+        prefer(1)
         with daemon:
-            against(daemon, scratch)
-    return 0
+            prefer(2)  # alice's machine is another one
+            reached = against(daemon, scratch)
+    return 0 if reached and worst[0] <= LOOP_MS else 1
 
 
-def against(daemon: Daemon, scratch: Path) -> None:
+def against(daemon: Daemon, scratch: Path) -> bool:
+    """Print the rows; return whether all goals were reached."""
     clients = {
         name: daemon.client(name, scratch / name, "--no-passphrase")
         for name in ("alice", "mallory")
     }
     alice, mallory = accounts(daemon, clients["alice"], clients["mallory"], FILES)
+    missed = 0
     for name, request in requests(mallory, log_size(daemon)).items():
         if KINDS and name not in KINDS:
             continue
@@ -294,7 +339,8 @@ def against(daemon: Daemon, scratch: Path) -> None:
                 idle.add(measure(alice, SECONDS / ROUNDS))
                 with flooded(mallory, request, reads=reads):
                     times.add(measure(alice, SECONDS / ROUNDS))
-            tell(f"{name}, answers {'read' if reads else 'not read'}", times, idle)
+            missed += not tell(f"{name}, answers {'read' if reads else 'not read'}", times, idle)
+    return not missed
 
 
 def accounts(daemon: Daemon, alice: Client, mallory: Client, files: int) -> tuple[Account, Account]:
