@@ -175,6 +175,7 @@ EXITS = {
     "stale-generation": 4,
     "rotation-required": 4,
     "share-refused": 4,
+    "set-refused": 7,
     "upload-lost": 7,
     "busy": 7,
     "unavailable": 7,
