@@ -15,6 +15,7 @@ from sfsd.storage.change import digest_of
 from tests.sfsd.faults import Crash
 from tests.sfsd.simulated_disk import SimulatedDisk
 from tests.sfsd.store_model import (
+    Asked,
     Copy,
     Drop,
     Put,
@@ -43,8 +44,10 @@ deeds = st.lists(deed, max_size=4, unique_by=lambda deed: deed.path).map(tuple)
 expectation = st.dictionaries(
     path, st.sampled_from(["present", "present", "none", "gone"]), max_size=3
 )
-Asked = list[tuple[tuple[Put | Upload | Copy | Drop, ...], dict[str, str]]]
-groups = st.lists(st.tuples(deeds, expectation), min_size=1, max_size=5)
+Wanted = tuple[tuple[Put | Upload | Copy | Drop, ...], dict[str, str]]
+change = st.tuples(deeds, expectation)
+atomic_set = st.lists(change, min_size=2, max_size=4)
+groups = st.lists(st.one_of(change, atomic_set), min_size=1, max_size=5)
 
 
 class StoreAndLog(RuleBasedStateMachine):
@@ -70,21 +73,25 @@ class StoreAndLog(RuleBasedStateMachine):
         self.disk = SimulatedDisk(self.root)
         self.model = StoreModel(self.root, self.disk, state)
 
-    def _steps(self, asked: Asked) -> list[Step]:
+    def _asked(self, wanted: list[Wanted | list[Wanted]]) -> list[Asked]:
+        return [
+            tuple(map(self._step, one)) if isinstance(one, list) else self._step(one)
+            for one in wanted
+        ]
+
+    def _step(self, wanted: Wanted) -> Step:
         state = self.model.states[-1]
         meant: dict[str, dict[str, bytes | None]] = {
             "present": {name: state.get(name) for name in CIPHERTEXTS + OTHERS},
             "none": {},
             "gone": dict.fromkeys(CIPHERTEXTS + OTHERS, b"long gone"),
         }
-        return [
-            Step(do, {name: meant[which].get(name) for name, which in expected.items()})
-            for do, expected in asked
-        ]
+        do, expected = wanted
+        return Step(do, {name: meant[which].get(name) for name, which in expected.items()})
 
-    @rule(asked=groups)
-    def commit(self, asked: Asked) -> None:
-        self.model.commit(self._steps(asked))
+    @rule(wanted=groups)
+    def commit(self, wanted: list[Wanted | list[Wanted]]) -> None:
+        self.model.commit(self._asked(wanted))
 
     @rule()
     def settle(self) -> None:
@@ -99,10 +106,10 @@ class StoreAndLog(RuleBasedStateMachine):
         self._open()
         assert self.model.recovered.installed == 0
 
-    @rule(asked=groups, calls=st.integers(0, 40), seed=st.integers(0, 2**16), power=st.booleans())
+    @rule(wanted=groups, calls=st.integers(0, 40), seed=st.integers(0, 2**16), power=st.booleans())
     def crash(
         self,
-        asked: Asked,
+        wanted: list[Wanted | list[Wanted]],
         calls: int,
         seed: int,
         power: bool,
@@ -110,7 +117,7 @@ class StoreAndLog(RuleBasedStateMachine):
         model = self.model
         self.disk.crash_at = len(self.disk.calls) + calls
         try:
-            model.commit(self._steps(asked))
+            model.commit(self._asked(wanted))
             model.point.settle()
         except Crash:
             pass
