@@ -182,6 +182,25 @@ def put_many() -> Step:
     return act, {("alice", name): data(name, SMALL) for name in names}
 
 
+def transact() -> Step:
+    sources = {"fresh": data("fresh", SMALL), "big": data("big 2", LARGE)}
+
+    def act(store: Store, folder: Path) -> None:
+        with store.transaction() as change:
+            for name, content in sources.items():
+                (folder / f"source-{name}").write_bytes(content)
+                change.put(name, folder / f"source-{name}")
+            change.delete("gone")
+            change.move("doc", "moved")
+
+    effect: Contents = {("alice", name): content for name, content in sources.items()}
+    return act, effect | {
+        ("alice", "gone"): None,
+        ("alice", "doc"): None,
+        ("alice", "moved"): BASE["alice", "doc"],
+    }
+
+
 SCENARIOS: dict[str, dict[str, tuple[Step, ...]]] = {
     "put small": {"alice": (put("doc", data("doc 2", SMALL)), put("fresh", data("fresh", SMALL)))},
     "put large": {"alice": (put("big", data("big 2", LARGE)),)},
@@ -219,6 +238,7 @@ SCENARIOS: dict[str, dict[str, tuple[Step, ...]]] = {
             (lambda store, _: store.restore("kept"), {("alice", "kept"): BASE["alice", "kept"]}),
         )
     },
+    "transaction": {"alice": (transact(),)},
     "rotate": {"alice": ((lambda store, _: store.rotate(), {}),)},
     "rotate compromised": {"alice": ((lambda store, _: store.rotate(compromised=True), {}),)},
     "start": {},
@@ -227,7 +247,7 @@ SCENARIOS: dict[str, dict[str, tuple[Step, ...]]] = {
 """The steps of each user, which run at the same time. For "start" the root is one whose daemon was
 killed before it settled its changes. For "stop" the change is made first, and the calls are those
 after SIGTERM."""
-ONE_CHANGE = ("put small", "put large", "put huge", "two users", "delete")
+ONE_CHANGE = ("put small", "put large", "put huge", "two users", "delete", "transaction")
 """Scenarios in which each step is one change, so that a refused step changes nothing."""
 NOTHING_DONE = "nothing was done"
 
@@ -736,7 +756,9 @@ class Runner:
             allowed = acceptable(scenario, self._outcomes)
             for user in ("carol", "bob", "alice"):
                 with sfsc.connect(self._work / user) as store:
-                    self._check_user(store, user, allowed)
+                    found = self._check_user(store, user, allowed)
+                    if user == "alice" and scenario == "transaction":
+                        _check_whole(found, transact()[1])
                     if user in self._outcomes or user == "alice":
                         self._check_goes_on(store, scenario, user)
         except Broken as exc:
@@ -749,7 +771,9 @@ class Runner:
 
     def _check_user(
         self, store: Store, user: str, allowed: Mapping[tuple[str, str], set[bytes | None]]
-    ) -> None:
+    ) -> dict[str, bytes | None]:
+        """Check the files that a user sees; return their contents by name."""
+        seen: dict[str, bytes | None] = {}
         listed = {entry.name for entry in store.ls()}
         shared = {f"{one.owner}/{one.entry.name}": one for one in store.inbox()}
         mine = {name: contents for (owner, name), contents in allowed.items() if owner == user}
@@ -765,6 +789,7 @@ class Runner:
             elif name in listed:
                 with store.open(name) as file:
                     found = file.read()
+            seen[name] = found
             if found not in contents:
                 text = "missing" if found is None else f"{len(found)} bytes {found[:20]!r}"
                 raise Broken(f"{user}: {name}: {text} instead of one of {len(contents)} contents")
@@ -773,6 +798,7 @@ class Runner:
                 if revision.kept and revision.version is not None:
                     with store.open(name, version=revision.version) as file:
                         check(len(file.read()) == revision.size, f"{name} v{revision.version}")
+        return seen
 
     def _check_goes_on(self, store: Store, scenario: str, user: str) -> None:
         """Check that the account can do what was interrupted, and store other files."""
@@ -788,6 +814,13 @@ class Runner:
                 check(file.read() == source.read_bytes(), "a file stored afterwards differs")
         if scenario.startswith("rotate"):
             store.verify_rotation()
+
+
+def _check_whole(found: Mapping[str, bytes | None], effect: Contents) -> None:
+    """Check that all files of a transaction are as before, or all as it makes them."""
+    made = {name: found[name] == content for (_, name), content in effect.items()}
+    kept = {name: found[name] == BASE["alice", name] for _, name in effect}
+    check(all(made.values()) or all(kept.values()), f"a part of a transaction: {made}")
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ COUNT = int(os.environ.get("SFS_FAULT_POINTS") or SAMPLE)
 SEED = os.environ.get("SFS_FAULT_SEED") or "19"
 SHIM = Path(__file__).with_name("fault_shim.c")
 PARTS: tuple[tuple[str, ...], ...] = (
-    ("put small", "share", "delete", "stop"),
+    ("put small", "share", "delete", "transaction", "stop"),
     ("put large", "two users", "rotate", "start"),
 )
 """Scenarios of each test; two tests, for two cores."""
