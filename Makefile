@@ -16,7 +16,7 @@ DIST_TOOLS := 'build>=1.3' 'twine>=6.2'
 
 .DELETE_ON_ERROR:
 .PHONY: help venv lint format test test-pythons demo dist vectors clean
-.PHONY: flood soak crash-sweep fault-sweep rotation-sweep audit-sweep fuzz
+.PHONY: flood soak crash-sweep changeset-model fault-sweep rotation-sweep audit-sweep fuzz
 .PHONY: bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo
 	@echo "make soak             store 5,000 files and 4 GiB, and cut one upload 50 times (make test: a sample)"
 	@echo "make crash-sweep      the crash tests at every point (make test: a sample)"
+	@echo "make changeset-model  two machines change files at once, MODEL_STEPS (2,000) times, against a dictionary (make test: a sample)"
 	@echo "make fault-sweep      fail a system call of the daemon on its root, at FAULT_POINTS (2,000) points"
 	@echo "make rotation-sweep   kill client and daemon at every step of a rotation (make test: a sample)"
 	@echo "make audit-sweep      change every bit of a log and try every truncation (make test: a sample)"
@@ -118,7 +119,12 @@ rotation-sweep: $(STAMP)
 	SFS_ROTATION=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_rotation_sweep.py tests/e2e/test_recovery.py -k "sweep or killed"
 
 crash-sweep: $(STAMP)
-	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_crash.py
+	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q -n 2 --timeout=3600 tests/e2e/test_crash.py tests/sfsd/storage/test_crash_recovery.py
+
+MODEL_STEPS ?= 2000
+MODEL_SEED ?= 1
+changeset-model: $(STAMP)
+	SFS_MODEL_STEPS=$(MODEL_STEPS) SFS_MODEL_SEED=$(MODEL_SEED) $(BIN)/python -m pytest -q --timeout=0 tests/e2e/test_changeset_model.py
 
 # More points than there are (about 25,000) are every point.
 FAULT_POINTS ?= 2000

@@ -128,6 +128,47 @@ def check_second_start(daemon: Daemon) -> None:
     daemon.run("audit", "verify")
 
 
+SET = 20
+"""Files of each atomic set, one of which is uploaded before its record."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600 if KILLS > 4 else 500)
+def test_kill_at_random_moments_of_an_atomic_set(daemon: Daemon, tmp_path: Path) -> None:
+    """Every file of the set is of the same turn, whenever the daemon is killed, and the client."""
+    chance = random.Random(SEED)
+    alice = enrolled(daemon, "alice", tmp_path / "alice", "x25519")
+    names = [f"{number:02}" for number in range(SET)]
+    changes = [{"op": "put", "name": name, "source": name} for name in names]
+    (tmp_path / "changes").write_text("".join(json.dumps(one) + "\n" for one in changes))
+    log, turn_of = daemon.root / "logs" / "audit.jsonl", -1
+    for turn in range(KILLS):
+        for name in names:
+            size = 300_000 if name == names[0] else 40
+            (tmp_path / name).write_bytes(b"%04d" % turn * (size // 4))
+        before = log.stat().st_size
+        process = alice.start("batch", "changes", cwd=tmp_path)
+        while b'"op":"login"' not in log.read_bytes()[before:] and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0.0, 0.25))
+        daemon.kill()
+        if turn % 2:
+            process.kill()
+        daemon.start()
+        _, stderr = process.communicate(timeout=100)
+        assert b"Traceback" not in stderr, stderr.decode()
+        with sfsc.connect(alice.home) as store:
+            found = {entry.name: store.open(entry.name).read(4) for entry in store.ls()}
+        turns = {int(content) for content in found.values()} or {-1}
+        assert len(turns) == 1, f"a part of a set, seed {SEED}: {found}"
+        assert turns == {turn} if process.returncode == 0 else turns <= {turn, turn_of}
+        [turn_of] = turns
+    daemon.run("audit", "verify", "--strict")
+    daemon.stop()
+    daemon.run("fsck", "--read-data")
+    daemon.start()
+
+
 @pytest.mark.slow
 def test_kill_right_after_a_reply(daemon: Daemon, tmp_path: Path) -> None:
     """The daemon is killed at the moment a client learns that its file is stored."""
