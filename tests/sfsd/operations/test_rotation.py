@@ -810,3 +810,19 @@ def test_a_finish_reads_only_uncached_sidecars(
     del store._digests[forgotten]
     done(ada.ask(end))
     assert [path for path in reads if path.endswith("1.json")] == [forgotten]
+
+
+def test_a_repeated_put_conflicts_with_what_changed_its_version_since(
+    served: Daemon, ada: Person
+) -> None:
+    """The newest entry of the version is the reader's, and says nothing about the put."""
+    bob = served.person("bob")
+    readers = (("bob", bob.first_hash, 0),)
+    made = ada.put(file_id(1), readers=readers, wraps=(ada.wrap(), bob.wrap()))
+    first = check_receipt(done(ada.ask(made.small())), made.body)
+    begun(bob)
+    (item,) = wraps(bob)
+    assert isinstance(bob.ask(bob.rewrap(rewrapped(bob, item, endorsed=()))), Rewrapped)
+    error = refused(ada.ask(made.small()), "conflict")
+    assert error.head is not None
+    assert error.head.content.record == first.rec
