@@ -252,6 +252,7 @@ class FollowedLog:
             lambda number: tags.identity_tag(self._server_id, first, number),
             n + 1,
             _IDENTITY_NEAR,
+            first=1,  # a user has few statements; each may be logged once
         )
 
     def watch_found(self, first: bytes, sequence: TagSequence) -> None:

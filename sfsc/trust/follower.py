@@ -47,20 +47,28 @@ class TagSequence:
     is emptied by the reader."""
 
     def __init__(
-        self, what: str, make: Callable[[int], bytes], following: int, near: int = 64
+        self,
+        what: str,
+        make: Callable[[int], bytes],
+        following: int,
+        near: int = 64,
+        *,
+        first: int | None = None,
     ) -> None:
         """`what` names the sequence in errors; `make` returns the 16-byte tag of a number, which is
         not negative. That many numbers `near` the next one, before and after it, are recognised. An
-        entry whose number is wrong by more would have an author who did not check it."""
+        entry whose number is wrong by more would have an author who did not check it. With `first`,
+        all numbers from there on up to the next one are recognised."""
         self.what = what
         self.following = following
         self.found: list[FoundLeaf] = []
         self._make = make
         self._near = near
+        self._first = max(0, following - near) if first is None else first
 
     def near(self) -> dict[bytes, tuple[TagSequence, int]]:
         """Return the tags that are recognised at first."""
-        numbers = range(max(0, self.following - self._near), self.following + self._near)
+        numbers = range(self._first, self.following + self._near)
         return {self._make(number): (self, number) for number in numbers}
 
     def accept(self, number: int, seq: int, data: bytes) -> tuple[bytes, int]:
