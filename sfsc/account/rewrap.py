@@ -25,6 +25,7 @@ from protocol.wire.messages.rotation import (
     WrapsPage,
     logged_record,
     logged_wrap,
+    with_full_wraps,
 )
 from sfsc.crypto.envelope import ContentKey, Recipient, WrapBatches, open_wraps
 from sfsc.errors import (
@@ -84,17 +85,18 @@ def wrap_items(
     first = GetWraps("", min(_FIRST, MAX_BATCH), all_of_them=True)
     by_attackers = LoggedRewraps(session, session.account.voided)
     for page in pages(session, first, WrapsPage, more):
+        items = with_full_wraps(page.items)
         damaged: LeftOut = {_damaged_place(one): damaged_version(one) for one in page.damaged}
-        false = _falsely_lost(session.account, by_attackers, page.items)
+        false = _falsely_lost(session.account, by_attackers, items)
         if left_out is not None:
             left_out |= damaged | false
-        for place in sorted([*map(place_of, page.items), *damaged]):
+        for place in sorted([*map(place_of, items), *damaged]):
             if place <= last:
                 raise BadRecord("the server lists a version twice", REPORT)
             (owner, file_id, version), last = place, place
             if owner == user and version == listed.get(file_id, 0) + 1:
                 listed[file_id] = version
-        yield from (one for one in page.items if place_of(one) not in false)
+        yield from (one for one in items if place_of(one) not in false)
     if missing is not None:
         missing |= _unlisted(session, listed, since)
 
@@ -338,7 +340,7 @@ class Rewrapper:
         self._session.link_receipts()
         return self._result
 
-    def _requests(self) -> Iterator[tuple[tuple[int, Rewrap], Rewrap]]:
+    def _requests(self) -> Iterator[tuple[tuple[int, _Batch], Rewrap]]:
         signer = self._session.record_signer()
         for batch in _batches(self._renewed()):
             if self._session.is_behind:
@@ -346,8 +348,7 @@ class Rewrapper:
                 return
             # Do not send signatures to a server that has meanwhile shown a split view.
             self._session.check_trusted()
-            request = rewrap_request(signer, batch)
-            yield (signer.generation, request), request
+            yield (signer.generation, batch), rewrap_request(signer, batch)
 
     def _renewed(self) -> Iterator[RewrapItem]:
         builder, versions = self.builder(), self._versions()
@@ -417,17 +418,17 @@ class Rewrapper:
         else:
             self._result.left_out[place] = error
 
-    def _take(self, sent: tuple[int, Rewrap], reply: Reply) -> None:
-        (generation, request), session = sent, self._session
+    def _take(self, sent: tuple[int, _Batch], reply: Reply) -> None:
+        (generation, items), session = sent, self._session
         if isinstance(reply, Error):
             if reply.code == "stale-generation":
                 session.renew_keys(reply)
             if session.author.generation == generation:
                 raise to_exception(reply)
-            self._result.left += len(request.items)  # another device has rotated: start over
+            self._result.left += len(items)  # another device has rotated: start over
             return
-        left = verify_rewrapped(session, self._logged, request, reply)
-        for index, item in enumerate(request.items):
+        left = verify_rewrapped(session, self._logged, items, reply)
+        for index, item in enumerate(items):
             if item.wrap is None:
                 continue
             if index not in left:

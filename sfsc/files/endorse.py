@@ -16,7 +16,7 @@ from protocol.records.records import record_hash
 from protocol.wire.messages import Reply
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.files import Stat, Stated
-from protocol.wire.messages.rotation import Rewrap, RewrapItem, Rewrapped
+from protocol.wire.messages.rotation import Rewrap, RewrapItem, Rewrapped, with_short_wraps
 from sfsc.errors import BadReceipt
 from sfsc.log.rewraps import REWRAP, LoggedRewraps
 from sfsc.session.server_errors import expect_reply
@@ -46,8 +46,8 @@ def endorse_rebuilt(
             items.append(RewrapItem(account.user, file_id, version, None, tuple(made)))
     logged = LoggedRewraps(session, [signer.generation])
     for start in range(0, len(items), _BATCH):
-        request = rewrap_request(signer, items[start : start + _BATCH])
-        verify_rewrapped(session, logged, request, session.ask(request))
+        some = items[start : start + _BATCH]
+        verify_rewrapped(session, logged, some, session.ask(rewrap_request(signer, some)))
         session.link_receipts()
 
 
@@ -60,14 +60,15 @@ def rewrap_request(signer: RecordSigner, items: Sequence[RewrapItem]) -> Rewrap:
     if len({item.owner for item in items}) > 1:
         raise LocalProtocolError("wraps of several owners' files cannot be stored together")
     hashes = list(dict.fromkeys(digest for item in items for digest in item.endorsed))
-    return Rewrap(tuple(items), signer.endorse(hashes) if hashes else b"")
+    return Rewrap(with_short_wraps(items), signer.endorse(hashes) if hashes else b"")
 
 
 def verify_rewrapped(
-    session: Session, logged: LoggedRewraps, request: Rewrap, reply: Reply
+    session: Session, logged: LoggedRewraps, items: Sequence[RewrapItem], reply: Reply
 ) -> frozenset[int]:
-    """Return the indexes of the items that the log does not show as stored. Call `link_receipts`
-    before the others count as done. `logged` is of the generation that the request is for.
+    """Return the indexes of the items of a `rewrap_request` that the log does not show as stored.
+    Call `link_receipts` before the others count as done. `logged` is of the generation that the
+    request is for.
 
     After a lost connection the request was sent twice, and the server leaves what the first one has
     stored. Raises `BadReceipt` unless the reply has a log entry of exactly the items that it does
@@ -75,14 +76,14 @@ def verify_rewrapped(
     """
     answer, left = expect_reply(reply, Rewrapped), dict[int, RewrapItem]()
     stored, hashes = 0, list[bytes]()
-    for index, item in enumerate(request.items):
+    for index, item in enumerate(items):
         if index in answer.left:
             left[index] = item
         else:
             stored += 1
             hashes += item.logged_hashes
     if answer.receipt is not None:
-        owner, actor = request.items[0].owner, session.author.actor
+        owner, actor = items[0].owner, session.author.actor
         sent = SentChange(REWRAP, actor, owner, None, None, b"", {})
         detail = session.accept_receipt(answer.receipt, sent).detail
         is_ours = detail.get("generation") in logged.generations

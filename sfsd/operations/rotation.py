@@ -50,6 +50,8 @@ from protocol.wire.messages.rotation import (
     SealedBundle,
     WrapItem,
     WrapsPage,
+    with_full_wraps,
+    with_short_wraps,
 )
 from sfsd.config import DAY
 from sfsd.errors import Absent, DamagedError, Refused, require
@@ -324,12 +326,12 @@ def get_wraps(server: ServerContext, who: Principal, message: GetWraps) -> Wraps
                 size += sum(map(signed_size, _records(sidecar))) + _OVERHEAD
                 size += 0 if wrap is None else len(wrap.wrapped)
                 if items and size > PAGE_BYTES:
-                    return WrapsPage(tuple(items), last, tuple(damaged))
+                    return WrapsPage(with_short_wraps(items), last, tuple(damaged))
                 items.append(WrapItem(*one.place, sidecar.content, sidecar.head, wrap))
         last, scanned = one.cursor, scanned + 1
         if len(items) + len(damaged) == message.limit or scanned == _SCANNED:
-            return WrapsPage(tuple(items), last, tuple(damaged))
-    return WrapsPage(tuple(items), "", tuple(damaged))
+            return WrapsPage(with_short_wraps(items), last, tuple(damaged))
+    return WrapsPage(with_short_wraps(items), "", tuple(damaged))
 
 
 @operation(
@@ -344,12 +346,13 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
     The reply lists the skipped items, and those that need no change.
     """
     user = server.users.require_active(who.user)
-    places = [(item.owner, item.file_id, item.version) for item in message.items]
+    items = with_full_wraps(message.items)
+    places = [(item.owner, item.file_id, item.version) for item in items]
     require(bool(places) and len(set(places)) == len(places), "each version must be listed once")
-    owner = message.items[0].owner
-    require(all(item.owner == owner for item in message.items), "the files have several owners")
+    owner = items[0].owner
+    require(all(item.owner == owner for item in items), "the files have several owners")
     require(
-        owner == user.name or not any(item.endorsed for item in message.items),
+        owner == user.name or not any(item.endorsed for item in items),
         "only the owner of a file endorses its records",
     )
     files = server.index.for_user(owner)
@@ -359,11 +362,11 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
     expect = dict(user.expect)
     left: list[int] = []
     keys = CurrentKeys.from_user(user)
-    _check_wraps(message.items, user.chain.head, keys)
+    _check_wraps(items, user.chain.head, keys)
     endorsed = _check_endorsement(server, user, message)
     kept = _kept_generations(server, user) if endorsed else frozenset()
     for place, (item, found) in enumerate(
-        zip(message.items, _read_items(server, user.name, message.items), strict=True)
+        zip(items, _read_items(server, user.name, items), strict=True)
     ):
         if found is None:
             # Missing, no longer shared, or damaged since it was listed; the reply is the same.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from collections.abc import Iterable
+from typing import Annotated, Final, TypeVar
 
 from protocol.codec import merkle
 from protocol.codec.fields import (
@@ -16,8 +17,15 @@ from protocol.codec.fields import (
     Struct,
     UserName,
 )
+from protocol.codec.values import changed
 from protocol.records.record_signatures import SIGNATURE_SIZE
-from protocol.records.records import Version, version_leaf, wrap_leaf
+from protocol.records.records import (
+    BATCH_ID_SIZE,
+    WRAP_ITEM_SIZE,
+    Version,
+    version_leaf,
+    wrap_leaf,
+)
 from protocol.wire.messages.base import (
     MAX_BUNDLE,
     DamagedVersion,
@@ -33,6 +41,7 @@ from protocol.wire.messages.base import (
 
 MAX_BATCH = 256
 """Most wraps in a page and in a `Rewrap`."""
+_SHORT: Final = BATCH_ID_SIZE + WRAP_ITEM_SIZE
 LOGGED_HASH_SIZE: Final = 16
 """Bytes of a hash by which the log names a stored wrap or an endorsed record."""
 
@@ -106,6 +115,7 @@ class WrapsPage(Reply):
     """`next` is the next page's `after`, "" at the end. A short page need not be the last one.
 
     `damaged` are versions of this page whose sidecar is damaged: nothing else is known of them.
+    Only the first wrap of a batch in a page holds the encrypted KEK (`with_short_wraps`).
     """
 
     items: Annotated[tuple[WrapItem, ...], AtMost(MAX_BATCH)]
@@ -152,6 +162,52 @@ class RewrapItem(Struct):
         return made or (merkle.leaf_hash(version_leaf(*place))[:LOGGED_HASH_SIZE],)
 
 
+_Item = TypeVar("_Item", WrapItem, RewrapItem)
+
+
+def with_short_wraps(items: Iterable[_Item]) -> tuple[_Item, ...]:
+    """Return items as they travel: of several wraps of one batch, only the first holds the
+    encrypted KEK; the others are `batch_id ‖ item`, 76 bytes."""
+    found: list[_Item] = []
+    keks: dict[bytes, bytes] = {}
+    for item in items:
+        if (wrap := item.wrap) is not None:
+            batch, kek = _batch_of(wrap)
+            if batch not in keks:
+                keks[batch] = kek
+            elif kek and keks[batch] == kek:
+                raw = wrap.wrapped
+                short = changed(wrap, wrapped=raw[:BATCH_ID_SIZE] + raw[-WRAP_ITEM_SIZE:])
+                item = changed(item, wrap=short)
+        found.append(item)
+    return tuple(found)
+
+
+def with_full_wraps(items: Iterable[_Item]) -> tuple[_Item, ...]:
+    """Return items that were received, with the encrypted KEK in every wrap. A wrap whose batch no
+    earlier one has stays short, and does not open."""
+    found: list[_Item] = []
+    keks: dict[bytes, bytes] = {}
+    for item in items:
+        if (wrap := item.wrap) is not None:
+            batch, kek = _batch_of(wrap)
+            if kek:
+                keks.setdefault(batch, kek)
+            elif batch in keks and len(wrap.wrapped) == _SHORT:
+                raw = wrap.wrapped
+                full = changed(
+                    wrap, wrapped=raw[:BATCH_ID_SIZE] + keks[batch] + raw[BATCH_ID_SIZE:]
+                )
+                item = changed(item, wrap=full)
+        found.append(item)
+    return tuple(found)
+
+
+def _batch_of(wrap: Wrap) -> tuple[bytes, bytes]:
+    """Return what names the batch of a wrap, and its encrypted KEK, b"" in a short wrap."""
+    return wrap.key_id + wrap.wrapped[:BATCH_ID_SIZE], wrap.wrapped[BATCH_ID_SIZE:-WRAP_ITEM_SIZE]
+
+
 def logged_wrap(owner: str, file_id: str, version: int, wrap: Wrap) -> bytes:
     """Return the 16 bytes by which the log names a stored wrap: the start of its leaf hash in
     `RotationFinish.root`."""
@@ -181,7 +237,8 @@ class Rewrap(Request):
 
     The owner is the user, or another user who shares the files; their records are not endorsed.
     `endorsement` is the Ed25519 signature over the tree of all `endorsed` hashes in order, each of
-    them once and at most 256 in all; it is empty if there are none.
+    them once and at most 256 in all; it is empty if there are none. Only the first wrap of a batch
+    holds the encrypted KEK, as in a `WrapsPage`.
     """
 
     items: Annotated[tuple[RewrapItem, ...], AtMost(MAX_BATCH)]

@@ -30,6 +30,7 @@ from protocol.wire.messages.rotation import (
     RotateFinish,
     WrapItem,
     WrapsPage,
+    with_full_wraps,
 )
 from sfsc.account.rewrap import Place, place_of
 from sfsc.errors import BadReceipt, BadRecord, IntegrityError, QuotaExceeded
@@ -90,7 +91,9 @@ def change_item(
     def tamper(_who: object, _request: Message, reply: Message) -> Message:
         if not isinstance(reply, WrapsPage):
             return reply
-        items = [change(one) if one.file_id == file_id else one for one in reply.items]
+        items = [
+            change(one) if one.file_id == file_id else one for one in with_full_wraps(reply.items)
+        ]
         shown.extend(one for one in items if one.file_id == file_id)
         return changed(reply, items=tuple(items))
 
@@ -162,7 +165,7 @@ def test_a_record_of_another_version_is_not_endorsed(lying_server: LyingServer, 
         replies: list[WrapItem] = []
 
         def keep(_who: object, _request: Message, reply: Message) -> Message:
-            replies.extend(reply.items if isinstance(reply, WrapsPage) else ())
+            replies.extend(with_full_wraps(reply.items) if isinstance(reply, WrapsPage) else ())
             return reply
 
         lying_server.tamper = keep
@@ -262,7 +265,7 @@ class UnloggedRewraps:
         new = not self._wraps
         hashes = [digest for one in request.items for digest in one.endorsed]
         made = RecordTree.of_records(hashes).pack(request.endorsement)
-        for item in request.items:
+        for item in with_full_wraps(request.items):
             self._wraps.setdefault((item.owner, item.file_id, item.version), item.wrap)
         for digest, packed in zip(hashes, made, strict=True):
             self._endorsements.setdefault(digest, GenerationSignature(2, packed))
@@ -274,7 +277,9 @@ class UnloggedRewraps:
 
     def tamper(self, _who: object, _request: Message, reply: Message) -> Message:
         if isinstance(reply, WrapsPage) and self._wraps:
-            return changed(reply, items=tuple([self._show(one) for one in reply.items]))
+            return changed(
+                reply, items=tuple([self._show(one) for one in with_full_wraps(reply.items)])
+            )
         return reply
 
     def _show(self, item: WrapItem) -> WrapItem:
@@ -378,7 +383,7 @@ def test_files_of_two_owners_are_not_mixed_up(
     def tamper(_who: object, _request: Message, reply: Message) -> Message:
         if not isinstance(reply, WrapsPage):
             return reply
-        items = dict(zip(names, reply.items, strict=True))
+        items = dict(zip(names, with_full_wraps(reply.items), strict=True))
         shown[:] = sorted((items | MIXED[mixed](items)).values(), key=place_of)
         return changed(reply, items=tuple(shown))
 
@@ -503,7 +508,7 @@ def test_what_is_signed_for_something_else_is_no_record(
                 changed(one, content=shown, head=None, version=2)
                 if one.file_id == file.file_id
                 else one
-                for one in reply.items
+                for one in with_full_wraps(reply.items)
             ]
             lies.append(reply)
             return changed(reply, items=tuple(items))
@@ -542,7 +547,9 @@ def test_versions_that_the_server_does_not_list_are_named(
     def tamper(_who: object, _request: Message, reply: Message) -> Message:
         if not isinstance(reply, WrapsPage):
             return reply
-        items = [one for one in reply.items if (one.file_id, one.version) not in hides]
+        items = [
+            one for one in with_full_wraps(reply.items) if (one.file_id, one.version) not in hides
+        ]
         return changed(reply, items=tuple(items))
 
     hides = {(file_id, version) for version in versions}
@@ -609,7 +616,7 @@ def test_a_wrap_for_a_thief_that_the_log_lacks_is_not_believed(
             changed(one, wrap=one.wrap and changed(one.wrap, key_id=key_id))
             if one.file_id == file_id
             else one
-            for one in reply.items
+            for one in with_full_wraps(reply.items)
         ]
         return changed(reply, items=tuple(items))
 

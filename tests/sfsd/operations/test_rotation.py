@@ -46,6 +46,7 @@ from protocol.wire.messages.rotation import (
     SealedBundle,
     WrapItem,
     WrapsPage,
+    with_full_wraps,
 )
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsd.config import DAY, Config, ConnectionLimits
@@ -369,7 +370,7 @@ def wraps(person: Person, *, everything: bool = False, limit: int = 256) -> list
     while True:
         page = person.ask(GetWraps(after, limit, everything))
         assert isinstance(page, WrapsPage), page
-        found += page.items
+        found += with_full_wraps(page.items)
         if not page.next:
             return found
         after = page.next
