@@ -24,6 +24,7 @@ from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
 from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget, weight_of
+from sfsd.net.read_turns import BULK, ReadTurns
 from sfsd.net.user_rates import UserRate
 from sfsd.net.write_queue import WriteQueue
 from sfsd.rules.context import Principal
@@ -70,6 +71,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         *,
         deadline: float,
         budget: MemoryBudget,
+        turns: ReadTurns,
         observer: ConnectionObserver,
     ) -> None:
         """`address` is the peer's IP; login must be done by `deadline`, in the loop's time."""
@@ -82,11 +84,12 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._address = address
         self._deadline = deadline
         self._budget = budget
+        self._turns = turns
         self._observer = observer
         self._connection = Connection(Role.SERVER)
         self._waiting: deque[ReceivedMessage] = deque()
         self._unread = False  # whether complete requests may be among the received bytes
-        self._scheduled = False
+        self._waits_for_turn = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = 0
         self._weight = 0
@@ -121,6 +124,9 @@ class ClientConnection(asyncio.BufferedProtocol):
         if self._rate is not None:
             self._rate.take(size=nbytes, now=self._loop.time())
         self._receive(nbytes)
+        who = self.principal
+        if nbytes >= BULK and who is not None and self._turns.note_bulk(who.user, id(self)):
+            self._wait_for_turn()
         if self._waiting:
             self._start_requests()
 
@@ -190,10 +196,20 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._last_request = self._loop.time()
             self._waiting.extend(received)
 
+    def _wait_for_turn(self) -> None:
+        """Read no more until the next turn of the user: a peer that sends much must not keep others
+        waiting, also not over many connections."""
+        if not self._waits_for_turn and self._transport is not None:
+            self._waits_for_turn = True
+            self._transport.pause_reading()
+            user = self._address if self.principal is None else self.principal.user
+            self._turns.wait(user, self._receive_more)
+
     def _receive_more(self) -> None:
-        self._scheduled = False
-        if self._unread and not self._waiting:
-            self._receive(0)
+        self._waits_for_turn = False
+        if not self._waiting:
+            if self._unread:
+                self._receive(0)
             self._start_requests()
 
     def _start_requests(self) -> None:
@@ -215,11 +231,9 @@ class ClientConnection(asyncio.BufferedProtocol):
             task = self._loop.create_task(self._work(incoming, weight))
             self._tasks.add(task)
             task.add_done_callback(self._done)
-        if self._unread and not self._waiting and not self._scheduled:
-            # In another turn of the loop: a peer that sends much must not keep others waiting.
-            self._scheduled = True
-            self._loop.call_soon(self._receive_more)
-        if self._waiting or self._unread:
+        if self._unread and not self._waiting:
+            self._wait_for_turn()
+        if self._waiting or self._waits_for_turn:
             transport.pause_reading()
         else:
             transport.resume_reading()

@@ -44,6 +44,7 @@ from sfsd.net.connection_limits import (
 )
 from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MemoryBudget
+from sfsd.net.read_turns import ReadTurns
 from sfsd.net.tls_transport import TLSTransport, receive_buffer
 from sfsd.net.user_rates import UserRate, UserRates
 from sfsd.rules.context import Principal, ServerContext
@@ -77,6 +78,7 @@ class Server:
         self._limiter = ConnectionLimiter[ClientConnection](limits)
         self._rates = UserRates(limits)
         self._budget = MemoryBudget()
+        self._turns = ReadTurns()
         self._incidents = IncidentCounter()
         self._connections: set[ClientConnection] = set()
         self._sockets: list[socket.socket] = []
@@ -189,6 +191,7 @@ class Server:
             host,
             deadline=loop.time() + limits.login_seconds,
             budget=self._budget,
+            turns=self._turns,
             observer=self,
         )
         self._connections.add(connection)

@@ -27,6 +27,7 @@ from sfsd.errors import Refused
 from sfsd.net.connection import MAX_DECODED, MAX_RUNNING, MAX_UNSENT, ClientConnection
 from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget
+from sfsd.net.read_turns import BULK, ReadTurns
 from sfsd.net.user_rates import UserRate
 from sfsd.net.write_queue import CHUNK
 from sfsd.rules.context import Principal
@@ -149,6 +150,7 @@ class Peer:
         limits: ConnectionLimits = LIMITS,
         *,
         budget: MemoryBudget | None = None,
+        turns: ReadTurns | None = None,
         login_within: float = SECONDS,
         rate: UserRate | None = None,
     ) -> None:
@@ -160,6 +162,7 @@ class Peer:
             ADDRESS,
             deadline=asyncio.get_running_loop().time() + login_within,
             budget=budget or MemoryBudget(),
+            turns=turns or ReadTurns(),
             observer=self.observer,
         )
         self.transport.protocol = self.server
@@ -401,6 +404,36 @@ def test_requests_that_arrive_together_start_over_several_turns_of_the_loop(serv
         peer.transport.close()
         await peer.gone()
         await service.close()
+
+    served.run(run())
+
+
+def test_connections_of_one_user_take_turns_to_receive_bulk(served: Daemon) -> None:
+    """Else many connections of one user take as many times the turn of the loop."""
+
+    async def run() -> None:
+        turns = ReadTurns()
+        one, two = (Peer(served.dispatcher, turns=turns) for _ in range(2))
+        part = bytes(BULK)
+        for peer in (one, two):
+            await peer.log_in()
+            _, pieces = peer.connection.request(Data(bytes(16), 0, bytes(PIECE)))
+            peer.push(b"".join(pieces)[:BULK])  # the rest is pushed below
+        await two.until(two.transport.is_reading)
+        for _ in range(2):  # a connection alone never waits
+            two.push(part)
+            assert two.transport.is_reading()
+        one.push(part)
+        two.push(part)
+        assert not one.transport.is_reading()
+        assert not two.transport.is_reading()
+        await asyncio.sleep(0)
+        assert [peer.transport.is_reading() for peer in (one, two)] == [True, False]
+        await asyncio.sleep(0)
+        assert two.transport.is_reading()
+        for peer in (one, two):
+            peer.transport.close()
+            await peer.gone()
 
     served.run(run())
 
@@ -766,6 +799,7 @@ def test_connection_aborted_before_it_is_made(served: Daemon) -> None:
             ADDRESS,
             deadline=deadline,
             budget=MemoryBudget(),
+            turns=ReadTurns(),
             observer=observer,
         )
         server.abort()
