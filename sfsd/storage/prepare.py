@@ -154,7 +154,8 @@ class GroupBuilder:
             change.claim.acquire()
         prepared.changes.append(change)
         prepared.count += 1
-        prepared.drafts.append(self._draft(changed(change.draft, in_set=in_set), steps))
+        draft = change.draft if in_set is None else changed(change.draft, in_set=in_set)
+        prepared.drafts.append(self._draft(draft, steps))
         for step in steps:
             self._overlay[step.path] = step.digest
         prepared.steps.extend(steps)
