@@ -154,7 +154,7 @@ def test_a_known_file_that_the_server_denies_is_a_rollback(
         session.fetch_newest("a" * 32)
     put(session, b"content", "a")
     server.files.clear()
-    with pytest.raises(errors.Rollback):
+    with pytest.raises(errors.Rollback, match="no longer knows a file that its log has"):
         session.fetch_newest(session.account.file_id("a"))
     assert len(server.asked(Stat)) == 2
 

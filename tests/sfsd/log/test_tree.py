@@ -226,6 +226,19 @@ def test_damage_is_repaired(tmp_path: Path) -> None:
         assert_whole(tree, 40)
 
 
+@pytest.mark.parametrize("flushed", [True, False])
+def test_a_line_past_the_end_is_not_in_the_tree(tmp_path: Path, *, flushed: bool) -> None:
+    tree = LogTree(tmp_path, Files())
+    tree.truncate(0, 0)
+    fill(tree, 0, 5)
+    if flushed:
+        tree.save_mark(mark_of(tree))
+    assert len(tree.offsets(0, 5)) == 5
+    for first, count in ((5, 1), (4, 2), (6, 1)):
+        with pytest.raises(EOFError):
+            tree.offsets(first, count)
+
+
 @pytest.mark.parametrize("name", ["nodes", "offsets", "leaves"])
 def test_a_file_truncated_at_run_time_disagrees(tmp_path: Path, name: str) -> None:
     saved(tmp_path)
