@@ -229,7 +229,7 @@ class Devices:
         pending, head = self._keyring.pending, Statement.parse(self._keyring.statements[-1])
         begins = pending is not None and pending.keys is not None  # its rotation needs the old keys
         if not is_rotating(head) and not begins and has_old_keys(self._keyring):
-            self.drop_old_keys()
+            self._drop_old_keys()
         return head
 
     def follow(self, known: tuple[bytes, ...]) -> tuple[bytes, ...]:
@@ -278,10 +278,18 @@ class Devices:
 
     def drop_old_keys(self) -> None:
         """Destroy private keys of older generations, once the account's bundle was read back and
-        holds only the newest generation's keys."""
+        holds only the newest generation's keys. Another process of this device may do so too."""
+        for _ in range(MAX_CONFLICTS):
+            try:
+                if has_old_keys(self._keyring):
+                    self._drop_old_keys()
+                return
+            except ConflictError:
+                self._reread()
+        raise ConflictError("other processes keep changing the keyring", "run the command again")
+
+    def _drop_old_keys(self) -> None:
         keyring = self._keyring
-        if not has_old_keys(keyring):
-            return
         chain, bundle = self._newest_bundle(keyring.statements)
         if Statement.parse(chain[-1]).generation != keyring.generations[-1].generation:
             return  # another device has rotated: the keys go when that is followed

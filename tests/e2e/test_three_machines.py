@@ -23,6 +23,7 @@ from protocol.wire.messages.rotation import (
 )
 from protocol.wire.messages.sharing import Lookup
 from sfsc.errors import ConflictError
+from sfsc.keys.home import unlock_home
 from sfsc.store import Store
 from tests.lying_server import DropConnection, LyingServer
 
@@ -193,3 +194,26 @@ def test_two_rotations_meet(
         into = io.BytesIO()
         store.get("plan", into)
         assert into.getvalue() == b"1"
+
+
+def test_another_process_of_a_machine_drops_the_old_keys_first(
+    lying_server: LyingServer, machines: tuple[Path, Path, Path]
+) -> None:
+    """Both read the account's bundle back after the rotation has finished."""
+    first, met = machines[0], list[Message]()
+
+    def finish(_who: object, request: Message, reply: Message) -> Message:
+        if isinstance(request, RotateFinish):
+            met.append(request)
+        if met and isinstance(request, GetBundle):
+            lying_server.honest()
+            with connect(first):
+                met.append(request)
+        return reply
+
+    lying_server.tamper = finish
+    with connect(first) as store:
+        assert store.rotate().generation == 2
+        assert [type(one) for one in met] == [RotateFinish, GetBundle]
+        assert len(unlock_home(first, None).contents.generations) == 1
+        store.verify_rotation()
