@@ -177,7 +177,9 @@ def test_a_content_that_has_no_room_for_its_sidecar_is_kept_for_a_retry(ada: Per
     upload = ada.upload(G, bytes(5000))
     full(ada, 5000)
     made = ada.version(G, bytes(5000))
-    assert "more bytes" in refused(ada.ask(made.commit(upload)), "quota").text
+    text = refused(ada.ask(made.commit(upload)), "quota").text
+    assert "more bytes" in text
+    assert "twice" not in text
     ada.delete(F)
     purge = ada.signed(ada.record(F, PURGE, current=0, purged=(1,)))
     done(ada.ask(ada.took(purge).change()))
