@@ -108,6 +108,13 @@ class Changeset:
         answer = expect_reply(reply, Committed)
         return self._session.accept_changes(answer, self._sent, atomic=self._atomic)
 
+    def has_landed(self) -> bool:
+        """Return whether the log has the changes of an atomic set, although the server refused
+        them: the reply to an earlier request may have been lost. Raises `PartialSet`, and as
+        `Session.refresh_log`."""
+        self._session.refresh_log()
+        return self._session.has_set(self._sent)
+
 
 def fitting(drafts: Iterable[Draft]) -> Iterator[list[Draft]]:
     """Cut drafts into lists that fit into one request each, keeping their order."""

@@ -26,7 +26,6 @@ from sfsc.errors import (
     IntegrityError,
     NetworkError,
     NotFound,
-    PartialSet,
     SfscError,
     UsageError,
 )
@@ -34,7 +33,6 @@ from sfsc.session.changeset import Changeset, Draft, fitting
 from sfsc.session.pipeline import Window
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
-from sfsc.trust.server_log import REPORT
 
 MAX_CONFLICTS: Final = 16
 """Conflicts after which a change gives up."""
@@ -174,7 +172,7 @@ class Committer(Generic[_Result]):
             sent = SentChanges(self._session, members, atomic=True)
             outcomes = sent.changeset.outcomes(self._session.ask(sent.request))
             receipts = [one for one in outcomes if isinstance(one, Receipt)]
-            if receipts or self._has_landed(sent):
+            if receipts or sent.changeset.has_landed():
                 proven: Sequence[Receipt | None] = receipts or [None] * len(members)
                 made = [
                     (change.committed(draft, receipt), draft, receipt)
@@ -194,20 +192,6 @@ class Committer(Generic[_Result]):
                         exc.args = (exc.cause,)
                     raise
         raise ConflictError("others keep changing the files", "run the command again")
-
-    def _has_landed(self, sent: SentChanges[_Result]) -> bool:
-        """Whether the log has the changes of a set, although the server refused them: the reply to
-        an earlier request may have been lost. Raises `PartialSet`."""
-        self._session.refresh_log()
-        log = self._session.log
-        landed = [
-            log.has_record(draft.record.file_id, draft.record.rev, record_hash(draft.body))
-            for draft in sent.changeset.drafts
-        ]
-        if any(landed) and not all(landed):
-            count = f"{sum(landed)} of {len(landed)}"
-            raise PartialSet(f"the server has made {count} changes that belong together", REPORT)
-        return all(landed)
 
     def _draft_trusted(
         self, changes: Sequence[PlannedChange[_Result]]
@@ -306,9 +290,8 @@ class Committer(Generic[_Result]):
         as accepted that nobody else will ever see.
         """
         record, log = draft.record, self._session.log
-        return refused.code in _MAY_HAVE_LANDED and log.has_record(
-            record.file_id, record.rev, record_hash(draft.body)
-        )
+        place = record.file_id, record.rev, record_hash(draft.body)
+        return refused.code in _MAY_HAVE_LANDED and log.find_record(*place) is not None
 
     def _rebase(
         self,

@@ -92,9 +92,11 @@ from sfsc.trust.followed_log import (
 from sfsc.trust.record_chain import RecordChain
 from sfsc.trust.server_log import (
     REPORT,
+    LoggedRecord,
     SentChange,
     ServerTrust,
     TreeHead,
+    check_matches,
     log_keys,
     quoted_note,
     stored_statements,
@@ -732,6 +734,30 @@ class Session:
             check_set(entries, len(sent))
         self._accept(entries, reply.first, reply.leaves, head)
         return found
+
+    def has_set(self, sent: Sequence[SentChange]) -> bool:
+        """Return whether the followed log has these changes of an atomic set. A record of theirs in
+        a change of another machine, with the same bytes, does not count. Raises `PartialSet` if the
+        log has only some of them, or not as one set, and `BadReceipt`."""
+        found: dict[int, list[LoggedRecord]] = {}
+        for body, signatures in (one for change in sent for one in change.records):
+            record = FileRecord.parse(body)
+            seq = self.log.find_record(record.file_id, record.rev, record_hash(body))
+            if seq is not None:
+                found.setdefault(seq, []).append((body, signatures))
+        entries: list[LogEntry] = []
+        for seq, line in self._lines(sorted(found)).items():
+            entry = parse_line(line, seq)
+            if self._own_entries.get(seq) != entry.hash:
+                raise BadReceipt(f"the server shows another entry {seq} than its log has", REPORT)
+            if any(one in entry.records for one in found[seq]):
+                entries.append(entry)
+        if not entries:
+            return False
+        check_set(entries, len(sent))
+        for entry, one in zip(entries, sent, strict=True):
+            check_matches(entry, one)
+        return True
 
     def _lines(self, seqs: Sequence[int]) -> dict[int, bytes]:
         """Return the log's lines `seqs`, which are not verified."""

@@ -553,11 +553,12 @@ class FollowedLog:
         entries, self._entries = self._entries, {}
         return entries
 
-    def has_record(self, file_id: str, rev: int, digest: bytes) -> bool:
-        """Return whether a record of ours with this hash was followed in this session."""
+    def find_record(self, file_id: str, rev: int, digest: bytes) -> int | None:
+        """Return the entry with the record of ours that has this hash, None if none was followed in
+        this session."""
         history = self._histories.get(file_id)
         heads = [] if history is None else history.heads
-        return any((head.rev, head.hash) == (rev, digest) for head in heads)
+        return next((one.seq for one in heads if (one.rev, one.hash) == (rev, digest)), None)
 
     def head_at(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 from protocol.codec import merkle
 from protocol.codec.base64text import to_text
@@ -57,6 +57,10 @@ class TreeHead(Value):
 _EMPTY_LOG = TreeHead(0, merkle.EMPTY_ROOT, b"")
 
 
+LoggedRecord: TypeAlias = tuple[bytes, Mapping[str, bytes]]
+"""Exact bytes of a record, and its signatures, as `LogEntry.records`."""
+
+
 class SentChange(Value):
     """A change as it was sent, which its log entry must match. `record` is the exact bytes that
     were signed; `signatures` are keyed by the hex name of the signing key; `tombstone` is the same
@@ -69,7 +73,13 @@ class SentChange(Value):
     version: int | None
     record: bytes
     signatures: Mapping[str, bytes]
-    tombstone: tuple[bytes, Mapping[str, bytes]] | None = None
+    tombstone: LoggedRecord | None = None
+
+    @property
+    def records(self) -> tuple[LoggedRecord, ...]:
+        """The records of the change: one, or the two of a move."""
+        first = self.record, self.signatures
+        return (first,) if self.tombstone is None else (first, self.tombstone)
 
 
 class ServerTrust:
@@ -144,7 +154,7 @@ class ServerTrust:
         `BadReceipt` and `BadRecord`."""
         point = self.verify_note(receipt.checkpoint)
         entry = parse_line(receipt.line)
-        _check_matches(entry, sent)
+        check_matches(entry, sent)
         return entry, point
 
     def seen_checkpoint(self) -> SeenCheckpoint | None:
@@ -319,7 +329,8 @@ def _signed_text(body: bytes, signature: bytes) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _check_matches(entry: LogEntry, sent: SentChange) -> None:
+def check_matches(entry: LogEntry, sent: SentChange) -> None:
+    """Check that the entry is the change that was sent. Raises `BadReceipt`."""
     said = SentChange(
         entry.op,
         entry.actor,

@@ -9,7 +9,7 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value, field
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import MOVE, FileRecord
-from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.base import GenerationSignature, Wrap
 from sfsd.errors import Absent, LostVersionError, Refused, require
 from sfsd.operations.quota_claim import claim_growth
 from sfsd.rules.context import Principal, ServerContext, Transaction, draft
@@ -50,13 +50,16 @@ def repeated_entry(server: ServerContext, change: SignedChange) -> int | None:
     """Return the log entry of a record that is the head already, None for any other record.
 
     An earlier request appended it, and its reply was lost. Raises `Refused` (conflict) if an entry
-    without a record of its own has changed the file since; the history still has the record.
+    without a record of its own has changed the file since; the history still has the record. So it
+    does if the record came with other ones: two machines that delete a file within one second may
+    write the same bytes, and each would take the other's entry for a false one.
     """
     document = change.head.document
     if document is None or document.value.last.record != change.body:
         return None
-    seq = document.value.seq
-    if server.journal.entry(seq).rec != change.body:
+    seq, signatures = document.value.seq, document.value.last.signatures
+    signed = GenerationSignature(change.record.generation, change.signature) in signatures
+    if not signed or server.journal.entry(seq).rec != change.body:
         owner = change.record.owner
         raise Refused("conflict", "the file has changed", head=change.head.view(owner))
     return seq

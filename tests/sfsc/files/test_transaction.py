@@ -6,12 +6,14 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import sfsc
 from protocol.codec.values import changed
 from protocol.log import auditlog
+from protocol.records.records import FileRecord
 from protocol.wire.messages import Error, Message, Reply, Request
 from protocol.wire.messages.changes import Commit, Committed
 from protocol.wire.messages.uploads import Data
@@ -398,18 +400,18 @@ def half(request: Commit) -> Commit:
     )
 
 
-@pytest.mark.parametrize("answer", ["lost", "refused", "partial", "plain"])
+@pytest.mark.parametrize("answer", ["lost", "refused", "partial", "plain", "plain, lost"])
 def test_half_of_a_set_is_an_accusation(server: LyingServer, store: Store, answer: str) -> None:
     """The server logs some of the records only, or all of them without the set."""
 
     def lie(who: Principal, request: Request) -> Reply | None:
         if not isinstance(request, Commit) or not request.atomic:
             return None
-        made = changed(request, atomic=False) if answer == "plain" else half(request)
+        made = changed(request, atomic=False) if "plain" in answer else half(request)
         reply = server.ask(who, made)
         assert isinstance(reply, Committed)
         server.honest()
-        if answer == "lost":
+        if "lost" in answer:
             raise DropConnection
         refused = Error("conflict", "no")
         last = changed(reply.outcomes[0], seq=0, line=b"", error=refused)
@@ -424,3 +426,18 @@ def test_half_of_a_set_is_an_accusation(server: LyingServer, store: Store, answe
     assert caught.value.exit_code == 5
     with pytest.raises(UsageError):
         _ = change.results
+
+
+def test_the_same_record_of_another_machine_is_no_part_of_the_set(
+    server: LyingServer, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deletions of one second that have seen the same log are the same bytes."""
+    monkeypatch.setattr("sfsc.session.commit.time", SimpleNamespace(time=lambda: 1_900_000_000))
+    assert len(list(store.ls())) == len(list(other.ls())) == 2
+    seen = on_first_commit(server, lambda: other.rm("old"))
+    with pytest.raises(NotFound, match="old was deleted meanwhile"):
+        transact(store.transaction(), fill)
+    server.honest()
+    deleted = FileRecord.parse(seen[0].changes[2].record)
+    assert server.context.index.for_user(deleted.owner).newest(deleted.file_id) == 1
+    assert contents(store) == {"draft": b"d"}
