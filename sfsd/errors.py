@@ -7,6 +7,7 @@ and a ``…DamagedError`` says that bytes differ from what was written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 if TYPE_CHECKING:
@@ -149,14 +150,14 @@ class JournalRangeError(JournalError):
 
 
 class EntryTooLongError(JournalError):
-    """The line of draft number `index` of a group would exceed 64 KiB; nothing was written."""
+    """The lines of the drafts `indexes` of a group would exceed 64 KiB; nothing was written."""
 
     code = "bad-request"
     client_text = "its log entry would be too long"
 
-    def __init__(self, message: str, *, index: int) -> None:
+    def __init__(self, message: str, *, indexes: Sequence[int]) -> None:
         super().__init__(message)
-        self.index = index
+        self.indexes = indexes
 
 
 class JournalRefusedError(JournalError):

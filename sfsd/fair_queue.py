@@ -41,16 +41,13 @@ class FairQueue(Generic[_Key, _Item]):
         else:
             self._wait_for_turn(key, deque([item]))
 
-    def peek(self) -> _Item:
-        """Return the item that `take` would return. Raises StopIteration if none is ready."""
-        return next(iter(self._ready.values()))[0]
+    def take(self, fits: Callable[[_Item], bool] = lambda _item: True) -> _Item:
+        """Remove and return the item of the key whose turn it is, which then is last in turn. Keys
+        whose next item does not fit are passed over, and keep their turn.
 
-    def take(self) -> _Item:
-        """Remove and return the item of the key whose turn it is, which then is last in turn.
-
-        Raises StopIteration if none is ready.
+        Raises StopIteration if none is ready that fits.
         """
-        key = next(iter(self._ready))
+        key = next(key for key, items in self._ready.items() if fits(items[0]))
         found = self._ready.pop(key)
         self._size -= 1
         item = found.popleft()

@@ -52,8 +52,9 @@ RECEIPT_LEAVES = 1024
 SET_ASIDE: Final = "checkpoint.damaged"
 """Name that a malformed checkpoint gets in the folder of the log."""
 _MARK_EVERY = 4096
-_PUBLISH_SECONDS = 10.0
 """Lines between marks: how many a start reads again at most, apart from a last group."""
+_PUBLISH_SECONDS = 10.0
+"""The longest time that a reader waits for a group that is being published."""
 
 
 class AppendedEntry(Value):
@@ -225,6 +226,7 @@ class Journal:
     def _encode(self, drafts: Sequence[EntryDraft]) -> tuple[list[AppendedEntry], dict[str, int]]:
         time = self._clock().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         prev, counts, appended = self._state.hash, dict[str, int](), list[AppendedEntry]()
+        too_long: dict[int, str] = {}  # all of them: each time, the whole group is made again
         salts = os.urandom(auditlog.SALT_SIZE * len(drafts))
         for index, draft in enumerate(drafts):
             accounts = {user: counts.get(user) or self.count(user) for user in draft.tag_keys}
@@ -241,10 +243,13 @@ class Journal:
                     prev=prev,
                 )
             except LogError as exc:
-                raise EntryTooLongError(str(exc), index=index) from exc
+                too_long[index] = str(exc)
+                continue
             counts |= {user: count + 1 for user, count in accounts.items()}
             leaf = prev + b"".join(found)
             appended.append(AppendedEntry(self._state.size + index, leaf, line))
+        if too_long:
+            raise EntryTooLongError(next(iter(too_long.values())), indexes=tuple(too_long))
         return appended, counts
 
     def _tags(self, draft: EntryDraft, accounts: Mapping[str, int]) -> list[bytes]:

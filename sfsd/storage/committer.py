@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 
 from protocol.codec.values import Value, changed, field
 from sfsd.errors import (
@@ -367,19 +368,27 @@ class Committer:
                     return group
 
     def _take(self) -> list[PendingSet]:
+        """Return a group: the set whose turn it is, and what fits beside it. A set that does not
+        fit is the first of a later group; others do not wait for it once for each change."""
         group: list[PendingSet] = []
-        count = effects = size = 0
-        while self._waiting:
-            following = self._waiting.peek()
-            more_effects, more_size = following.cost
-            count += len(following.changes)
-            effects, size = effects + more_effects, size + more_size
-            full = count > MAX_GROUP or effects > MAX_GROUP_EFFECTS or size > MAX_GROUP_BYTES
-            if group and full:
-                break
-            submitted = self._waiting.take()
-            if submitted.future.set_running_or_notify_cancel():
-                group.append(submitted)
+        taken = following = (0, 0, 0)
+
+        def fits(one: PendingSet) -> bool:
+            nonlocal following
+            if group and taken[0] + len(one.changes) > MAX_GROUP:
+                return False
+            effects, size = one.cost
+            following = taken[0] + len(one.changes), taken[1] + effects, taken[2] + size
+            return not group or (
+                following[1] <= MAX_GROUP_EFFECTS and following[2] <= MAX_GROUP_BYTES
+            )
+
+        with suppress(StopIteration):
+            while taken[0] < MAX_GROUP:
+                submitted = self._waiting.take(fits)
+                if submitted.future.set_running_or_notify_cancel():
+                    group.append(submitted)
+                    taken = following
         return group
 
     def _settle_loop(self) -> None:
@@ -393,14 +402,16 @@ class Committer:
 
 
 def _without_long(group: list[PendingSet], exc: EntryTooLongError) -> list[PendingSet]:
-    """Refuse the set that has the entry which is too long, and return the others."""
-    left, place = list[PendingSet](), exc.index
+    """Refuse the sets that have an entry which is too long, and return the others."""
+    left, first = list[PendingSet](), 0
     for one in group:
-        if 0 <= place < len(one.changes):
-            one.future.set_exception(SetRefused(place, exc) if len(one.changes) > 1 else exc)
-        else:
+        end = first + len(one.changes)
+        place = next((index - first for index in exc.indexes if first <= index < end), None)
+        if place is None:
             left.append(one)
-        place -= len(one.changes)
+        else:
+            one.future.set_exception(SetRefused(place, exc) if len(one.changes) > 1 else exc)
+        first = end
     return left
 
 

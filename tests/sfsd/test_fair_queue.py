@@ -36,10 +36,12 @@ def test_a_key_that_comes_later_waits_for_one_item_of_each_other() -> None:
     assert [queue.take() for _ in range(3)] == ["b0", "a1", "c0"]
 
 
-def test_peek_shows_what_take_returns() -> None:
-    queue = filled(None, a=2, b=1)
-    shown = [(queue.peek(), queue.take()) for _ in range(3)]
-    assert shown == [("a0", "a0"), ("b0", "b0"), ("a1", "a1")]
+def test_a_key_whose_item_does_not_fit_keeps_its_turn() -> None:
+    queue = filled(None, a=2, b=3)
+    assert [queue.take(lambda item: item != "a0") for _ in range(2)] == ["b0", "b1"]
+    with pytest.raises(StopIteration):
+        queue.take(lambda _item: False)
+    assert taken(queue) == ["a0", "b2", "a1"]
 
 
 def test_a_key_at_its_limit_waits_until_one_is_done() -> None:

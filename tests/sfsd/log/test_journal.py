@@ -106,8 +106,8 @@ def test_a_draft_that_is_too_long_is_reported_and_nothing_written(
 ) -> None:
     files.calls.clear()
     with pytest.raises(EntryTooLongError) as caught:
-        journal.append([draft("a"), draft("x" * MAX_LINE), draft("c")])
-    assert caught.value.index == 1
+        journal.append([draft("a"), draft("x" * MAX_LINE), draft("c"), draft("y" * MAX_LINE)])
+    assert caught.value.indexes == (1, 3)
     assert files.calls == []
     journal.append(drafts(2))
     assert len(check(journal)) == 3

@@ -326,6 +326,19 @@ def test_an_atomic_set_is_in_one_group_and_gets_consecutive_seqs(daemon: Daemon)
     assert daemon.journal.entry(first - 1).in_set is None
 
 
+def test_the_sets_of_one_user_do_not_hold_up_each_change_of_others(daemon: Daemon) -> None:
+    """A set has one turn, however many changes it has."""
+    daemon.files.open.clear()
+    daemon.submit(change())
+    assert daemon.files.held.wait(WAIT)
+    large = [change()] * MAX_GROUP
+    sets = [daemon.committer.submit_set(large) for _ in range(3)]
+    ones = [daemon.submit(Change(EntryDraft("test", "bob"))) for _ in range(3)]
+    daemon.files.open.set()
+    assert [one.result(WAIT) for one in sets] == [1, MAX_GROUP + 4, 2 * MAX_GROUP + 4]
+    assert [one.result(WAIT) for one in ones] == [MAX_GROUP + 1, MAX_GROUP + 2, MAX_GROUP + 3]
+
+
 def test_a_set_of_one_is_a_change_like_any_other(daemon: Daemon) -> None:
     assert daemon.committer.submit_set([write("alice/x", b"")]).result(WAIT) == 0
     assert daemon.journal.entry(0).in_set is None
