@@ -258,8 +258,12 @@ def complete_lines(root: Path, *, follow: bool = False) -> Iterator[bytes]:
                     yield line
                     return
                 elif follow:
-                    file.seek(-len(line), os.SEEK_CUR)
+                    # After a crash, a start removes both and writes other lines in their place.
+                    place = file.tell() - len(line) - sum(len(one) + 1 for one in begun)
+                    begun.clear()
                     time.sleep(_POLL_SECONDS)
+                    file.seek(0, os.SEEK_END)  # else the buffer would still have the old bytes
+                    file.seek(place)
                 else:
                     return
     except FileNotFoundError as exc:

@@ -86,7 +86,7 @@ class SignedChangeset(Changeset):
         self._who = who
         self._message = message
         self.is_atomic = message.atomic
-        self._parts: list[_Part] | None = None
+        self._parts: list[_Part] | Refused | None = None
 
     def decides(self) -> list[Callable[[], int | Transaction[int]]]:
         # Without changes, one decision refuses the request.
@@ -110,8 +110,14 @@ class SignedChangeset(Changeset):
 
     def _decide(self, index: int) -> int | Transaction[int]:
         if self._parts is None:
-            self._parts = _parts_of(self._message, self._who)
-            self.is_valid = True
+            try:
+                self._parts = _parts_of(self._message, self._who)
+                self.is_valid = True
+            except Refused as exc:
+                # Kept, without its frames: all of the request was parsed to find it.
+                self._parts = Refused(exc.code, exc.cause)
+        if isinstance(self._parts, Refused):
+            raise Refused(self._parts.code, self._parts.cause)
         part = self._parts[index]
         change = self._located(part)
         if (seq := repeated_entry(self._server, change)) is not None:

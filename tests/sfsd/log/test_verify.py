@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,28 @@ def test_the_beginning_of_a_set_is_left_out(
         assert len(list(complete_lines(root))) == shown
         assert verdict(root, strict=True) == verdict(root, strict=False)
         assert verdict(root, strict=True)[0] == shown
+
+
+def test_a_follower_reads_what_a_start_wrote_in_place_of_a_torn_end(
+    root: Path, log: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, added = root / "logs" / "audit.jsonl", set_of_three(log)
+    path.write_bytes(log + added[0] + b"\n" + added[1][:100])
+    other, _ = auditlog.encode(
+        EntryDraft("start", "operator"),
+        seq=ENTRIES,
+        time="2026-02-03T04:05:07.000Z",
+        salt=bytes(16),
+        detail={},
+        accounts={},
+        tags=(),
+        prev=auditlog.line_hash(log.splitlines()[-1]),
+    )
+    monkeypatch.setattr(
+        verify.time, "sleep", lambda _seconds: path.write_bytes(log + other + b"\n")
+    )
+    shown = list(islice(complete_lines(root, follow=True), ENTRIES + 1))
+    assert shown == [*log.splitlines(), other]
 
 
 def test_an_interrupted_set_is_damage(root: Path, log: bytes) -> None:

@@ -14,7 +14,7 @@ from protocol.codec.values import changed
 from protocol.log import auditlog
 from protocol.log.auditlog import leaf_data
 from protocol.records.record_signatures import RecordTree
-from protocol.records.records import ACCESS, DELETE, PURGE, record_hash
+from protocol.records.records import ACCESS, DELETE, PURGE, FileRecord, record_hash
 from protocol.wire.messages import Error
 from protocol.wire.messages.accounts import Usage
 from protocol.wire.messages.base import PIECE
@@ -23,6 +23,7 @@ from protocol.wire.messages.downloads import OpenedVersion
 from protocol.wire.messages.files import Stat, Stated
 from sfsd.net.batches import THREADS
 from sfsd.operations import changesets
+from sfsd.rules.record_rules import parse_record
 from tests.opens import open_one
 from tests.sfsd.builders import (
     Clock,
@@ -208,6 +209,21 @@ def test_a_malformed_request_is_refused_as_a_whole(served: Daemon, ada: Person) 
     refused(ada.ask(Stat("ada", A, 0)), "not-found")
 
 
+def test_a_malformed_request_is_parsed_once(ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each of its changes."""
+    request = ada.changeset(*puts(ada, 20))
+    *fine, last = request.changes
+    parsed: list[bytes] = []
+
+    def parse(body: bytes) -> FileRecord:
+        parsed.append(body)
+        return parse_record(body)
+
+    monkeypatch.setattr(changesets, "parse_record", parse)
+    refused(ada.ask(changed(request, changes=(*fine, changed(last, record=b"?")))), "bad-request")
+    assert len(parsed) == 20
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -389,12 +405,13 @@ def test_all_refused_changes_are_named_at_once(served: Daemon) -> None:
 
 
 def test_a_part_of_a_set_that_was_made_before_is_not_made_again(served: Daemon) -> None:
-    """Neither with changes that are new, nor as a set that it was not."""
+    """Neither with changes that are new, nor as a set that it was not, nor in another request."""
     bob = served.person("bob-part")
     versions = puts(bob, 3)
     committed(bob.ask(bob.changeset(*versions[:2])))
     size = served.context.journal.size
-    assert codes(bob.ask(atomic(bob, *versions))) == ["bad-request", "bad-request", "set-refused"]
+    assert codes(bob.ask(atomic(bob, *versions))) == ["conflict", "conflict", "set-refused"]
+    refused(bob.ask(bob.changeset(versions[0])), "conflict")
     assert codes(bob.ask(atomic(bob, *versions[:2]))) == ["bad-request"] * 2
     assert served.context.journal.size == size
 
