@@ -24,6 +24,7 @@
     │   ├── BadReceipt              a change that the log does not prove
     │   ├── Rollback                data older than this client has already seen
     │   ├── Fork                    two histories of one log
+    │   ├── PartialSet              a part of changes that belong together
     │   ├── TakenOver               the account's newest keys exclude its recovery key
     │   ├── Destroyed               a version that an attacker with stolen keys destroyed
     │   └── Distrusted              signing is blocked until the fork of this server is accepted

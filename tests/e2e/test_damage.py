@@ -274,7 +274,7 @@ def test_content_that_could_not_be_encrypted_again_is_listed_afterwards(
     with stopped:
         for command in (["rotate", "--compromised"], ["verify-rotation"], ["verify-rotation"]):
             told = alice.run(*command, code=5)
-            assert told.stderr.count(" version 2: ") == 1
+            assert told.stderr.count("version 2") == 1
             assert "1 item failed" in told.stderr
         alice.run("rm", "--purge", "dir/bad")
         alice.run("verify-rotation")
