@@ -55,7 +55,8 @@ from sfsd.state.read_handles import OpenVersion, SessionHandles
 from sfsd.storage.change import Change
 
 ANSWER_BYTES: Final = 960 * 1024
-"""Upper estimate of the bytes of one answer; with its envelope it stays below a frame."""
+"""Upper estimate of the bytes of one answer, which stays below a frame with its envelope, and of
+the sidecars that it is made of: with the wraps of all readers, they may be much longer."""
 _Failure = SfsdError | OSError
 
 
@@ -123,7 +124,8 @@ def _find_all(server: ServerContext, who: Principal, message: Open) -> list[_Fou
     for target in message.targets:
         try:
             one = _find(server, who, message.owner, target)
-            size = view_size(one.view) + min(one.opened.size, MAX_SMALL)
+            size = max(view_size(one.view), _sidecar_size(one.visible))
+            size += min(one.opened.size, MAX_SMALL)
             size += HASH_SIZE * min(-(-one.opened.size // PIECE_SIZE), LEAVES_PER_PAGE)
         except Stale:
             raise
@@ -149,6 +151,13 @@ def _find(server: ServerContext, who: Principal, owner: str, target: OpenTarget)
     if visible.sidecar.metadata is None:
         raise not_found()
     return _Found(visible, _version(visible), visible.view())
+
+
+def _sidecar_size(visible: VisibleVersion) -> int:
+    """Return the bytes of the version's sidecar, and of the file's newest one."""
+    newest = visible.head.document
+    others = 0 if newest is None or newest.path == visible.document.path else newest.size
+    return visible.document.size + others
 
 
 def _version(visible: VisibleVersion) -> OpenVersion:

@@ -54,7 +54,7 @@ class OpenResult(Struct):
 
 @message(49)
 class Opened(Reply):
-    """The results for the first targets, at least one, in order: as many as fit a frame."""
+    """The results for the first targets, at least one, in order: as many as one answer has."""
 
     results: Annotated[tuple[OpenResult, ...], AtMost(MAX_OPENED)]
 

@@ -27,7 +27,7 @@ from protocol.wire.messages.downloads import (
 )
 from sfsd.config import DAY
 from sfsd.fs.files import Files
-from sfsd.operations import changesets
+from sfsd.operations import changesets, downloads
 from sfsd.rules.context import Transaction
 from sfsd.rules.users import signing_key_id
 from sfsd.state import logged_downloads
@@ -275,6 +275,22 @@ def test_an_answer_has_as_many_versions_as_fit(served: Daemon, ada: Person) -> N
     assert [len(one) for one in outcomes(found)] == [MAX_SMALL] * 3
     assert logged(served) == [("ada", 1)] * 3
     assert [len(one) for one in outcomes(open_many(ada, *targets[3:]))] == [MAX_SMALL] * 2 + [10]
+
+
+def test_an_answer_keeps_no_more_bytes_of_sidecars_than_of_contents(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader is shown their own wrap only, of a sidecar with those of all readers."""
+    readers = [served.person(f"reader{number}") for number in range(6)]
+    listed = tuple((one.name, one.first_hash, 0) for one in readers)
+    wraps = (ada.wrap(), *(one.wrap() for one in readers))
+    targets = [(file_id(number), 0) for number in range(20, 25)]
+    for name, _ in targets:
+        ada.put(name, b"c", readers=listed, wraps=wraps)
+    path = served.context.store.users / "ada" / "files"
+    size = max(one.stat().st_size for one in path.rglob(f"{targets[0][0]}.1.json"))
+    monkeypatch.setattr(downloads, "ANSWER_BYTES", 5 * size // 2)
+    assert outcomes(open_many(readers[0], *targets)) == [b"c"] * 2
 
 
 @pytest.mark.parametrize("targets", [[], [(F, 1), (F, 0), (F, 1)]], ids=["none", "one twice"])
