@@ -16,6 +16,7 @@ from protocol.log.auditlog import DOWNLOAD
 from protocol.wire.messages import Error
 from protocol.wire.messages.base import LEAVES_PER_PAGE, MAX_SMALL, PIECE, FileView
 from protocol.wire.messages.downloads import (
+    HEAD,
     Bytes,
     GetLeaves,
     LeavesPage,
@@ -206,7 +207,7 @@ def _read_first(
 ) -> OpenedVersion:
     visible, opened = found.visible, found.opened
     # The ciphertext is as long as its sidecar says, so no larger buffer is needed.
-    size = min(opened.size, MAX_SMALL) if alone or opened.size <= MAX_SMALL else 0
+    size = min(opened.size, MAX_SMALL) if alone or opened.size <= MAX_SMALL else HEAD
     try:
         first = server.store.read(opened.path, 0, size)
     except Absent as exc:

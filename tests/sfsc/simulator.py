@@ -53,6 +53,7 @@ from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.base import MAX_SMALL, PIECE, GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.changes import Change, Commit, Committed, Outcome
 from protocol.wire.messages.downloads import (
+    HEAD,
     Bytes,
     GetLeaves,
     LeavesPage,
@@ -644,7 +645,7 @@ class Simulator:
         view = self.view(target.file_id, version)
         leaves = b"".join(self.leaves(stored.blob)[:3])
         whole = alone or len(stored.blob) <= MAX_SMALL
-        data = bytes(stored.blob[:MAX_SMALL]) if whole else b""
+        data = bytes(stored.blob[: MAX_SMALL if whole else HEAD])
         return OpenResult(OpenedVersion(handle, view, leaves, data), None)
 
     def _on_getleaves(self, request: GetLeaves) -> Reply:

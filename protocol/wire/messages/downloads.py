@@ -21,6 +21,8 @@ from protocol.wire.messages.base import (
     message,
 )
 
+HEAD: Final = 1024
+"""Bytes of a long ciphertext that come with its opening, beside other ciphertexts."""
 MAX_OPENED: Final = 256
 """Most versions of one `Open`."""
 
@@ -36,7 +38,7 @@ class OpenedVersion(Struct):
     """A version that was opened. `leaves` is the first page of its leaf hashes.
 
     `data` is all of a ciphertext of at most 256 KiB. Of a longer one it is the first 256 KiB if the
-    request has no other target, else nothing.
+    request has no other target, else the first `HEAD` bytes, in which its header is.
     """
 
     handle: Handle
