@@ -120,7 +120,7 @@ def requests(who: Account, size: int) -> dict[str, Request]:
         LogLines(tuple(range(size - 276, size - 20))),
         LogLeaves(0, 4096),
         LogProof("inclusion", size // 2, size),
-        LogHead(size // 2),
+        LogHead(),
         Lookup(who.user, 1),
         GetBundle(0),
         Open(who.user, tuple(OpenTarget(file_id, 0) for file_id in who.file_ids)),

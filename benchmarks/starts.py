@@ -12,7 +12,8 @@ from tests.harness import Client, command, environment
 
 _LIBRARIES = """
 import sys, sfsc.store
-print(*sorted(name for name in sys.modules if name.split(".")[0] in ("cryptography", "msgpack")))
+wanted = ("cryptography", "msgpack", "msgspec")
+print(*sorted(name for name in sys.modules if name.split(".")[0] in wanted))
 """
 
 

@@ -234,7 +234,7 @@ def _verify_seen(
         return None
     trust.check_seen_statement(seen)
     if known.size > head.size:  # another device was busy since this one's login
-        reply = expect_reply(transport.call(LogHead(0)), LogCheckpoint)
+        reply = expect_reply(transport.call(LogHead()), LogCheckpoint)
         head = trust.verify_note(reply.checkpoint)
     if known.size > head.size:
         raise Rollback(

@@ -898,7 +898,7 @@ class Session:
         """Follow the log to its present end."""
 
         def follow() -> None:
-            reply = expect_reply(self.transport.call(LogHead(0)), LogCheckpoint)
+            reply = expect_reply(self.transport.call(LogHead()), LogCheckpoint)
             self._follow(self.transport, self.trust.verify_note(reply.checkpoint))
 
         self.with_reconnect(follow)

@@ -108,7 +108,7 @@ def checkpoint_(root: Path) -> None:
 
     Example: sfsd audit checkpoint > checkpoint.txt
     """
-    head = cast(LogCheckpoint, operator_client.send_requests(root, [LogHead(0)])[0])
+    head = cast(LogCheckpoint, operator_client.send_requests(root, [LogHead()])[0])
     click.echo(head.checkpoint, nl=False)
 
 

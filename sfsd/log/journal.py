@@ -21,7 +21,7 @@ from typing import Final
 
 from protocol.buffers.file_status import exists
 from protocol.codec import merkle
-from protocol.codec.errors import LogError, ProofError
+from protocol.codec.errors import LogError
 from protocol.codec.values import Value
 from protocol.log import auditlog, checkpoint, tags
 from protocol.log.auditlog import EntryDraft, LogEntry
@@ -369,26 +369,6 @@ class Journal:
         appended and not yet published is not in it: a client that was shown it would take answers
         without its effects for lies."""
         return self._sign()[1]
-
-    def checkpoint_at(self, size: int) -> bytes:
-        """Return a signed note of the first `size` entries. Raises `JournalRangeError`, also for a
-        size within an atomic set: nobody may be shown a part of one."""
-        state = self._published_state
-        if size == state.size:
-            return self.checkpoint()
-        if size > state.size:
-            raise JournalRangeError(f"a log of {state.size} was never of size {size}")
-        root = self.root_at(size)
-        in_set = auditlog.set_of(self.line(size))
-        if in_set is not None and in_set[0] < size:
-            raise JournalRangeError(f"a log of {size} entries would end within an atomic set")
-        try:
-            # A wrong node in the cache must not make two logs of one size.
-            proof = self._proofs.prove_consistency(size, state.size)
-            merkle.verify_consistency(size, root, state.size, state.root, proof)
-        except ProofError as exc:
-            raise JournalUnreadableError("logs/tree differs from the log") from exc
-        return checkpoint.sign(self._key, self._origin, size, root)
 
     def leaves(self, first: int, limit: int, room: int) -> bytes:
         """Return the leaf data of at most `limit` entries from `first` on, each u16be length ‖

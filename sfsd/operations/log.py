@@ -30,14 +30,8 @@ _ITEM_OVERHEAD: Final = 15
 
 @operation(LogHead, access=EVERYONE)
 def log_head(server: ServerContext, who: Principal, message: LogHead) -> LogCheckpoint:  # noqa: ARG001
-    """Return the checkpoint of a size."""
-    journal = server.journal
-    try:
-        return LogCheckpoint(
-            journal.checkpoint_at(message.size) if message.size else journal.checkpoint()
-        )
-    except JournalRangeError as exc:
-        raise Refused("bad-request", str(exc)) from exc
+    """Return the newest checkpoint."""
+    return LogCheckpoint(server.journal.checkpoint())
 
 
 @operation(LogProof, access=EVERYONE)

@@ -443,8 +443,8 @@ class Simulator:
         self._receipts[body] = seq
         return seq
 
-    def _on_loghead(self, request: LogHead) -> Reply:
-        return LogCheckpoint(self.log.checkpoint(request.size or None))
+    def _on_loghead(self, _request: LogHead) -> Reply:
+        return LogCheckpoint(self.log.checkpoint(None))
 
     def _on_logleaves(self, request: LogLeaves) -> Reply:
         return LogLeavesPage(self.log.leaf_page(request.first, request.first + request.limit))

@@ -510,7 +510,7 @@ MESSAGES: list[tuple[int, Message]] = [
             damaged=("bob",),
         ),
     ),
-    (24, log.LogHead(8)),
+    (24, log.LogHead()),
     (24, log.LogCheckpoint(CHECKPOINT)),
     (25, log.LogLeaves(6, 256)),
     (25, log.LogLeavesPage(leaf_page(6))),

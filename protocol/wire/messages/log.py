@@ -26,9 +26,7 @@ class LogCheckpoint(Reply):
 
 @message(112, replies=(LogCheckpoint,))
 class LogHead(Request):
-    """Get the checkpoint of the log's first `size` entries, 0: the current one."""
-
-    size: Count
+    """Get the newest checkpoint of the log."""
 
 
 class LogItem(Struct):

@@ -559,24 +559,6 @@ def test_a_damaged_entry_is_reported_once(journal: Journal, logs: Path) -> None:
             read(1)
 
 
-def test_a_damaged_cache_signs_no_older_checkpoint(journal: Journal, logs: Path) -> None:
-    """Two checkpoints of one size with different roots would convict an honest server."""
-    journal.append(drafts(6))
-    journal.save_mark(force=True)
-    good = [journal.checkpoint_at(size) for size in range(7)]
-    nodes = bytearray((logs / "tree" / "nodes").read_bytes())
-    nodes[: 4 * 32] = bytes(4 * 32)
-    (logs / "tree" / "nodes").write_bytes(nodes)
-    journal._proofs.clear()
-    for size in range(7):
-        try:
-            assert journal.checkpoint_at(size) == good[size]
-        except JournalUnreadableError:
-            continue
-    with pytest.raises(JournalUnreadableError):
-        journal.checkpoint_at(3)
-
-
 def test_leaves_that_were_taken_away_cannot_be_read(journal: Journal, logs: Path) -> None:
     journal.append(drafts(6))
     journal.save_mark(force=True)
@@ -586,8 +568,6 @@ def test_leaves_that_were_taken_away_cannot_be_read(journal: Journal, logs: Path
         journal.leaves(0, 6, 10**6)
 
 
-def test_there_is_no_checkpoint_of_a_future_size(journal: Journal) -> None:
-    with pytest.raises(JournalRangeError):
-        journal.checkpoint_at(journal.size + 1)
+def test_there_are_no_leaves_of_a_future_size(journal: Journal) -> None:
     assert journal.leaves(journal.size, 5, 1000) == b""
     assert journal.leaves(2**53, 5, 1000) == b""

@@ -99,7 +99,7 @@ MATRIX: dict[Request, set[Access]] = {
     BlockOwner("ada", blocked=True): USERS,
     ListBlocked(): USERS,
     Usage(): USERS,
-    LogHead(0): EVERYONE,
+    LogHead(): EVERYONE,
     LogProof(CONSISTENCY, 0, 0): EVERYONE,
     LogLeaves(0, 1): {Access.FULL},
     LogLines((0,)): {Access.FULL},

@@ -86,7 +86,7 @@ def test_what_waits_for_a_restart_is_not_shown(tmp_path: Path) -> None:
         assert isinstance(reply, Committed)
         assert [one.error and one.error.code for one in reply.outcomes] == ["unavailable"] * 2
         assert served.context.journal.size == size + 2
-        head = ada.ask(LogHead(0))
+        head = ada.ask(LogHead())
         assert isinstance(head, LogCheckpoint)
         assert checkpoint.verify(head.checkpoint, VERIFIER).size == size
         refused(ada.ask(Stat("ada", F, 0)), "unavailable")

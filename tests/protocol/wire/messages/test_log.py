@@ -41,7 +41,6 @@ def test_replies() -> None:
     [
         (ITEM, {"data": bytes(MAX_LINE + 1)}),
         (LogCheckpoint(b""), {"checkpoint": bytes(MAX_CHECKPOINT + 1)}),
-        (LogHead(0), {"size": -1}),
         (LogLeaves(0, 1), {"first": -1}),
         (LogLeaves(0, 1), {"limit": 0}),
         (LogLeaves(0, 1), {"limit": MAX_LEAVES + 1}),
