@@ -26,8 +26,8 @@ from sfsc.trust.file_records import Entry, FileOwner
 
 MAX_DEPTH: Final = 512
 """Maximum nesting of folders; a name of 1,024 bytes has no more."""
-LOOKUP_BATCH: Final = 32
-"""Files looked up with one batch of requests."""
+_ANNOUNCED: Final = 32
+"""Files that are announced together, before the first of them is put."""
 SharedEntries = tuple[FileOwner, list[Entry]]
 """(another user, files that they share)."""
 
@@ -115,7 +115,7 @@ def _items(
 
 
 def _announced(uploads: Uploads, sources: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    while some := list(islice(sources, LOOKUP_BATCH)):
+    while some := list(islice(sources, _ANNOUNCED)):
         uploads.announce(some)
         yield from some
 

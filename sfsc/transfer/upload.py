@@ -20,8 +20,8 @@ import io
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Self, TypeVar
 
 from protocol.codec import merkle
 from protocol.codec.encoding import Buffer
@@ -95,6 +95,7 @@ class Put(Value):
 
 
 # --- records of new versions ------------------------------------------------------------------
+_Sent = TypeVar("_Sent")
 
 
 class VersionContent(Value):
@@ -134,14 +135,14 @@ class Uploaded:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._stored: list[tuple[KnownFile, bytes]] = []
-        self._looked_up: dict[str, KnownFile | None] = {}
-        self._logged: dict[str, tuple[int, bytes] | None] = {}  # newest heads in the followed log
+        # What is remembered, and the newest head in the followed log.
+        self._looked_up: dict[str, tuple[KnownFile | None, tuple[int, bytes] | None]] = {}
 
     def look_up(self, file_ids: Sequence[str]) -> None:
         """Read what is known of files that are changed now, and what the followed log has of them,
         in few queries."""
-        self._looked_up = self.session.state.files(file_ids)
-        self._logged = self.session.newest_heads(file_ids)
+        known, logged = self.session.state.files(file_ids), self.session.newest_heads(file_ids)
+        self._looked_up = {one: (known[one], logged[one]) for one in file_ids}
 
     def find_base(self, file_id: str, expected: int | None) -> KnownFile | None:
         """Return the remembered head if it is the newest one in the followed log. Ask the server
@@ -151,8 +152,7 @@ class Uploaded:
         file's folder, from whom another machine may have taken this file back."""
         session = self.session
         if file_id in self._looked_up:
-            # Once: the next put makes both stale.
-            base, logged = self._looked_up.pop(file_id), self._logged.pop(file_id)
+            base, logged = self._looked_up.pop(file_id)  # once: the next put makes both stale
         else:
             base = session.state.file(file_id)
             logged = session.head_at(file_id, session.followed_size)
@@ -517,16 +517,15 @@ class Uploads:
                 )
             large = LargeFile(reader, name, file_id, expected)
             with EncryptionWorker() as worker:
-                while True:
-                    try:
-                        change, stream = self._send_content(large, worker)
-                        with stream:
-                            stream.finish()
-                        return change
-                    except UploadLost:
-                        large.rewind()
-                    except SourceChanged:
-                        continue  # it is at its beginning
+                return _until_sent(large, lambda: self._send_all(large, worker))
+
+    def _send_all(self, large: LargeFile, worker: EncryptionWorker) -> NewVersion:
+        """Send a large file. Return the change that commits it, once the server has all pieces.
+        Raises as `_send_content`."""
+        change, stream = self._send_content(large, worker)
+        with stream:
+            stream.finish()
+        return change
 
     def look_up(self, file_ids: Sequence[str]) -> None:
         """Read what is known of files that are changed now, in few queries."""
@@ -707,13 +706,7 @@ class Uploads:
 
     def _send_pieces(self, large: LargeFile, worker: EncryptionWorker) -> None:
         """Send all pieces of a large file and prepare its commit. Raises as `LargeFile.rewind`."""
-        while True:
-            try:
-                return self._upload(large, worker)
-            except UploadLost:
-                large.rewind()
-            except SourceChanged:
-                continue  # it is at its beginning
+        _until_sent(large, lambda: self._upload(large, worker))
 
     def _upload(self, large: LargeFile, worker: EncryptionWorker) -> None:
         change, stream = self._send_content(large, worker)
@@ -773,6 +766,18 @@ def _tracking_uploads(session: Session) -> Iterator[None]:
         raise
     finally:
         session.uploading -= 1
+
+
+def _until_sent(large: LargeFile, send: Callable[[], _Sent]) -> _Sent:
+    """Return the result of `send`, which begins again from the first byte if the server has lost
+    the upload, or if the source changed while it was read. Raises as `LargeFile.rewind`."""
+    while True:
+        try:
+            return send()
+        except UploadLost:
+            large.rewind()
+        except SourceChanged:
+            continue  # it is at its beginning
 
 
 def _size(path: str) -> int:

@@ -45,7 +45,7 @@ def test_versions_count_up_in_one_round_trip_each(server: Simulator, session: Se
 
 
 def test_a_put_in_a_batch_builds_on_the_one_before(server: Simulator, session: Session) -> None:
-    """Of a file stored before, and of one that is stored twice in the batch."""
+    """One file was stored before, another one is stored twice in the batch."""
     put(session, b"before", "old")
     uploads = Uploads(session)
     contents = [(io.BytesIO(b"1"), "new"), (io.BytesIO(b"2"), "old"), (io.BytesIO(b"3"), "new")]
