@@ -312,8 +312,7 @@ class _Deletion(PlannedChange[Entry]):
 
     def committed(self, draft: Draft, _receipt: Receipt | None) -> Entry:
         version = 0 if self._known is None else self._known.version
-        made = KnownFile.from_record(draft.record, draft.body, version)
-        self._session.state.remember_file(made, None)
+        self._session.state.remember_change(draft.record, draft.body, version)
         return self._entry
 
 

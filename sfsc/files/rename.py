@@ -108,6 +108,5 @@ class Move(PlannedChange[Entry]):
         with state.transaction():
             state.remember_file(known, entry.pack())
             if draft.tombstone is not None:
-                left = KnownFile.from_record(*draft.tombstone, self._file.version)
-                state.remember_file(left, None)
+                state.remember_change(*draft.tombstone, self._file.version)
         return entry

@@ -207,8 +207,7 @@ class _Deletion(PlannedChange[None]):
 
     def committed(self, draft: Draft, _receipt: Receipt | None) -> None:
         version = 0 if self._known is None else self._known.version
-        made = KnownFile.from_record(draft.record, draft.body, version)
-        self._session.state.remember_file(made, None)
+        self._session.state.remember_change(draft.record, draft.body, version)
 
 
 def _result(
