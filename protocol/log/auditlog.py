@@ -39,6 +39,7 @@ SALT_SIZE = 16
 TAG_SIZE = 16
 """Bytes of a tag in leaf data."""
 DOWNLOAD = "download"
+REWRAP = "rewrap"
 ITEMS = "items"
 """Key in the detail of a download: [file_id, version] of each version that was opened."""
 MAX_SET = MAX_SIGNED

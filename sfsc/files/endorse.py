@@ -11,6 +11,7 @@ from typing import Final
 
 from protocol.codec.base64text import to_text
 from protocol.codec.errors import LocalProtocolError
+from protocol.log.auditlog import REWRAP
 from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import record_hash
 from protocol.wire.messages import Reply
@@ -18,7 +19,7 @@ from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.rotation import Rewrap, RewrapItem, Rewrapped, with_short_wraps
 from sfsc.errors import BadReceipt
-from sfsc.log.rewraps import REWRAP, LoggedRewraps
+from sfsc.log.rewraps import LoggedRewraps
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.server_log import REPORT, SentChange

@@ -8,17 +8,14 @@ can be looked up in the followed log, also what another device of the account ha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final
 
 from protocol.codec.base64text import from_text
-from protocol.log.auditlog import LogEntry
+from protocol.log.auditlog import REWRAP, LogEntry
 from protocol.wire.messages.rotation import LOGGED_HASH_SIZE
 from sfsc.errors import BadReceipt
 from sfsc.log.account_log import AccountLog
 from sfsc.session.session import Session
 from sfsc.trust.server_log import REPORT
-
-REWRAP: Final = "rewrap"
 
 
 class LoggedRewraps:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
-from protocol.log.auditlog import LogEntry
+from protocol.log.auditlog import REWRAP, LogEntry
 from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import (
     ACCESS,
@@ -1051,7 +1051,7 @@ class Session:
             self._own_entries[seq] = entry.hash
             if (entry.op, entry.owner) == ("rotate-begin", self.account.user):
                 self.rewraps = []
-            elif entry.op == "rewrap" and entry.actor == self.account.user:
+            elif entry.op == REWRAP and entry.actor == self.account.user:
                 self.rewraps.append(entry)
             if self.login is not None and self.login.is_logged_by(entry):
                 self._login_seq = seq
