@@ -450,7 +450,10 @@ class Rewrapper:
 
 def renewed_hashes(account: OwnAccount, generation: int, item: WrapItem) -> list[bytes]:
     """Return the hashes by which the log names what a rotation to `generation`, whose keys the
-    account has, stored of a version of ours: its wrap, and the endorsements of its records."""
+    account has, stored of a version of ours: its wrap, and the endorsements of its records. There
+    are none of another owner's version."""
+    if item.owner != account.user:
+        return []
     records = [item.content] if item.head is None else [item.content, item.head]
     found = [
         logged_record(record_hash(signed.record))

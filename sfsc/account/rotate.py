@@ -355,8 +355,7 @@ class Rotation:
         generation = self._session.author.generation
         logged = LoggedRewraps(self._session, [generation])
         for item in wrap_items(self._session, left_out):
-            if item.owner == account.user:
-                check_logged(logged, renewed_hashes(account, generation, item))
+            check_logged(logged, renewed_hashes(account, generation, item))
             if item.wrap is not None and item.wrap.key_id == account.own_key.key_id:
                 leaves.append(leaf_of(item, item.wrap))
         return leaves
@@ -412,8 +411,7 @@ class Rotation:
         logged = LoggedRewraps(self._session, [head.generation])
         left_out: LeftOut = {}
         for item in wrap_items(self._session, left_out, left_out):
-            if item.owner == account.user:
-                check_logged(logged, renewed_hashes(account, head.generation, item))
+            check_logged(logged, renewed_hashes(account, head.generation, item))
             try:
                 files += self._verify_item(item)
             except BadRecord as exc:
