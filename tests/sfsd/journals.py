@@ -93,3 +93,22 @@ def check(journal: Journal) -> list[LogEntry]:
     for size in range(len(entries) + 1):
         assert journal.root_at(size) == merkle.root(leaves[:size])
     return entries
+
+
+def set_after(line: bytes, first: int, op: str, actor: str) -> list[bytes]:
+    """Return the lines, without newlines, of an atomic set of three entries from seq `first` on,
+    which follow `line`."""
+    prev, lines = auditlog.line_hash(line), list[bytes]()
+    for place in range(3):
+        added, prev = auditlog.encode(
+            EntryDraft(op, actor, in_set=(place, 3)),
+            seq=first + place,
+            time="2026-02-03T04:05:06.007Z",
+            salt=bytes(16),
+            detail={},
+            accounts={},
+            tags=(),
+            prev=prev,
+        )
+        lines.append(added)
+    return lines

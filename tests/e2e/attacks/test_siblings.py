@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import sfsc
 from protocol.codec.merkle import leaf_hash
 from protocol.codec.values import changed
 from protocol.records.records import FileRecord, record_hash
@@ -18,25 +17,15 @@ from protocol.wire.messages.downloads import OpenedVersion
 from protocol.wire.messages.files import List, Listing, Stat, Stated
 from protocol.wire.messages.rotation import WrapItem, WrapsPage
 from sfsc.errors import IntegrityError, SfscError
-from sfsc.store import Store
 from sfsd.rules.context import Principal
 from tests.changes import SentChange, sent_change, without_change
+from tests.e2e.attacks.test_contents import connect, content_of
 from tests.lying_server import LyingServer
 from tests.opens import opened_as, opens
 
 SIBLINGS = ("first", "offer", "last")
 """Names that are put together; the server refuses the one in the middle."""
 NEWER = b"price: 1,000"
-
-
-def connect(home: Path) -> Store:
-    return sfsc.connect(home, auto_rotate=False)
-
-
-def content(store: Store, name: str) -> bytes:
-    into = io.BytesIO()
-    store.get(name, into)
-    return into.getvalue()
 
 
 def put_siblings(server: LyingServer, home: Path) -> SentChange:
@@ -72,7 +61,7 @@ def test_the_siblings_of_a_refused_change_are_stored(lying_server: LyingServer, 
     put_siblings(lying_server, ada)
     with connect(ada) as store:
         assert [entry.name for entry in store.ls()] == ["first", "last"]
-        assert (content(store, "first"), content(store, "last")) == (b"price: 1",) * 2
+        assert (content_of(store, "first"), content_of(store, "last")) == (b"price: 1",) * 2
 
 
 MACHINES = ["known", "fresh"]
@@ -116,12 +105,12 @@ def test_a_refused_sibling_is_no_version(
             assert sizes.get("offer") in (None, len(NEWER) if again else None)
         else:
             with pytest.raises(IntegrityError) as caught:
-                content(store, "offer") if use == "get" else store.stat("offer")
+                content_of(store, "offer") if use == "get" else store.stat("offer")
             assert caught.value.exit_code == 5
 
 
 def test_a_refused_sibling_is_not_endorsed(lying_server: LyingServer, ada: Path) -> None:
-    """An endorsement would make it valid for good."""
+    """An endorsement would make it valid permanently."""
     lost = put_siblings(lying_server, ada)
     shown: list[WrapItem] = []
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from protocol.log import auditlog
-from protocol.log.auditlog import EntryDraft
 from sfsd.errors import CommandError
 from sfsd.fs.files import Files
 from sfsd.log.cut import begin_cut
 from tests.sfsd.commands.conftest import Sfsd
+from tests.sfsd.journals import set_after
 
 
 @pytest.fixture
@@ -116,19 +115,8 @@ def test_a_log_is_not_cut_within_an_atomic_set(
     root: Path, sfsd: Sfsd, lines: list[bytes], there: int
 ) -> None:
     """Only the first entries of a set are left: they do not count, so the set is cut completely."""
-    prev, added = auditlog.line_hash(lines[-1].rstrip(b"\n")), list[bytes]()
-    for place in range(3):
-        line, prev = auditlog.encode(
-            EntryDraft("test", "server", in_set=(place, 3)),
-            seq=len(lines) + place,
-            time="2026-02-03T04:05:06.007Z",
-            salt=bytes(16),
-            detail={},
-            accounts={},
-            tags=(),
-            prev=prev,
-        )
-        added.append(line + b"\n")
+    made = set_after(lines[-1].rstrip(b"\n"), len(lines), "test", "server")
+    added = [line + b"\n" for line in made]
     (root / "logs" / "audit.jsonl").write_bytes(b"".join([*lines, *added[:there]]))
     with pytest.raises(CommandError, match=f"{len(lines)} valid entries of {len(lines) + 3}"):
         begin_cut(root, len(lines) + there, len(lines) + 2, Files())

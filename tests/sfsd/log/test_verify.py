@@ -19,6 +19,7 @@ from sfsd.commands.operator_client import send_requests
 from sfsd.errors import ConfigError, JournalDamagedError
 from sfsd.log import verify
 from sfsd.log.verify import complete_lines, verify_links, verify_log
+from tests.sfsd.journals import set_after
 from tests.sfsd.rewritten_log import rewritten
 
 ENTRIES = 40
@@ -70,20 +71,7 @@ def test_an_intact_log_verifies(
 
 def set_of_three(log: bytes) -> list[bytes]:
     """Return lines of an atomic set that continue the log, which no checkpoint covers yet."""
-    prev, lines = auditlog.line_hash(log.splitlines()[-1]), list[bytes]()
-    for place in range(3):
-        line, prev = auditlog.encode(
-            EntryDraft("upload", "alice", in_set=(place, 3)),
-            seq=ENTRIES + place,
-            time="2026-02-03T04:05:06.007Z",
-            salt=bytes(16),
-            detail={},
-            accounts={},
-            tags=(),
-            prev=prev,
-        )
-        lines.append(line)
-    return lines
+    return set_after(log.splitlines()[-1], ENTRIES, "upload", "alice")
 
 
 @pytest.mark.parametrize("part", [1, 1 << 24])
