@@ -48,6 +48,8 @@ IDENTITY_OPS = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"}
 """Ops of entries whose `rec` is an identity statement of `owner`."""
 LOST = "lost"
 """Op of an entry that marks a version as lost: its sidecar no longer has metadata and wraps."""
+RETENTION = "retention"
+"""Op of an entry by the server: `detail.purged` lists versions whose content it removed."""
 LEAVE = "leave"
 """Op of an entry whose `rec` is a leave record by its actor, a reader of the owner's file."""
 TOMBSTONE = "tombstone"

@@ -10,7 +10,7 @@ import re
 from functools import partial
 from typing import Final
 
-from protocol.log.auditlog import LOST
+from protocol.log.auditlog import LOST, RETENTION
 from protocol.records.records import CONTENT_OPS, PURGED_AT_ONCE, FileRecord, record_hash
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.downloads import Open, OpenTarget
@@ -121,7 +121,7 @@ def find_logged(session: Session, which: str) -> tuple[str, dict[bytes, FileReco
             for record, body in log.verify_records(entry):
                 records.setdefault(record.file_id, {})[record_hash(body)] = record
                 removed.setdefault(record.file_id, set()).update(record.purged or ())
-        elif entry.op == "retention" and entry.file is not None:
+        elif entry.op == RETENTION and entry.file is not None:
             removed.setdefault(entry.file, set()).update(entry.detail.get("purged", ()))
     for file_id in wanted:
         if file_id in records:

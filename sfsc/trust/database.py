@@ -24,7 +24,7 @@ from sfsc.errors import LocalError, Tampered
 from sfsc.trust import vouched
 from sfsc.trust.vouched import VouchedRows
 
-SCHEMA: Final = 5
+SCHEMA: Final = 6
 BUSY_SECONDS: Final = 20.0
 
 _TABLES: Final = (

@@ -19,9 +19,11 @@ from protocol.codec import merkle
 from protocol.codec.errors import EncodingError, LogError, MessageError
 from protocol.codec.values import Mutable, Value, changed
 from protocol.log import auditlog, tags
-from protocol.log.auditlog import IDENTITY_OPS, LEAVE, LogEntry
+from protocol.log.auditlog import IDENTITY_OPS, LEAVE, LOST, RETENTION, LogEntry
 from protocol.records.records import (
     CONTENT_OPS,
+    DELETE,
+    MAX_VERSION,
     FileRecord,
     LeaveRecord,
     Statement,
@@ -38,6 +40,7 @@ _OWN_NEAR: Final = 64
 _IDENTITY_NEAR: Final = 4
 _POSITION: Final = struct.Struct(">QQIIH")
 _HEAD: Final = struct.Struct(">QQ32sI32s")
+_FACTS: Final = struct.Struct(">QQQ16sI?")
 _CONTACT: Final = struct.Struct(">32sI")
 _LEAVE: Final = struct.Struct(">H64s?")
 
@@ -80,10 +83,45 @@ LOG_START: Final = LogPosition(0, 0, 0, 0, (), b"")
 """Position before the first entry."""
 
 
+class VersionFacts(Value):
+    """Facts of a version of ours, by its signed records. `created` is when it was stored, `ended`
+    when the file was deleted or renamed while this was its newest version (0: it was not), in unix
+    seconds by the signer's clock; `moved` tells whether it was renamed. `size` is the bytes of its
+    ciphertext, `content_id` (16 bytes) names its content, which versions may share, and
+    `generation` is that of the keys that signed its record.
+    """
+
+    created: int = 0
+    ended: int = 0
+    size: int = 0
+    content_id: bytes = bytes(16)
+    generation: int = 0
+    moved: bool = False
+
+    def pack(self) -> bytes:
+        """Encode for the state."""
+        times = self.created, self.ended
+        return _FACTS.pack(*times, self.size, self.content_id, self.generation, self.moved)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> VersionFacts:
+        """Decode the output of `pack`."""
+        return cls(*_FACTS.unpack(packed))
+
+    def with_times_of(self, before: VersionFacts) -> VersionFacts:
+        """Return these facts with the times of `before`: the content was encrypted again."""
+        return changed(self, created=before.created, ended=before.ended, moved=before.moved)
+
+
+NO_FACTS: Final = VersionFacts()
+"""Facts of a version of which only another process of this machine knows more."""
+
+
 class LoggedHead(Value):
     """The newest record of a file of ours in the log: its `rev`, its hash (32 bytes), and the
-    entry that logged it. `version` is the file's newest version, and `content` the hash of the
-    record that made it last (32 bytes); 0 and b"" if only another process knows that.
+    entry that logged it. `version` is the file's newest version, `content` the hash of the
+    record that made it last (32 bytes), and `facts` are its facts; 0, b"" and `NO_FACTS` if only
+    another process knows that.
     """
 
     rev: int
@@ -91,34 +129,47 @@ class LoggedHead(Value):
     seq: int
     version: int
     content: bytes
+    facts: VersionFacts = NO_FACTS
 
     def pack(self) -> bytes:
         """Encode for the state."""
-        return _HEAD.pack(self.rev, self.seq, self.hash, self.version, self.content)
+        head = _HEAD.pack(self.rev, self.seq, self.hash, self.version, self.content)
+        return head + self.facts.pack()
 
     @classmethod
     def unpack(cls, packed: bytes) -> LoggedHead:
         """Decode the output of `pack`."""
-        rev, seq, digest, version, content = _HEAD.unpack(packed)
-        return cls(rev, digest, seq, version, content)
+        rev, seq, digest, version, content = _HEAD.unpack_from(packed)
+        facts = VersionFacts.unpack(packed[_HEAD.size :])
+        return cls(rev, digest, seq, version, content, facts)
 
 
 class LoggedVersion(Value):
     """The hashes (32 bytes) of the record that made a version last, `content`, and of the file's
     `last` record while that version was its newest; b"" if the content was encrypted again since,
-    because then no other record is stored beside it."""
+    because then no other record is stored beside it. If `facts` have a `created` of 0, the times
+    are those that were known before."""
 
     content: bytes
     last: bytes
+    facts: VersionFacts = NO_FACTS
 
     def pack(self) -> bytes:
         """Encode for the state."""
-        return self.content + self.last
+        return self.facts.pack() + self.content + self.last
 
     @classmethod
     def unpack(cls, packed: bytes) -> LoggedVersion:
         """Decode the output of `pack`."""
-        return cls(packed[:32], packed[32:])
+        facts, hashes = VersionFacts.unpack(packed[: _FACTS.size]), packed[_FACTS.size :]
+        return cls(hashes[:32], hashes[32:], facts)
+
+    def with_times_of(self, before: LoggedVersion | None) -> LoggedVersion:
+        """Return this version with the times that are known of it from `before`, unless it has
+        some."""
+        if before is None or self.facts.created:
+            return self
+        return changed(self, facts=self.facts.with_times_of(before.facts))
 
 
 class StatementLeaf(Value):
@@ -152,12 +203,13 @@ class LogChanges(Value):
     """Changes in a stretch of the log: the newest head of each file in it, by file_id; the records
     of versions that are not their file's newest, by (file_id, version); and the statements of
     contacts. `left` holds all leave records whose readers were not added again; it is None if these
-    have not changed."""
+    have not changed. `removed` are the versions (file_id, version) whose content was removed."""
 
     heads: dict[str, LoggedHead]
     versions: dict[tuple[str, int], LoggedVersion]
     statements: list[StatementLeaf]
     left: tuple[SignedLeave, ...] | None = None
+    removed: frozenset[tuple[str, int]] = frozenset()
 
 
 class FollowedLog:
@@ -210,6 +262,7 @@ class FollowedLog:
         self._unsaved_heads: dict[str, LoggedHead] = {}
         self._unsaved_versions: dict[tuple[str, int], LoggedVersion] = {}
         self._unsaved_statements: list[StatementLeaf] = []
+        self._unsaved_removed: set[tuple[str, int]] = set()
         self._entries: dict[int, LogEntry] = {}
         self._open_set: tuple[int, int] | None = None  # an atomic set whose last entry is missing
         self._following = 0  # the entry of the set that must come next
@@ -388,6 +441,18 @@ class FollowedLog:
                 if record.owner == self._user:
                     self._learn_record(record, body, entry.seq)
                     self._note_readers(record)
+                    self._note_removed(record.file_id, record.purged or ())
+        elif entry.file is not None and entry.op == LOST:
+            self._note_removed(entry.file, (entry.version,))
+        elif entry.file is not None and entry.op == RETENTION:
+            self._note_removed(entry.file, entry.detail.get("purged"))
+
+    def _note_removed(self, file_id: str, versions: object) -> None:
+        """Note that these versions have no content any more: by a purge that we have signed, or
+        because the server says so, which can always lose a content."""
+        for version in versions if isinstance(versions, (tuple, list)) else ():
+            if type(version) is int and 0 < version <= MAX_VERSION:
+                self._unsaved_removed.add((file_id, version))
 
     def _learn_leave(self, entry: LogEntry, body: bytes) -> None:
         """Take a leave record, which must be of the file's last record in the log."""
@@ -480,15 +545,30 @@ class FollowedLog:
         """Return the head that `record`, whose hash is `digest`, makes after `last`. Note the
         records of a version that is not the newest from now on."""
         version, content = (0, b"") if last is None else (last.version, last.content)
+        facts = NO_FACTS if last is None else last.facts
         if record.op in CONTENT_OPS and record.version is not None:
+            held = VersionFacts(
+                size=record.ciphertext_size or 0,
+                content_id=record.content_id or bytes(16),
+                generation=record.generation,
+            )
             if record.version < version:
-                self._unsaved_versions[record.file_id, record.version] = LoggedVersion(digest, b"")
+                place = record.file_id, record.version
+                made = LoggedVersion(digest, b"", held)
+                self._unsaved_versions[place] = made.with_times_of(
+                    self._unsaved_versions.get(place)
+                )
             else:
                 if last is not None and 0 < version < record.version:
-                    made = LoggedVersion(content, last.hash)
+                    made = LoggedVersion(content, last.hash, facts)
                     self._unsaved_versions[record.file_id, version] = made
+                if record.version > version:
+                    facts = VersionFacts(record.created)
+                facts = held.with_times_of(facts)
                 version, content = record.version, digest
-        return LoggedHead(record.rev, digest, seq, version, content)
+        elif record.op == DELETE:
+            facts = changed(facts, ended=max(record.created, 1), moved=record.to is not None)
+        return LoggedHead(record.rev, digest, seq, version, content, facts)
 
     # --- confirming
 
@@ -527,9 +607,14 @@ class FollowedLog:
         if self._left_changed:
             left = tuple(one for found in self._left.values() for one in found.values())
         changes = LogChanges(
-            self._unsaved_heads, self._unsaved_versions, self._unsaved_statements, left
+            self._unsaved_heads,
+            self._unsaved_versions,
+            self._unsaved_statements,
+            left,
+            frozenset(self._unsaved_removed),
         )
         self._unsaved_heads, self._unsaved_versions, self._unsaved_statements = {}, {}, []
+        self._unsaved_removed = set()
         self._left_changed = False
         return changes
 

@@ -36,6 +36,7 @@ from sfsc.trust.followed_log import (
     LoggedVersion,
     LogPosition,
     SignedLeave,
+    VersionFacts,
     pack_contacts,
     pack_leaves,
     unpack_contacts,
@@ -65,6 +66,39 @@ class KnownFile(Value):
         return KnownRevision(self.rev, self.hash)
 
 
+class LoggedFile(Value):
+    """One file of ours in the followed log: its newest record, the facts of its older versions by
+    number, and the versions whose content was `removed`."""
+
+    head: LoggedHead
+    older: Mapping[int, VersionFacts]
+    removed: frozenset[int]
+
+    @property
+    def versions(self) -> dict[int, VersionFacts]:
+        """The facts of all versions, oldest first, with or without content."""
+        return dict(sorted({**self.older, self.head.version: self.head.facts}.items()))
+
+    @property
+    def kept(self) -> list[int]:
+        """The versions that still have a content, oldest first."""
+        return [number for number in self.versions if number not in self.removed]
+
+    @property
+    def deleted(self) -> bool:
+        """Whether there is no current version."""
+        return self.head.facts.ended > 0
+
+    def version_at(self, when: int) -> int:
+        """Return the version that was current at a time in unix seconds by the signers' clocks, 0
+        if the file did not exist then."""
+        found = 0
+        for number, facts in self.versions.items():
+            if facts.created <= when:
+                found = 0 if 0 < facts.ended <= when else number
+        return found
+
+
 _SERVER_STATEMENTS: Final = "SELECT statement, signature FROM server_statement ORDER BY n"
 _LOG: Final = "log"
 _POSITION: Final = "position"
@@ -73,6 +107,7 @@ _LEFT: Final = "left"
 _OTHERS_NOTE: Final = "others-note"
 _HEAD: Final = "head"
 _VERSION: Final = "version"
+_REMOVED: Final = "removed"
 _STATEMENT: Final = "statement"
 _CHOICE: Final = "choice"
 _EVIDENCE: Final = "evidence"
@@ -149,15 +184,54 @@ class ClientState(StateDatabase):
             for file_id, head in changes.heads.items():
                 if file_id not in known or known[file_id].rev < head.rev:
                     rows.append((_HEAD, file_id, head.pack()))
-            rows += [
-                (_VERSION, _version_key(*place), version.pack())
-                for place, version in changes.versions.items()
-            ]
+            rows += self._version_rows(changes.versions)
+            rows += [(_REMOVED, _version_key(*place), b"") for place in changes.removed]
             rows += [
                 (_STATEMENT, f"{one.first.hex()}:{one.n}", one.leaf.pack())
                 for one in changes.statements
             ]
             self.vouched.put_many(rows)
+
+    def _version_rows(self, versions: Mapping[tuple[str, int], LoggedVersion]) -> list[Row]:
+        """Return the rows of versions. The times of those that were encrypted again stay."""
+        keys = [_version_key(*place) for place, one in versions.items() if not one.facts.created]
+        known = self.vouched.get_many(_VERSION, keys) if keys else {}
+        rows = list[Row]()
+        for place, version in versions.items():
+            key = _version_key(*place)
+            before = LoggedVersion.unpack(known[key]) if key in known else None
+            rows.append((_VERSION, key, version.with_times_of(before).pack()))
+        return rows
+
+    def logged_files(self) -> dict[str, LoggedFile]:
+        """Return what the followed log has of all files of ours, by file_id."""
+        heads = dict[str, LoggedHead]()
+        versions, removed = dict[str, dict[int, VersionFacts]](), dict[str, set[int]]()
+        for kind, key, value in self.vouched.all_rows():
+            if kind == _HEAD:
+                heads[key] = LoggedHead.unpack(value)
+            elif kind == _VERSION:
+                file_id, _, number = key.partition(".")
+                facts = LoggedVersion.unpack(value).facts
+                versions.setdefault(file_id, {})[int(number)] = facts
+            elif kind == _REMOVED:
+                file_id, _, number = key.partition(".")
+                removed.setdefault(file_id, set()).add(int(number))
+        return {
+            file_id: LoggedFile(
+                head, versions.get(file_id, {}), frozenset(removed.get(file_id, ()))
+            )
+            for file_id, head in heads.items()
+        }
+
+    def logged_file(self, file_id: str) -> LoggedFile:
+        """Return what `logged_files` has of one file, which the log has."""
+        head = self.logged_heads([file_id])[file_id]
+        keys = {_version_key(file_id, number): number for number in range(1, head.version + 1)}
+        versions = self.vouched.get_many(_VERSION, list(keys))
+        removed = self.vouched.get_many(_REMOVED, list(keys))
+        older = {keys[key]: LoggedVersion.unpack(value).facts for key, value in versions.items()}
+        return LoggedFile(head, older, frozenset(keys[key] for key in removed))
 
     def statement_leaf(self, first: bytes, n: int) -> bytes | None:
         """Return `FoundLeaf.pack` of statement `n` of a user, from the followed log."""
@@ -178,7 +252,7 @@ class ClientState(StateDatabase):
         what `logged_heads` returns of the files. A version that the log does not have is left
         out."""
         found = {
-            (file_id, head.version): LoggedVersion(head.content, head.hash)
+            (file_id, head.version): LoggedVersion(head.content, head.hash, head.facts)
             for file_id, head in heads.items()
         }
         older = {_version_key(*place): place for place in places if place not in found}
@@ -290,7 +364,7 @@ class ClientState(StateDatabase):
             self.execute("DELETE FROM meta WHERE key = 'received'")
             for table in ("file", "shared", "statement"):
                 self.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
-            for kind in (_LOG, _HEAD, _VERSION, _STATEMENT):
+            for kind in (_LOG, _HEAD, _VERSION, _REMOVED, _STATEMENT):
                 self.vouched.remove(kind)
         self._keep_in_keyring("")
         self._distrust = ""

@@ -112,10 +112,14 @@ class VouchedRows:
 
     def items(self, kind: str) -> Iterator[tuple[str, bytes]]:
         """Return an iterator over (key, value) of all rows of one kind, in no order."""
+        return ((key, value) for one, key, value in self.all_rows() if one == kind)
+
+    def all_rows(self) -> Iterator[Row]:
+        """Return an iterator over all rows, in no order."""
         with self._database.transaction():
             self._checked.clear()  # all are read once, not the unknown ones twice
             rows = self._check(set(range(_BUCKETS))) or {}
-        return ((key, value) for found in rows.values() for one, key, value in found if one == kind)
+        return (row for found in rows.values() for row in found)
 
     def put(self, kind: str, key: str, value: bytes) -> None:
         """Store one row."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from protocol.codec.names import SERVER
 from protocol.codec.values import Value, changed
-from protocol.log.auditlog import EntryDraft
+from protocol.log.auditlog import RETENTION, EntryDraft
 from protocol.records.records import DELETE, PURGED_AT_ONCE
 from sfsd.config import DAY, RetentionPolicy
 from sfsd.errors import Absent, DamagedError
@@ -111,7 +111,7 @@ def _removal(context: ServerContext, head: FileHead, versions: list[_Version], w
             context.read_handles.invalidate(owner, file_id, number)
 
     draft = EntryDraft(
-        op="retention",
+        op=RETENTION,
         actor=SERVER,
         owner=owner,
         file=file_id,
@@ -160,7 +160,7 @@ def _expired_reader_change(context: ServerContext, user: str, head: FileHead) ->
             head.files.note_published(one)
 
     draft = EntryDraft(
-        op="retention",
+        op=RETENTION,
         actor=SERVER,
         owner=record.owner,
         file=head.file_id,

@@ -15,7 +15,7 @@ import hashlib
 from typing import Final
 
 from protocol.codec.names import SERVER
-from protocol.log.auditlog import EntryDraft
+from protocol.log.auditlog import RETENTION, EntryDraft
 from sfsd.config import DAY
 from sfsd.errors import Absent, DamagedError, Refused
 from sfsd.rules.context import ServerContext
@@ -80,7 +80,7 @@ def remove_expired_bundles(server: ServerContext, owner: str) -> Change | None:
     if not gone:
         return None
     draft = EntryDraft(
-        op="retention",
+        op=RETENTION,
         actor=SERVER,
         owner=owner,
         detail={"bundles": gone, "why": "bundles"},

@@ -29,11 +29,13 @@ from sfsc.trust.followed_log import (
     LoggedHead,
     LoggedVersion,
     LogPosition,
+    VersionFacts,
     pack_contacts,
     pack_leaves,
     unpack_contacts,
     unpack_leaves,
 )
+from sfsc.trust.state import LoggedFile
 from tests.vectors import protocol_examples as examples
 
 SERVER = examples.SERVER_ID
@@ -612,6 +614,7 @@ def content(op: str, version: int, prev: bytes, rev: int, current: int) -> bytes
     return changed(
         made,
         op=op,
+        created=10 * rev,
         purged=None,
         version=version,
         current=current,
@@ -650,7 +653,8 @@ def test_knows_the_records_of_each_version(stop: int, ahead: int) -> None:
         for file_id, head in changes.heads.items():
             if file_id not in heads or heads[file_id].rev < head.rev:
                 heads[file_id] = head
-        versions.update(changes.versions)
+        for place, version in changes.versions.items():
+            versions[place] = version.with_times_of(versions.get(place))
 
     first = follower(known=heads.get)
     follow(log, first, stop)
@@ -664,7 +668,48 @@ def test_knows_the_records_of_each_version(stop: int, ahead: int) -> None:
     save(second)
     head = heads[examples.FILE_ID]
     assert (head.rev, head.version, head.content, head.hash) == (9, 3, hashes[7], hashes[8])
+    assert head.facts == VersionFacts(80, generation=1)
     assert versions == {
-        (examples.FILE_ID, 1): LoggedVersion(hashes[3], b""),
-        (examples.FILE_ID, 2): LoggedVersion(hashes[5], hashes[6]),
+        (examples.FILE_ID, 1): LoggedVersion(hashes[3], b"", VersionFacts(10, generation=1)),
+        (examples.FILE_ID, 2): LoggedVersion(hashes[5], hashes[6], VersionFacts(30, generation=1)),
     }
+
+
+def test_knows_when_versions_ended_and_which_were_removed() -> None:
+    log, bodies = Log(), list[bytes]()
+    log.enrol()
+
+    def append(op: str, **fields: Any) -> None:
+        prev = record_hash(bodies[-1]) if bodies else b""
+        rev = len(bodies) + 1
+        made = FileRecord.parse(record(rev, prev))
+        if op == "put":
+            made = FileRecord.parse(content(op, fields["current"], prev, rev, fields["current"]))
+        new: dict[str, Any] = {"op": op, "created": 10 * rev, "purged": None, "content": b""}
+        bodies.append(changed(made, **(new | fields)).encode())
+        log.append("upload", "alice", rec=bodies[-1])
+
+    append("put", current=1, ciphertext_size=56, content_id=b"a" * 16)
+    append("delete", current=0)
+    append("purge", current=0, purged=(1,))
+    append("put", current=2, ciphertext_size=57)
+    append("put", current=3)
+    append("delete", current=0, to="f" * 32)
+    for detail in ({"purged": [2, "3", True, -1, 2**31 + 1]}, {"purged": 3}, {"why": "expired"}):
+        log.append("retention", "alice", file=examples.FILE_ID, detail=detail)
+    followed = follower()
+    follow(log, followed)
+    changes = followed.take_changes()
+    file = LoggedFile(
+        changes.heads[examples.FILE_ID],
+        {number: one.facts for (_, number), one in changes.versions.items()},
+        frozenset(number for _, number in changes.removed),
+    )
+    assert file.versions == {
+        1: VersionFacts(10, 20, 56, b"a" * 16, 1),
+        2: VersionFacts(40, 0, 57, generation=1),
+        3: VersionFacts(50, 60, generation=1, moved=True),
+    }
+    assert (file.kept, file.deleted) == ([3], True)
+    times = {9: 0, 10: 1, 19: 1, 20: 0, 39: 0, 40: 2, 50: 3, 59: 3, 60: 0}
+    assert {when: file.version_at(when) for when in times} == times

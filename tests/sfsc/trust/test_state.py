@@ -22,8 +22,16 @@ from sfsc.errors import LocalError
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import KeyringFile
 from sfsc.trust.file_records import Entry, KnownRevision
-from sfsc.trust.followed_log import LOG_START, LogChanges, LoggedHead, LogPosition, SignedLeave
-from sfsc.trust.state import ClientState, KnownFile, open_client_state, state_path
+from sfsc.trust.followed_log import (
+    LOG_START,
+    LogChanges,
+    LoggedHead,
+    LoggedVersion,
+    LogPosition,
+    SignedLeave,
+    VersionFacts,
+)
+from sfsc.trust.state import ClientState, KnownFile, LoggedFile, open_client_state, state_path
 from tests.vectors import protocol_examples as examples
 
 ACCOUNT = bytes(32) + b"ada"
@@ -95,6 +103,25 @@ def test_a_position_is_not_saved_without_what_was_known_before_it(path: Path) ->
         assert state.followed() == LOG_START
         state.save_followed(position(9), LogChanges({}, {}, []), {}, start=0)
         assert state.followed() == position(9)
+
+
+def test_versions_keep_their_times_when_they_are_encrypted_again(path: Path) -> None:
+    file, first = "b" * 32, VersionFacts(10, 20, 56, b"1" * 16, 1)
+    head = LoggedHead(5, b"h" * 32, 6, 2, b"c" * 32, VersionFacts(30, 0, 57, b"2" * 16, 1))
+    again = VersionFacts(size=56, content_id=b"3" * 16, generation=2)
+    made = [LoggedVersion(b"v" * 32, b"l" * 32, first), LoggedVersion(b"w" * 32, b"", again)]
+    with opened(path) as state:
+        for size, version in enumerate(made, 7):
+            changes = LogChanges({file: head}, {(file, 1): version}, [], removed=frozenset())
+            state.save_followed(position(size), changes, {})
+        gone = LogChanges({}, {}, [], removed=frozenset({(file, 1)}))
+        state.save_followed(position(9), gone, {})
+    with opened(path) as state:
+        older = {1: VersionFacts(10, 20, 56, b"3" * 16, 2)}
+        assert state.logged_file(file) == LoggedFile(head, older, frozenset({1}))
+        assert state.logged_files() == {file: state.logged_file(file)}
+        state.reset_log()
+        assert state.logged_files() == {}
 
 
 def test_state_only_moves_forward(path: Path) -> None:
