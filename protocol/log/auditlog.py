@@ -20,11 +20,13 @@ import hashlib
 import json
 import re
 from binascii import a2b_base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NoReturn
 
-from protocol.codec.base64text import from_text, to_text
+import msgspec
+
+from protocol.codec.base64text import from_text
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value, field
 from protocol.records.record_signatures import MAX_SIGNED
@@ -61,7 +63,6 @@ _PREV_TAIL = len(b',"prev":""') + 64 + _TAIL
 """Bytes of a line from ``,"prev"`` on."""
 _ACCOUNTS_KEY = b',"accounts":{'
 _TAGS_KEY = b',"tags":['
-_SET_KEY = "set"
 _SET = re.compile(rb',"set":\[(0|[1-9][0-9]{0,15}),([1-9][0-9]{0,2})\]\Z')
 _LONGEST_SET = len(b',"set":[,]') + 16 + 3
 _ONE_TAG = rb'"[A-Za-z0-9+/]{21}[AQgw]=="'
@@ -153,25 +154,32 @@ class LogEntry(Value):
         return (*own, (from_text(self.detail[TOMBSTONE]), sigs))
 
 
-_HEAD_KEYS = (
-    "v",
-    "seq",
-    "time",
-    "op",
-    "actor",
-    "owner",
-    "file",
-    "version",
-    "session",
-    "stage",
-    "rec",
-    "sigs",
-    "salt",
-    "detail",
-)
-_TAIL_KEYS = ("accounts", "tags", "prev", "hash")
-KEYS = _HEAD_KEYS + _TAIL_KEYS
-"""The JSON keys of a line, in order."""
+class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The members of a line, in order. JSON has bytes as base64."""
+
+    v: int
+    seq: int
+    time: str
+    op: str
+    actor: str
+    owner: str | None
+    file: str | None
+    version: int | None
+    session: int | None
+    stage: str | None
+    rec: bytes | None
+    sigs: dict[str, bytes]
+    salt: bytes
+    detail: dict[str, Any]
+    set: tuple[int, int] | None = None
+    accounts: dict[str, int]
+    tags: tuple[bytes, ...]
+    prev: str
+    hash: str = ""
+
+
+KEYS = tuple(name for name in _Line.__struct_fields__ if name != "set")
+"""The JSON keys of a line that is in no atomic set, in order."""
 
 
 def encode(
@@ -191,17 +199,27 @@ def encode(
     `accounts` has the number of earlier entries of each account, `tags` are 16 bytes each, in any
     order. Raises `LogError` for a line longer than `MAX_LINE`.
     """
-    subject = draft.owner, draft.file, draft.version
-    in_set = None if draft.in_set is None else [seq - draft.in_set[0], draft.in_set[1]]
-    rec = None if draft.rec is None else to_text(draft.rec)
-    sigs = {name: to_text(signature) for name, signature in draft.sigs.items()}
-    body = _spelled(
-        (
-            *(seq, time, draft.op, draft.actor, *subject, draft.session, draft.stage, rec, sigs),
-            *(to_text(salt), detail, extra or {}, in_set, accounts),
-            *([to_text(tag) for tag in sorted(set(tags))], prev.hex()),
-        )
+    line = _Line(
+        v=VERSION,
+        seq=seq,
+        time=time,
+        op=draft.op,
+        actor=draft.actor,
+        owner=draft.owner,
+        file=draft.file,
+        version=draft.version,
+        session=draft.session,
+        stage=draft.stage,
+        rec=draft.rec,
+        sigs=dict(draft.sigs),
+        salt=salt,
+        detail=dict(detail),
+        set=None if draft.in_set is None else (seq - draft.in_set[0], draft.in_set[1]),
+        accounts=dict(accounts),
+        tags=tuple(sorted(set(tags))),
+        prev=prev.hex(),
     )
+    body = _spelled(line, extra or {})[:-1]
     if len(body) + _TAIL > MAX_LINE:
         raise LogError(f"line has {len(body) + _TAIL} bytes, at most {MAX_LINE} allowed", seq=seq)
     digest = hashlib.sha256(body).digest()
@@ -269,12 +287,13 @@ def parse(line: bytes, *, seq: int | None = None) -> LogEntry:
     at = 0 if seq is None else seq
     digest = line_hash(line, seq=at)
     try:
-        value = _DECODER.decode(line.decode("ascii"))
-        fields = _fields(value)
-        # Refuses other spellings and repeated keys. A malformed field is refused here or below.
-        if _spelled(fields) != line[:-_TAIL]:
-            raise LogError("not in canonical form", seq=at)
-        entry = _entry(fields, digest)
+        found, extra = _DECODER.decode(line), dict[str, Any]()
+        # Refuses other spellings, other orders and repeated keys.
+        if _spelled(found, extra) != line:
+            extra = _unknown_members(line)
+            if not extra or _spelled(found, extra) != line:
+                raise LogError("not in canonical form", seq=at)
+        entry = _entry(found, extra, digest)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as exc:
         raise LogError("malformed", seq=at) from exc
     if seq is not None and entry.seq != seq:
@@ -284,7 +303,7 @@ def parse(line: bytes, *, seq: int | None = None) -> LogEntry:
 
 def paths_of(line: bytes) -> dict[str, bytes | None]:
     """Return `LogEntry.paths` of a line that `parse` is known to accept."""
-    return _paths(json.loads(line)["detail"])
+    return _paths(_DECODER.decode(line).detail)
 
 
 def verify_chain(
@@ -323,74 +342,48 @@ class SetCheck:
         self.open = None if is_last else entry.in_set
 
 
-def _fields(value: object) -> list[Any]:
-    """Return the JSON values of a line: those of `KEYS` in order, without `v` and `hash`, and after
-    `detail` a map of the unknown keys, and the set or None. Raises ValueError for other keys or
-    another version."""
-    if not isinstance(value, dict):
-        raise ValueError("not a map")
-    names = tuple(value)
-    end = len(names) - len(_TAIL_KEYS)
-    extra = names[len(_HEAD_KEYS) : end]
-    _need(names[: len(_HEAD_KEYS)] == _HEAD_KEYS and names[end:] == _TAIL_KEYS)
-    _need(type(value["v"]) is int and value["v"] == VERSION)
-    values = list(value.values())
-    head, tail = values[1 : len(_HEAD_KEYS)], values[end:-1]
-    in_set = None
-    if extra[-1:] == (_SET_KEY,):
-        extra, in_set = extra[:-1], value[_SET_KEY]
-    return [*head, {name: value[name] for name in extra}, in_set, *tail]
+def _unknown_members(line: bytes) -> dict[str, Any]:
+    """Return the members of a line that this version does not know."""
+    value = _ANY_DECODER.decode(line)
+    return {name: value[name] for name in value if name not in _Line.__struct_fields__}
 
 
-def _entry(fields: Sequence[Any], digest: bytes) -> LogEntry:
-    """Build the entry from the JSON values that `_fields` returns.
-
-    Raises ValueError, TypeError, AttributeError or KeyError for a malformed field.
-    """
-    seq, time, op, actor, owner, file, version, session, stage, rec, *others = fields
-    sigs, salt, detail, extra, in_set, accounts, tags, prev = others
-    _need(_TIME.fullmatch(time) is not None and _HEX.fullmatch(prev) is not None)
-    _need(type(seq) is int and seq >= 0)
-    _need(type(op) is str and type(actor) is str and type(detail) is dict)
-    for text in (owner, file, stage):
-        _need(text is None or type(text) is str)
-    for number in (version, session):
-        _need(number is None or type(number) is int)
-    for count in accounts.values():
-        _need(type(count) is int and count >= 0)
-    _need(_SET_KEY not in extra)
-    if in_set is not None:
-        first, count = in_set
-        _need(type(first) is int and type(count) is int and 1 <= count <= MAX_SET)
-        _need(0 <= first <= seq < first + count)
+def _entry(found: _Line, extra: dict[str, Any], digest: bytes) -> LogEntry:
+    """Build the entry of a canonical line. Raises ValueError, TypeError, AttributeError or KeyError
+    for a malformed field."""
+    _need(found.v == VERSION and found.seq >= 0 and len(found.salt) == SALT_SIZE)
+    _need(_TIME.fullmatch(found.time) is not None and _HEX.fullmatch(found.prev) is not None)
+    _need(all(count >= 0 for count in found.accounts.values()))
+    _need(all(len(tag) == TAG_SIZE for tag in found.tags))
+    _need(all(first < second for first, second in pairwise(found.tags)))
+    if found.set is not None:
+        first, count = found.set
+        _need(1 <= count <= MAX_SET and 0 <= first <= found.seq < first + count)
     entry = LogEntry(
-        seq,
-        time,
-        op,
-        actor,
-        owner,
-        file,
-        version,
-        session,
-        stage,
-        rec=None if rec is None else from_text(rec),
-        sigs={name: from_text(text) for name, text in sigs.items()},
-        salt=from_text(salt),
-        detail=detail,
-        extra=extra,
-        in_set=None if in_set is None else (in_set[0], in_set[1]),
-        accounts=accounts,
-        tags=tuple([from_text(tag) for tag in tags]),
-        prev=bytes.fromhex(prev),
-        hash=digest,
+        found.seq,
+        found.time,
+        found.op,
+        found.actor,
+        found.owner,
+        found.file,
+        found.version,
+        found.session,
+        found.stage,
+        found.rec,
+        found.sigs,
+        found.salt,
+        found.detail,
+        extra,
+        found.set,
+        found.accounts,
+        found.tags,
+        bytes.fromhex(found.prev),
+        digest,
     )
-    _need(len(entry.salt) == SALT_SIZE)
-    _need(all(len(tag) == TAG_SIZE for tag in entry.tags))
-    _need(all(first < second for first, second in pairwise(entry.tags)))
-    for known in detail.get("paths", {}).values():
+    for known in entry.detail.get("paths", {}).values():
         _need(known is None or _HEX.fullmatch(known) is not None)
     _need(len(entry.records) <= 2)
-    if op == DOWNLOAD:
+    if entry.op == DOWNLOAD:
         for name, number in entry.versions:
             _need(type(name) is str and type(number) is int)
     return entry
@@ -406,58 +399,26 @@ def _need(holds: bool) -> None:
         raise ValueError("malformed field")
 
 
-def _spelled(fields: Sequence[Any]) -> bytes:
-    """Return the bytes of a line before its hash. `fields` are as `_fields` returns them.
-
-    Takes a third of the time of a JSON encoder. Raises TypeError, ValueError or AttributeError for
-    values that JSON cannot hold and text that cannot be encoded.
-    """
-    seq, time, op, actor, owner, file, version, session, stage, rec, *others = fields
-    sigs, salt, detail, extra, in_set, accounts, tags, prev = others
-    signed = ",".join([f"{_TEXT(name)}:{_TEXT(one)}" for name, one in sigs.items()])
-    added = "".join([f",{_TEXT(name)}:{_ENCODER.encode(one)}" for name, one in extra.items()])
-    if in_set is not None:
-        begin, size = in_set
-        added += f',"{_SET_KEY}":[{begin},{size}]'
-    counts = ",".join([f"{_TEXT(user)}:{count}" for user, count in accounts.items()])
-    marks = ",".join([_TEXT(tag) for tag in tags])
-    return (
-        f'{{"v":{VERSION},"seq":{seq},"time":{_TEXT(time)},"op":{_TEXT(op)},'
-        f'"actor":{_TEXT(actor)},"owner":{_optional(owner)},"file":{_optional(file)},'
-        f'"version":{_number(version)},"session":{_number(session)},"stage":{_optional(stage)},'
-        f'"rec":{_optional(rec)},"sigs":{{{signed}}},"salt":{_TEXT(salt)},'
-        f'"detail":{_detail(detail)}{added},"accounts":{{{counts}}},"tags":[{marks}],'
-        f'"prev":{_TEXT(prev)}'
-    ).encode()
-
-
-def _detail(detail: Mapping[str, Any]) -> str:
-    """Encode `detail`; the paths of nearly every entry need no JSON encoder."""
-    members = []
-    for name, value in detail.items():
-        if name == "paths":
-            text = ",".join([f"{_TEXT(path)}:{_optional(known)}" for path, known in value.items()])
-            text = f"{{{text}}}"
-        else:
-            text = _ENCODER.encode(value)
-        members.append(f"{_TEXT(name)}:{text}")
-    return f"{{{','.join(members)}}}"
-
-
-def _optional(text: str | None) -> str:
-    return "null" if text is None else _TEXT(text)
-
-
-def _number(number: int | None) -> str:
-    return "null" if number is None else str(number)
+def _spelled(line: _Line, extra: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a line: compact JSON in ASCII, with `extra` members behind `detail`.
+    Raises TypeError or ValueError for text that has no UTF-8."""
+    text = _ENCODER.encode(line)
+    if extra:
+        at = text.rfind(_ACCOUNTS_KEY)
+        if line.set is not None:
+            at -= len(f',"set":[{line.set[0]},{line.set[1]}]')
+        text = b"%b,%b%b" % (text[:at], _ENCODER.encode(extra)[1:-1], text[at:])
+    # No control character and no letter of another alphabet reaches a terminal that shows the log.
+    if not text.isascii() or b"\x7f" in text:
+        text = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text.decode()).encode()
+    return text
 
 
 def _refuse(text: str) -> NoReturn:
     raise ValueError(f"not an integer: {text[:20]}")
 
 
-_ENCODER = json.JSONEncoder(
-    separators=(",", ":"), ensure_ascii=True, allow_nan=False, check_circular=False
-)
-_TEXT = json.encoder.encode_basestring_ascii
-_DECODER = json.JSONDecoder(parse_float=_refuse, parse_constant=_refuse)
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(_Line, float_hook=_refuse)
+_ANY_DECODER = msgspec.json.Decoder(float_hook=_refuse)
+_NOT_ASCII = re.compile(r"[\x7f-\U0010ffff]+")
