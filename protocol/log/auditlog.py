@@ -17,17 +17,16 @@ finds its entries without reading lines of others.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from binascii import a2b_base64
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any
 
-import msgspec
-
+from protocol.codec import json_text
 from protocol.codec.base64text import from_text
 from protocol.codec.errors import LogError
+from protocol.codec.json_text import JsonDecoder, JsonObject
 from protocol.codec.values import Value, field
 from protocol.records.record_signatures import MAX_SIGNED
 
@@ -154,8 +153,8 @@ class LogEntry(Value):
         return (*own, (from_text(self.detail[TOMBSTONE]), sigs))
 
 
-class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The members of a line, in order. JSON has bytes as base64."""
+class _Line(JsonObject, kw_only=True):
+    """The members of a line, in order."""
 
     v: int
     seq: int
@@ -344,8 +343,10 @@ class SetCheck:
 
 def _unknown_members(line: bytes) -> dict[str, Any]:
     """Return the members of a line that this version does not know."""
-    value = _ANY_DECODER.decode(line)
-    return {name: value[name] for name in value if name not in _Line.__struct_fields__}
+    value = json_text.decode(line)
+    if not isinstance(value, dict):
+        raise ValueError("not a map")
+    return {name: one for name, one in value.items() if name not in _Line.__struct_fields__}
 
 
 def _entry(found: _Line, extra: dict[str, Any], digest: bytes) -> LogEntry:
@@ -402,23 +403,13 @@ def _need(holds: bool) -> None:
 def _spelled(line: _Line, extra: Mapping[str, Any]) -> bytes:
     """Return the bytes of a line: compact JSON in ASCII, with `extra` members behind `detail`.
     Raises TypeError or ValueError for text that has no UTF-8."""
-    text = _ENCODER.encode(line)
+    text = json_text.encode(line)
     if extra:
         at = text.rfind(_ACCOUNTS_KEY)
         if line.set is not None:
             at -= len(f',"set":[{line.set[0]},{line.set[1]}]')
-        text = b"%b,%b%b" % (text[:at], _ENCODER.encode(extra)[1:-1], text[at:])
-    # No control character and no letter of another alphabet reaches a terminal that shows the log.
-    if not text.isascii() or b"\x7f" in text:
-        text = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text.decode()).encode()
+        text = b"%b,%b%b" % (text[:at], json_text.encode(extra)[1:-1], text[at:])
     return text
 
 
-def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"not an integer: {text[:20]}")
-
-
-_ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(_Line, float_hook=_refuse)
-_ANY_DECODER = msgspec.json.Decoder(float_hook=_refuse)
-_NOT_ASCII = re.compile(r"[\x7f-\U0010ffff]+")
+_DECODER = JsonDecoder(_Line)

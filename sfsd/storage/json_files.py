@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
+from protocol.codec import json_text
 from protocol.codec.base64text import to_text
 from protocol.codec.errors import RemoteProtocolError
+from protocol.codec.json_text import JsonDecoder, JsonObject
 from protocol.codec.names import check_user_name
 from protocol.codec.values import Value, field
 from protocol.log.tags import TAG_KEY_SIZE
@@ -32,9 +34,7 @@ _LONG: Final = 2048
 _LONG_PARSED: Final = 256
 """Records with many readers kept parsed, up to 100 KB each."""
 
-_LOST: Final = ',"lost":true'
-"""Last member of a lost version's sidecar; omitted in any other."""
-
+_OTHER_FORM: Final = "the file is not in its canonical form"
 _Parsed = TypeVar("_Parsed")
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
@@ -70,20 +70,23 @@ class Sidecar(Value):
         return self.content if self.head is None else self.head
 
     def encode(self, seq: int) -> bytes:
-        """Return the file's bytes, written by entry `seq`. Built from strings in a quarter of a
-        JSON encoder's time. Numbers, hex, base64, and the names and algorithms that were checked
-        when their `Wrap` was built need no escaping."""
+        """Return the file's bytes, written by entry `seq`."""
         wraps = {
-            wrap.key_id.hex(): f'{{"user":"{wrap.user}","alg":"{wrap.algorithm}",'
-            f'"wrap":"{to_text(wrap.wrapped)}"}}'
-            for wrap in self.wraps
+            one.key_id.hex(): _StoredWrap(user=one.user, alg=one.algorithm, wrap=one.wrapped)
+            for one in self.wraps
         }
-        head = "null" if self.head is None else f"{{{_signed_json(self.head)}}}"
-        return (
-            f'{{"seq":{seq},{_signed_json(self.content)},"head":{head},'
-            f'"metadata":{_optional_json(self.metadata)},"wraps":{{{_members(wraps)}}},'
-            f'"segments":{_optional_json(self.leaves)}{_LOST if self.lost else ""}}}'
-        ).encode()
+        return json_text.encode(
+            _StoredSidecar(
+                seq=seq,
+                record=self.content.record,
+                signatures=_stored_signatures(self.content),
+                head=None if self.head is None else _stored_record(self.head),
+                metadata=self.metadata,
+                wraps=wraps,
+                segments=self.leaves,
+                lost=self.lost,
+            )
+        )
 
     def view(self, user: str, last: SignedRecord, at: int) -> FileView:
         """Return the view of `user`: only their own wrap, and the file's `last` record, which is
@@ -105,40 +108,79 @@ _long_record_of = lru_cache(_LONG_PARSED)(FileRecord.parse)
 
 def parse_sidecar(path: str, raw: bytes) -> Sidecar:
     """Parse a sidecar strictly. Raises `DamagedError`."""
-    return _parse(path, raw, _whole_sidecar, lambda found: found.encode(found.seq))
+    found = parse_sidecar_lenient(path, raw)
+    try:
+        found.view("", found.last, found.seq)  # refuses values that no reply may have
+        for signed in (found.content, found.last):
+            FileRecord.parse(signed.record)
+    except RemoteProtocolError as exc:
+        raise DamagedError("the file cannot be parsed", path=path) from exc
+    if found.encode(found.seq) != raw:
+        raise DamagedError(_OTHER_FORM, path=path)
+    return found
 
 
 def parse_sidecar_lenient(path: str, raw: bytes) -> Sidecar:
     """Parse valid sidecar bytes as `parse_sidecar` does, in half of the time. Raises
     `DamagedError`. Invalid bytes may be accepted: the caller compares their hash with what was
     written, and uses the sidecar only if it is equal."""
-    return _read(path, raw, _sidecar)
+    try:
+        found = _SIDECARS.decode(raw)
+        return Sidecar(
+            found.seq,
+            _signed(found.record, found.signatures),
+            None if found.head is None else _signed(found.head.record, found.head.signatures),
+            found.metadata,
+            tuple(
+                [
+                    Wrap(one.user, bytes.fromhex(key_id), one.alg, one.wrap)
+                    for key_id, one in found.wraps.items()
+                ]
+            ),
+            found.segments,
+            found.lost,
+        )
+    except (ValueError, RecursionError, RemoteProtocolError) as exc:
+        raise DamagedError("the file cannot be parsed", path=path) from exc
 
 
-def _whole_sidecar(value: dict[str, Any]) -> Sidecar:
-    """Build a sidecar; malformed records in it raise too, and values that no reply may have."""
-    found = _sidecar(value)
-    found.view("", found.last, found.seq)
-    for signed in (found.content, found.last):
-        FileRecord.parse(signed.record)
-    return found
+class _StoredRecord(JsonObject, kw_only=True):
+    record: bytes
+    signatures: dict[int, bytes]
 
 
-def _sidecar(value: dict[str, Any]) -> Sidecar:
-    return Sidecar(
-        seq=_number(value["seq"]),
-        content=_signed(value),
-        head=None if value["head"] is None else _signed(value["head"]),
-        metadata=_optional_bytes(value["metadata"]),
-        wraps=tuple(
-            [
-                Wrap(wrap["user"], bytes.fromhex(key_id), wrap["alg"], _bytes(wrap["wrap"]))
-                for key_id, wrap in value["wraps"].items()
-            ]
-        ),
-        leaves=_optional_bytes(value["segments"]),
-        lost=value.get("lost", False) is True,
-    )
+class _StoredWrap(JsonObject, kw_only=True):
+    user: str
+    alg: str
+    wrap: bytes
+
+
+class _StoredSidecar(JsonObject, kw_only=True):
+    """The members of a sidecar, in order; `wraps` are by key id in hex."""
+
+    seq: int
+    record: bytes
+    signatures: dict[int, bytes]
+    head: _StoredRecord | None
+    metadata: bytes | None
+    wraps: dict[str, _StoredWrap]
+    segments: bytes | None
+    lost: bool = False
+
+
+_SIDECARS: Final = JsonDecoder(_StoredSidecar)
+
+
+def _stored_record(signed: SignedRecord) -> _StoredRecord:
+    return _StoredRecord(record=signed.record, signatures=_stored_signatures(signed))
+
+
+def _stored_signatures(signed: SignedRecord) -> dict[int, bytes]:
+    return {one.generation: one.signature for one in signed.signatures}
+
+
+def _signed(record: bytes, signatures: Mapping[int, bytes]) -> SignedRecord:
+    return SignedRecord(record, tuple([GenerationSignature(*one) for one in signatures.items()]))
 
 
 class StoredAccount(Value):
@@ -276,7 +318,7 @@ def _parse(
     found = _read(path, raw, build)
     # Each content has one form: white space, key order and spellings of base64 hide nothing.
     if encode(found) != raw:
-        raise DamagedError("the file is not in its canonical form", path=path)
+        raise DamagedError(_OTHER_FORM, path=path)
     return found
 
 
@@ -294,42 +336,14 @@ def _read(path: str, raw: bytes, build: Callable[[dict[str, Any]], _Parsed]) -> 
         raise DamagedError("the file cannot be parsed", path=path) from exc
 
 
-def _signed_json(item: SignedRecord) -> str:
-    """Return the JSON members of a signed record, without braces."""
-    signatures = {one.generation: f'"{to_text(one.signature)}"' for one in item.signatures}
-    return f'"record":"{to_text(item.record)}","signatures":{{{_members(signatures)}}}'
-
-
-def _members(values: Mapping[Any, str]) -> str:
-    return ",".join([f'"{key}":{value}' for key, value in values.items()])
-
-
-def _signed(value: Mapping[str, Any]) -> SignedRecord:
-    signatures = tuple(
-        [
-            GenerationSignature(int(generation), _bytes(signature))
-            for generation, signature in value["signatures"].items()
-        ]
-    )
-    return SignedRecord(_bytes(value["record"]), signatures)
-
-
 def _dump(value: Mapping[str, Any]) -> bytes:
     return _ENCODER.encode(value).encode()
-
-
-def _optional_json(data: bytes | None) -> str:
-    return "null" if data is None else f'"{to_text(data)}"'
 
 
 def _bytes(text: str) -> bytes:
     """Decode base64 as `base64text.from_text`, without checking for the canonical spelling. Callers
     check it for the whole file at once, or by its hash."""
     return binascii.a2b_base64(text, strict_mode=True)
-
-
-def _optional_bytes(text: str | None) -> bytes | None:
-    return None if text is None else _bytes(text)
 
 
 def _number(value: object) -> int:
