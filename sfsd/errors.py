@@ -115,6 +115,16 @@ class SetRefused(SfsdError):
         self.place = place
         self.error = error
 
+    def at(self, place: int) -> SfsdError:
+        """Return the error of change `place`: its own, or that another one was refused."""
+        return self.error if place == self.place else set_refused()
+
+
+def set_refused() -> Refused:
+    """Return the error of a change that is refused for another one of its atomic set."""
+    text = "another change of the atomic set was refused, so this one was not made"
+    return Refused("set-refused", text)
+
 
 class Stale(SfsdError):
     """The state that a change was based on is gone, so the operation must decide again.

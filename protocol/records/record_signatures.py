@@ -171,6 +171,29 @@ def verify_record_signature(
         raise SignatureError("the signature does not verify")
 
 
+def verify_leaf(
+    label: Label,
+    tree: RecordTree,
+    index: int,
+    signature: bytes,
+    digest: bytes,
+    public: bytes,
+    *,
+    server: bytes,
+    owner_first: bytes,
+    generation: int,
+    cache: SignatureCache,
+) -> None:
+    """Check as `verify_record_signature` does that `public` signed the record with the hash
+    `digest`, leaf `index` of a tree whose leaves are all known: without its path. Raises
+    `SignatureError`."""
+    body = tree.signed_body(server, owner_first, generation)
+    if tree.leaves[index] != merkle.leaf_hash(digest):
+        raise SignatureError("the record is another than the signed one")
+    if not cache.is_valid(label, body, signature, public):
+        raise SignatureError("the signature does not verify")
+
+
 def _root_of(packed: bytes, leaf: bytes) -> tuple[int, bytes]:
     """Return (n, root) of a packed signature; `leaf` is the record's leaf hash."""
     if not _PATH <= len(packed) <= MAX_PACKED or (len(packed) - _PATH) % merkle.HASH_SIZE:

@@ -44,7 +44,7 @@ from sfsd.errors import (
     UnreadableError,
 )
 from sfsd.fs.files import NO_DESCRIPTORS
-from sfsd.net.batches import BatchRunner, Decide, OperationError, Outcome
+from sfsd.net.batches import BatchRunner, Decide, Outcome
 from sfsd.net.connection_limits import IncidentCounter, source_network
 from sfsd.net.line_limits import LineLimits
 from sfsd.operations.changesets import SignedChangeset
@@ -55,6 +55,7 @@ from sfsd.rules.context import (
     Answer,
     Changeset,
     Operation,
+    OperationError,
     PartlyRefused,
     Principal,
     ServerContext,
@@ -152,12 +153,12 @@ class Dispatcher:
     async def _commit(self, who: Principal, message: Commit) -> Reply:
         """Decide the changes of a request together, and answer them together."""
         changeset = SignedChangeset(self.context, who, message)
-        decides = [partial(self._decide_change, who, message, one) for one in changeset.decides()]
-        if changeset.is_atomic:
-            counted = partial(self._lines_counted, who.user)
-            found = await self._batches.run_set(who.user, decides, counted)
-        else:
-            found = await self._batches.run_all(who.user, decides)
+        found = await self._batches.run_many(
+            who.user,
+            changeset.count,
+            partial(self._decide_changes, who, message, changeset),
+            is_atomic=changeset.is_atomic,
+        )
         first = found[0]
         if isinstance(first, OperationError) and not changeset.is_valid:
             return self._refusal(who, message, first)
@@ -169,16 +170,11 @@ class Dispatcher:
         answer = await self._batches.run(who.user, reply)
         return _error_of(answer) if isinstance(answer, OperationError) else answer
 
-    def _decide_change(
-        self, who: Principal, message: Commit, decide: Callable[[], int | Transaction[int]]
-    ) -> int | Transaction[int]:
+    def _decide_changes(
+        self, who: Principal, message: Commit, changeset: Changeset, places: Sequence[int]
+    ) -> list[int | Transaction[int] | OperationError]:
         self._check_allowed(who, message)
-        decided = decide()
-        return decided if message.atomic else self._line_counted(who.user, decided)
-
-    def _lines_counted(self, user: str, commits: Sequence[Transaction[int]]) -> None:
-        """Count the lines of an atomic set. Raises `Refused` if they are too many."""
-        self._lines.take(user, len(commits))
+        return changeset.decide(places, partial(self._lines.take, who.user))
 
     def _decide(self, who: Principal, message: Request) -> Answer | Transaction[Answer]:
         operation = self._check_allowed(who, message)

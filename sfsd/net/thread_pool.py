@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -87,28 +87,17 @@ class ThreadPool:
         return future
 
     def run_after(
-        self, user: str, futures: Sequence[Future[int]], call: Callable[[], _Answer]
+        self, user: str, before: Future[Any], call: Callable[[], _Answer]
     ) -> asyncio.Future[_Answer]:
-        """Run `call` on a thread once all of `futures` are done; the future is its result.
+        """Run `call` on a thread once `before` is done; the future is its result.
 
-        Cancelling the result cancels neither `futures` nor the call.
+        Cancelling the result cancels neither `before` nor the call.
         """
         result = self._new_future()
         waiting = [_Call(_Kind(user, slow=False, bulk=False), call, result)]
-        left = list(futures)
-
-        def check(_done: Future[int] | None = None) -> None:
-            # The last one is usually done last, so one callback waits for all of them.
-            while left and left[-1].done():
-                left.pop()
-            if left:
-                left[-1].add_done_callback(check)
-            else:
-                # Popped, because the futures keep this function alive and the call keeps the
-                # futures: in a cycle, all memory of a request would stay until a cycle collection.
-                self._put(waiting.pop())
-
-        check()
+        # Popped, because `before` keeps this function alive and the call keeps `before`: in a
+        # cycle, all memory of a request would stay until a cycle collection.
+        before.add_done_callback(lambda _done: self._put(waiting.pop()))
         return result
 
     def shutdown(self) -> None:

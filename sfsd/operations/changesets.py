@@ -7,7 +7,7 @@ tree signs them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -28,20 +28,22 @@ from protocol.records.records import (
 from protocol.wire.messages import Error
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.changes import Commit, Committed, Outcome
-from sfsd.errors import Refused, require
+from sfsd.errors import Refused, SfsdError, require, set_refused
 from sfsd.operations import records, sharing, uploads
 from sfsd.operations.files import view_size
 from sfsd.operations.signed_change import SignedChange, repeated_entry
 from sfsd.rules.context import (
     USER,
     Changeset,
+    OperationError,
     Principal,
     ServerContext,
     Transaction,
     operation,
+    outcome_of,
     weight_of_parts,
 )
-from sfsd.rules.record_rules import FileHead, not_found, parse_record
+from sfsd.rules.record_rules import FileHead, SignedLeaf, Signer, not_found, parse_record
 
 MAX_LINES: Final = 448 * 1024
 """Bytes of lines and heads in one reply, which also has leaf data and must fit a frame."""
@@ -60,7 +62,7 @@ class _Part(Value):
 
     record: FileRecord
     body: bytes
-    signature: bytes
+    signed: SignedLeaf
     metadata: bytes = b""
     wraps: tuple[tuple[int, Wrap], ...] = ()
     content: Buffer = b""
@@ -86,11 +88,27 @@ class SignedChangeset(Changeset):
         self._who = who
         self._message = message
         self.is_atomic = message.atomic
-        self._parts: list[_Part] | Refused | None = None
+        self.count = len(message.changes) or 1  # without changes, one error is the answer
+        self._parts: list[_Part] | None = None
 
-    def decides(self) -> list[Callable[[], int | Transaction[int]]]:
-        # Without changes, one decision refuses the request.
-        return [partial(self._decide, at) for at in range(len(self._message.changes) or 1)]
+    def decide(
+        self, places: Sequence[int], take_lines: Callable[[int], None]
+    ) -> list[int | Transaction[int] | OperationError]:
+        if self._parts is None:
+            self._parts = _parts_of(self._message, self._who)
+            self.is_valid = True
+        signer = self._server.admission.signer(self._who.user)
+        decided = list[int | Transaction[int] | OperationError]()
+        try:
+            for place in places:
+                one = outcome_of(partial(self._decide, self._parts, place, signer))
+                if isinstance(one, Transaction) and not self.is_atomic:
+                    one = outcome_of(partial(_counted, one, take_lines))
+                decided.append(one)
+        except BaseException:
+            _undo(decided)  # a bug in one
+            raise
+        return _whole_set(decided, take_lines) if self.is_atomic else decided
 
     def answer(self, outcomes: Sequence[int | Error]) -> Committed:
         journal, who = self._server.journal, self._who
@@ -108,20 +126,10 @@ class SignedChangeset(Changeset):
         first, leaves, note, who.known_size = journal.unseen(who.known_size)
         return Committed(tuple(found), note, first, leaves)
 
-    def _decide(self, index: int) -> int | Transaction[int]:
-        if self._parts is None:
-            try:
-                self._parts = _parts_of(self._message, self._who)
-                self.is_valid = True
-            except Refused as exc:
-                # Kept, without its frames: all of the request was parsed to find it.
-                self._parts = Refused(exc.code, exc.cause)
-        if isinstance(self._parts, Refused):
-            raise Refused(self._parts.code, self._parts.cause)
-        part = self._parts[index]
-        change = self._located(part)
+    def _decide(self, parts: Sequence[_Part], index: int, signer: Signer) -> int | Transaction[int]:
+        change = self._located(parts[index], signer)
         if (seq := repeated_entry(self._server, change)) is not None:
-            count = len(self._parts)
+            count = len(parts)
             if self.is_atomic and count > 1:
                 made_as = self._server.journal.entry(seq).in_set
                 require(made_as == (seq - index, count), "this change was not made in this set")
@@ -136,21 +144,60 @@ class SignedChangeset(Changeset):
         require(not change.content and change.upload is None, f"a {op} stores no new content")
         return _BY_OP[op](server, who, change)
 
-    def _located(self, part: _Part) -> SignedChange:
+    def _located(self, part: _Part, signer: Signer) -> SignedChange:
         """Return the change with the present heads of its files."""
         files = self._server.index.for_user(self._who.user)
-        left = None if part.left is None else self._located(part.left)
+        left = None if part.left is None else self._located(part.left, signer)
         return SignedChange(
             part.record,
             part.body,
-            part.signature,
+            part.signed,
             FileHead.load(files, part.record.file_id),
+            signer,
             part.metadata,
             part.wraps,
             part.content,
             part.upload,
             left,
         )
+
+
+def _counted(transaction: Transaction[int], take_lines: Callable[[int], None]) -> Transaction[int]:
+    """Count the line of a change. Raises `Refused` if it is one too many."""
+    try:
+        take_lines(1)
+    except Refused:
+        _undo([transaction])
+        raise
+    return transaction
+
+
+def _whole_set(
+    decided: Sequence[int | Transaction[int] | OperationError], take_lines: Callable[[int], None]
+) -> list[int | Transaction[int] | OperationError]:
+    """Return what was decided for an atomic set: if anything is refused, an error for each change,
+    and nothing to make. Raises `Refused` if it has too many lines."""
+    new = [place for place, one in enumerate(decided) if isinstance(one, Transaction)]
+    refused = {n: one for n, one in enumerate(decided) if isinstance(one, (SfsdError, OSError))}
+    if not refused and 0 < len(new) < len(decided):
+        refused = {new[0]: Refused("conflict", "only a part of the set was made before")}
+    if refused:
+        _undo(decided)
+        return [refused.get(place) or set_refused() for place in range(len(decided))]
+    if new:
+        try:
+            take_lines(len(new))
+        except Refused:
+            _undo(decided)
+            raise
+    return list(decided)
+
+
+def _undo(decided: Iterable[object]) -> None:
+    """Undo what was decided and is not submitted."""
+    for one in decided:
+        if isinstance(one, Transaction) and one.undo is not None:
+            one.undo()
 
 
 def _parts_of(message: Commit, who: Principal) -> list[_Part]:
@@ -162,7 +209,7 @@ def _parts_of(message: Commit, who: Principal) -> list[_Part]:
         raise Refused("bad-request", str(exc)) from exc
     packed, used, files = tree.pack(message.signature), set[int](), set[str]()
 
-    def signed(body: bytes, leaf: int) -> tuple[FileRecord, bytes, bytes]:
+    def signed(body: bytes, leaf: int) -> tuple[FileRecord, bytes, SignedLeaf]:
         record = parse_record(body)
         if record.owner != who.user:
             raise not_found()
@@ -170,7 +217,7 @@ def _parts_of(message: Commit, who: Principal) -> list[_Part]:
         require(record.file_id not in files, "a changeset touches a file once")
         used.add(leaf)
         files.add(record.file_id)
-        return record, body, packed[leaf]
+        return record, body, SignedLeaf(tree, leaf, packed[leaf])
 
     wraps, at, parts = _wraps_of(message), 0, list[_Part]()
     for index, change in enumerate(message.changes):

@@ -79,8 +79,8 @@ def move(server: ServerContext, who: Principal, change: SignedChange) -> Transac
     left = leaving.head
     require(record.file_id != leaving.record.file_id, "a file cannot move onto itself")
     current, readers = left.newest.value.head_record.current, left.newest.value.head_record.readers
-    gone = server.admission.admit(leaving.record, leaving.body, leaving.signature, left)
-    made = server.admission.admit(record, change.body, change.signature, head)
+    gone = leaving.admit(server)
+    made = change.admit(server)
     if head.record is not None and head.record.current:
         raise Refused("conflict", "a file with that name exists", head=head.view(who.user))
     deleted = _with_tombstone(gone, leaving, to=record.file_id)
@@ -124,7 +124,7 @@ def _admit(server: ServerContext, change: SignedChange) -> AdmittedRecord:
     """Check the record against the rules for all ops; its file must exist. Raises `Refused`."""
     if change.head.document is None:
         raise not_found()
-    return server.admission.admit(change.record, change.body, change.signature, change.head)
+    return change.admit(server)
 
 
 def _link_content(

@@ -90,7 +90,7 @@ def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
 def change_readers(server: ServerContext, who: Principal, change: SignedChange) -> Transaction[int]:
     """Change a file's readers: store wraps for added readers and remove those of dropped ones."""
     newest = change.head.newest
-    admitted = server.admission.admit(change.record, change.body, change.signature, change.head)
+    admitted = change.admit(server)
     effects = _readers_changed(server, admitted, newest.value, change)
     return commit_record(server, who, admitted, effects)
 

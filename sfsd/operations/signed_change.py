@@ -13,7 +13,7 @@ from protocol.wire.messages.base import GenerationSignature, Wrap
 from sfsd.errors import Absent, LostVersionError, Refused, require
 from sfsd.operations.quota_claim import claim_growth
 from sfsd.rules.context import Principal, ServerContext, Transaction, draft
-from sfsd.rules.record_rules import AdmittedRecord, FileHead
+from sfsd.rules.record_rules import AdmittedRecord, FileHead, SignedLeaf, Signer
 from sfsd.state.documents import Document, SidecarWrite
 from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.json_files import Sidecar
@@ -23,20 +23,26 @@ from sfsd.storage.paths import inbox_path
 class SignedChange(Value):
     """A record that its user asks to append to `head`, and what it describes.
 
-    `body` is the record's exact bytes, `signature` its packed signature, `metadata` encrypted.
-    `wraps` are (version, wrap). The content comes with the request (`content`), was uploaded before
-    (`upload`), or is none. A move has a second record, `left`, for the old name.
+    `body` is the record's exact bytes, `signed` its leaf of the tree that `signer` signed.
+    `metadata` is encrypted. `wraps` are (version, wrap). The content comes with the request
+    (`content`), was uploaded before (`upload`), or is none. A move has a second record, `left`, for
+    the old name.
     """
 
     record: FileRecord
     body: bytes
-    signature: bytes
+    signed: SignedLeaf
     head: FileHead
+    signer: Signer
     metadata: bytes = b""
     wraps: tuple[tuple[int, Wrap], ...] = ()
     content: Buffer = b""
     upload: bytes | None = None
     left: SignedChange | None = None
+
+    def admit(self, server: ServerContext) -> AdmittedRecord:
+        """Check the rules for records of every op. Raises `Refused`."""
+        return server.admission.admit(self.record, self.body, self.signed, self.head, self.signer)
 
     def new_wraps(self) -> tuple[Wrap, ...]:
         """Return the wraps of the version that the record describes. Raises `Refused` if any is of
@@ -58,7 +64,7 @@ def repeated_entry(server: ServerContext, change: SignedChange) -> int | None:
     if document is None or document.value.last.record != change.body:
         return None
     seq, signatures = document.value.seq, document.value.last.signatures
-    signed = GenerationSignature(change.record.generation, change.signature) in signatures
+    signed = GenerationSignature(change.record.generation, change.signed.packed) in signatures
     if not signed or server.journal.entry(seq).rec != change.body:
         owner = change.record.owner
         raise Refused("conflict", "the file has changed", head=change.head.view(owner))

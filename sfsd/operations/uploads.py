@@ -179,7 +179,7 @@ def _store(
 ) -> Transaction[int]:
     """Check a put against every rule and return its change."""
     record, head = change.record, change.head
-    admitted = server.admission.admit(record, change.body, change.signature, head)
+    admitted = change.admit(server)
     check_content(
         admitted,
         size=content.size,

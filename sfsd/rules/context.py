@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeAlias, TypeVar
 
 from protocol.codec.values import Mutable, Value
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import ServerStatement, server_id
 from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from sfsd.config import Config
-from sfsd.errors import Refused, SfsdError
+from sfsd.errors import Refused, SfsdError, without_frames
 from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.log.journal import Journal
 from sfsd.rules.access import Visibility
@@ -176,6 +176,7 @@ class ServerContext:
 
 
 _Answer_co = TypeVar("_Answer_co", covariant=True)
+_Result = TypeVar("_Result")
 
 
 class Transaction(Value, Generic[_Answer_co]):
@@ -189,17 +190,35 @@ class Transaction(Value, Generic[_Answer_co]):
     undo: Callable[[], None] | None = None
 
 
-class Changeset(ABC):
-    """Changes of one request, each of which is decided alone. If it `is_atomic`, all of them are
-    made, or none. Until the request `is_valid`, an error is about all of it."""
+OperationError: TypeAlias = SfsdError | OSError
 
+
+def outcome_of(call: Callable[[], _Result]) -> _Result | OperationError:
+    """Return the result of a call, or its error."""
+    try:
+        return call()
+    except (SfsdError, OSError) as exc:
+        return without_frames(exc)
+
+
+class Changeset(ABC):
+    """Changes of one request, `count` of them. If it `is_atomic`, all of them are made, or none.
+    Until the request `is_valid`, an error is about all of it."""
+
+    count: int
     is_valid: bool = False
     is_atomic: bool = False
 
     @abstractmethod
-    def decides(self) -> list[Callable[[], int | Transaction[int]]]:
-        """Return one function for each change; it returns the log entry of a change that was made
-        before, or the change to make. It may be called again if its change was `Stale`."""
+    def decide(
+        self, places: Sequence[int], take_lines: Callable[[int], None]
+    ) -> list[int | Transaction[int] | OperationError]:
+        """Return, for each change with one of these numbers, the log entry of one that was made
+        before, the change to make, or why it is refused.
+
+        It may be called again for changes that were `Stale`. `take_lines` counts log lines that are
+        to be added, and raises `Refused` if they are too many.
+        """
 
     @abstractmethod
     def answer(self, outcomes: Sequence[int | Error]) -> Reply:

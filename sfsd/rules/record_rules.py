@@ -16,8 +16,10 @@ from protocol.codec.errors import PublicKeyError, RemoteProtocolError, Signature
 from protocol.codec.values import Value, changed
 from protocol.records.public_keys import check_wrap_key
 from protocol.records.record_signatures import (
+    SIGNATURE_SIZE,
+    RecordTree,
     SignatureCache,
-    verify_record_signature,
+    verify_leaf,
 )
 from protocol.records.records import (
     ACCESS,
@@ -35,6 +37,7 @@ from protocol.records.records import (
 from protocol.records.signatures import Label
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
+from protocol.wire.messages.session import Notice
 from sfsd.errors import DamagedError, Refused, Stale, require
 from sfsd.log.journal import Journal
 from sfsd.rules.reader_wishes import ReaderWishes
@@ -133,6 +136,21 @@ class FileHead(Value):
         return expected
 
 
+class Signer(Value):
+    """The user who signs the records of a request, and why they may only remove things, if so."""
+
+    user: User
+    blocked: Notice | None
+
+
+class SignedLeaf(Value):
+    """Leaf `index` of a request's tree, whose packed signature is `packed`."""
+
+    tree: RecordTree
+    index: int
+    packed: bytes
+
+
 class AdmittedRecord(Value):
     """A record that may be appended to `head` while the documents in `expect` are unchanged."""
 
@@ -187,29 +205,32 @@ class Admission:
         self._clock = clock
         self._signatures = SignatureCache(_CACHED_SIGNATURES)
 
+    def signer(self, name: str) -> Signer:
+        """Return the user whose records a request has. Raises `Refused` (denied), `DamagedError`"""
+        user = self._users.require_active(name)
+        return Signer(user, write_block(user, self._clock()))
+
     def admit(
-        self,
-        record: FileRecord,
-        body: bytes,
-        signature: bytes,
-        head: FileHead,
+        self, record: FileRecord, body: bytes, signed: SignedLeaf, head: FileHead, signer: Signer
     ) -> AdmittedRecord:
         """Check the rules for records of every op. The caller has checked that the owner asks.
 
-        `signature` is packed; those of one request have one tree, whose signature is verified once.
+        The signature of a request's tree is verified once.
 
         Raises `Refused`: `stale-generation`, `conflict` with the head, `rotation-required`, ….
         """
         require(record.server == self._server_id, "the record is for another server")
         require(record.actor == record.owner, "only an owner signs records of a file")
         require(record.writer is None, "the owner has no writers")
-        user = self._users.require_active(record.owner)
+        user = signer.user
         self._check_generation(record, user)
         public = user.chain.signing_keys.get(record.generation, b"")
         try:
-            verify_record_signature(
+            verify_leaf(
                 Label.RECORDS,
-                signature,
+                signed.tree,
+                signed.index,
+                signed.packed[:SIGNATURE_SIZE],
                 record_hash(body),
                 public,
                 server=self._server_id,
@@ -219,14 +240,13 @@ class Admission:
             )
         except SignatureError as exc:
             raise Refused("refused", "the record is not signed by its generation's key") from exc
-        blocked = write_block(user, self._clock())
-        if blocked is not None and not only_removes(record, head.record):
-            raise Refused("rotation-required", f"rotate the key first: {blocked.reason}")
+        if signer.blocked is not None and not only_removes(record, head.record):
+            raise Refused("rotation-required", f"rotate the key first: {signer.blocked.reason}")
         self._check_place(record, head, user.name)
         return AdmittedRecord(
             record,
-            SignedRecord(body, (GenerationSignature(record.generation, signature),)),
-            {signing_key_id(public): signature},
+            SignedRecord(body, (GenerationSignature(record.generation, signed.packed),)),
+            {signing_key_id(public): signed.packed},
             user,
             head,
             {**user.expect, **head.expect()},

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from typing import NamedTuple
 
-from protocol.codec.values import Value, changed, field
+from protocol.codec.values import Mutable, field
 from sfsd.errors import (
     EntryTooLongError,
     JournalError,
@@ -44,8 +45,8 @@ from sfsd.storage.prepare import PreparedGroup
 from sfsd.storage.store import DirectoryStore
 from sfsd.storage.tag_keys import TagKeys
 
-MAX_GROUP = 256
-"""Most changes that are made durable together."""
+MAX_GROUP = 512
+"""Most changes that are made durable together: a changeset, and those of others beside it."""
 MAX_GROUP_EFFECTS = 4096
 MAX_GROUP_BYTES = 8 << 20
 """Bytes of small files in one group's pack; a single change may exceed it."""
@@ -57,29 +58,90 @@ _PUBLISH_SECONDS = 60.0
 _PUBLISH_PAUSE = 0.02
 _RESERVE_EVERY = 10.0
 """Seconds between attempts to create the reserve again after a full disk."""
+Made = int | SfsdError
+"""The seq of a change's entry, or why the change was not made."""
 
 
-class PendingSet(Value):
-    """Changes that wait for the seq of the first of them. They get consecutive seqs, and are made
-    together or not at all. Most sets have one change."""
+class Pending(Mutable):
+    """Changes that were submitted together, and a future of the outcome of each: the seq of its
+    entry, or why it was not made. An atomic set is made with consecutive seqs, or not at all."""
 
     changes: Sequence[Change]
-    future: Future[int] = field(default_factory=Future)
+    is_atomic: bool = False
+    future: Future[list[Made]] = field(default_factory=Future)
+    outcomes: dict[int, Made] = field(default_factory=dict)
+    _cost: tuple[int, int] | None = None
 
     @property
     def cost(self) -> tuple[int, int]:
         """The approximate (effects, bytes in the pack)."""
-        return cost_of(self.changes)
+        if self._cost is None:
+            self._cost = cost_of(self.changes)
+        return self._cost
+
+    def units(self) -> list[_Unit]:
+        """Return the changes that are made together or not at all, in order."""
+        if self.is_atomic:
+            return [_Unit(self, 0, self.changes)]
+        return [_Unit(self, place, (change,)) for place, change in enumerate(self.changes)]
+
+    def end(self) -> None:
+        """Complete the future once the outcome of every change is known."""
+        if not self.future.done() and len(self.outcomes) == len(self.changes):
+            self.future.set_result([self.outcomes[place] for place in range(len(self.changes))])
+
+    def fail(self, exc: SfsdError) -> None:
+        """Set the outcome of every change that has none."""
+        for place in range(len(self.changes)):
+            self.outcomes.setdefault(place, exc)
+        self.end()
+
+
+class _Unit(NamedTuple):
+    """Changes of `pending`, from number `first` on, that are made together or not at all."""
+
+    pending: Pending
+    first: int
+    changes: Sequence[Change]
+
+    def make(self, seq: int) -> None:
+        """Set the outcome: the changes are the entries from `seq` on."""
+        for place in range(len(self.changes)):
+            self.pending.outcomes[self.first + place] = seq + place
+
+    def refuse(self, exc: SfsdError) -> None:
+        """Set the outcome: none was made."""
+        for place in range(len(self.changes)):
+            one = exc.at(place) if isinstance(exc, SetRefused) else exc
+            self.pending.outcomes[self.first + place] = one
 
 
 def cost_of(changes: Iterable[Change]) -> tuple[int, int]:
     """Return the approximate (effects, bytes in the pack) of changes."""
     effects = size = 0
-    for effect in (effect for change in changes for effect in change.effects):
-        effects += 1
-        if isinstance(effect, Write):
-            size += len(effect.data) if isinstance(effect.data, bytes) else _CALLABLE_SIZE
+    for change in changes:
+        effects += len(change.effects)
+        for effect in change.effects:
+            if isinstance(effect, Write):
+                size += len(effect.data) if isinstance(effect.data, bytes) else _CALLABLE_SIZE
     return effects, size
+
+
+def _fits(effects: int, size: int) -> bool:
+    return effects <= MAX_GROUP_EFFECTS and size <= MAX_GROUP_BYTES
+
+
+def _parts(units: Sequence[_Unit]) -> Iterator[Sequence[_Unit]]:
+    """Yield the units in parts that fit a group each; a single unit may exceed it."""
+    part, effects, size = list[_Unit](), 0, 0
+    for one in units:
+        more = cost_of(one.changes)
+        if part and not _fits(effects + more[0], size + more[1]):
+            yield part
+            part, effects, size = [], 0, 0
+        part.append(one)
+        effects, size = effects + more[0], size + more[1]
+    yield part
 
 
 class GroupCommitter:
@@ -107,10 +169,12 @@ class GroupCommitter:
         """Whether something published is left to settle."""
         return self.failed is None and self._store.unsettled > 0
 
-    def commit(self, group: Sequence[PendingSet]) -> None:
+    def commit(self, group: Sequence[Pending]) -> None:
         """Make the changes, in order, and complete each future."""
-        while group:
-            group = self._commit_once(group)
+        for part in _parts([unit for one in group for unit in one.units()]):
+            self._commit(part)
+        for one in group:
+            one.end()
         if self._store.unsettled > MAX_UNSETTLED and self.failed is None:
             self.settle()
 
@@ -134,28 +198,29 @@ class GroupCommitter:
             if self.keep_spares:
                 self._store.refill_spares()
 
-    def _commit_once(self, group: Sequence[PendingSet]) -> Sequence[PendingSet]:
-        """Try once; return the sets to retry after a change was too long for the log."""
-        group = self._with_tag_keys(group)
-        if not group:
-            return ()
+    def _commit(self, units: Sequence[_Unit]) -> None:
+        while units:
+            units = self._commit_once(units)
+
+    def _commit_once(self, units: Sequence[_Unit]) -> Sequence[_Unit]:
+        """Try once; return the units to retry after a change was too long for the log."""
         try:
-            prepared = self._prepare(group)
+            prepared = self._prepare(units)
         except StoreFullError as exc:
-            if len(group) > 1:
+            if len(units) > 1:
                 # Some may clear the disk, and so need no room. Each gets its own answer.
-                for one in group:
-                    self.commit([one])
+                for one in units:
+                    self._commit([one])
                 return ()
             self._journal.reserve.release()
-            _fail(group, exc)
+            _refuse(units, exc)
             return ()
         except StoreError as exc:
-            _fail(group, exc)
+            _refuse(units, exc)
             return ()
         for index, refusal in prepared.refused.items():
-            group[index].future.set_exception(refusal)
-        accepted = [group[index] for index in prepared.accepted]
+            units[index].refuse(refusal)
+        accepted = [units[index] for index in prepared.accepted]
         # Before the append, so that not even a bug in it lets a client drop what the log names.
         prepared.mark_logged()
         try:
@@ -165,57 +230,41 @@ class GroupCommitter:
             return _without_long(accepted, exc)
         except JournalFailedError as exc:
             # The entries may be on the disk: the stage stays for the next start.
-            _fail(accepted, exc)
+            _refuse(accepted, exc)
             return ()
         except JournalError as exc:
             prepared.abandon()
-            _fail(accepted, exc)
+            _refuse(accepted, exc)
             return ()
         self._finish(prepared, accepted)
         return ()
 
-    def _with_tag_keys(self, group: Sequence[PendingSet]) -> list[PendingSet]:
-        """Return the changes with the tag keys of their accounts; refuse those that have none."""
-        found = list[PendingSet]()
-        for one in group:
-            try:
-                changes = tuple([self._with_tag_key(change) for change in one.changes])
-            except SfsdError as exc:
-                one.future.set_exception(exc)
-                continue
-            found.append(PendingSet(changes, one.future))
-        return found
-
-    def _with_tag_key(self, change: Change) -> Change:
-        keys = self._tag_keys.for_draft(change.draft)
-        return changed(change, draft=changed(change.draft, tag_keys=keys))
-
-    def _prepare(self, group: Sequence[PendingSet]) -> PreparedGroup:
+    def _prepare(self, units: Sequence[_Unit]) -> PreparedGroup:
         if self._journal.failed is not None:
             raise StoreFailedError(self._journal.failed)
-        return self._store.prepare([one.changes for one in group], self._journal.next_seq)
+        sets = [one.changes for one in units]
+        return self._store.prepare(sets, self._journal.next_seq, self._tag_keys.for_draft)
 
-    def _finish(self, prepared: PreparedGroup, accepted: Sequence[PendingSet]) -> None:
-        """Publish a logged group and complete its futures."""
+    def _finish(self, prepared: PreparedGroup, accepted: Sequence[_Unit]) -> None:
+        """Publish a logged group and set its outcomes."""
         if not accepted:
             return
         try:
             self._publish(prepared)
         except StoreFailedError as exc:
             self._journal.stop_publishing()
-            _fail(accepted, exc)
+            _refuse(accepted, exc)
             return
-        seq, firsts = prepared.first_seq, list[int]()
-        for submitted in accepted:
-            firsts.append(seq)
-            for change in submitted.changes:
-                if change.on_published is not None:
-                    change.on_published(seq)
-                seq += 1
+        changes = [change for unit in accepted for change in unit.changes]
+        for seq, change in enumerate(changes, prepared.first_seq):
+            if change.on_published is not None:
+                change.on_published(seq)
         self._journal.mark_published()
         self._journal.checkpoint()
-        for first, submitted in zip(firsts, accepted, strict=True):
-            submitted.future.set_result(first)
+        seq = prepared.first_seq
+        for unit in accepted:
+            unit.make(seq)
+            seq += len(unit.changes)
 
     def _publish(self, prepared: PreparedGroup) -> None:
         """Publish. Raises StoreFailedError: the logged group then waits for a restart, or
@@ -263,7 +312,7 @@ class Committer:
         journal.mark_published()  # the store was recovered
         self._settle_after = settle_after
         self._changed = threading.Condition()
-        self._waiting = FairQueue[str, PendingSet]()
+        self._waiting = FairQueue[str, Pending]()
         self._closing = False
         self._stopped: str | None = None
         self._published = threading.Event()
@@ -291,36 +340,45 @@ class Committer:
         StoreRefusedError, `JournalRefusedError` (nothing was done), StoreFailedError,
         `JournalFailedError` (it may have been done; a restart finds out) or `ShuttingDown`.
         """
-        return self.submit_all([change])[0]
+        made: Future[int] = Future()
 
-    def submit_all(self, changes: Sequence[Change]) -> list[Future[int]]:
-        """Submit all, in order, so that they share a group if they fit."""
-        group = [PendingSet((change,)) for change in changes]
-        self._put(group)
-        return [submitted.future for submitted in group]
+        def end(outcomes: Future[list[Made]]) -> None:
+            [outcome] = outcomes.result()
+            if not made.set_running_or_notify_cancel():
+                return  # nobody waits for it any more
+            if isinstance(outcome, int):
+                made.set_result(outcome)
+            else:
+                made.set_exception(outcome)
 
-    def submit_set(self, changes: Sequence[Change]) -> Future[int]:
-        """Submit an atomic set of 1 to 256 changes: all are made, or none. Return a future of the
-        first seq; the others follow. It fails as that of `submit`, with `SetRefused` for an error
-        of one of several changes, and `Refused` (bad-request) if they have too many effects."""
-        pending = PendingSet(tuple(changes))
-        effects, size = pending.cost
-        if len(changes) > 1 and (effects > MAX_GROUP_EFFECTS or size > MAX_GROUP_BYTES):
-            _fail([pending], Refused("bad-request", "the changes of the set have too many effects"))
+        self.submit_all([change]).add_done_callback(end)
+        return made
+
+    def submit_all(
+        self, changes: Sequence[Change], *, is_atomic: bool = False
+    ) -> Future[list[Made]]:
+        """Submit 1 to 256 changes, in order; they share a group. Return a future of the outcome of
+        each, as that of `submit`.
+
+        Those of an atomic set are all made, with consecutive seqs, or none is. If one of several is
+        refused, the others have the error `set-refused`. A set with too many effects is refused.
+        """
+        pending = Pending(tuple(changes), is_atomic and len(changes) > 1)
+        if pending.is_atomic and not _fits(*pending.cost):
+            pending.fail(Refused("bad-request", "the changes of the set have too many effects"))
         else:
-            self._put([pending])
+            self._put(pending)
         return pending.future
 
-    def _put(self, group: Sequence[PendingSet]) -> None:
+    def _put(self, pending: Pending) -> None:
         failed = self.failed
         with self._changed:
             if self._closing:
-                _fail(group, ShuttingDown("the daemon is stopping"))
+                pending.fail(ShuttingDown("the daemon is stopping"))
             elif failed is not None:
-                _fail(group, (StoreWaitsError if self.awaits_room else StoreFailedError)(failed))
+                pending.fail((StoreWaitsError if self.awaits_room else StoreFailedError)(failed))
             else:
-                for one in group:
-                    self._waiting.put(one.changes[0].draft.actor, one)
+                self._waiting.put(pending.changes[0].draft.actor, pending)
                 self._changed.notify()
 
     def settle(self) -> None:
@@ -339,7 +397,7 @@ class Committer:
         self._point.settle(force=True)
 
     def _run(self) -> None:
-        group: list[PendingSet] = []
+        group: list[Pending] = []
         try:
             while group := self._gather():
                 self._point.commit(group)
@@ -354,41 +412,31 @@ class Committer:
                 left = group
                 while self._waiting:
                     left.append(self._waiting.take())
-            for submitted in left:
-                if not submitted.future.done():
-                    submitted.future.set_exception(StoreFailedError("the committer has stopped"))
+            for one in left:
+                one.fail(StoreFailedError("the committer has stopped"))
 
-    def _gather(self) -> list[PendingSet]:
+    def _gather(self) -> list[Pending]:
         """Return the next group, in which actors take turns; an empty one at the end."""
         with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                group = self._take()
-                if group or self._closing:
-                    return group
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            return self._take()
 
-    def _take(self) -> list[PendingSet]:
-        """Return a group: the set whose turn it is, and what fits beside it. A set that does not
+    def _take(self) -> list[Pending]:
+        """Return a group: the changes whose turn it is, and what fits beside them. What does not
         fit is the first of a later group; others do not wait for it once for each change."""
-        group: list[PendingSet] = []
-        taken = following = (0, 0, 0)
+        group, changes, effects, size = list[Pending](), 0, 0, 0
 
-        def fits(one: PendingSet) -> bool:
-            nonlocal following
-            if group and taken[0] + len(one.changes) > MAX_GROUP:
-                return False
-            effects, size = one.cost
-            following = taken[0] + len(one.changes), taken[1] + effects, taken[2] + size
+        def fits(one: Pending) -> bool:
             return not group or (
-                following[1] <= MAX_GROUP_EFFECTS and following[2] <= MAX_GROUP_BYTES
+                changes + len(one.changes) <= MAX_GROUP
+                and _fits(effects + one.cost[0], size + one.cost[1])
             )
 
         with suppress(StopIteration):
-            while taken[0] < MAX_GROUP:
-                submitted = self._waiting.take(fits)
-                if submitted.future.set_running_or_notify_cancel():
-                    group.append(submitted)
-                    taken = following
+            while changes < MAX_GROUP:
+                group.append(one := self._waiting.take(fits))
+                changes += len(one.changes)
+                effects, size = effects + one.cost[0], size + one.cost[1]
         return group
 
     def _settle_loop(self) -> None:
@@ -401,20 +449,20 @@ class Committer:
                 self._published.set()  # the disk was full, or too much was open: try again
 
 
-def _without_long(group: list[PendingSet], exc: EntryTooLongError) -> list[PendingSet]:
-    """Refuse the sets that have an entry which is too long, and return the others."""
-    left, first = list[PendingSet](), 0
-    for one in group:
+def _without_long(units: Sequence[_Unit], exc: EntryTooLongError) -> list[_Unit]:
+    """Refuse the units that have an entry which is too long, and return the others."""
+    left, first = list[_Unit](), 0
+    for one in units:
         end = first + len(one.changes)
         place = next((index - first for index in exc.indexes if first <= index < end), None)
         if place is None:
             left.append(one)
         else:
-            one.future.set_exception(SetRefused(place, exc) if len(one.changes) > 1 else exc)
+            one.refuse(SetRefused(place, exc) if one.pending.is_atomic else exc)
         first = end
     return left
 
 
-def _fail(group: Sequence[PendingSet], exc: SfsdError) -> None:
-    for submitted in group:
-        submitted.future.set_exception(exc)
+def _refuse(units: Sequence[_Unit], exc: SfsdError) -> None:
+    for unit in units:
+        unit.refuse(exc)

@@ -116,6 +116,7 @@ class GroupBuilder:
         uploads: Path,
         spares: tuple[SpareFiles, SpareFiles],
         digest_in_place: Callable[[str], bytes | None],
+        tag_keys: Callable[[EntryDraft], Mapping[str, bytes]],
         first_seq: int,
     ) -> None:
         self._files = files
@@ -125,6 +126,9 @@ class GroupBuilder:
         self._uploads = uploads
         self._pack_spares, self._spares = spares
         self._digest_in_place = digest_in_place
+        self._tag_keys = tag_keys
+        # Nothing but this thread changes files, so a digest is looked up once for a group.
+        self._in_place: dict[str, bytes | None] = {}
         self._overlay: dict[str, bytes | None] = {}
         self._members: list[tuple[packs.Member, bytes]] = []
         self._pack = os.urandom(16).hex()
@@ -148,14 +152,14 @@ class GroupBuilder:
 
     def _add(self, change: Change, in_set: tuple[int, int] | None) -> None:
         prepared = self.prepared
+        keys = self._tag_keys(change.draft)
         self._check(change)
         steps = self._steps(change, prepared.first_seq + prepared.count)
         if change.claim is not None:
             change.claim.acquire()
         prepared.changes.append(change)
         prepared.count += 1
-        draft = change.draft if in_set is None else changed(change.draft, in_set=in_set)
-        prepared.drafts.append(self._draft(draft, steps))
+        prepared.drafts.append(self._draft(change.draft, steps, in_set, keys))
         for step in steps:
             self._overlay[step.path] = step.digest
         prepared.steps.extend(steps)
@@ -198,7 +202,9 @@ class GroupBuilder:
     def _digest(self, path: str) -> bytes | None:
         if path in self._overlay:
             return self._overlay[path]
-        return self._digest_in_place(path)
+        if path not in self._in_place:
+            self._in_place[path] = self._digest_in_place(path)
+        return self._in_place[path]
 
     def _steps(self, change: Change, seq: int) -> list[InstallStep]:
         return [self._step(effect, seq, change.expect) for effect in change.effects]
@@ -243,13 +249,20 @@ class GroupBuilder:
             _drop(self._files, self._uploads / f"{name}.ct")
         del self.prepared.linked[keep:]
 
-    def _draft(self, draft: EntryDraft, steps: list[InstallStep]) -> EntryDraft:
+    def _draft(
+        self,
+        draft: EntryDraft,
+        steps: list[InstallStep],
+        in_set: tuple[int, int] | None,
+        keys: Mapping[str, bytes],
+    ) -> EntryDraft:
         if not steps:
-            return draft
+            return changed(draft, in_set=in_set, tag_keys=keys)
         paths = {step.path: None if step.digest is None else step.digest.hex() for step in steps}
         staged = any(step.digest is not None for step in steps)
         stage = self._pack if staged else None
-        return changed(draft, stage=stage, detail={**draft.detail, "paths": paths})
+        detail = {**draft.detail, "paths": paths}
+        return changed(draft, stage=stage, detail=detail, in_set=in_set, tag_keys=keys)
 
     def _add_members(self, steps: list[InstallStep]) -> None:
         for step in steps:

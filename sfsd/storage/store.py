@@ -13,13 +13,14 @@ import heapq
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE
+from protocol.log.auditlog import EntryDraft
 from sfsd.errors import Absent, StoreFullError, UnreadableError
 from sfsd.fs.descriptors import SharedHandle, SyncGuard, read_error, store_error
 from sfsd.fs.direct_io import DirectFile, RecentlyOpened
@@ -272,11 +273,16 @@ class DirectoryStore:
 
     # Changing: the committer's thread.
 
-    def prepare(self, group: Sequence[Sequence[Change]], first_seq: int) -> PreparedGroup:
+    def prepare(
+        self,
+        sets: Sequence[Sequence[Change]],
+        first_seq: int,
+        tag_keys: Callable[[EntryDraft], Mapping[str, bytes]] = lambda draft: draft.tag_keys,
+    ) -> PreparedGroup:
         """Check each set of changes, and make the data of accepted ones durable in the stage. The
         first accepted change is to be entry `first_seq`. The changes of a set are accepted together
-        or not at all. Refused changes leave no trace; if this raises (StoreRefusedError,
-        StoreFullError, StoreFailedError), no change does."""
+        or not at all. `tag_keys` returns those of an entry. Refused changes leave no trace; if this
+        raises (StoreRefusedError, StoreFullError, StoreFailedError), no change does."""
         builder = GroupBuilder(
             self.files,
             self.syncs,
@@ -285,9 +291,10 @@ class DirectoryStore:
             uploads=self.uploads,
             spares=(self.pack_spares, self.installer.spares),
             digest_in_place=self.stored_digest,
+            tag_keys=tag_keys,
             first_seq=first_seq,
         )
-        for index, changes in enumerate(group):
+        for index, changes in enumerate(sets):
             builder.add(index, changes)
         builder.stage()
         return builder.prepared

@@ -14,7 +14,7 @@ from sfsd.errors import SfsdError, Stale
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
-from sfsd.storage.committer import GroupCommitter, PendingSet
+from sfsd.storage.committer import GroupCommitter, Made, Pending
 from sfsd.storage.crash_recovery import RecoveryReport, recover
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
@@ -98,22 +98,21 @@ class StoreModel:
         self.base = self.journal.next_seq
         self.states: list[State] = [dict(state or {})]
         self.inside: set[int] = set()
-        self.futures: list[Future[int]] = []
-        self._ends: list[tuple[Future[int], int]] = []
+        self.futures: list[Future[list[Made]]] = []
         self._uploads = 0
 
     @property
     def acknowledged(self) -> int:
         """Number of acknowledged entries, which the log must never lose."""
-        done = [f.result() + n for f, n in self._ends if f.done() and f.exception() is None]
-        return max(done, default=self.base)
+        made = [one for future in self.futures if future.done() for one in future.result()]
+        return max([one + 1 for one in made if isinstance(one, int)], default=self.base)
 
     def state_at(self, size: int) -> State:
         """Return what the store must hold when the log has `size` entries."""
         assert size not in self.inside, "a part of an atomic set"
         return self.states[size - self.base]
 
-    def commit(self, asked: Sequence[Asked]) -> list[Future[int]]:
+    def commit(self, asked: Sequence[Asked]) -> list[Future[list[Made]]]:
         """Commit a group. Exactly the changes that are stale in the model must be refused, those of
         an atomic set together.
 
@@ -121,14 +120,13 @@ class StoreModel:
         may have been done. Raises StoreRefusedError if an upload could not be staged.
         """
         sets = [one if isinstance(one, tuple) else (one,) for one in asked]
-        submitted = [PendingSet([self._change(step) for step in one]) for one in sets]
+        submitted = [Pending([self._change(step) for step in one], len(one) > 1) for one in sets]
         before = len(self.states)
         valid = self._predict(sets)
         futures = [each.future for each in submitted]
         self.futures += futures
-        self._ends += [(each.future, len(each.changes)) for each in submitted]
         self.point.commit(submitted)
-        errors = [future.exception(0) for future in futures]
+        errors = [error_of(future) for future in futures]
         if all(error is None or isinstance(error, Stale) for error in errors):
             assert valid == [error is None for error in errors]
         elif self.point.failed is None:
@@ -244,8 +242,6 @@ def check_start(root: Path, files: Files | None = None) -> tuple[int, State]:
     return size, held
 
 
-def refusal(future: Future[int]) -> SfsdError | None:
-    """Return the error of a finished future, None if it succeeded."""
-    error = future.exception(0)
-    assert error is None or isinstance(error, SfsdError)
-    return error
+def error_of(future: Future[list[Made]]) -> SfsdError | None:
+    """Return the first error of finished changes, None if all were made."""
+    return next((one for one in future.result(0) if isinstance(one, SfsdError)), None)

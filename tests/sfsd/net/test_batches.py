@@ -7,20 +7,21 @@ import gc
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from protocol.log.auditlog import EntryDraft
 from sfsd.errors import Refused
-from sfsd.net.batches import ATTEMPTS, BatchRunner, OperationError
-from sfsd.rules.context import Transaction
+from sfsd.net.batches import ATTEMPTS, BatchRunner
+from sfsd.rules.context import OperationError, Transaction, outcome_of
 from sfsd.storage.change import Change, Write
 from sfsd.storage.committer import Committer
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
 
-Decision = str | OperationError | Transaction[str | OperationError]
+Decision = str | OperationError | Transaction[str]
 
 
 @pytest.fixture
@@ -41,12 +42,17 @@ async def open_runner(committer: Committer) -> AsyncIterator[BatchRunner]:
         await asyncio.to_thread(runner.pool.shutdown)
 
 
+def decide_each(decides: Sequence[Callable[[], Decision]], places: Sequence[int]) -> list[Decision]:
+    return [outcome_of(decides[place]) for place in places]
+
+
 def outcomes(committer: Committer, decides: Sequence[Callable[[], Decision]]) -> list[str]:
     """Return the outcome of each operation as text, in input order."""
 
     async def run() -> list[str]:
         async with open_runner(committer) as runner:
-            return [str(one) for one in await runner.run_all("alice", decides)]
+            found = await runner.run_many("alice", len(decides), partial(decide_each, decides))
+            return [str(one) for one in found]
 
     return asyncio.run(run())
 
@@ -116,24 +122,13 @@ def test_operation_that_stays_stale_is_refused_as_busy(committer: Committer) -> 
     assert len(undone) == ATTEMPTS
 
 
-def test_bug_in_one_operation_undoes_the_whole_batch(
-    committer: Committer,
-) -> None:
-    undone: list[int] = []
-    decides: list[Callable[[], Decision]] = [
-        lambda: write("a", undo=lambda: undone.append(1)),
-        lambda: str(1 // 0),
-    ]
-    with pytest.raises(ZeroDivisionError):
-        outcomes(committer, decides)
-    assert undone == [1]
-    assert outcomes(committer, [lambda: write("b")]) == ["b is 0"]
-
-
 def set_outcomes(committer: Committer, decides: Sequence[Callable[[], Decision]]) -> list[str]:
     async def run() -> list[str]:
         async with open_runner(committer) as runner:
-            return [str(one) for one in await runner.run_set("alice", decides)]
+            count = len(decides)
+            decide = partial(decide_each, decides)
+            found = await runner.run_many("alice", count, decide, is_atomic=True)
+            return [str(one) for one in found]
 
     return asyncio.run(run())
 
@@ -158,28 +153,30 @@ def test_a_set_is_decided_again_as_a_whole(committer: Committer) -> None:
     assert undone.count("d") == ATTEMPTS
 
 
-def test_a_refusal_undoes_the_whole_set(committer: Committer) -> None:
+def test_an_error_of_the_decision_is_that_of_all(committer: Committer) -> None:
+    async def run() -> list[str]:
+        def refuse(places: Sequence[int]) -> list[Decision]:
+            raise Refused("denied", f"no {len(places)}")
+
+        async with open_runner(committer) as runner:
+            return [str(one) for one in await runner.run_many("alice", 3, refuse)]
+
+    assert asyncio.run(run()) == ["no 3"] * 3
+
+
+def test_a_change_that_fails_undoes_its_whole_set(committer: Committer) -> None:
     undone: list[str] = []
-
-    def refused() -> Decision:
-        raise Refused("denied", "no")
-
-    def bug() -> Decision:
-        return str(1 // 0)
-
-    def made(name: str) -> Callable[[], Decision]:
-        return lambda: write(name, undo=lambda: undone.append(name))
-
-    found = set_outcomes(committer, [made("a"), refused, made("b"), refused])
-    assert [one == "no" for one in found] == [False, True, False, True]
-    assert all("another change" in one for one in found[::2])
-    found = set_outcomes(committer, [made("c"), lambda: "made before"])
-    assert "only a part" in found[0]
-    with pytest.raises(ZeroDivisionError):
-        set_outcomes(committer, [made("d"), bug])
-    assert undone == ["a", "b", "c", "d"]
-    assert set_outcomes(committer, [lambda: "made before"] * 2) == ["made before"] * 2
-    assert set_outcomes(committer, [made("e"), made("f")]) == ["e is 0", "f is 1"]
+    long = Change(EntryDraft("test", "alice", detail={"much": "x" * 65536}))
+    found = set_outcomes(
+        committer,
+        [
+            lambda: write("a", undo=lambda: undone.append("a")),
+            lambda: Transaction(long, lambda _seq: "", lambda: undone.append("long")),
+        ],
+    )
+    assert "another change" in found[0]
+    assert "at most" in found[1]
+    assert undone == ["a", "long"]
 
 
 @pytest.mark.parametrize("where", ["decision", "answer"])

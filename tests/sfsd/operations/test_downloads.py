@@ -414,8 +414,9 @@ def test_a_read_during_reencryption_returns_old_or_new_bytes(tmp_path: Path) -> 
 
         def race(message: Open | Read) -> Result:
             request = ada.took(ada.reencrypted(F, 1, b"new content")).small()
-            [decide] = changesets.commit(served.context, writer, request).decides()
-            decided = decide()
+            [decided] = changesets.commit(served.context, writer, request).decide(
+                [0], lambda _: None
+            )
             assert isinstance(decided, Transaction)
             files.first = partial(published, decided.change)
             files.blob = f"{F}.1.ct"

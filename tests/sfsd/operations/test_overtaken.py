@@ -25,8 +25,7 @@ def decided(served: Daemon, person: Person, request: Request) -> Change:
     """Return the change that a request decides on, without making it."""
     decision: object = OPERATIONS[type(request)].function(served.context, person.who, request)
     if isinstance(decision, Changeset):
-        [decide] = decision.decides()
-        decision = decide()
+        [decision] = decision.decide([0], lambda _lines: None)
     assert isinstance(decision, Transaction)
     return decision.change
 

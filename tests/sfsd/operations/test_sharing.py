@@ -28,7 +28,7 @@ from protocol.wire.messages.sharing import (
     Lookup,
 )
 from sfsd.config import DAY
-from sfsd.errors import Refused, Stale
+from sfsd.errors import Refused, SfsdError, Stale
 from sfsd.operations import changesets, sharing
 from sfsd.rules.context import Access, Transaction
 from tests.opens import open_one
@@ -101,8 +101,10 @@ def change(
 
 def decided(served: Daemon, who: Person, message: Commit) -> Transaction[int]:
     """Return the decision on a changeset of one."""
-    [decide] = changesets.commit(served.context, who.who, message).decides()
-    made = decide()
+    changeset = changesets.commit(served.context, who.who, message)
+    [made] = changeset.decide([0], lambda _lines: None)
+    if isinstance(made, SfsdError):
+        raise made
     assert isinstance(made, Transaction)
     return made
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from sfsd.errors import (
     JournalFullError,
     JournalRefusedError,
     Refused,
-    SetRefused,
     SfsdError,
     ShuttingDown,
     Stale,
@@ -34,7 +33,8 @@ from sfsd.storage.committer import (
     MAX_GROUP_EFFECTS,
     Committer,
     GroupCommitter,
-    PendingSet,
+    Made,
+    Pending,
 )
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
@@ -117,6 +117,9 @@ class Daemon:
 
     def submit(self, change: Change) -> Future[int]:
         return self.committer.submit(change)
+
+    def submit_set(self, changes: Sequence[Change]) -> Future[list[Made]]:
+        return self.committer.submit_all(changes, is_atomic=True)
 
     def close(self) -> None:
         self.committer.close()
@@ -236,15 +239,14 @@ def test_what_gathers_while_the_disk_is_busy_is_one_group_in_order(daemon: Daemo
     assert stages.count(stages[1]) == MAX_GROUP
 
 
-def test_a_cancelled_change_is_not_made(daemon: Daemon) -> None:
+def test_a_change_whose_future_was_cancelled_disturbs_no_other(daemon: Daemon) -> None:
     daemon.files.open.clear()
     first = daemon.submit(change())
     assert daemon.files.held.wait(WAIT)
     second, third = daemon.submit(write("alice/x", b"")), daemon.submit(change())
     assert second.cancel()
     daemon.files.open.set()
-    assert (first.result(WAIT), third.result(WAIT)) == (0, 1)
-    assert stored(daemon.root) == {}
+    assert (first.result(WAIT), third.result(WAIT)) == (0, 2)
 
 
 def test_settling_runs_in_the_background(daemon: Daemon) -> None:
@@ -309,13 +311,13 @@ def test_an_atomic_set_is_in_one_group_and_gets_consecutive_seqs(daemon: Daemon)
         )
         for n in range(10)
     ]
-    whole = daemon.committer.submit_set(made)
+    whole = daemon.submit_set(made)
     after = daemon.submit(change())
     daemon.files.open.set()
     assert after.result(WAIT) == MAX_GROUP + 2
     assert [one.result(WAIT) for one in ones] == list(range(1, MAX_GROUP - 8))
-    first = whole.result(WAIT)
-    assert published == list(range(first, first + 10))
+    first = published[0]
+    assert published == whole.result(WAIT) == list(range(first, first + 10))
     entries = [daemon.journal.entry(seq) for seq in published]
     assert {entry.in_set for entry in entries} == {(first, 10)}
     assert len({entry.stage for entry in entries}) == 1
@@ -329,15 +331,15 @@ def test_the_sets_of_one_user_do_not_hold_up_each_change_of_others(daemon: Daemo
     daemon.submit(change())
     assert daemon.files.held.wait(WAIT)
     large = [change()] * MAX_GROUP
-    sets = [daemon.committer.submit_set(large) for _ in range(3)]
+    sets = [daemon.submit_set(large) for _ in range(3)]
     ones = [daemon.submit(Change(EntryDraft("test", "bob"))) for _ in range(3)]
     daemon.files.open.set()
-    assert [one.result(WAIT) for one in sets] == [1, MAX_GROUP + 4, 2 * MAX_GROUP + 4]
+    assert [one.result(WAIT)[0] for one in sets] == [1, MAX_GROUP + 4, 2 * MAX_GROUP + 4]
     assert [one.result(WAIT) for one in ones] == [MAX_GROUP + 1, MAX_GROUP + 2, MAX_GROUP + 3]
 
 
 def test_a_set_of_one_is_a_change_like_any_other(daemon: Daemon) -> None:
-    assert daemon.committer.submit_set([write("alice/x", b"")]).result(WAIT) == 0
+    assert daemon.submit_set([write("alice/x", b"")]).result(WAIT) == [0]
     assert daemon.journal.entry(0).in_set is None
 
 
@@ -350,20 +352,18 @@ def test_one_change_fails_its_set(daemon: Daemon) -> None:
     daemon.files.open.clear()
     daemon.submit(change())
     assert daemon.files.held.wait(WAIT)
-    failing = daemon.committer.submit_set([fine, change(), long, fine])
-    stale = daemon.committer.submit_set([fine, change(expect={"alice/none": b"?"}), fine])
+    failing = daemon.submit_set([fine, change(), long, fine])
+    stale = daemon.submit_set([fine, change(expect={"alice/none": b"?"}), fine])
     beside = daemon.submit(claiming(purse, "alice/beside"))
     daemon.files.open.set()
-    refused = failing.exception(WAIT)
-    assert isinstance(refused, SetRefused)
-    assert (refused.place, type(refused.error)) == (2, EntryTooLongError)
-    assert isinstance(stale.exception(WAIT), Stale)
+    refused = failing.result(WAIT)
+    assert [type(one) for one in refused] == [Refused, Refused, EntryTooLongError, Refused]
+    assert [type(one) for one in stale.result(WAIT)] == [Stale] * 3
     assert beside.result(WAIT) == 1
     assert (purse.taken, sorted(stored(daemon.root))) == (1, ["alice/beside"])
     many = change(*(Write(f"alice/w{n}", b"") for n in range(MAX_GROUP_EFFECTS)))
-    too_many = daemon.committer.submit_set([many, write("alice/y", b"")]).exception(WAIT)
-    assert isinstance(too_many, Refused)
-    assert too_many.code == "bad-request"
+    too_many = daemon.submit_set([many, write("alice/y", b"")]).result(WAIT)
+    assert [one.code for one in too_many if isinstance(one, Refused)] == ["bad-request"] * 2
 
 
 @pytest.mark.parametrize(
@@ -508,15 +508,20 @@ def test_a_stale_change_among_others_is_refused_alone(tmp_path: Path) -> None:
     journal = journals.open_journal(tmp_path / "logs")
     store = DirectoryStore(tmp_path)
     group = [
-        PendingSet((write("alice/x", b"1"),)),
-        PendingSet((change(Write("alice/x", b"2"), expect={"alice/x": None}),)),
-        PendingSet((write("alice/y", b"3"),)),
+        Pending((write("alice/x", b"1"),)),
+        Pending(
+            (
+                change(Write("alice/x", b"2"), expect={"alice/x": None}),
+                write("alice/y", b"3"),
+            )
+        ),
     ]
     GroupCommitter(store, journal).commit(group)
-    assert isinstance(group[1].future.exception(0), Stale)
-    assert [group[n].future.result(0) for n in (0, 2)] == [0, 1]
-    stale = [PendingSet((change(expect={"alice/x": None}),))]
-    GroupCommitter(store, journal).commit(stale)
-    assert isinstance(stale[0].future.exception(0), Stale)
+    stale, made = group[1].future.result(0)
+    assert isinstance(stale, Stale)
+    assert (group[0].future.result(0), made) == ([0], 1)
+    later = Pending((change(expect={"alice/x": None}),))
+    GroupCommitter(store, journal).commit([later])
+    assert isinstance(later.future.result(0)[0], Stale)
     assert journal.next_seq == 2
     journal.close()

@@ -40,6 +40,7 @@ from tests.sfsd.store_model import (
     StoreModel,
     Upload,
     check_start,
+    error_of,
     memory,
     stored,
 )
@@ -237,7 +238,7 @@ def test_a_failure_at_any_call(run: Run, ground: Path, fault: int | None) -> Non
                 assert failed is None
         if failed is not None:
             [refused] = model.commit([Step()])
-            assert isinstance(refused.exception(), StoreFailedError | JournalFailedError)
+            assert isinstance(error_of(refused), StoreFailedError | JournalFailedError)
         disk.end()
         disk.lose_power(after, Random(at))
         judge(model, *check_start(after, SimulatedDisk(after)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from sfsd.errors import StoreFullError
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Adopt, Change, Write
-from sfsd.storage.committer import GroupCommitter, PendingSet
+from sfsd.storage.committer import GroupCommitter, Made, Pending
 from sfsd.storage.crash_recovery import recover
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
@@ -84,10 +83,15 @@ class Root:
         staged.write(0, data)
         return Adopt("ada/x.ct", staged)
 
-    def commit(self, *effects: Adopt | Write) -> Future[int]:
-        pending = PendingSet((Change(EntryDraft("test", "ada"), {}, effects),))
+    def commit(self, *effects: Adopt | Write) -> Made:
+        pending = Pending((Change(EntryDraft("test", "ada"), {}, effects),))
         self.point.commit([pending])
-        return pending.future
+        return outcome(pending)
+
+
+def outcome(pending: Pending) -> Made:
+    [made] = pending.future.result(0)
+    return made
 
 
 @pytest.fixture
@@ -104,7 +108,7 @@ def test_a_logged_ciphertext_is_never_copied(
     root = Root(tmp_path, files)
     adopt = root.upload(b"cipher")
     assert adopt.staged.path.parent == (users / ".staging" if split else tmp_path / "staging")
-    assert root.commit(adopt, Write("ada/x.json", b"side")).result(0) == 0
+    assert root.commit(adopt, Write("ada/x.json", b"side")) == 0
     if not installed and links:
         (users / "ada" / "x.ct").unlink()  # as if the power had failed; the stage still has it
     root.journal.close()
@@ -123,10 +127,10 @@ def test_room_is_looked_for_on_the_disk_that_will_hold_the_bytes(
     files = Disks(users, split=split)
     root = Root(tmp_path, files)
     setattr(files, lacking, 1)
-    assert isinstance(root.commit(Write("ada/x.json", b"side")).exception(0), StoreFullError)
+    assert isinstance(root.commit(Write("ada/x.json", b"side")), StoreFullError)
     assert (root.journal.size, root.point.failed) == (0, None)
     setattr(files, lacking, PLENTY)
-    assert root.commit(Write("ada/x.json", b"side")).result(0) == 0
+    assert root.commit(Write("ada/x.json", b"side")) == 0
     root.journal.close()
 
 
@@ -138,22 +142,22 @@ def test_a_full_disk_still_takes_changes_that_create_no_file(
     root = Root(tmp_path, files)
     root.store.refill_spares()
     for name in ("x", "y"):
-        root.commit(Write(f"ada/{name}.json", b"before")).result(0)
+        root.commit(Write(f"ada/{name}.json", b"before"))
     root.point.settle()
     files.room = files.room_in_staging = 0
     files.code = code
-    new = PendingSet((Change(EntryDraft("test", "ada"), {}, (Write("ada/new", b"n"),)),))
+    new = Pending((Change(EntryDraft("test", "ada"), {}, (Write("ada/new", b"n"),)),))
     made = [_replacement(root, name, b"after " * 20) for name in ("x", "y")]
     root.point.commit([made[0], new, made[1]])
-    assert [one.future.result(0) for one in made] == [2, 3]
-    assert isinstance(new.future.exception(0), StoreFullError)
+    assert [outcome(one) for one in made] == [2, 3]
+    assert isinstance(outcome(new), StoreFullError)
     root.point.settle()
     assert (root.point.failed, root.store.unsettled) == (None, 0)
     assert (tmp_path / "staging" / "applied").read_bytes() == b"3\n"
     for _ in range(5):  # the packs' spare files are used again
         last = _replacement(root, "x", b"again")
         root.point.commit([last])
-        last.future.result(0)
+        assert isinstance(outcome(last), int)
         root.point.settle()
     root.journal.close()
     files.code = 0
@@ -163,10 +167,10 @@ def test_a_full_disk_still_takes_changes_that_create_no_file(
     assert held == {"ada/x.json": b"again", "ada/y.json": b"after " * 20}
 
 
-def _replacement(root: Root, name: str, data: bytes) -> PendingSet:
+def _replacement(root: Root, name: str, data: bytes) -> Pending:
     path = f"ada/{name}.json"
     expect = {path: root.store.stored_digest(path)}
-    return PendingSet((Change(EntryDraft("test", "ada"), expect, (Write(path, data),)),))
+    return Pending((Change(EntryDraft("test", "ada"), expect, (Write(path, data),)),))
 
 
 @pytest.mark.parametrize("split", [False, True])
