@@ -66,6 +66,10 @@ class Database(Protocol):
         self, statement: str, values: tuple[int | str | bytes | None, ...] = ()
     ) -> None: ...
 
+    def execute_many(
+        self, statement: str, rows: Sequence[tuple[int | str | bytes | None, ...]]
+    ) -> None: ...
+
     def fetch_row(
         self, query: str, values: tuple[int | str | bytes, ...] = ()
     ) -> tuple[Any, ...] | None: ...
@@ -102,13 +106,7 @@ class VouchedRows:
             buckets = {key: _bucket(kind, key) for key in keys}
             if self._check(set(buckets.values())) is None:
                 return {}
-            found: dict[str, bytes] = {}
-            places = iter(buckets.items())
-            while some := list(islice(places, _TOGETHER)):
-                query = _FIND.replace("()", ", ".join(["(?, ?)"] * len(some)))
-                values = [value for key, bucket in some for value in (bucket, key)]
-                found |= dict(self._database.fetch_rows(query, (*values, kind)))
-            return found
+            return self._find(kind, buckets)
 
     def items(self, kind: str) -> Iterator[tuple[str, bytes]]:
         """Return an iterator over (key, value) of all rows of one kind, in no order."""
@@ -128,19 +126,21 @@ class VouchedRows:
     def put_many(self, rows: Iterable[Row]) -> None:
         """Store rows, each in place of the one with its kind and key."""
         with self._database.transaction():
-            placed = [(_bucket(kind, key), kind, key, value) for kind, key, value in rows]
-            self._check({bucket for bucket, *_ in placed})
+            values = {(_bucket(kind, key), kind, key): value for kind, key, value in rows}
+            self._check({bucket for bucket, _, _ in values})
             if (sums := self._sums) is None:
                 return  # another process has changed the key, and knows as much
-            query = "SELECT value FROM vouched WHERE bucket = ? AND kind = ? AND key = ?"
-            for bucket, kind, key, value in placed:
-                before = self._database.fetch_row(query, (bucket, kind, key))
-                if before is not None:
-                    sums[bucket] -= self._digest(kind, key, before[0])
+            for kind in {kind for _, kind, _ in values}:
+                buckets = {key: bucket for bucket, one, key in values if one == kind}
+                for key, before in self._find(kind, buckets).items():
+                    sums[buckets[key]] -= self._digest(kind, key, before)
+            for (bucket, kind, key), value in values.items():
                 sums[bucket] = (sums[bucket] + self._digest(kind, key, value)) % _MODULUS
-                self._database.execute(
-                    "INSERT OR REPLACE INTO vouched VALUES (?, ?, ?, ?)", (bucket, kind, key, value)
-                )
+            # In the order of the table, whose pages then are written one after the other.
+            placed = sorted((*place, value) for place, value in values.items())
+            self._database.execute_many(
+                "INSERT OR REPLACE INTO vouched VALUES (?, ?, ?, ?)", placed
+            )
             self._save(sums)
 
     def remove(self, kind: str) -> None:
@@ -219,6 +219,16 @@ class VouchedRows:
         query = "SELECT kind, key, value FROM vouched WHERE bucket = ?"
         for bucket in buckets:
             found[bucket] = self._database.fetch_rows(query, (bucket,))
+        return found
+
+    def _find(self, kind: str, buckets: Mapping[str, int]) -> dict[str, bytes]:
+        """Return the values of one kind that are stored, of the keys with these `buckets`."""
+        found: dict[str, bytes] = {}
+        places = iter(buckets.items())
+        while some := list(islice(places, _TOGETHER)):
+            query = _FIND.replace("()", ", ".join(["(?, ?)"] * len(some)))
+            values = [value for key, bucket in some for value in (bucket, key)]
+            found |= dict(self._database.fetch_rows(query, (*values, kind)))
         return found
 
     def _discard(self, stored: bytes) -> None:
