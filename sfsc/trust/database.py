@@ -35,10 +35,10 @@ CREATE TABLE server_statement (
     n INTEGER PRIMARY KEY, statement BLOB NOT NULL, signature BLOB NOT NULL
 );
 CREATE TABLE file (
-    file_id TEXT PRIMARY KEY, rev INTEGER NOT NULL, hash BLOB NOT NULL, record BLOB NOT NULL,
-    version INTEGER NOT NULL, entry BLOB, vouched BLOB, deleted INTEGER NOT NULL DEFAULT 0,
-    shown BLOB
-) WITHOUT ROWID;
+    file_id TEXT NOT NULL PRIMARY KEY, rev INTEGER NOT NULL, hash BLOB NOT NULL,
+    record BLOB NOT NULL, version INTEGER NOT NULL, entry BLOB, vouched BLOB,
+    deleted INTEGER NOT NULL DEFAULT 0, shown BLOB
+);
 CREATE TABLE statement (
     user TEXT NOT NULL, n INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (user, n)
 ) WITHOUT ROWID;
@@ -60,9 +60,9 @@ _COLUMNS: Final[dict[str, tuple[type, ...]]] = {
 """Types of the columns by name. SQLite stores a value of any type in any column, and a file that
 somebody else has edited may have lost the constraints too."""
 _PAGE: Final = 1024
-"""Page size in bytes. A file's row is about as long. SQLite's default of 4,096 would split each
-row: at most a quarter of a page is stored inline, and the rest fills nearly a page of its own,
-which is written with the first page for every changed row, because files come in no order."""
+"""Page size in bytes. A file's row is about as long, so that little else is written with it. New
+rows are appended in a table with a rowid, and only its index is in the order of the file_ids, which
+is random: without a rowid, each row took a page of that order and another one for its overflow."""
 _WAL_BYTES: Final = 4 << 20
 """Bytes of WAL that are moved into the database, and synced, together."""
 _LARGEST: Final = 2**53
