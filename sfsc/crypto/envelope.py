@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Final
 
 from protocol.codec.encoding import Buffer
@@ -126,7 +127,7 @@ class Recipient(Value):
     key: PublicKey
 
 
-class ContentKey(Value):
+class ContentKey(Value, dict=True):  # for a cached property
     """The DEK (32 bytes) and content_id (16 bytes) of one version's content. `generate` makes a new
     one, `open_wraps` opens a stored one."""
 
@@ -137,6 +138,11 @@ class ContentKey(Value):
     def generate(cls) -> ContentKey:
         """Return a fresh random key."""
         return cls(new_content_id(), new_key())
+
+    @cached_property
+    def commitment(self) -> bytes:
+        """The `dek_commit` of signed records, 32 bytes."""
+        return commitment(self.dek)
 
     def encryptor(self) -> Encryptor:
         """Return the encryptor of this content's one ciphertext. A restarted upload needs a fresh
@@ -182,9 +188,9 @@ class _WrapBatch:
         self._head = batch_id + recipient.wrap(self._kek, wrap_batch_info(*self._context))
         self.left = BATCH_SIZE
 
-    def wrap(self, key: ContentKey, dek_commit: bytes) -> bytes:
+    def wrap(self, key: ContentKey) -> bytes:
         self.left -= 1
-        info = wrap_item_info(*self._context, key.content_id, dek_commit)
+        info = wrap_item_info(*self._context, key.content_id, key.commitment)
         return self._head + seal(wrap_item_key(self._kek, info), key.dek, info)
 
 
@@ -207,9 +213,8 @@ class WrapBatches:
 
     def wrap(self, key: ContentKey, recipients: Iterable[Recipient]) -> tuple[Wrap, ...]:
         """Wrap the DEK for each recipient, in input order."""
-        dek_commit = commitment(key.dek)
         return tuple(
-            Wrap(one.user, one.key.key_id, one.key.alg, self._batch_for(one).wrap(key, dek_commit))
+            Wrap(one.user, one.key.key_id, one.key.alg, self._batch_for(one).wrap(key))
             for one in recipients
         )
 
@@ -305,7 +310,7 @@ def content_record(
         version=version,
         ciphertext_size=ciphertext_size,
         segments_root=segments_root,
-        dek_commit=commitment(key.dek),
+        dek_commit=key.commitment,
         metadata_sha256=hashlib.sha256(metadata).digest(),
         from_=origin,
     )

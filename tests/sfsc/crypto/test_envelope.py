@@ -298,7 +298,8 @@ def test_a_wrap_that_opens_to_another_key_is_refused(monkeypatch: pytest.MonkeyP
     wraps = [WrapBatches(SERVER, FIRST).wrap(other, recipients)]
     with monkeypatch.context() as patch:
         patch.setattr(envelope, "commitment", lambda _dek: record.dek_commit)
-        wraps.append(WrapBatches(SERVER, FIRST).wrap(other, recipients))
+        hostile = ContentKey(KEY.content_id, bytes(32))
+        wraps.append(WrapBatches(SERVER, FIRST).wrap(hostile, recipients))
         assert open_wraps(record, FIRST, wraps[1], {key.public.key_id: key}) == other
     for wrap in wraps:
         with pytest.raises(Tampered):
