@@ -30,7 +30,7 @@ from typing import (
     get_origin,
 )
 
-from msgspec import NODEFAULT, Meta, ValidationError, convert, structs
+from msgspec import NODEFAULT, Meta, StructMeta, ValidationError, convert, structs
 
 from protocol.codec import encoding
 from protocol.codec.encoding import Buffer
@@ -103,6 +103,10 @@ Count = Annotated[int, Between(0, 2**53)]
 Positive = Annotated[int, Between(1, 2**53)]
 MAX_TEXT = 512
 Text = Annotated[str, AtMost(MAX_TEXT)]
+
+
+_build: Callable[..., Any] = StructMeta.__call__
+"""Builds a value from all of its fields in order, without a check of types and caps."""
 
 
 class StructType(ValueType):
@@ -334,6 +338,13 @@ class Struct(Value, forbid_unknown_fields=True, metaclass=StructType):
     """The types of all fields, as declared."""
     __defaults__: ClassVar[dict[str, Any]]
     __renamed__: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def of_checked(cls, *values: Any) -> Self:
+        """Build from all fields in order, whose types and caps the caller has checked, or has taken
+        from checked values; only ``__post_init__`` runs. Takes a seventh of the time."""
+        made: Self = _build(cls, *values)
+        return made
 
     def encode(self) -> bytes:
         """Return the encoded form. Raises `MessageError` past the limit."""

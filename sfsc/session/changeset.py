@@ -106,7 +106,8 @@ class Changeset:
         if isinstance(reply, Error):
             return [reply] * len(self.drafts)
         answer = expect_reply(reply, Committed)
-        return self._session.accept_changes(answer, self._sent, atomic=self._atomic)
+        records = {draft.body: draft.record for draft in self.drafts}
+        return self._session.accept_changes(answer, self._sent, records, atomic=self._atomic)
 
     def has_landed(self) -> bool:
         """Return whether the log has the changes of an atomic set, although the server refused

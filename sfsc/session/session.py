@@ -206,7 +206,8 @@ class Session:
         self.rewraps: list[LogEntry] = []
         """Entries of this account's re-wraps that were followed since its last rotation began, or
         since the session began."""
-        self._receipts: list[tuple[int, bytes, TreeHead]] = []
+        self._receipts: list[tuple[int, bytes, TreeHead]] = []  # not yet found in the log
+        self._receipt_head: TreeHead | None = None  # the newest one since `link_receipts`
         self.notice: opening.Notice | None = None
         """The server's notice about our keys at the last login."""
         self.limits = opening.Limits(0, 0, 0, 0)
@@ -707,12 +708,18 @@ class Session:
         return entry
 
     def accept_changes(
-        self, reply: Committed, sent: Sequence[SentChange], *, atomic: bool = False
+        self,
+        reply: Committed,
+        sent: Sequence[SentChange],
+        records: Mapping[bytes, FileRecord],
+        *,
+        atomic: bool = False,
     ) -> list[Receipt | Error]:
         """Verify that the entries of a changeset are the changes that were sent; `link_receipts`
         then verifies that the log has them. Return the receipt of each, or the error of one that
-        was refused. If `atomic`, the entries must be one set, or there must be none. Raises
-        `BadReceipt`, `BadRecord` and `PartialSet`."""
+        was refused. `records` are those of the changes, by their exact bytes. If `atomic`, the
+        entries must be one set, or there must be none. Raises `BadReceipt`, `BadRecord` and
+        `PartialSet`."""
         if len(reply.outcomes) != len(sent):
             raise BadReceipt("the server answers another number of changes", REPORT)
         head = self.trust.verify_note(reply.checkpoint)
@@ -724,15 +731,16 @@ class Session:
             if outcome.error is not None:
                 found.append(outcome.error)
                 continue
-            receipt = Receipt(outcome.line or missing[outcome.seq], reply.checkpoint, 0, b"")
-            entry, _ = self.trust.verify_receipt(receipt, one)
+            line = outcome.line or missing[outcome.seq]
+            entry = parse_line(line)
+            check_matches(entry, one)
             if entry.seq != outcome.seq:
                 raise BadReceipt("the server names another log entry than it shows", REPORT)
             entries.append(entry)
-            found.append(receipt)
+            found.append(Receipt.of_checked(line, reply.checkpoint, 0, b""))
         if atomic and entries:
             check_set(entries, len(sent))
-        self._accept(entries, reply.first, reply.leaves, head)
+        self._accept(entries, reply.first, reply.leaves, head, records)
         return found
 
     def has_set(self, sent: Sequence[SentChange]) -> bool:
@@ -768,26 +776,42 @@ class Session:
         return found
 
     def _accept(
-        self, entries: Sequence[LogEntry], first: int, leaves: bytes, head: TreeHead
+        self,
+        entries: Sequence[LogEntry],
+        first: int,
+        leaves: bytes,
+        head: TreeHead,
+        records: Mapping[bytes, FileRecord] | None = None,
     ) -> None:
         with self.keeping_evidence(head):
-            self._read_receipt(entries, first, leaves, head)
-        self._receipts.extend((entry.seq, entry.hash, head) for entry in entries)
+            confirmed = self._read_receipt(entries, first, leaves, head, records)
+            self._receipts.extend((entry.seq, entry.hash, head) for entry in entries)
+            if confirmed:
+                self._check_receipts(head)
+        if self._receipt_head is None or head.size > self._receipt_head.size:
+            self._receipt_head = head
 
     def _read_receipt(
-        self, entries: Sequence[LogEntry], first: int, leaves: bytes, head: TreeHead
-    ) -> None:
+        self,
+        entries: Sequence[LogEntry],
+        first: int,
+        leaves: bytes,
+        head: TreeHead,
+        records: Mapping[bytes, FileRecord] | None = None,
+    ) -> bool:
         """Take what a receipt shows of the log. If it shows all up to its checkpoint, nothing has
-        to be asked for."""
+        to be asked for: return whether the checkpoint is confirmed."""
         log, before = self.log, self.log.size
         for entry in entries:
             check_signed_to(entry.seq + 1, head.size)
-        log.add_entries(entries)
+        log.add_entries(entries, records)
         if leaves and first <= log.size:
             log.add_leaves(first, leaves)
             check_signed_to(log.size, max(before, head.size))
-        if head.size <= log.size and not log.wanted_lines(1):
-            self._confirm(head)
+        if head.size > log.size or log.wanted_lines(1):
+            return False
+        self._confirm(head)
+        return True
 
     @contextlib.contextmanager
     def keeping_evidence(self, head: TreeHead | None = None) -> Iterator[None]:
@@ -878,21 +902,24 @@ class Session:
     def link_receipts(self) -> None:
         """Follow the log to the checkpoints of all receipts since the last call, and check that it
         has their entries. Raises `Fork` and `BadReceipt`."""
-        if self._receipts:
+        if self._receipt_head is not None:
             self.with_reconnect(self._follow_receipts)
 
     def _follow_receipts(self) -> None:
-        if self._receipts:  # a new login has followed the log past them
-            newest = max((head for _, _, head in self._receipts), key=lambda head: head.size)
-            self._follow(self.transport, newest)
+        if self._receipt_head is not None:  # else a new login has followed the log past them
+            self._follow(self.transport, self._receipt_head)
 
-    def _check_receipts(self) -> None:
-        """Check that the log has the entries of all receipts, whose checkpoints it has passed."""
-        for seq, digest, _ in self._receipts:
-            if self._own_entries.get(seq) != digest:
+    def _check_receipts(self, head: TreeHead | None = None) -> None:
+        """Check that the log has the entries of the receipts with this checkpoint, or of all, whose
+        checkpoints it has passed."""
+        left = []
+        for seq, digest, point in self._receipts:
+            if head not in (None, point):
+                left.append((seq, digest, point))
+            elif self._own_entries.get(seq) != digest:
                 cause = f"the log does not have entry {seq}, which the server has confirmed"
                 raise BadReceipt(cause, REPORT)
-        self._receipts.clear()
+        self._receipts = left
 
     def refresh_log(self) -> TreeHead:
         """Follow the log to its present end."""
@@ -995,6 +1022,8 @@ class Session:
         """Follow the log to `head`, past the checkpoints of receipts and of other devices, and save
         how far."""
         points = {(one.size, one.root): one for _, _, one in self._receipts}
+        if (newest := self._receipt_head) is not None:
+            points[newest.size, newest.root] = newest
         with self.keeping_evidence(head):
             if (others := self._others_checkpoint(head)) is not None:
                 points[others.size, others.root] = others
@@ -1006,6 +1035,7 @@ class Session:
             follow_log(transport, self.log, head)
             self._confirm(head)
             self._check_receipts()
+            self._receipt_head = None
             self._check_newest_seen(transport, head)
         self._save(transport)
         if others is not None:

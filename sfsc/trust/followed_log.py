@@ -248,6 +248,7 @@ class FollowedLog:
         self._generation = start.generation
         self._without_line: deque[FoundLeaf] = deque()
         self._shown: dict[int, LogEntry] = {}
+        self._parsed: dict[bytes, FileRecord] = {}
         self._histories: dict[str, _History] = {}
         self.statements: dict[int, bytes] = {}
         """Own identity statements that were followed in this session, exact bytes by number."""
@@ -354,8 +355,12 @@ class FollowedLog:
             self._shown[seq] = parse_line(line, seq)
         self._use_lines()
 
-    def add_entries(self, entries: Iterable[LogEntry]) -> None:
-        """Take the entries of parsed lines; as `add_lines`."""
+    def add_entries(
+        self, entries: Iterable[LogEntry], records: Mapping[bytes, FileRecord] | None = None
+    ) -> None:
+        """Take the entries of parsed lines; as `add_lines`. `records` are records of theirs that
+        the caller has built or parsed, by their exact bytes."""
+        self._parsed.update(records or {})
         wanted = {leaf.seq for leaf in self._without_line}
         for entry in entries:
             if entry.seq >= self.size or entry.seq in wanted:
@@ -381,6 +386,8 @@ class FollowedLog:
             except (EncodingError, MessageError) as exc:
                 cause = f"entry {leaf.seq} of the log holds a malformed record"
                 raise BadReceipt(cause, REPORT) from exc
+        if not self._shown:
+            self._parsed.clear()
 
     def _files_ahead(self) -> list[str]:
         """Return the files of the next entries whose lines are there, if nothing of the file was
@@ -437,7 +444,7 @@ class FollowedLog:
             self._generation = statement.generation
         if entry.op in RECORD_OPS:
             for body, _ in entry.records:
-                record = FileRecord.parse(body)
+                record = self._parsed.pop(body, None) or FileRecord.parse(body)
                 if record.owner == self._user:
                     self._learn_record(record, body, entry.seq)
                     self._note_readers(record)
