@@ -3,9 +3,9 @@
     SfscError                    1
     ├── LocalError               1  fault of this machine: missing file, full disk, no permission
     │   ├── UnreadableSource        a source that cannot be read
-    │   │   └── NotRegularFile      a link, pipe or device in a folder that is stored
+    │   │   └── NotRegularFile      a pipe or device that is not stored, a link that is not made
     │   ├── BadDestination          a name that cannot be a file here, or leads elsewhere
-    │   └── UnsupportedKind         a folder or link, which this version cannot read or write
+    │   └── UnsupportedKind         a stored folder or link, which has no content
     ├── UsageError               2  an invalid call
     ├── NotFound                 3  no such file or user, or not visible to this account
     ├── Denied                   4  the server refuses an authenticated request
@@ -75,7 +75,8 @@ class UnreadableSource(LocalError):
 
 
 class NotRegularFile(UnreadableSource):
-    """A link, pipe or device in a folder that is stored; only regular files are stored."""
+    """A pipe or a device in a folder that is stored, or a link that is not wanted: it is left
+    out."""
 
 
 class BadDestination(LocalError):
@@ -85,9 +86,9 @@ class BadDestination(LocalError):
 
 
 class UnsupportedKind(LocalError):
-    """A stored folder or symbolic link, which this version can neither read nor write."""
+    """A stored folder or symbolic link, which has no content to read."""
 
-    usual_hint = "use a newer sfsc"
+    usual_hint = "`sfsc get -r --links` makes folders and links"
 
 
 class UsageError(SfscError):

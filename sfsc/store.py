@@ -196,11 +196,17 @@ class Store(Closing):
         return io.BufferedReader(Reader(self._session, remote), 128 * 1024)
 
     def put_tree(
-        self, folder: Path, *, name: str | None = None, skip: Skip | None = None
+        self,
+        folder: Path,
+        *,
+        name: str | None = None,
+        skip: Skip | None = None,
+        links: bool = True,
     ) -> Iterator[Put]:
-        """Store every file below `folder`, under the folder `name` ("": under their paths below
-        it; None: under its own path)."""
-        return self._trees.put(folder, name, skip or _raise)
+        """Store everything below `folder`, under the folder `name` ("": under their paths below
+        it; None: under its own path). Symbolic links are stored as links, unless `links` is false.
+        Folders are stored with their modes and times; only empty ones are yielded."""
+        return self._trees.put(folder, name, skip or _raise, links=links)
 
     def get_tree(
         self,
@@ -210,14 +216,15 @@ class Store(Closing):
         *,
         skip: Skip | None = None,
         trust_first_use: bool = False,
-        umask_folders: bool = False,
+        links: bool = False,
     ) -> Iterator[Got]:
-        """Fetch every file in the folder `name` ("": all) to its path below `target`: our own
-        files, or those that the user `owner` shares."""
+        """Fetch everything in the folder `name` ("": all) to its path below `target`: our own
+        files, or those that the user `owner` shares. Symbolic links are made only with `links`. The
+        modes and times of folders are set at the end, when all files are there."""
         if owner is None:
-            return self._trees.get(name, target, skip or _raise, umask_folders=umask_folders)
+            return self._trees.get(name, target, skip or _raise, links=links)
         found = self._inbox.list_folder(owner, name, skip or _raise, first_use=trust_first_use)
-        return self._trees.get(name, target, skip or _raise, found, umask_folders=umask_folders)
+        return self._trees.get(name, target, skip or _raise, found, links=links)
 
     def rm_tree(self, name: str, *, skip: Skip | None = None) -> Iterator[Entry]:
         """Delete every file in the folder `name` ("": all). Yield the deleted versions. Files that
@@ -257,11 +264,14 @@ class Store(Closing):
 
         return Transaction(self._session, self._uploads, self._sharing.add_folder_readers)
 
-    def ls(self, prefix: str = "", *, skip: Skip | None = None) -> Iterator[Entry]:
-        """Yield the current version of every file whose name starts with `prefix`, by name. Files
-        that the server has damaged, lost or does not show are passed to `skip`; without it, the
-        first of their errors is raised after the last entry."""
-        return self._files.ls(prefix, skip)
+    def ls(
+        self, prefix: str = "", *, skip: Skip | None = None, folders: bool = False
+    ) -> Iterator[Entry]:
+        """Yield the current version of every file whose name starts with `prefix`, by name; also of
+        links and empty folders, and with `folders` of all folders that are stored. Files that the
+        server has damaged, lost or does not show are passed to `skip`; without it, the first of
+        their errors is raised after the last entry."""
+        return self._files.ls(prefix, skip, folders=folders)
 
     def stat(self, name: str) -> Entry:
         """Return the current version of `name`, without its content."""
@@ -431,7 +441,7 @@ class Store(Closing):
         """Yield the log's entries on this account, or on the file `name`, oldest first. They are
         proven to be in the log, and to be complete."""
         # Files that cannot be listed are shown by their ids.
-        listed = self._files.ls(skip=lambda _name, _error: None)
+        listed = self._files.ls(skip=lambda _name, _error: None, folders=True)
         names = {entry.file_id: entry.name for entry in listed}
         if name is None:
             return self._audit.log(None, names)

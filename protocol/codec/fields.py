@@ -37,8 +37,8 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.errors import MessageError
 from protocol.codec.names import (
     MAX_FILE_NAME,
+    check_entry_name,
     check_file_id,
-    check_file_name,
     check_principal,
     check_user_name,
 )
@@ -97,7 +97,8 @@ Previous = Annotated[bytes, AtMost(32), empty_or_hash]
 UserName = Annotated[str, AtMost(32), check_user_name]
 Principal = Annotated[str, AtMost(32), check_principal]
 FileId = Annotated[str, Exactly(32), check_file_id]
-FileName = Annotated[str, AtMost(MAX_FILE_NAME), check_file_name]
+EntryName = Annotated[str, AtMost(MAX_FILE_NAME), check_entry_name]
+"""Name of a file, a symbolic link or, with a slash at its end, a folder."""
 Count = Annotated[int, Between(0, 2**53)]
 """A size, offset, number or time; at most 2^53, so that every JSON reader keeps it exact."""
 Positive = Annotated[int, Between(1, 2**53)]

@@ -69,7 +69,7 @@ def check_file_id(file_id: str) -> None:
 
 @lru_cache(_KNOWN_FILES)
 def check_file_name(name: str) -> None:
-    """Raise `MessageError` unless `name` is a valid file name.
+    """Raise `MessageError` unless `name` is a valid name of a file or a symbolic link.
 
     A valid name is relative, in Unicode form NFC, 1 to 1,024 bytes of UTF-8. Its parts, separated
     by ``/``, are not empty, ``.`` or ``..``. It has no backslash and no control character (NUL, C0,
@@ -87,3 +87,14 @@ def check_file_name(name: str) -> None:
         raise MessageError("file name holds a control character or a backslash")
     if not unicodedata.is_normalized("NFC", name):
         raise MessageError("file name is not in Unicode form NFC")
+
+
+def check_entry_name(name: str) -> None:
+    """Raise `MessageError` unless `name` is a valid name of a file, a link or a folder.
+
+    The name of a folder is that of a file with a slash at its end; both together have at most 1,024
+    bytes.
+    """
+    check_file_name(name.removesuffix("/"))
+    if len(name.encode()) > MAX_FILE_NAME:
+        raise MessageError(f"the name of a folder has more than {MAX_FILE_NAME} bytes")

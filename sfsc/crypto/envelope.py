@@ -27,8 +27,8 @@ from typing import Annotated, ClassVar, Final
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.errors import EncodingError, MessageError
-from protocol.codec.fields import AtMost, Between, Bytes32, Count, FileName, OneOf, Struct
-from protocol.codec.names import check_file_name
+from protocol.codec.fields import AtMost, Between, Bytes32, Count, EntryName, OneOf, Struct
+from protocol.codec.names import check_entry_name, check_file_name
 from protocol.codec.values import Value, field
 from protocol.records.records import (
     BATCH_ID_SIZE,
@@ -64,7 +64,7 @@ BATCH_SIZE: Final = 256
 """Most wraps of one batch: as many as a rotation sends in one request."""
 
 
-FILE, FOLDER, LINK = "file", "folder", "link"
+FILE, FOLDER, LINK = KINDS = "file", "folder", "link"
 MAX_TARGET = 2048
 """Longest target of a symbolic link in bytes."""
 MAX_PADDING = 512
@@ -75,23 +75,30 @@ class Metadata(Struct):
     (nanoseconds since 1970) and `mode` (POSIX permission bits) are None if the source has none, as
     a pipe.
 
-    `kind` is `FILE`, `FOLDER` or `LINK`, and `target` what a symbolic link points to, None for the
-    others. `sha256` is the hash of the plaintext, None if it was not computed; nothing relies on
-    it. `padding` is zero bytes that hide the length of the rest, or None."""
+    `kind` is `FILE`, `FOLDER` or `LINK`. A folder's name, and no other, ends with a slash. Folders
+    and links have no content. `target` is what a symbolic link points to, None for the others.
+    `sha256` is the hash of the plaintext, None if it was not computed; nothing relies on it.
+    `padding` is zero bytes that hide the length of the rest, or None. `sparse` says that the source
+    had holes: a download makes holes of pages of zero bytes."""
 
     AS_MAP: ClassVar[bool] = True
     LIMIT: ClassVar[int] = MAX_METADATA
 
-    name: FileName
+    name: EntryName
     size: Count
     mtime: _Nanoseconds | None
     mode: _Mode | None
-    kind: Annotated[str, OneOf((FILE, FOLDER, LINK))] = FILE
+    kind: Annotated[str, OneOf(KINDS)] = FILE
     target: Annotated[str, AtMost(MAX_TARGET)] | None = None
     sha256: Bytes32 | None = None
     padding: Annotated[bytes, AtMost(MAX_PADDING)] | None = None
+    sparse: bool = False
 
     def __post_init__(self) -> None:
+        if (self.kind == FOLDER) != self.name.endswith("/"):
+            raise MessageError("Metadata.name ends with a slash if it is a folder's, and only then")
+        if self.kind != FILE and (self.size or self.sparse):
+            raise MessageError("Metadata of a folder or a link with a content")
         if (self.kind == LINK) != (self.target is not None):
             raise MessageError("Metadata.target belongs to a link")
         if self.target is not None and (not self.target or "\0" in self.target):
@@ -101,9 +108,19 @@ class Metadata(Struct):
 
 
 def check_name(name: str) -> None:
-    """Raise `UsageError` unless `name` is a valid file name (rules in `protocol.codec.names`)."""
+    """Raise `UsageError` unless `name` is a valid name of a file or a link (rules in
+    `protocol.codec.names`)."""
     try:
         check_file_name(name)
+    except MessageError as exc:
+        raise UsageError(str(exc)) from exc
+
+
+def check_any_name(name: str) -> None:
+    """Raise `UsageError` unless `name` is a valid name of a file, a link or a folder, which ends
+    with a slash."""
+    try:
+        check_entry_name(name)
     except MessageError as exc:
         raise UsageError(str(exc)) from exc
 

@@ -17,7 +17,7 @@ from protocol.codec.values import Mutable, field
 from protocol.records.records import FileRecord, record_hash
 from protocol.wire.messages import FileView, Receipt
 from protocol.wire.messages.files import Stated
-from sfsc.crypto.envelope import WrapBatches
+from sfsc.crypto.envelope import FOLDER, WrapBatches
 from sfsc.errors import (
     Damaged,
     IntegrityError,
@@ -55,8 +55,11 @@ class Files:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def ls(self, prefix: str = "", skip: Skip | None = None) -> Iterator[Entry]:
-        """Return the current version of every file whose name begins with `prefix`, by name.
+    def ls(
+        self, prefix: str = "", skip: Skip | None = None, *, folders: bool = False
+    ) -> Iterator[Entry]:
+        """Return the current version of every file whose name begins with `prefix`, by name. Links
+        and empty folders count as files; other folders that are stored only with `folders`.
 
         Each file that the server does not show, although it is known or in the account's log, and
         each that is damaged is passed to `skip`, under its name or its id if no name is known.
@@ -76,6 +79,9 @@ class Files:
             and (entry := unpack_entry(file_id, packed)).name.startswith(prefix)
         ]
         found.sort(key=lambda entry: entry.name)
+        if not folders:
+            full = full_folders(found)
+            found = [entry for entry in found if entry.name not in full]
         if skip is None:
             return _then_raise(found, [error for _, error in unreadable])
         for name, error in unreadable:
@@ -234,6 +240,16 @@ class Files:
                 learnt.unreadable[file.file_id] = exc
             found.append((known_file(file), entry))
         session.state.remember_files(found)
+
+
+def full_folders(entries: Sequence[Entry]) -> set[str]:
+    """Return the names of stored folders in which something is stored. `entries` are sorted by
+    name, so what is in a folder follows it."""
+    return {
+        entry.name
+        for entry, following in itertools.pairwise(entries)
+        if entry.kind == FOLDER and following.name.startswith(entry.name)
+    }
 
 
 class _Learnt(Mutable):

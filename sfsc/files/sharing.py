@@ -207,7 +207,9 @@ class Sharing:
         """Return the names of the present files of a folder by file_id, by name. Add the errors of
         those that cannot be listed to `unreadable`."""
         found = Files(self._session).ls(
-            f"{prefix}/" if prefix else "", lambda _name, error: unreadable.append(error)
+            f"{prefix}/" if prefix else "",
+            lambda _name, error: unreadable.append(error),
+            folders=True,
         )
         return {entry.file_id: entry.name for entry in found}
 

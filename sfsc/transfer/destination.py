@@ -4,9 +4,10 @@ A file is written under a temporary name (mode 0600) in its folder and renamed i
 file gets even the temporary name only once it is complete, if the system allows that, so that
 nothing is left behind if the process is killed.
 
-The names in a tree of files were chosen by the server or by the user who shared them. So below the
+The names in a tree of files were chosen by the user who shared them, or years ago. So below the
 destination, each folder of a path is opened by itself and never through a link: no name leads
-outside, whatever existed there before.
+outside, whatever existed there before, and whatever links the tree itself holds. Folders are for
+their owner only until everything is in them; their own modes and times are set at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Final, Self, cast
@@ -31,9 +32,10 @@ from protocol.codec.terminal_text import reorders
 from protocol.codec.values import changed
 from sfsc.atomicfile import sync_folder, sync_to_disk
 from sfsc.closing import Closing
-from sfsc.crypto.envelope import Metadata
+from sfsc.crypto.envelope import FOLDER, LINK, Metadata
 from sfsc.errors import BadDestination, LocalError
-from sfsc.transfer.local_io import LargeFileWriter
+from sfsc.session.pipeline import Skip
+from sfsc.transfer.local_io import LargeFileWriter, SparseFileWriter
 
 _PERMISSIONS: Final = 0o777
 """Permissions that are restored: no set-user-id, set-group-id or sticky bit from a server."""
@@ -45,22 +47,23 @@ _UNNAMED: Final = os.O_WRONLY | getattr(os, "O_TMPFILE", 0) | getattr(os, "O_CLO
 _UNSUPPORTED: Final = frozenset(
     {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 )
-PRIVATE: Final = 0o700
-"""Mode of new folders: what a folder is stored under says nothing of its mode, and its files may
-be for their owner only."""
-BY_UMASK: Final = 0o777
-"""Mode of new folders of which the umask decides."""
+_PRIVATE: Final = 0o700
+"""Mode of new folders. Their own mode is set when everything is in them; one that is not stored
+keeps this mode, because its files may have been in a folder for their owner only."""
 OpenDestination = Callable[[Metadata], AbstractContextManager[BinaryIO]]
-"""Opens the destination of a file, once its metadata is known."""
+"""Opens the destination of a file once its metadata is known. What is written for a folder or a
+link is discarded: both are made at the end of the block."""
 
 
 class DestinationFolder(Closing):
     """An open folder. On POSIX everything in it is accessed through its descriptor, so that nobody
-    can replace it by a link meanwhile. Windows has no such calls; there links are checked for."""
+    can replace it by a link meanwhile. Windows has no such calls; there links are checked for.
+    `created` says that `enter` made it."""
 
-    def __init__(self, path: Path, descriptor: int | None) -> None:
+    def __init__(self, path: Path, descriptor: int | None, *, created: bool = False) -> None:
         """Use `open_folder`."""
         self.path = path
+        self.created = created
         self._descriptor = descriptor
         self._random = os.urandom(8).hex()
         self._count = itertools.count()
@@ -76,26 +79,41 @@ class DestinationFolder(Closing):
                 return cls(path, None)
             return cls(path, os.open(path, _FOLDER))
 
-    def enter(self, part: str, mode: int = PRIVATE) -> DestinationFolder:
-        """Open the folder `part` in this one, and create it with `mode` if it does not exist.
+    def enter(self, part: str, *, create: bool = True) -> DestinationFolder:
+        """Open the folder `part` in this one, and `create` it (mode 0700) if it does not exist.
 
         Raises `BadDestination` if anything else has that name, including a link to a folder.
         """
-        path = self.path / part
+        path, created = self.path / part, False
         with _translating_errors(path):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self._at(part), mode, dir_fd=self._descriptor)
+            if create:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self._at(part), _PRIVATE, dir_fd=self._descriptor)
+                    created = True
             try:
                 if not _POSIX:
                     if _is_link(path) or not is_folder(path):
                         raise NotADirectoryError
-                    return DestinationFolder(path, None)
+                    return DestinationFolder(path, None, created=created)
                 opened = os.open(part, _FOLDER | _NO_LINK, dir_fd=self._descriptor)
             except OSError as exc:
                 if exc.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK, None):
                     raise
                 raise BadDestination(f"{path} is a link or a file, not a folder") from exc
-            return DestinationFolder(path, opened)
+            return DestinationFolder(path, opened, created=created)
+
+    def allow_writing(self) -> None:
+        """Let its owner write to this folder, if that is this user. Raises `LocalError`."""
+        if sys.platform != "win32" and self._descriptor is not None:
+            with _translating_errors(self.path):
+                status = os.fstat(self._descriptor)
+                if status.st_uid == os.geteuid() and status.st_mode & _PRIVATE != _PRIVATE:
+                    os.fchmod(self._descriptor, stat.S_IMODE(status.st_mode) | _PRIVATE)
+
+    def restore(self, metadata: Metadata) -> None:
+        """Set the mode and the time of this folder. Raises `LocalError`."""
+        with _translating_errors(self.path):
+            _restore(self.path if self._descriptor is None else self._descriptor, metadata)
 
     def folds_case(self) -> bool:
         """Whether the file system ignores case in names here. Raises `LocalError`."""
@@ -154,6 +172,32 @@ class DestinationFolder(Closing):
                 # Windows cannot open a folder; its file system journals the rename.
                 sync_folder(self._descriptor)
 
+    @contextlib.contextmanager
+    def replacing_link(self, name: str, metadata: Metadata) -> Iterator[BinaryIO]:
+        """Make a symbolic link that replaces `name`, but not a folder, at the end of the block.
+        Raises `LocalError`."""
+        yield io.BytesIO()
+        with _translating_errors(self.path, name):
+            temporary, target = self._temporary_name(), metadata.target or ""
+            os.symlink(target, self._at(temporary), dir_fd=self._descriptor)
+            try:
+                if _POSIX and metadata.mtime is not None:
+                    times = metadata.mtime, metadata.mtime
+                    with _ignoring_unsupported():
+                        os.utime(
+                            temporary, ns=times, dir_fd=self._descriptor, follow_symlinks=False
+                        )
+                os.replace(
+                    self._at(temporary),
+                    self._at(name),
+                    src_dir_fd=self._descriptor,
+                    dst_dir_fd=self._descriptor,
+                )
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._at(temporary), dir_fd=self._descriptor)
+                raise
+
     def close(self) -> None:
         """Close the descriptor. Idempotent."""
         if self._descriptor is not None:
@@ -195,16 +239,20 @@ class DestinationTree(Closing):
         self,
         path: Path,
         *,
-        mode: int = PRIVATE,
         folds_case: bool | None = None,
         foreign: bool = False,
+        folders: Iterable[str] = (),
     ) -> None:
-        """`mode` is that of new folders, less the umask. `folds_case` says whether the file system
-        ignores case in names; None detects it. `foreign` files are another user's: see
-        `check_foreign_name` and `limit_to_umask`. Raises `LocalError`."""
-        make_folders(path, mode)
-        self._mode = mode
+        """`folds_case` says whether the file system ignores case in names; None detects it.
+        `foreign` files are another user's: see `check_foreign_name`, `check_foreign_target` and
+        `limit_to_umask`; no folder that existed before gets their modes. `folders` are the names of
+        the folders that get a mode: their owner may write to them until then. Raises
+        `LocalError`."""
+        make_folders(path)
         self._foreign = foreign
+        self._writable = frozenset[str]() if foreign else frozenset(folders)
+        self._created: set[str] = set()
+        self._metadata: dict[str, Metadata] = {}
         self._top = DestinationFolder.open_folder(path)
         self._parts: list[str] = []
         self._last = self._top
@@ -221,23 +269,48 @@ class DestinationTree(Closing):
         return self._top.path
 
     def destination(self, name: str) -> OpenDestination:
-        """Return the destination for `name`; as `DestinationFolder.replacing_file`, one at a time.
+        """Return the destination for `name`, which ends with a slash for a folder; as
+        `DestinationFolder.replacing_file`, one at a time.
 
         Files are not synced: the server still has them. Raises `BadDestination` for a name that no
         file can have here.
         """
-        *parts, last = check_local_name(name)
+        *parts, last = check_local_name(name.removesuffix("/"))
         if self._foreign:
             check_foreign_name(name)
 
         def open_file(metadata: Metadata) -> AbstractContextManager[BinaryIO]:
             if self._foreign:
                 metadata = limit_to_umask(metadata)
+                check_foreign_target(name, metadata.target)
+            if metadata.kind == FOLDER:
+                self._folder([*parts, last])
+                return self._making_folder(name, metadata)
             folder = self._folder(parts)
             self._check_collision(name)
+            if metadata.kind == LINK:
+                return folder.replacing_link(last, metadata)
             return folder.replacing_file(last, metadata, durable=False)
 
         return open_file
+
+    @contextlib.contextmanager
+    def _making_folder(self, name: str, metadata: Metadata) -> Iterator[BinaryIO]:
+        yield io.BytesIO()
+        if not self._foreign:
+            self._metadata[name] = metadata
+        elif name in self._created:
+            # Its owner must be able to delete it.
+            self._metadata[name] = changed(metadata, mode=(metadata.mode or 0) | _PRIVATE)
+
+    def restore_folders(self, skip: Skip) -> None:
+        """Set the modes and times of the folders that were fetched, once everything is in them:
+        those deepest first. Report those that fail to `skip`."""
+        for name in sorted(self._metadata, key=lambda name: name.count("/"), reverse=True):
+            try:
+                self._folder(name.split("/")[:-1], create=False).restore(self._metadata[name])
+            except LocalError as exc:
+                skip(name, exc)
 
     def _check_collision(self, name: str) -> None:
         """Raise `BadDestination` if `name` is the same file as another one that was written
@@ -252,16 +325,21 @@ class DestinationTree(Closing):
         if first is not None and second is not None and os.path.samestat(first, second):
             raise BadDestination(f"{name} would overwrite {other}, which is another file")
 
-    def _folder(self, parts: list[str]) -> DestinationFolder:
+    def _folder(self, parts: list[str], *, create: bool = True) -> DestinationFolder:
         if parts != self._parts:
             self._close_last()
-            folder = self._top
+            folder, name = self._top, ""
             try:
                 for part in parts:
-                    below = folder.enter(part, self._mode)
+                    name += f"{part}/"
+                    below = folder.enter(part, create=create)
                     if folder is not self._top:
                         folder.close()
                     folder = below
+                    if folder.created:
+                        self._created.add(name)
+                    elif create and name in self._writable:
+                        folder.allow_writing()
             except BaseException:
                 if folder is not self._top:
                     folder.close()
@@ -280,12 +358,12 @@ class DestinationTree(Closing):
         self._top.close()
 
 
-def make_folders(path: Path, mode: int = PRIVATE) -> None:
-    """Create the folder `path` and its missing parents with `mode`. Raises `LocalError`."""
+def make_folders(path: Path) -> None:
+    """Create the folder `path` and its missing parents (mode 0700). Raises `LocalError`."""
     with _translating_errors(path):
         missing = itertools.takewhile(lambda one: not exists(one), (path, *path.parents))
         for one in reversed(list(missing)):
-            one.mkdir(mode, exist_ok=True)
+            one.mkdir(_PRIVATE, exist_ok=True)
         if not is_folder(path):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
@@ -306,6 +384,24 @@ def check_foreign_name(name: str) -> None:
     a listing the file would look like another one, such as ``a.txt`` for a program."""
     if reorders(name):
         raise BadDestination(f"{name} has characters that make it look like another name")
+
+
+def check_foreign_target(name: str, target: str | None) -> None:
+    """Raise `BadDestination` if a link that another user chose could lead out of the tree that is
+    fetched, or has a control or bidi character.
+
+    Its target must be relative, and have ``..`` only at the beginning, at most as often as the link
+    is deep in the tree. As this holds for all links, none of them leads out through another.
+    """
+    if target is None:
+        return
+    up = 0
+    parts = target.replace("\\", "/").split("/")
+    while up < len(parts) and parts[up] == "..":
+        up += 1
+    leads_out = up > name.count("/") or ".." in parts[up:] or not parts[0] or ":" in parts[0]
+    if leads_out or reorders(target):
+        raise BadDestination(f"{name} is a link that leads elsewhere: {target}")
 
 
 def limit_to_umask(metadata: Metadata) -> Metadata:
@@ -347,12 +443,14 @@ def replacing_file(path: Path, metadata: Metadata) -> Iterator[BinaryIO]:
 
 
 def _writer(made: int, metadata: Metadata, *, durable: bool) -> BinaryIO:
+    if metadata.sparse:
+        return cast(BinaryIO, SparseFileWriter(made))
     if durable or metadata.size >= LARGE:
         return cast(BinaryIO, LargeFileWriter(made, metadata.size))
     return cast(BinaryIO, io.FileIO(made, "wb"))
 
 
-def _restore(target: int | str, metadata: Metadata) -> None:
+def _restore(target: int | str | Path, metadata: Metadata) -> None:
     """Restore time and permissions of the source, if it had any; otherwise only its owner can read
     it."""
     if metadata.mode is not None:

@@ -265,7 +265,6 @@ class Downloads:
         try:
             if isinstance(remote, SfscError):
                 raise remote
-            remote.check_is_file()
             with item.destination(remote.metadata) as file:
                 self._write(remote, file)
         except NetworkError:

@@ -1,4 +1,4 @@
-"""Writers of a new large file, sequential and then synced, at little cost.
+"""Writers of a new large file, sequential and then synced, at little cost, and of a sparse one.
 
 `DirectWriter` bypasses the page cache if the file system allows it. Bytes come in chunks of any
 size and are written in whole pages, from page-aligned memory. Each chunk is placed as far from a
@@ -208,3 +208,36 @@ class LargeFileWriter(io.FileIO):
             length = self._written - self._written_back
             os.posix_fadvise(self.fileno(), self._written_back, length, os.POSIX_FADV_DONTNEED)
         self._written_back = self._written
+
+
+_ZEROS: Final = bytes(PAGE)
+
+
+class SparseFileWriter(io.FileIO):
+    """A new file, written in order, in which pages of zero bytes become holes."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Take ownership of the descriptor."""
+        super().__init__(descriptor, "wb")
+        self._written = 0
+
+    def write(self, data: Buffer, /) -> int:  # type: ignore[override]
+        """Write all of `data`, except what are zero bytes up to the end of a page: what is never
+        written of a new file is zero."""
+        view = memoryview(data)
+        begin = end = 0
+        while end < len(view):
+            page = view[end : end + PAGE - (self._written + end) % PAGE]
+            if page.tobytes() == _ZEROS[: len(page)]:
+                _write_all(self.fileno(), view[begin:end], self._written + begin)
+                begin = end + len(page)
+            end += len(page)
+        _write_all(self.fileno(), view[begin:end], self._written + begin)
+        self._written += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Give the file its size, also if it ends with a hole."""
+        if os.fstat(self.fileno()).st_size != self._written:  # closing it must not change its time
+            os.ftruncate(self.fileno(), self._written)
+        super().flush()

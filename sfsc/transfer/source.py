@@ -1,26 +1,53 @@
-"""Source of an upload's plaintext: a path, or any binary file with `readinto`."""
+"""Source of an upload's plaintext: a path, any binary file with `readinto`, or an item of a folder,
+which may be a folder or a symbolic link itself."""
 
 from __future__ import annotations
 
 import io
 import os
 import stat
+import sys
 import time
 import unicodedata
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn, cast
 
+from protocol.codec.values import Value
 from protocol.wire.messages.base import MAX_SMALL
 from sfsc.closing import Closing
-from sfsc.crypto.envelope import check_name
+from sfsc.crypto.envelope import FILE, check_any_name, check_name
 from sfsc.crypto.primitives import TAG_SIZE
 from sfsc.crypto.segments import HEADER_SIZE
-from sfsc.errors import UnreadableSource, UsageError
+from sfsc.errors import NotRegularFile, UnreadableSource, UsageError
 
 SMALL: Final = MAX_SMALL - HEADER_SIZE - TAG_SIZE
 """Bytes of the longest plaintext whose ciphertext fits into one message."""
 
-Source = str | os.PathLike[str] | BinaryIO
+_PAGE: Final = 4096
+"""Bytes of the smallest hole of a sparse file."""
+_NO_LINK: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+class TreeItem(Value):
+    """What a folder that is stored holds: a file, a folder or a symbolic link of this machine.
+
+    `name` is the one to store it under; that of a folder ends with a slash. `kind` is as in
+    `Metadata`, `status` the item's own, and `target` what a link points to. `full` says that it is
+    a folder with something in it.
+    """
+
+    path: str
+    name: str
+    kind: str
+    status: os.stat_result
+    target: str | None = None
+    full: bool = False
+
+    def __str__(self) -> str:
+        return self.path
+
+
+Source = str | os.PathLike[str] | BinaryIO | TreeItem
 
 
 class SourceChanged(Exception):
@@ -30,10 +57,11 @@ class SourceChanged(Exception):
 class SourceReader(Closing):
     """An open source. `count` is the number of bytes read since its beginning.
 
-    `mtime` (nanoseconds, None for a time that does not fit) and `mode` go into the metadata. `size`
-    is the size in bytes when the reading began, None if unknown; no more bytes are read, because a
-    file may grow faster than it is read. Read errors raise `UnreadableSource`. The end of a
-    ``with`` block closes a file that `open_source` opened, unless `keep_open` is set.
+    `mtime` (nanoseconds, None for a time that does not fit), `mode`, `kind`, `target` and `sparse`
+    go into the metadata. `size` is the size in bytes when the reading began, None if unknown; no
+    more bytes are read, because a file may grow faster than it is read. Read errors raise
+    `UnreadableSource`. The end of a ``with`` block closes a file that `open_source` opened, unless
+    `keep_open` is set.
 
     A file that changes while it is read may give a mixture that it never held. So it is read a
     second time (`read_twice`); if it changes again, it is stored as it was read (`unstable`).
@@ -51,6 +79,9 @@ class SourceReader(Closing):
         closed here only if it is `owned`; then it is a file of the system, whose status counts."""
         self.mtime: int | None = time.time_ns()
         self.mode: int | None = None
+        self.kind = FILE
+        self.target: str | None = None
+        self.sparse = False
         self.size: int | None = None
         self.count = 0
         self.read_twice = False
@@ -151,6 +182,7 @@ class SourceReader(Closing):
             self._status = status
             # Files of /proc say that they are empty.
             self.size = status.st_size or None
+            self.sparse = _is_sparse(status)
 
     def _stat(self) -> os.stat_result:
         try:
@@ -174,6 +206,8 @@ class SourceReader(Closing):
 
 def open_source(source: Source) -> SourceReader:
     """Open a source for reading. Raises `UnreadableSource`, and `UsageError` for another type."""
+    if isinstance(source, TreeItem):
+        return _open_item(source)
     if not isinstance(source, (str, os.PathLike)):
         if not hasattr(source, "readinto"):
             cause = f"expected a path or a binary file object, got {type(source).__name__}"
@@ -191,6 +225,38 @@ def open_source(source: Source) -> SourceReader:
             raise
     except OSError as exc:
         raise _unreadable(path, exc) from exc
+
+
+def _open_item(item: TreeItem) -> SourceReader:
+    """Open an item of a folder. A file is not opened through a link, which may have taken its place
+    since the folder was listed. Raises `UnreadableSource`."""
+    if item.kind != FILE:
+        reader = SourceReader(io.BytesIO(), item.path, start=0, owned=False)
+        reader.kind, reader.target = item.kind, item.target
+        reader.mtime = _in_range(item.status.st_mtime_ns)
+        if item.target is None:
+            reader.mode = stat.S_IMODE(item.status.st_mode)
+        return reader
+    try:
+        file = io.FileIO(os.open(item.path, _NO_LINK | getattr(os, "O_BINARY", 0)))
+    except OSError as exc:
+        raise _unreadable(item.path, exc) from exc
+    try:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise NotRegularFile(f"{item.path} is not a file any more, and was not stored")
+        return SourceReader(cast(BinaryIO, file), item.path, start=0, owned=True)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _is_sparse(status: os.stat_result) -> bool:
+    """Return whether a file takes at least a page less than its size. A file system that compresses
+    says so of others too, which is harmless."""
+    if sys.platform != "win32":
+        return status.st_blocks * 512 + _PAGE <= status.st_size
+    else:
+        return False
 
 
 def _version(status: os.stat_result) -> tuple[int, int, int]:
@@ -220,6 +286,9 @@ def default_name(source: Source) -> str | None:
 def name_for(source: Source, name: str | None) -> str:
     """Return the name under which to store `source`: the given one, or its default. Raises
     `UsageError`."""
+    if isinstance(source, TreeItem):
+        check_any_name(source.name)
+        return source.name
     chosen = default_name(source) if name is None else name
     if chosen is None:
         raise UsageError("a source without a path needs a name", "pass `name`")

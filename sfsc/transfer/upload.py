@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +29,7 @@ from protocol.records.records import FileRecord, ReaderEntry
 from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
 from protocol.wire.messages.uploads import PutAbort, PutOpen, UploadState
 from sfsc.closing import Closing
-from sfsc.crypto.envelope import ContentKey, Metadata, WrapBatches, content_record
+from sfsc.crypto.envelope import FILE, ContentKey, Metadata, WrapBatches, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import (
     ConflictError,
@@ -60,6 +59,7 @@ from sfsc.transfer.source import (
     Source,
     SourceChanged,
     SourceReader,
+    TreeItem,
     name_for,
     open_source,
 )
@@ -124,7 +124,16 @@ class VersionContent(Value):
         """Describe a ciphertext with this `root`, after all of its source was read. `sha256` is the
         hash of the plaintext, if it is known."""
         shown = SETTINGS_NAME if name == SETTINGS else name
-        metadata = Metadata(shown, source.count, source.mtime, source.mode, sha256=sha256)
+        metadata = Metadata(
+            shown,
+            source.count,
+            source.mtime,
+            source.mode,
+            source.kind,
+            source.target,
+            sha256,
+            sparse=source.sparse and source.count > 0,
+        )
         sealed, size = key.seal_metadata(metadata), ciphertext_size(source.count)
         return cls(file_id, key, metadata, sealed, size, root, expected, source.unstable)
 
@@ -550,14 +559,13 @@ class Uploads:
             file_id, plaintext = self._session.account.settings_id, reader.read_small() or b""
             return self._put_small(SmallFile(reader, plaintext, SETTINGS, file_id, expected))
 
-    def announce(self, sources: Sequence[tuple[str, str]]) -> None:
-        """Open uploads of large files ahead, for these (path, checked name) that are put next, in
+    def announce(self, items: Iterable[TreeItem]) -> None:
+        """Open uploads of large files ahead, for these items of a folder that are put next, in
         order."""
-        sizes = [(name, _size(path)) for path, name in sources]
         self._opener.announce(
-            (self._session.account.file_id(name), ciphertext_size(size))
-            for name, size in sizes
-            if size > SMALL
+            (self._session.account.file_id(item.name), ciphertext_size(item.status.st_size))
+            for item in items
+            if item.kind == FILE and item.status.st_size > SMALL
         )
 
     def put_many(
@@ -778,11 +786,3 @@ def _until_sent(large: LargeFile, send: Callable[[], _Sent]) -> _Sent:
             large.rewind()
         except SourceChanged:
             continue  # it is at its beginning
-
-
-def _size(path: str) -> int:
-    """Return the size of a file in bytes, 0 if that fails: opening it reports the error."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 from protocol.codec.errors import EncodingError, MessageError, SignatureError
-from protocol.codec.fields import Count, FileId, FileName, Struct
+from protocol.codec.fields import AtMost, Count, EntryName, FileId, OneOf, Struct
 from protocol.codec.values import Value, field
 from protocol.records.chain import split_voided
 from protocol.records.record_signatures import unpack_signature
@@ -25,7 +25,16 @@ from protocol.records.records import (
 from protocol.records.signatures import Label
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord, Wrap
-from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, WrapBatches, open_wraps
+from sfsc.crypto.envelope import (
+    FILE,
+    KINDS,
+    MAX_TARGET,
+    ContentKey,
+    Metadata,
+    Recipient,
+    WrapBatches,
+    open_wraps,
+)
 from sfsc.crypto.primitives import file_id
 from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, Damaged, Fork, NotFound, Rollback, Tampered
@@ -111,12 +120,13 @@ class Entry(Struct):
 
     `revision` counts all records of the file, `version` its contents. `created` is when this
     version was stored, `mtime` when its source was last changed (`created` if unknown). `mode` is
-    None if the source had none.
+    None if the source had none. `kind` is ``file``, ``folder`` (its name ends with a slash) or
+    ``link``, which points to `target`.
     """
 
     AS_MAP: ClassVar[bool] = True
 
-    name: FileName
+    name: EntryName
     file_id: FileId
     version: Count
     revision: Count
@@ -125,6 +135,8 @@ class Entry(Struct):
     mtime: int
     mode: int | None
     created: Count
+    kind: Annotated[str, OneOf(KINDS)] = FILE
+    target: Annotated[str, AtMost(MAX_TARGET)] | None = None
 
     @classmethod
     def from_record(cls, head: FileRecord, content: FileRecord, metadata: Metadata) -> Entry:
@@ -140,6 +152,8 @@ class Entry(Struct):
             content.created if mtime is None else mtime,
             metadata.mode,
             content.created,
+            metadata.kind,
+            metadata.target,
         )
 
     def pack(self) -> bytes:

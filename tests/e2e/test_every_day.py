@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -107,15 +110,16 @@ def test_upload_and_download_of_a_folder(daemon: Daemon, alice: Client, tmp_path
     (source / "loop").symlink_to(source)
     os.mkfifo(source / "pipe")
     done = alice.run("put", "-r", "tree", cwd=tmp_path / "work")
-    for odd in ("link", "loop", "pipe"):
-        assert f"tree/{odd}" in done.stderr
-    assert len(done.lines) == len(files) + 1
-    names = {f"tree/{name}" for name in (*files, "modes/run")}
+    assert "tree/pipe" in done.stderr
+    assert len(done.lines) == len(files) + 3
+    names = {f"tree/{name}" for name in (*files, "modes/run", "link", "loop")}
     assert set(alice.run("ls", "-R").lines) == names
     # To the current folder, another one, one subfolder, under another name, and everything.
     back = tmp_path / "back"
     back.mkdir()
-    alice.run("get", "-r", "tree", cwd=back)
+    got = alice.run("get", "-r", "tree", cwd=back)
+    for odd in ("link", "loop"):
+        assert f"tree/{odd} is a link, and was not made" in got.stderr
     assert read(back / "tree") == files | {"modes/run": b"#!"}
     status = (back / "tree" / "modes" / "run").stat()
     assert (status.st_mode & 0o777, int(status.st_mtime)) == (0o751, 1_500_000_000)
@@ -144,7 +148,7 @@ def test_current_folder_and_absolute_folder(alice: Client, tmp_path: Path) -> No
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     (folder / "x").write_bytes(b"x")
-    alice.run("put", "-r", ".", cwd=tmp_path / "a")
+    assert len(alice.run("put", "-r", ".", cwd=tmp_path / "a").lines) == 1
     alice.run("put", "-r", folder)
     assert alice.run("ls", "-R").lines == ["b/x"]
     (told,) = objects(alice.run("--json", "ls", "-R"))
@@ -323,8 +327,9 @@ def test_ranges_and_versions_in_the_library(alice: Client, tmp_path: Path) -> No
         with pytest.raises(sfsc.LocalError):
             list(store.put_tree(tmp_path / "t", name="y"))
         assert store.mv("x/groß/klein/large.bin", "y").name == "y"
+        # What was moved away has left an empty folder.
         assert [entry.name for entry in store.rm_tree("x")] == sorted(
-            f"x/{name}" for name in files if "large" not in name
+            f"x/{name}" if "large" not in name else "x/groß/klein/" for name in files
         )
         store.rm("y")
         assert store.purge("y") == [1]
@@ -529,21 +534,153 @@ def test_folder_modes_and_names_for_windows(alice: Client, tmp_path: Path) -> No
     got = alice.run("get", "-r", "t", "-o", tmp_path / "out")
     assert len(got.stderr.splitlines()) == 4
     assert read(tmp_path / "out" / "t") == read(source)
-    for folder in ("out", "out/t", "out/t/priv"):
-        assert (tmp_path / folder).stat().st_mode & 0o777 == 0o700
-    before = os.umask(0o022)
-    try:
-        alice.run("get", "-r", "t", "--umask-folders", "-o", tmp_path / "open")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "open" / "t" / "priv").stat().st_mode & 0o777 == 0o755
+
+
+def attributes(folder: Path) -> dict[str, tuple[object, ...]]:
+    """Return what a tree holds: the kind, mode, time and content of everything in it."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in (folder, *folder.rglob("*")):
+        status, name = path.lstat(), path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            found[name] = "link", os.readlink(path), status.st_mtime_ns
+        elif path.is_dir():
+            found[name] = "folder", status.st_mode & 0o777, status.st_mtime_ns
+        else:
+            content = hashlib.sha256(path.read_bytes()).digest()
+            found[name] = "file", status.st_mode & 0o777, status.st_mtime_ns, content
+    return found
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes, links and holes of POSIX")
+def test_what_a_tree_holds_comes_back(alice: Client, tmp_path: Path) -> None:
+    """Modes and times of files and folders, empty folders, links, holes: whatever the umask."""
+    source, out = tmp_path / "t", tmp_path / "out"
+    for name in ("ro", "priv", "open", "sticky", "a/deep", "empty/none"):
+        (source / name).mkdir(parents=True)
+    readable = 0 if os.geteuid() == 0 else 0o400
+    for mode in (0o644, 0o600, 0o755, readable, 0o200 | readable, 0o4755, 0o2755, 0o1644, 0o777):
+        (source / f"{mode:o}").write_bytes(b"x")
+        (source / f"{mode:o}").chmod(mode)
+    for name, size in {"ro/f": 1, "priv/f": 5, "a/deep/large": 300_000, "open/empty": 0}.items():
+        (source / name).write_bytes(os.urandom(size))
+    links = {"loop": ".", "dangling": "nowhere", "link": "priv/f", "up": "../..", "abs": "/etc"}
+    for name, target in links.items():
+        (source / "a" / name).symlink_to(target)
+        os.utime(source / "a" / name, ns=(0, 10**18 + 7), follow_symlinks=False)
+    with (source / "sparse").open("wb") as file:
+        file.truncate(3 * MIB)
+        file.seek(2 * MIB)
+        file.write(b"in the middle")
+    modes = {"ro": 0o500, "priv": 0o700, "open": 0o777, "sticky": 0o1777, "empty": 0o755}
+    modes |= {"a/deep": 0o111 | readable, "a": 0o750}
+    for number, (name, mode) in enumerate(modes.items()):
+        (source / name).chmod(mode)
+        os.utime(source / name, ns=(0, 10**18 + number))
+    os.utime(source, ns=(0, 10**9))
+    put = alice.run("put", "-r", source)
+    shown = {line.split("  ")[0].removeprefix("t/") for line in put.lines}
+    before = attributes(source)
+    files = {name for name, (kind, *_) in before.items() if kind != "folder"}
+    assert (
+        shown
+        == {*files, "empty/none/", "sticky/"}
+        == {line.removeprefix("t/") for line in alice.run("ls", "-R", "t/").lines}
+    )
+    for umask in (0o077, 0o022):  # the second time onto itself
+        old = os.umask(umask)
+        try:
+            got = alice.run("--json", "get", "-r", "--links", "t", "-o", out)
+        finally:
+            os.umask(old)
+        assert len(objects(got)) == len(shown)
+        assert attributes(out / "t") == before
+        assert out.stat().st_mode & 0o777 == 0o700
+        assert (out / "t" / "sparse").stat().st_blocks <= (source / "sparse").stat().st_blocks
+    # Without links, and without a part: each folder has its own mode still.
+    told = alice.run("get", "-r", "t/a", "-o", tmp_path / "part").stderr
+    assert told.count("is a link, and was not made") == len(links)
+    part = {name: what for name, what in before.items() if name.split("/")[0] == "a"}
+    assert attributes(tmp_path / "part" / "a") == {
+        name.removeprefix("a/").replace("a", ".") if name == "a" else name.removeprefix("a/"): what
+        for name, what in part.items()
+        if what[0] != "link"
+    }
+    assert alice.run("ls", "-l", "t/a/loop").lines[0].endswith("t/a/loop -> .")
+    assert alice.run("put", "-r", "--no-links", source / "a", "--name", "u").stderr.count("link")
+    assert alice.run("ls", "-R", "u").lines == ["u/deep/large"]
+    alice.run("get", "t/a/link", "-o", tmp_path / "one", code=1)
+    alice.run("rm", "-r", "t")
+    assert alice.run("ls", "t").lines == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names and kinds of POSIX")
+def test_an_odd_tree(alice: Client, tmp_path: Path) -> None:
+    """Names and kinds that cannot be stored are named, and all others come back."""
+    top = os.fsencode(tmp_path / "t")
+    good = [
+        *(
+            "plain",
+            "dot.",
+            "space ",
+            " lead",
+            "-rf",
+            "~",
+            "*?[x]",
+            "a:b",
+            "CON.txt",
+            "%20",
+            "empty",
+        ),
+        *("\u202egpj.exe", "\U0001f600", "x" * 255, "\u00ad", "zero\u200bwidth", "\ufeffbom", "Å"),
+        *("e\u0301-nfd", "dir/inside"),
+    ]
+    bad = [b"latin-\xe4", b"\xfe", b"new\nline", b"tab\there", b"back\\slash", b"dir-\xe9/inside"]
+    bad.append("\u212b".encode())  # the same name as the Å above
+    for name in (*map(os.fsencode, good), *bad):
+        path = os.path.join(top, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(name)
+    os.symlink(b"\xff\xfe", top + b"/badlink")
+    os.symlink("x" * 2049, top + b"/longlink")
+    os.mkfifo(top + b"/fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.chdir(top)
+        try:
+            listener.bind("sock")
+        finally:
+            os.chdir("/")
+    put = alice.run("put", "-r", tmp_path / "t", "--name", "t", code=1)
+    told = [line for line in put.stderr.splitlines() if line.startswith("sfsc: /")]
+    assert len(told) == len(bad) + len(["badlink", "longlink", "fifo", "sock"])
+    assert put.stderr.count("is neither a file, a folder nor a link, and was not stored") == 2
+    assert put.stderr.count("is a link to a path") == 2
+    alice.run("get", "-r", "t", "--links", "-o", tmp_path / "out")
+    expected = {unicodedata.normalize("NFC", name): os.fsencode(name) for name in good}
+    assert read(tmp_path / "out" / "t") == expected
 
 
 def test_an_empty_folder(alice: Client, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    put = alice.run("put", "-r", tmp_path / "empty")
-    assert put.stderr == f"sfsc: {tmp_path / 'empty'} has no files; nothing was stored\n"
+    nothing = alice.run("put", "-r", ".", cwd=tmp_path / "empty")
+    assert nothing.stderr == "sfsc: . has no files; nothing was stored\n"
     assert alice.run("ls").lines == []
+    alice.run("put", "-r", tmp_path / "empty")
+    alice.run("put", "-r", tmp_path / "empty", "--name", "a/b")
+    assert alice.run("ls").lines == ["a/", "empty/"]
+    assert alice.run("ls", "-R").lines == ["a/b/", "empty/"]
+    assert alice.run("ls", "a/").lines == ["a/b/"]
+    assert alice.run("ls", "a/b/").lines == []
+    assert [one["files"] for one in objects(alice.run("--json", "ls"))] == [0, 0]
+    alice.run("get", "-r", "empty", "-o", tmp_path / "out")
+    assert (tmp_path / "out" / "empty").is_dir()
+    # A file in it hides its own entry; with the file gone, the folder is still there.
+    alice.run("put", "-", "--name", "empty/file", stdin=b"x")
+    assert alice.run("ls", "-R", "e").lines == ["empty/file"]
+    alice.run("rm", "empty/file")
+    assert alice.run("ls", "-R", "e").lines == ["empty/"]
+    alice.run("rm", "-r", "empty")
+    assert alice.run("ls").lines == ["a/"]
     assert alice.run("ls", "non").lines == []
     for options in ((), ("-l",), ("-R",)):
         alice.run("ls", *options, "none/", code=3)

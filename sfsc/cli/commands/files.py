@@ -30,8 +30,8 @@ def ls(context: Context, prefix: str, *, long: bool, recursive: bool, shared: bo
     """List your files whose names start with PREFIX, by name; without PREFIX, all.
 
     A folder is one line that ends with a slash; `sfsc ls FOLDER/` lists what is in it, and ends
-    with exit code 3 if that is nothing. Files that the server has damaged or lost are named on
-    stderr, and the exit code is 5.
+    with exit code 3 if there is no such folder. With -R only empty folders have a line. Files that
+    the server has damaged or lost are named on stderr, and the exit code is 5.
 
     Example: sfsc ls -l photos/
     """
@@ -44,9 +44,14 @@ def ls(context: Context, prefix: str, *, long: bool, recursive: bool, shared: bo
         found = store.ls(prefix, skip=unreadable)
         for item in found if recursive else _level(found, prefix):
             empty = False
+            if item.name == prefix and prefix.endswith("/") and not recursive:
+                continue  # the empty folder that is listed
             line = printable(item.name)
             if long:
-                version = "" if isinstance(item, _Folder) else item.version
+                version = ""
+                if not isinstance(item, _Folder):
+                    version = str(item.version)
+                    line += "" if item.target is None else f" -> {printable(item.target)}"
                 size, modified = terminal.human_size(item.size), human_time(item.mtime)
                 line = f"{version:>4}  {size:>11}  {modified}  {line}"
             context.answer(item, line)
@@ -56,7 +61,8 @@ def ls(context: Context, prefix: str, *, long: bool, recursive: bool, shared: bo
 
 
 class _Folder(Mutable):
-    """Summary of the files in a folder: total `size` in bytes, newest `mtime` in Unix seconds."""
+    """Summary of the files and links in a folder: total `size` in bytes, newest `mtime` in Unix
+    seconds."""
 
     name: str
     files: int = 0
@@ -77,7 +83,7 @@ def _level(entries: Iterable[Entry], prefix: str) -> Iterator[Entry | _Folder]:
             yield entry
         else:
             folder = folder or _Folder(name)
-            folder.files += 1
+            folder.files += entry.kind != "folder"
             folder.size += entry.size
             folder.mtime = max(folder.mtime, entry.mtime)
     if folder is not None:

@@ -46,6 +46,11 @@ _SHOWN_NAMES: Final = 5
     help="Write the proof that one FILE is in the log (C2SP tlog-proof) to PATH.",
 )
 @click.option("--no-overwrite", is_flag=True, help="Store only under names that do not exist.")
+@click.option(
+    "--links/--no-links",
+    default=True,
+    help="With -r: store symbolic links as links (the default), or leave them out.",
+)
 @click.pass_obj
 def put(
     context: Context,
@@ -56,15 +61,17 @@ def put(
     if_version: int | None,
     receipt: Path | None,
     no_overwrite: bool,
+    links: bool,
 ) -> None:
     """Encrypt each FILE and store it under its own path, or one FILE under --name.
 
     If the name exists, the file gets a new version. `-` reads stdin, of any length. A path that is
     absolute or leaves the current folder is stored under its last part.
 
-    With -r, a FILE that is a folder is stored with everything in it, below its own path or --name.
-    Links, pipes, devices and empty folders in it are left out. A file that cannot be read is
-    reported, the others are stored, and the exit code is 1.
+    With -r, a FILE that is a folder is stored with everything in it, below its own path or --name:
+    files, empty folders, symbolic links as links, and the modes and times of folders. Links in it
+    are never followed; pipes and devices are left out. A file that cannot be read is reported, the
+    others are stored, and the exit code is 1.
 
     With --if-version or --no-overwrite, the command ends with exit code 6 at the first FILE whose
     name has another version. That FILE is not stored; the ones before it are.
@@ -87,7 +94,7 @@ def put(
     failures = terminal.Failures()
     with ProgressBar() as bar, context.connect(bar) as store:
         for folder in folders:
-            _put_folder(store, folder, name, failures, context)
+            _put_folder(store, folder, name, failures, context, links=links)
         if expected is None and receipt is None:
             stored = store.put_many(items)
         else:
@@ -118,15 +125,21 @@ def _check_names(
 
 
 def _put_folder(
-    store: Store, folder: Path, name: str | None, failures: terminal.Failures, context: Context
+    store: Store,
+    folder: Path,
+    name: str | None,
+    failures: terminal.Failures,
+    context: Context,
+    *,
+    links: bool,
 ) -> None:
     """Store a folder. Report on stderr if it has no files, and names that Windows cannot hold."""
     count = 0
     not_on_windows: list[str] = []
-    for done in store.put_tree(folder, name=name, skip=failures):
+    for done in store.put_tree(folder, name=name, skip=failures, links=links):
         _show_put(done, context)
         count += 1
-        if not all(map(fits_windows, done.name.split("/"))):
+        if not all(map(fits_windows, done.name.removesuffix("/").split("/"))):
             not_on_windows.append(done.name)
     if not count:
         terminal.say(f"sfsc: {printable(str(folder))} has no files; nothing was stored")
@@ -190,9 +203,7 @@ def _show_put(done: Put, context: Context) -> None:
     "-r", "--recursive", is_flag=True, help="Fetch every file in the folder NAME (`/`: all)."
 )
 @click.option("--version", type=click.IntRange(min=1), help="Fetch an older version.")
-@click.option(
-    "--umask-folders", is_flag=True, help="With -r: let the umask decide the mode of new folders."
-)
+@click.option("--links", is_flag=True, help="With -r: make the symbolic links that are stored.")
 @trust_options
 @click.pass_obj
 def get(
@@ -201,7 +212,7 @@ def get(
     output: str | None,
     *,
     recursive: bool,
-    umask_folders: bool,
+    links: bool,
     version: int | None,
     file_id: str | None,
     trust_first_use: bool,
@@ -216,8 +227,9 @@ def get(
     created.
 
     With -r the folder NAME is written below -o PATH, by default below the current folder. Existing
-    files are replaced; links are not followed. New folders are for their owner only (mode 0700)
-    unless --umask-folders is given.
+    files are replaced; links are not followed. New folders are for their owner only (mode 0700);
+    those that were stored by `put -r` get their mode and time at the end. Symbolic links are made
+    only with --links, and otherwise named.
 
     Example: sfsc get report.pdf -o copy.pdf
     """
@@ -234,7 +246,7 @@ def get(
                     owner,
                     skip=failures,
                     trust_first_use=trust,
-                    umask_folders=umask_folders,
+                    links=links,
                 ),
                 first_use=trust_first_use,
             )

@@ -21,10 +21,19 @@ from protocol.records.records import LeaveRecord, key_id, record_hash
 from protocol.records.signatures import Label
 from protocol.wire.messages import Message, Reply, Request
 from protocol.wire.messages.sharing import BlockOwner, LeaveFile
-from sfsc.crypto.envelope import ContentKey, Metadata
+from sfsc.crypto.envelope import FOLDER, LINK, ContentKey, Metadata
 from sfsc.crypto.primitives import metadata_key, seal
-from sfsc.errors import BadDestination, BadReceipt, NotFound, SfscError, ShareRefused, UsageError
+from sfsc.errors import (
+    BadDestination,
+    BadReceipt,
+    LocalError,
+    NotFound,
+    SfscError,
+    ShareRefused,
+    UsageError,
+)
 from sfsc.store import Store
+from sfsc.transfer.source import TreeItem
 from sfsd.rules.context import Principal
 from tests.harness import Client
 from tests.lying_server import DropConnection, LyingServer
@@ -84,6 +93,62 @@ def test_fetched_files_of_a_sharer_have_plain_names_and_modes_within_the_umask(
         0o750,
         0o777,
     ]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
+def test_links_and_folders_of_a_sharer_lead_nowhere(
+    lying_server: LyingServer, tmp_path: Path
+) -> None:
+    """Whatever order they come in, and however often the folder is fetched: nothing is written,
+    and nothing can be read, outside of it."""
+    mallory, bob = lying_server.enrol("mallory3"), lying_server.enrol("bob3")
+    home, out = tmp_path / "home", tmp_path / "home" / "out"
+    home.mkdir(mode=0o750)
+    (home / "precious").write_bytes(b"precious")
+    (home / "mine").mkdir()
+    out.mkdir(mode=0o700)
+    (out / "kept").mkdir(mode=0o700)
+    home.chmod(0o777)
+    status = home.stat()
+    home.chmod(0o750)
+    out_of_tree = {
+        "m/absolute": str(home),
+        "m/up": "../..",
+        "m/dots": "sub/../../../precious",
+        "m/through": "sub/deep/../../mine",
+        "m/bidi": "a\u202ecod.exe",
+        "m/control": "a\x1b[2J",
+        "kept": "../mine",
+    }
+    targets = out_of_tree | {"m/sub/deep": "..", "m/inside": "sub/file", "m/a": "sub"}
+    items = [TreeItem(name, name, LINK, status, target) for name, target in targets.items()]
+    items += [TreeItem(name, name, FOLDER, status) for name in ("kept/", "m/", "m/closed/", "m/a/")]
+    written = ("m/absolute/x", "m/up/x", "m/a/x", "m/sub/file", "m/sub/deep/x", "kept/precious")
+    with connect(mallory) as store:
+        list(store._uploads.put_many([(item, None) for item in items]))
+        for name in written:
+            store.put(io.BytesIO(b"new"), name=name)
+        list(store.share_tree("", "bob3", trust_first_use=True))
+    for _ in range(2):
+        refused = dict[str, SfscError]()
+        with connect(bob) as store:
+            got = store.get_tree(
+                "/", out, "mallory3", skip=refused.__setitem__, trust_first_use=True, links=True
+            )
+            assert {"m/inside", "m/sub/file", "kept/precious"} <= {one.name for one in got}
+        assert out_of_tree.keys() == {
+            name for name, error in refused.items() if "leads elsewhere" in error.cause
+        }
+        assert {type(error) for error in refused.values()} <= {BadDestination, LocalError}
+    everything = [Path(at) / name for at, dirs, files in os.walk(home) for name in dirs + files]
+    for path in everything:
+        if path.is_symlink():
+            assert path.resolve().is_relative_to(out.resolve()), path
+    assert sorted(os.listdir(home)) == ["mine", "out", "precious"]
+    assert (home / "precious").read_bytes() == b"precious"
+    assert os.listdir(home / "mine") == []
+    assert stat.S_IMODE(home.stat().st_mode) == 0o750
+    assert [stat.S_IMODE((out / name).stat().st_mode) for name in ("", "kept")] == [0o700] * 2
 
 
 NAMES = ["", "/etc/passwd", "../.ssh/config", "a//b", "a\x00b", "\x1b[2Jsafe", "x" * 2000, 7]

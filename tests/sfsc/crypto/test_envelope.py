@@ -103,7 +103,7 @@ def test_metadata_round_trip(name: str, size: int, mtime: int | None, mode: int 
 def test_the_longest_metadata_fits_a_message() -> None:
     longest = Metadata(
         "x" * MAX_FILE_NAME,
-        2**53,
+        0,
         -(2**63),
         0o7777,
         LINK,
@@ -117,7 +117,8 @@ def test_the_longest_metadata_fits_a_message() -> None:
 KINDS: list[dict[str, Any]] = [
     {"kind": FILE},
     {"kind": FILE, "sha256": hashlib.sha256(b"plaintext").digest()},
-    {"kind": FOLDER, "size": 0, "mode": 0o755},
+    {"sparse": True},
+    {"kind": FOLDER, "name": "folder/", "size": 0, "mode": 0o755},
     {"kind": LINK, "size": 0, "target": "../elsewhere"},
     {"padding": bytes(1)},
     {"padding": bytes(MAX_PADDING)},
@@ -132,7 +133,7 @@ def test_every_kind_is_parsed(changes: dict[str, Any]) -> None:
     assert opened == metadata
     assert list(plain(opened)) == [
         *("name", "size", "mtime", "mode"),
-        *("kind", "target", "sha256", "padding"),
+        *("kind", "target", "sha256", "padding", "sparse"),
     ]
 
 
@@ -146,7 +147,15 @@ def test_every_kind_is_parsed(changes: dict[str, Any]) -> None:
         {"kind": LINK, "target": "a\0b"},
         {"kind": LINK, "target": "x" * (MAX_TARGET + 1)},
         {"target": "elsewhere"},
-        {"kind": FOLDER, "target": "elsewhere"},
+        {"kind": FOLDER, "name": "folder/", "size": 0, "target": "elsewhere"},
+        {"kind": FOLDER, "size": 0},
+        {"kind": FOLDER, "name": "folder/", "size": 1},
+        {"kind": FOLDER, "name": "folder/", "size": 0, "sparse": True},
+        {"kind": FOLDER, "name": "folder//", "size": 0},
+        {"kind": FOLDER, "name": "x" * MAX_FILE_NAME + "/", "size": 0},
+        {"kind": LINK, "size": 1, "target": "elsewhere"},
+        {"kind": LINK, "name": "link/", "size": 0, "target": "elsewhere"},
+        {"name": "file/"},
         {"sha256": bytes(31)},
         {"sha256": b""},
         {"padding": b""},

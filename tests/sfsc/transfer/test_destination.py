@@ -15,12 +15,10 @@ import pytest
 
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.values import changed
-from sfsc.crypto.envelope import Metadata
-from sfsc.errors import BadDestination, LocalError
+from sfsc.crypto.envelope import FOLDER, LINK, Metadata
+from sfsc.errors import BadDestination, LocalError, SfscError
 from sfsc.transfer import destination
 from sfsc.transfer.destination import (
-    BY_UMASK,
-    PRIVATE,
     DestinationFolder,
     DestinationTree,
     check_local_name,
@@ -276,20 +274,151 @@ def test_device_names_are_rejected_on_windows(
         assert list(everything(tmp_path)) == [name]
 
 
+def folder(mode: int, mtime: int = 10**18) -> Metadata:
+    return Metadata("n/", 0, mtime, mode, FOLDER)
+
+
+def link(target: str) -> Metadata:
+    return Metadata("n", 0, 10**18, None, LINK, target)
+
+
+def no_failure(what: str, error: SfscError) -> None:
+    raise AssertionError(what) from error
+
+
+def mode_and_time(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return stat.S_IMODE(status.st_mode), status.st_mtime_ns
+
+
 @posix
-@pytest.mark.parametrize(("mode", "expected"), [(PRIVATE, 0o700), (BY_UMASK, 0o750)])
-def test_the_mode_of_new_folders(tmp_path: Path, mode: int, expected: int) -> None:
+def test_modes_and_times_of_folders_are_set_at_the_end(tmp_path: Path) -> None:
+    """Until then new folders are for their owner only; one without a mode stays so."""
     (tmp_path / "old").mkdir()
     (tmp_path / "old").chmod(0o755)
-    before = os.umask(0o027)
-    try:
-        with DestinationTree(tmp_path / "old" / "a" / "b", mode=mode) as tree:
-            write(tree, "c/d/file")
-    finally:
-        os.umask(before)
-    for folder in ("a", "a/b", "a/b/c", "a/b/c/d"):
-        assert stat.S_IMODE((tmp_path / "old" / folder).stat().st_mode) == expected
+    stored = {"c/": 0o755, "c/ro/": 0o500, "c/ro/none/": 0, "c/set/": 0o6777}
+    for turn in range(2):  # the second time they exist, and are not writable
+        with DestinationTree(tmp_path / "old" / "a", folders=stored) as tree:
+            for number, (name, mode) in enumerate(stored.items()):
+                write(tree, name, b"", folder(mode, number * 10**18 + 5))
+            write(tree, "c/ro/file", b"%d" % turn)
+            write(tree, "unnamed/file")
+            made = [tmp_path / "old" / "a" / name for name in ("", *stored, "unnamed")]
+            assert {mode_and_time(one)[0] & ~0o700 for one in made} == {0} or turn
+            assert (tmp_path / "old/a/c/ro").stat().st_mode & 0o200
+            tree.restore_folders(no_failure)
+        assert [mode_and_time(tmp_path / "old" / "a" / name) for name in stored] == [
+            (mode & 0o777, number * 10**18 + 5) for number, mode in enumerate(stored.values())
+        ]
+        assert {mode_and_time(tmp_path / "old/a" / one)[0] for one in ("", "unnamed")} == {0o700}
     assert stat.S_IMODE((tmp_path / "old").stat().st_mode) == 0o755
+
+
+@posix
+def test_folders_of_another_user(tmp_path: Path) -> None:
+    """They get no more than the umask allows, and what existed before is not changed."""
+    (tmp_path / "mine").mkdir(mode=0o700)
+    before, (umask) = mode_and_time(tmp_path / "mine"), os.umask(0o027)
+    try:
+        with DestinationTree(tmp_path, foreign=True, folders=["mine/"]) as tree:
+            for name, mode in {"mine/": 0o777, "new/": 0o777, "closed/": 0}.items():
+                write(tree, name, b"", folder(mode))
+            tree.restore_folders(no_failure)
+    finally:
+        os.umask(umask)
+    assert mode_and_time(tmp_path / "mine") == before
+    assert mode_and_time(tmp_path / "new") == (0o750, 10**18)
+    assert mode_and_time(tmp_path / "closed") == (0o700, 10**18)
+
+
+@posix
+def test_links_are_made_and_never_followed(tmp_path: Path) -> None:
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    outside.mkdir()
+    (outside / "precious").write_bytes(b"precious")
+    with DestinationTree(inside) as tree:
+        write(tree, "a", b"", link(str(outside)))
+        for name in ("a/precious", "a/new"):
+            with pytest.raises(BadDestination):
+                write(tree, name)
+            with pytest.raises(BadDestination):
+                write(tree, name, b"", link("x"))
+        with pytest.raises(BadDestination):
+            write(tree, "a/", b"", folder(0o777))
+        write(tree, "b", b"", link(str(outside / "precious")))
+        assert os.readlink(inside / "b") == str(outside / "precious")
+        assert mode_and_time(inside / "b")[1] == 10**18
+        write(tree, "b")  # replaced, not followed
+        write(tree, "c/x")
+        with pytest.raises(LocalError):
+            write(tree, "c", b"", link(str(outside)))
+    # A folder that was replaced by a link before its mode is set.
+    with DestinationTree(inside) as tree:
+        write(tree, "d/", b"", folder(0o777))
+        write(tree, "e")
+        (inside / "d").rmdir()
+        (inside / "d").symlink_to(outside)
+        failed: list[str] = []
+        tree.restore_folders(lambda what, _error: failed.append(what))
+        assert failed == ["d/"]
+    assert everything(outside) == {"precious": b"precious"}
+    assert stat.S_IMODE(outside.stat().st_mode) & 0o077 != 0o077
+    assert sorted(os.listdir(inside)) == ["a", "b", "c", "d", "e"]
+
+
+@posix
+@pytest.mark.parametrize(
+    ("name", "target", "leads_out"),
+    [
+        ("a", "b", False),
+        ("a", "b/c", False),
+        ("d/a", "../b", False),
+        ("d/e/a", "../../b/c", False),
+        ("a", ".", False),
+        ("a", "/etc/passwd", True),
+        ("a", "..", True),
+        ("a", "../b", True),
+        ("d/a", "../../b", True),
+        # Lexically inside; but if b is a link to a folder further up, it is not.
+        ("a", "b/..", True),
+        ("d/a", "b/../../c", True),
+        ("d/a", "./../..", True),
+        ("a", "C:b", True),
+        ("a", "..\\b", True),
+        ("a", "b\x1b[2J", True),
+        ("a", "b\u202egpj.exe", True),
+    ],
+)
+def test_links_of_another_user_stay_inside(
+    tmp_path: Path, name: str, target: str, *, leads_out: bool
+) -> None:
+    refused = pytest.raises(BadDestination) if leads_out else contextlib.nullcontext()
+    with DestinationTree(tmp_path, foreign=True) as tree, refused:
+        write(tree, name, b"", link(target))
+    assert (tmp_path / name).is_symlink() is not leads_out
+    with DestinationTree(tmp_path) as tree:  # our own come back as they were
+        write(tree, name, b"", link(target))
+    assert os.readlink(tmp_path / name) == target
+
+
+@posix
+def test_holes_of_a_sparse_file(tmp_path: Path) -> None:
+    """Pages of zero bytes take no space, however the content is cut when it is written."""
+    page = b"p" * 4096
+    content = bytes(999_999) + page + bytes(4096) + b"x" + bytes(8000) + b"y" + bytes(100_000)
+    metadata = changed(PLAIN, size=len(content), sparse=True)
+    for piece in (1_000, 4096, 5_000, 300_000, len(content)):
+        with DestinationTree(tmp_path) as tree, tree.destination("a")(metadata) as file:
+            for start in range(0, len(content), piece):
+                file.write(content[start : start + piece])
+        assert (tmp_path / "a").read_bytes() == content
+        assert (tmp_path / "a").stat().st_blocks * 512 <= 32 * 1024
+    with replacing_file(tmp_path / "b", metadata) as file:
+        file.write(content)
+    assert (tmp_path / "b").stat().st_blocks * 512 <= 32 * 1024
+    with DestinationTree(tmp_path) as tree, tree.destination("a")(PLAIN) as file:
+        file.write(content)
+    assert (tmp_path / "a").stat().st_blocks * 512 >= len(content)
 
 
 @posix

@@ -8,7 +8,6 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,6 @@ from protocol.wire.messages.downloads import (
     OpenedVersion,
     Read,
 )
-from sfsc.crypto.envelope import Metadata
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
@@ -46,14 +44,14 @@ from sfsc.errors import (
 )
 from sfsc.files.listing import Files
 from sfsc.files.rename import Renames
+from sfsc.files.tree import walk_folder
 from sfsc.session.session import Session
-from sfsc.transfer import upload
 from sfsc.transfer.destination import DestinationFolder, DestinationTree
 from sfsc.transfer.download import DownloadItem, Downloads
 from sfsc.transfer.local_io import DirectWriter
 from sfsc.transfer.reader import Reader
 from sfsc.transfer.reencrypt import Reencryption
-from sfsc.transfer.remote_version import RemoteVersion
+from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.transfer.source import SMALL
 from sfsc.transfer.upload import Uploads
 from tests.opens import open_one, opens, with_each
@@ -632,38 +630,45 @@ def test_a_caller_who_stops_early(
 # --- kinds
 
 
-@pytest.mark.parametrize("kind", ["folder", "link"])
-def test_a_kind_that_cannot_be_placed_is_named(
-    session: Session,
-    target: Path,
-    tree: DestinationTree,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
+@pytest.mark.parametrize("name", ["docs/folder/", "docs/link"])
+def test_folders_and_links_are_placed_and_have_no_content(
+    session: Session, target: Path, tree: DestinationTree, tmp_path: Path, name: str
 ) -> None:
-    """A newer client stored a folder or a link: it is listed, renamed and kept, but not read."""
-    leads_to = "elsewhere" if kind == "link" else None
-    with monkeypatch.context() as newer:
-        newer.setattr(upload, "Metadata", partial(Metadata, kind=kind, target=leads_to))
-        store(session, b"")
-    error = refused(session, target)
-    assert isinstance(error, UnsupportedKind)
-    assert error.cause == f"{NAME} is a {kind}, not a file"
-    with pytest.raises(UnsupportedKind, match=NAME):
-        Reader(session, RemoteVersion.open_own(session, NAME, 0))
-    store(session, b"other", "other")
-    skipped: list[tuple[str, SfscError]] = []
-    wanted = items(session, tree)
-    got = list(Downloads(session).get_many(wanted, lambda *one: skipped.append(one)))
-    assert [one.name for one in got] == ["other"]
-    assert [(name, type(error)) for name, error in skipped] == [(NAME, UnsupportedKind)]
-    assert [entry.name for entry in Files(session).ls()] == [NAME, "other"]
-    Renames(session).mv(NAME, "moved")
-    Reencryption(session, lambda file, _version: file.head.readers).version(
-        session.account.file_id("moved"), 1
+    """They are listed, renamed, encrypted again and fetched, but not read."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "folder").mkdir(mode=0o750)
+    (tmp_path / "docs" / "link").symlink_to("elsewhere")
+    (item,) = (one for one in walk_folder(tmp_path / "docs", "docs", fail) if one.name == name)
+    list(Uploads(session).put_many([(item, None)]))
+    what = "is a folder, not a file" if name.endswith("/") else "is a link, not a file"
+    remote = RemoteVersion.request(
+        session, VersionRequest.build(session, session.account.file_id(name), 0, name=name)
     )
-    moved = session.fetch_newest(session.account.file_id("moved"))
-    metadata = session.account.open_version(moved)[1]
-    assert (metadata.kind, metadata.target) == (kind, leads_to)
+    with pytest.raises(UnsupportedKind, match=what):
+        Downloads(session).fetch(remote, target)
+    with pytest.raises(UnsupportedKind, match=what):
+        Reader(session, remote)
+    store(session, b"other", "other")
+    got = list(Downloads(session).get_many(items(session, tree), fail))
+    assert [one.name for one in got] == [name, "other"]
+    tree.restore_folders(fail)
+    if item.target is None:
+        assert (tree.path / name).stat().st_mode & 0o777 == 0o750
+        assert (tree.path / name).stat().st_mtime_ns == item.status.st_mtime_ns
+    else:
+        assert os.readlink(tree.path / name) == "elsewhere"
+        assert (tree.path / name).lstat().st_mtime_ns == item.status.st_mtime_ns
+    (entry, _) = Files(session).ls()
+    assert (entry.name, entry.kind, entry.target) == (name, item.kind, item.target)
+    Reencryption(session, lambda file, _version: file.head.readers).version(entry.file_id, 1)
+    again = session.account.open_version(session.fetch_newest(entry.file_id))[1]
+    assert (again.kind, again.target) == (item.kind, item.target)
+    if item.target is not None:
+        assert Renames(session).mv(name, "moved").target == "elsewhere"
+
+
+def fail(what: str, error: SfscError) -> None:
+    raise AssertionError(what) from error
 
 
 @pytest.mark.parametrize("size", [0, 1000, SMALL])

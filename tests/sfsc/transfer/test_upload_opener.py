@@ -13,8 +13,9 @@ from protocol.wire.messages.changes import Commit
 from protocol.wire.messages.uploads import PutAbort, PutOpen
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import QuotaExceeded, SfscError
-from sfsc.files.tree import Trees
+from sfsc.files.tree import Trees, walk_folder
 from sfsc.session.session import Session
+from sfsc.transfer.source import TreeItem
 from sfsc.transfer.upload import Uploads
 from tests.sfsc.simulator import Simulator
 from tests.sfsc.storing import drop, fetched, once
@@ -31,6 +32,10 @@ def tree(tmp_path: Path) -> Path:
     for name in NAMES:
         (folder / name).write_bytes(os.urandom(LARGE if "large" in name else 10))
     return folder
+
+
+def items(tree: Path) -> list[TreeItem]:
+    return list(walk_folder(tree, "", refuse))
 
 
 def refuse(_what: str, error: SfscError) -> None:
@@ -73,7 +78,7 @@ def test_a_changed_file_gets_another_upload(
 ) -> None:
     uploads = Uploads(session)
     sources = [(str(tree / name), name) for name in NAMES]
-    uploads.announce(sources)
+    uploads.announce(items(tree))
     (tree / "b-large").write_bytes(os.urandom(LARGE + 1))
     done = list(uploads.put_many(sources))
     assert [put.name for put in done] == list(NAMES)
@@ -89,7 +94,7 @@ def test_a_file_that_became_small_does_not_keep_an_upload(
 ) -> None:
     uploads = Uploads(session)
     sources = [(str(tree / name), name) for name in NAMES]
-    uploads.announce(sources)
+    uploads.announce(items(tree))
     (tree / "b-large").write_bytes(b"")
     assert [put.name for put in uploads.put_many(sources)] == list(NAMES)
     assert len(server.asked(PutOpen)) == 2
@@ -101,13 +106,13 @@ def test_an_announced_file_that_is_not_put_is_aborted(
     server: Simulator, session: Session, tree: Path
 ) -> None:
     uploads = Uploads(session)
-    large = [(str(tree / "b-large"), "b-large")]
-    uploads.announce([*large, (str(tree / "gone"), "gone")])
+    large = [one for one in items(tree) if one.name == "b-large"]
+    uploads.announce(large)
     assert [put.name for put in uploads.put_many([(tree / "a", "a")])] == ["a"]
     until(lambda: len(server.asked(PutAbort)) == 1)
     uploads.announce(large)
     uploads.announce([])
-    assert [put.version for put in uploads.put_many(large)] == [1]
+    assert [put.version for put in uploads.put_many([(large[0], None)])] == [1]
 
 
 @pytest.mark.parametrize("nth", [0, 1])
