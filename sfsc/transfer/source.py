@@ -29,7 +29,7 @@ _NO_LINK: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NO
 
 
 class TreeItem(Value):
-    """What a folder that is stored holds: a file, a folder or a symbolic link of this machine.
+    """Item of a folder that is stored: a file, a folder or a symbolic link of this machine.
 
     `name` is the one to store it under; that of a folder ends with a slash. `kind` is as in
     `Metadata`, `status` the item's own, and `target` what a link points to. `full` says that it is
