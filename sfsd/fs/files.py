@@ -341,12 +341,14 @@ class Files:
         `Files.allocate`. A failed attempt is removed, so it can be retried."""
         handle = self.open_new(path)
         try:
-            with self.closing(handle):
+            try:
                 if allocate:
                     self.allocate(handle, len(data))
                 self.write_all(handle, data)
                 if durable:
                     self.sync(handle)
+            finally:
+                self.close(handle)
         except OSError:
             self.remove(path)
             raise

@@ -15,8 +15,9 @@ from protocol.codec.merkle import HASH_SIZE, PIECE_SIZE
 from sfsd.errors import Refused
 from sfsd.operations.files import signed_size
 from sfsd.rules.context import ServerContext
+from sfsd.rules.users import User
 from sfsd.state.documents import SidecarWrite
-from sfsd.state.file_index import holding_of
+from sfsd.state.file_index import OwnerFiles, holding_of
 from sfsd.state.quota import Ledger
 from sfsd.state.uploads import Upload
 from sfsd.storage.json_files import Sidecar
@@ -79,7 +80,8 @@ class QuotaClaim:
 
 def claim_growth(
     server: ServerContext,
-    owner: str,
+    user: User,
+    files: OwnerFiles,
     written: Sequence[SidecarWrite],
     *,
     content: int = 0,
@@ -87,16 +89,18 @@ def claim_growth(
     upload: Upload | None = None,
     encrypts_again: bool = False,
 ) -> QuotaClaim:
-    """Return the claim of a change of `owner`; abandoned uploads give way if it needs their room.
+    """Return the claim of a change by `user`, the owner of `files`; abandoned uploads give way if
+    it needs their room.
 
     `content` is the bytes of a ciphertext that came with its record. What encrypts a version again
     may take twice the quota.
     """
-    ledger, quota = server.users.quota(owner)
+    quota = user.account.value.quota
     limit = 2 * quota if encrypts_again else quota
+    ledger = files.loaded_ledger() if limit else files.ledger
     if limit:
         most = content + sum(_most_bytes(one.value) for one in written)
-        server.uploads.give_way(owner, ledger, most, limit)
+        server.uploads.give_way(user.name, ledger, most, limit)
     return QuotaClaim(ledger, limit, written, content_id, upload, encrypts_again=encrypts_again)
 
 

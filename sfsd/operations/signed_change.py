@@ -104,7 +104,9 @@ def commit_record(
         for head, version, sidecar in decided.sidecars
     ]
     notes = inbox_effects(server, record, decided.added, decided.dropped)
-    claim = None if decided.exceeds_quota else claim_growth(server, record.owner, written)
+    claim = None
+    if not decided.exceeds_quota:
+        claim = claim_growth(server, admitted.user, files, written)
 
     def on_published(_seq: int) -> None:
         for one in written:
@@ -171,7 +173,8 @@ def inbox_effects(
 
     Raises `Refused` (share-refused) if a reader takes no more files of this owner.
     """
-    server.wishes.check_new(record.owner, added, moved=record.op == MOVE)
+    if added:
+        server.wishes.check_new(record.owner, added, moved=record.op == MOVE)
     effects: list[Effect] = [
         Write(inbox_path(user, record.owner, record.file_id), b"") for user in added
     ]

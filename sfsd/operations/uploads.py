@@ -73,7 +73,8 @@ class NewContent(Value):
 def store_inline(server: ServerContext, who: Principal, change: SignedChange) -> Transaction[int]:
     """Store a ciphertext of at most 256 KiB that came with its record."""
     data = bytes(change.content)
-    _make_room(server, who, change.record.file_id, len(data))
+    quota = change.signer.user.account.value.quota
+    server.uploads.make_room(who, change.head.files, change.record.file_id, len(data), quota)
     leaf = leaf_hash(data)  # at most 256 KiB: one piece, whose leaf is the root
     content = NewContent(
         len(data),
@@ -112,7 +113,7 @@ def data(server: ServerContext, who: Principal, message: Data) -> UploadState:
     server.check_storage()
     _, quota = server.users.quota(who.user)
     if not upload.size:  # nothing was reserved for it
-        _make_room(server, who, upload.file_id, len(message.data))
+        server.uploads.make_room(who, upload.files, upload.file_id, len(message.data), quota)
     offset = upload.write(message.offset, message.data, quota)
     server.uploads.touch(upload)
     return UploadState(message.upload, offset)
@@ -134,12 +135,6 @@ def put_abort(server: ServerContext, who: Principal, message: PutAbort) -> Abort
     else:
         server.uploads.abort(server.uploads.get(who.user, message.upload))
     return Aborted()
-
-
-def _make_room(server: ServerContext, who: Principal, file_id: str, size: int) -> None:
-    """Drop abandoned uploads of the user if a put of `size` bytes needs their room."""
-    _, quota = server.users.quota(who.user)
-    server.uploads.make_room(who, server.index.for_user(who.user), file_id, size, quota)
 
 
 def store_upload(
@@ -280,7 +275,8 @@ def _claim(
     """Return the claim for a new content and the sidecars written with it."""
     return claim_growth(
         server,
-        admitted.record.owner,
+        admitted.user,
+        admitted.head.files,
         written,
         content=0 if content.upload else content.size,
         content_id=admitted.record.content_id or b"",

@@ -286,11 +286,12 @@ class UploadRegistry:
             of_client = upload.session.ended and upload.session.address == session.address
             if of_client and upload.file_id == file_id and not upload.replaces:
                 self._drop_unless_committed(upload)
-        self.give_way(files.owner, files.ledger, size, quota)
+        if quota:
+            self.give_way(files.owner, files.loaded_ledger(), size, quota)
 
     def give_way(self, owner: str, ledger: Ledger, size: int, quota: int) -> None:
         """Drop abandoned uploads of the owner if `size` more bytes would exceed the quota."""
-        if quota and ledger.used + size > quota:
+        if ledger.used + size > quota:
             self._drop_abandoned(owner)
 
     def abort_session(self, session: UploadSession) -> None:

@@ -132,7 +132,8 @@ def _fits(effects: int, size: int) -> bool:
 
 
 def _parts(units: Sequence[_Unit]) -> Iterator[Sequence[_Unit]]:
-    """Yield the units in parts that fit a group each; a single unit may exceed it."""
+    """Yield the units in parts that fit a group each; a single unit may exceed it. A changeset that
+    does not fit is alone in its group."""
     part, effects, size = list[_Unit](), 0, 0
     for one in units:
         more = cost_of(one.changes)
@@ -171,7 +172,8 @@ class GroupCommitter:
 
     def commit(self, group: Sequence[Pending]) -> None:
         """Make the changes, in order, and complete each future."""
-        for part in _parts([unit for one in group for unit in one.units()]):
+        units = [unit for one in group for unit in one.units()]
+        for part in [units] if _fits(*group[0].cost) else _parts(units):
             self._commit(part)
         for one in group:
             one.end()
