@@ -1,4 +1,4 @@
-"""Shared setup: hypothesis profiles, SIGINT for the tested processes, and a server that lies."""
+"""Shared setup: temporary folders, hypothesis profiles, SIGINT, and a server that lies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import temporary
 from tests.lying_server import LyingServer
+
+temporary.use_memory()
 
 # Two cores shared by workers make single examples slow at times, so a deadline would flake.
 settings.register_profile("quick", deadline=None, max_examples=100)
@@ -20,6 +23,13 @@ settings.load_profile("ci" if os.environ.get("CI") else "quick")
 # A shell starts background jobs with SIGINT ignored, and their children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def disk_folder() -> Iterator[Path]:
+    """Yield a folder on the disk; a module that needs one overrides `tmp_path` with it."""
+    with temporary.disk_folder() as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -24,6 +24,12 @@ KILLS = 60 if os.environ.get("SFS_CRASH_POINTS") == "full" else 4
 SEED = int(os.environ.get("SFS_CRASH_SEED", "7"))
 
 
+@pytest.fixture
+def tmp_path(disk_folder: Path) -> Path:
+    """Return a folder on the disk: what is killed has waited for it."""
+    return disk_folder
+
+
 def make_files(folder: Path, chance: random.Random) -> dict[str, bytes]:
     """Create 80 small files and 20 of 1 to 12 MiB; return {name: SHA-256 of the content}."""
     hashes = {}

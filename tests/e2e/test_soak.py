@@ -32,6 +32,12 @@ UPLOAD, CUTS = (256 * MIB, 50) if FULL else (24 * MIB, 5)
 SEED = 20_261_125
 
 
+@pytest.fixture
+def tmp_path(disk_folder: Path) -> Path:
+    """Return a folder on the disk: large files are read and written past its cache."""
+    return disk_folder
+
+
 def fill(path: Path, size: int, seed: int = SEED) -> None:
     """Write `size` bytes that do not repeat and are cheap to generate."""
     block = bytearray(random.Random(seed).randbytes(MIB))

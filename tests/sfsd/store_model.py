@@ -74,12 +74,6 @@ def snapshot(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
-def memory() -> Path | None:
-    """Return a folder in memory, for many small trees that are never synced, if there is one."""
-    folder = Path("/dev/shm")
-    return folder if os.access(folder, os.W_OK) else None
-
-
 class StoreModel:
     """One root with the committer's logic, run on the calling thread.
 

@@ -16,6 +16,12 @@ from protocol.buffers.pool import PAGE, BufferPool
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 
+@pytest.fixture
+def tmp_path(disk_folder: Path) -> Path:
+    """Return a folder on the disk: direct I/O to memory has no rules to keep."""
+    return disk_folder
+
+
 @linux
 @pytest.mark.parametrize(
     ("code", "told"),

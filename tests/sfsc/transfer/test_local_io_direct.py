@@ -17,6 +17,7 @@ from protocol.buffers.pool import PAGE
 from protocol.codec.encoding import Buffer
 from sfsc.transfer import local_io
 from sfsc.transfer.local_io import MAX_CHUNK, DirectWriter
+from tests import temporary
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
 
@@ -66,6 +67,12 @@ class Disk:
 
 
 @pytest.fixture
+def tmp_path(disk_folder: Path) -> Path:
+    """Return a folder on the disk: direct I/O to memory has no rules to keep."""
+    return disk_folder
+
+
+@pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     made = Disk(tmp_path / "x")
     monkeypatch.setattr(os, "write", made.write)
@@ -92,25 +99,26 @@ def test_whole_pages_are_written_directly_and_the_rest_through_the_cache(
 
 @given(st.lists(st.tuples(st.integers(1, MAX_CHUNK), st.booleans()), max_size=12), st.booleans())
 def test_chunks_of_any_size_from_allocated_and_other_memory(
-    tmp_path_factory: pytest.TempPathFactory, chunks: list[tuple[int, bool]], flushing: bool
+    chunks: list[tuple[int, bool]], flushing: bool
 ) -> None:
-    disk = Disk(tmp_path_factory.mktemp("disk") / "x")
-    expected = b""
-    for size, allocated in chunks:
-        data = os.urandom(size)
-        expected += data
-        if allocated:
-            buffer = disk.file.allocate(size)
-            buffer[:] = data
-            assert disk.file.write(buffer) == size
-        else:
-            disk.put(data)
-        if flushing:
-            disk.file.flush()
-            assert disk.content == expected
-    disk.file.flush()
-    assert disk.content == expected
-    disk.close()
+    with temporary.disk_folder() as folder:
+        disk = Disk(folder / "x")
+        expected = b""
+        for size, allocated in chunks:
+            data = os.urandom(size)
+            expected += data
+            if allocated:
+                buffer = disk.file.allocate(size)
+                buffer[:] = data
+                assert disk.file.write(buffer) == size
+            else:
+                disk.put(data)
+            if flushing:
+                disk.file.flush()
+                assert disk.content == expected
+        disk.file.flush()
+        assert disk.content == expected
+        disk.close()
 
 
 def test_an_allocated_buffer_is_written_without_a_copy_but_not_a_part_of_it(

@@ -23,6 +23,7 @@ from sfsd.fs.files import Files
 from sfsd.storage.change import Adopt, Change, digest_of
 from sfsd.storage.store import Blob, DirectoryStore
 from sfsd.storage.upload_file import UploadFile
+from tests import temporary
 
 ID = bytes(range(16))
 SIZE = LARGE + 2 * PIECE_SIZE + 5
@@ -40,6 +41,12 @@ def expected(size: int = SIZE) -> bytes:
     full, rest = divmod(size, PIECE_SIZE)
     pieces = [bytes(piece(index)) for index in range(full)]
     return b"".join([*pieces, bytes(piece(full, rest))])
+
+
+@pytest.fixture
+def tmp_path(disk_folder: Path) -> Path:
+    """Return a folder on the disk: direct I/O to memory has no rules to keep."""
+    return disk_folder
 
 
 class Way(Files):
@@ -156,20 +163,19 @@ def test_memory_that_is_not_page_aligned_is_written_through_the_cache(tmp_path: 
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=10))
-def test_repeated_pieces_replace_earlier_ones_on_either_way(
-    tmp_path_factory: pytest.TempPathFactory, order: list[tuple[int, bool]]
-) -> None:
+def test_repeated_pieces_replace_earlier_ones_on_either_way(order: list[tuple[int, bool]]) -> None:
     """A short piece goes through the cache, a whole one over it is direct, and then the reverse."""
-    staged = begin(tmp_path_factory.mktemp("staging"), Files())
-    model = bytearray()
-    for turn, (index, whole) in enumerate(order, 1):
-        data = piece(turn, PIECE_SIZE if whole else 5000)
-        staged.write(index, data)
-        at = index * PIECE_SIZE
-        model.extend(bytes(max(0, at + len(data) - len(model))))
-        model[at : at + len(data)] = data
-        assert staged.path.read_bytes() == model
-    staged.discard()
+    with temporary.disk_folder() as folder:
+        staged = begin(folder, Files())
+        model = bytearray()
+        for turn, (index, whole) in enumerate(order, 1):
+            data = piece(turn, PIECE_SIZE if whole else 5000)
+            staged.write(index, data)
+            at = index * PIECE_SIZE
+            model.extend(bytes(max(0, at + len(data) - len(model))))
+            model[at : at + len(data)] = data
+            assert staged.path.read_bytes() == model
+        staged.discard()
 
 
 @pytest.mark.parametrize(
@@ -227,14 +233,13 @@ _CONTENT = os.urandom(3 * PIECE_SIZE + 4321)
 @given(
     st.integers(0, len(_CONTENT) + PAGE), st.one_of(st.integers(0, PIECE_SIZE), st.just(PIECE_SIZE))
 )
-def test_any_range_is_read_as_through_the_cache(
-    tmp_path_factory: pytest.TempPathFactory, offset: int, length: int
-) -> None:
+def test_any_range_is_read_as_through_the_cache(offset: int, length: int) -> None:
     files = Way()
-    opened = blob(tmp_path_factory.mktemp("blobs"), files, _CONTENT)
-    assert opened.read_range(offset, length) == _CONTENT[offset : offset + length]
-    assert files.past == (["read"] if length >= MIN_READ else [])
-    opened.close()
+    with temporary.disk_folder() as folder:
+        opened = blob(folder, files, _CONTENT)
+        assert opened.read_range(offset, length) == _CONTENT[offset : offset + length]
+        assert files.past == (["read"] if length >= MIN_READ else [])
+        opened.close()
 
 
 def test_a_returned_buffer_survives_later_reads(tmp_path: Path) -> None:

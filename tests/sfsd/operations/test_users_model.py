@@ -62,7 +62,7 @@ from tests.sfsd.builders import (
     file_id,
 )
 from tests.sfsd.operations.test_rotation import begun, finished, rewrapped, wraps
-from tests.sfsd.store_model import memory
+from tests.temporary import memory
 
 NAMES = ("ada", "bob", "eve")
 FILES = tuple(map(file_id, (1, 2, 3)))

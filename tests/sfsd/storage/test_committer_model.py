@@ -23,9 +23,9 @@ from tests.sfsd.store_model import (
     StoreModel,
     Upload,
     check_start,
-    memory,
     stored,
 )
+from tests.temporary import memory
 
 CIPHERTEXTS = [f"{user}/files/0{n}/0{n}.{n}.ct" for user in ("alice", "bob") for n in (1, 2)]
 OTHERS = ["alice/account.json", "alice/files/01/01.1.json", "bob/inbox/alice.01"]

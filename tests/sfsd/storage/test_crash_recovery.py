@@ -41,9 +41,9 @@ from tests.sfsd.store_model import (
     Upload,
     check_start,
     error_of,
-    memory,
     stored,
 )
+from tests.temporary import memory
 
 FULL = os.environ.get("SFS_CRASH_POINTS") == "full"
 
