@@ -197,18 +197,20 @@ class ContentKey(Value, dict=True):  # for a cached property
 class _WrapBatch:
     """One KEK for one recipient: used for at most `BATCH_SIZE` wraps, and never stored."""
 
-    __slots__ = ("_context", "_head", "_kek", "left")
+    __slots__ = ("_context", "_head", "_kek", "_recipient", "left")
 
-    def __init__(self, server: bytes, owner_first: bytes, recipient: PublicKey) -> None:
-        batch_id, self._kek = new_batch_id(), new_key()
-        self._context = server, owner_first, batch_id, recipient.key_id
-        self._head = batch_id + recipient.wrap(self._kek, wrap_batch_info(*self._context))
+    def __init__(self, server: bytes, owner_first: bytes, recipient: Recipient) -> None:
+        batch_id, self._kek, public = new_batch_id(), new_key(), recipient.key
+        self._context = server, owner_first, batch_id, public.key_id
+        self._head = batch_id + public.wrap(self._kek, wrap_batch_info(*self._context))
+        self._recipient = recipient.user, public.key_id, public.alg
         self.left = BATCH_SIZE
 
-    def wrap(self, key: ContentKey) -> bytes:
+    def wrap(self, key: ContentKey) -> Wrap:
         self.left -= 1
         info = wrap_item_info(*self._context, key.content_id, key.commitment)
-        return self._head + seal(wrap_item_key(self._kek, info), key.dek, info)
+        wrapped = self._head + seal(wrap_item_key(self._kek, info), key.dek, info)
+        return Wrap.of_checked(*self._recipient, wrapped)
 
 
 class WrapBatches:
@@ -230,16 +232,13 @@ class WrapBatches:
 
     def wrap(self, key: ContentKey, recipients: Iterable[Recipient]) -> tuple[Wrap, ...]:
         """Wrap the DEK for each recipient, in input order."""
-        return tuple(
-            Wrap(one.user, one.key.key_id, one.key.alg, self._batch_for(one).wrap(key))
-            for one in recipients
-        )
+        return tuple([self._batch_for(one).wrap(key) for one in recipients])
 
     def _batch_for(self, recipient: Recipient) -> _WrapBatch:
         who = recipient.user, recipient.key.key_id
         batch = self._batches.get(who)
         if batch is None or not batch.left:
-            batch = _WrapBatch(self._server, self._owner_first, recipient.key)
+            batch = _WrapBatch(self._server, self._owner_first, recipient)
             self._batches[who] = batch
         return batch
 

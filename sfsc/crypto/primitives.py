@@ -227,7 +227,8 @@ class Sealer:
 
 def seal(key: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
     """Encrypt one message as `Sealer.seal` does."""
-    return Sealer(key).seal(plaintext, associated_data)
+    nonce = os.urandom(NONCE_SIZE)
+    return nonce + AESGCM(key).encrypt(nonce, plaintext, associated_data)
 
 
 def open_sealed(key: bytes, sealed: bytes, associated_data: bytes) -> bytes:

@@ -91,6 +91,8 @@ class SharedFolders:
         """Return the readers of a new file of this name, without those who take no files."""
         if self._read_at is None or self._ticks() - self._read_at >= FRESH_SECONDS:
             self._refresh()
+        if not self._folders:
+            return ()
         found = readers_of(self._folders, name, self._clock())
         return tuple(reader for reader in found if reader[0] not in self._refusing)
 

@@ -216,9 +216,7 @@ def _result(
     version, size = draft.record.version or 0, None
     if isinstance(change, _Deletion):
         version = change.version
-    elif isinstance(change, NewVersion):
-        size = change.content.metadata.size
-    elif isinstance(change, Move):
+    elif isinstance(change, (NewVersion, Move)):
         size = change.metadata.size
     return Changed(
         planned.op,
@@ -229,5 +227,5 @@ def _result(
         size,
         receipt,
         draft.body,
-        isinstance(change, NewVersion) and change.content.unstable,
+        isinstance(change, NewVersion) and change.unstable,
     )

@@ -36,7 +36,7 @@ from sfsc.trust.file_records import VerifiedFile
 
 MAX_CONFLICTS: Final = 16
 """Conflicts after which a change gives up."""
-TOGETHER: Final = 64
+TOGETHER: Final = 128
 """Changes that are sent together. Several such requests are in flight, so that client and server
 are never idle."""
 AHEAD: Final = 3

@@ -20,7 +20,7 @@ import io
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 from protocol.codec import merkle
 from protocol.codec.encoding import Buffer
@@ -98,46 +98,6 @@ class Put(Value):
 _Sent = TypeVar("_Sent")
 
 
-class VersionContent(Value):
-    """A version without its record; nothing here depends on the file's head."""
-
-    file_id: str
-    key: ContentKey
-    metadata: Metadata
-    sealed_metadata: bytes
-    ciphertext_size: int
-    segments_root: bytes
-    expected: int | None
-    unstable: bool
-
-    @classmethod
-    def from_source(
-        cls,
-        source: SourceReader,
-        name: str,
-        file_id: str,
-        key: ContentKey,
-        root: bytes,
-        expected: int | None = None,
-        sha256: bytes | None = None,
-    ) -> Self:
-        """Describe a ciphertext with this `root`, after all of its source was read. `sha256` is the
-        hash of the plaintext, if it is known."""
-        shown = SETTINGS_NAME if name == SETTINGS else name
-        metadata = Metadata(
-            shown,
-            source.count,
-            source.mtime,
-            source.mode,
-            source.kind,
-            source.target,
-            sha256,
-            sparse=source.sparse and source.count > 0,
-        )
-        sealed, size = key.seal_metadata(metadata), ciphertext_size(source.count)
-        return cls(file_id, key, metadata, sealed, size, root, expected, source.unstable)
-
-
 class Uploaded:
     """The files that one session stores: their known heads, and the new ones to remember."""
 
@@ -193,70 +153,92 @@ class NewVersion(PlannedChange[Put]):
     def __init__(
         self,
         uploaded: Uploaded,
-        content: VersionContent,
+        source: SourceReader,
+        name: str,
+        file_id: str,
+        key: ContentKey,
+        root: bytes,
+        expected: int | None,
         *,
         ciphertext: Buffer = b"",
         upload: bytes | None = None,
+        sha256: bytes | None = None,
     ) -> None:
+        """`root` is that of the ciphertext, after all of the source was read; `sha256` the hash of
+        the plaintext, if it is known."""
+        self.name = SETTINGS_NAME if name == SETTINGS else name
+        self.file_id = file_id
+        self.metadata = Metadata(
+            self.name,
+            source.count,
+            source.mtime,
+            source.mode,
+            source.kind,
+            source.target,
+            sha256,
+            sparse=source.sparse and source.count > 0,
+        )
+        self.unstable = source.unstable
+        self.upload = upload
         self._uploaded = uploaded
         self._session = uploaded.session
-        self.content = content
-        self.name = content.metadata.name
+        self._key = key
+        self._sealed = key.seal_metadata(self.metadata)
+        self._root = root
+        self._expected = expected
         self.ciphertext = ciphertext
-        self.upload = upload
         self._base: KnownFile | None = None
         self._found = False
 
     def draft(self, batches: WrapBatches) -> Draft:
-        content, session = self.content, self._session
+        session, key, sealed = self._session, self._key, self._sealed
         if not self._found:
-            self._base = self._uploaded.find_base(content.file_id, content.expected)
+            self._base = self._uploaded.find_base(self.file_id, self._expected)
             self._found = True
         readers = self._check_head()
-        base, key = self._base, content.key
+        base = self._base
         version = 1 if base is None else base.version + 1
         record = content_record(
             session.author,
             key,
-            file_id=content.file_id,
+            file_id=self.file_id,
             head=None if base is None else base.record,
             version=version,
-            ciphertext_size=content.ciphertext_size,
-            segments_root=content.segments_root,
-            metadata=content.sealed_metadata,
+            ciphertext_size=ciphertext_size(self.metadata.size),
+            segments_root=self._root,
+            metadata=sealed,
             readers=readers,
             seen=session.seen,
             created=int(time.time()),
         )
-        wraps = tuple((version, wrap) for wrap in session.wrap(key, readers, batches))
-        body = record.encode()
-        return Draft(record, body, content.sealed_metadata, wraps, self.ciphertext, self.upload)
+        wraps = tuple([(version, wrap) for wrap in session.wrap(key, readers, batches)])
+        return Draft(record, record.encode(), sealed, wraps, self.ciphertext, self.upload)
 
     def _check_head(self) -> tuple[ReaderEntry, ...]:
         """Return the readers of the new version. Raises `ConflictError` for another head than the
         caller expected."""
-        session, content = self._session, self.content
-        name, is_settings = content.metadata.name, session.account.is_settings(content.file_id)
+        session, name, expected = self._session, self.name, self._expected
+        is_settings = session.account.is_settings(self.file_id)
         head = None if self._base is None else FileRecord.parse(self._base.record)
         deleted = head is not None and not head.current and not is_settings
         # A content keeps the readers of the head, so those of the folder must be there first.
         if deleted and (file := session.share_deleted(name)) is not None:
             self._base, head = known_file(file), file.head
         current = 0 if head is None else head.current
-        if content.expected not in (None, current):
+        if expected not in (None, current):
             if not current:
                 cause = f"no such file: {name}"
-            elif not content.expected:
+            elif not expected:
                 cause = f"{name} already exists"
             else:
-                cause = f"version {current} of {name} is current, not {content.expected}"
+                cause = f"version {current} of {name} is current, not {expected}"
             raise ConflictError(cause, head=None if self._base is None else self._base.record)
         if head is not None:
             return head.readers
         return () if is_settings else session.new_readers(name)
 
     def rebase(self, session: Session, head: FileView | None, since: int) -> None:
-        self._base = known_file(verify_head(session, self.content.file_id, head, since))
+        self._base = known_file(verify_head(session, self.file_id, head, since))
 
     def adapts(self, session: Session, refused: Error) -> bool:
         # Readers of the file's folder who take no more files do not get a new one.
@@ -266,10 +248,10 @@ class NewVersion(PlannedChange[Put]):
         return True
 
     def committed(self, draft: Draft, receipt: Receipt | None) -> Put:
-        content, record = self.content, draft.record
+        record, metadata = draft.record, self.metadata
         if self.upload is None:  # a large file reports each piece
-            self._session.progress.advance(content.metadata.size)
-        entry = Entry.from_record(record, record, content.metadata)
+            self._session.progress.advance(metadata.size)
+        entry = Entry.from_record(record, record, metadata)
         self._uploaded.note(KnownFile.from_record(record, draft.body, entry.version), entry.pack())
         return Put(
             entry.name,
@@ -278,7 +260,7 @@ class NewVersion(PlannedChange[Put]):
             entry.size,
             receipt,
             draft.body,
-            content.unstable,
+            self.unstable,
         )
 
 
@@ -298,16 +280,17 @@ class SmallFile(Value):
         """Encrypt the plaintext under a fresh key."""
         key = ContentKey.generate()
         ciphertext = key.encryptor().seal_segment(self.plaintext, last=True)
-        content = VersionContent.from_source(
+        return NewVersion(
+            uploaded,
             self.source,
             self.name,
             self.file_id,
             key,
-            merkle.root([merkle.leaf_hash(ciphertext)]),
+            merkle.leaf_hash(ciphertext),  # the root of a single piece
             self.expected,
-            hashlib.sha256(self.plaintext).digest(),
+            ciphertext=ciphertext,
+            sha256=hashlib.sha256(self.plaintext).digest(),
         )
-        return NewVersion(uploaded, content, ciphertext=ciphertext)
 
 
 class LargeFile:
@@ -421,7 +404,8 @@ class UploadQueue(Closing):
 
     def __init__(self, session: Session, opener: UploadOpener) -> None:
         self.window = Window[SentChanges[Put] | LargeFile](session)
-        self.collected: list[SmallFile] = []
+        self._collected: list[SmallFile] = []
+        self._collected_size = 0
         self.worker = EncryptionWorker()
         self._opener = opener
         self._large: list[LargeFile] = []
@@ -441,18 +425,25 @@ class UploadQueue(Closing):
 
     def collect(self, small: SmallFile) -> None:
         """Add a small file to those that are sent next."""
-        self.collected.append(small)
+        self._collected.append(small)
+        self._collected_size += len(small.plaintext)
         self._waiting.add(small.file_id)
+
+    @property
+    def has_collected(self) -> bool:
+        return bool(self._collected)
 
     @property
     def has_batch(self) -> bool:
         """Whether to send the collected files now: there are enough, or the server has less to do
         than they are."""
-        count, ahead = len(self.collected), len(self.window)
-        return (
-            count >= min(TOGETHER, _FIRST << ahead)
-            or sum(len(one.plaintext) for one in self.collected) >= _BATCH_SIZE
-        )
+        enough = min(TOGETHER, _FIRST << len(self.window))
+        return len(self._collected) >= enough or self._collected_size >= _BATCH_SIZE
+
+    def take_collected(self) -> list[SmallFile]:
+        """Return the collected files, which are the caller's to send from now on."""
+        collected, self._collected, self._collected_size = self._collected, [], 0
+        return collected
 
     def send(self, sent: SentChanges[Put]) -> None:
         self.window.send(sent, sent.request)
@@ -597,8 +588,8 @@ class Uploads:
                     failure = exc
                     break
             if isinstance(failure, FATAL):
-                queue.collected.clear()
-            while queue.window or queue.collected:
+                queue.take_collected()
+            while queue.window or queue.has_collected:
                 try:
                     yield from self._finish_oldest(queue, skip)
                 except SfscError as exc:
@@ -633,7 +624,7 @@ class Uploads:
 
     def _send_collected(self, queue: UploadQueue) -> None:
         """Encrypt, sign and send the collected files, up to the first that fails."""
-        collected, queue.collected = queue.collected, []
+        collected = queue.take_collected()
         if not collected:
             return
         changes = [small.encrypted(self._uploaded) for small in collected]
@@ -741,10 +732,11 @@ class Uploads:
             stream.send(key.encryptor(), source)
             source.check_unchanged()
             root = merkle.root(stream.leaves())
-            content = VersionContent.from_source(
-                source, large.name, large.file_id, key, root, large.expected
+            version = NewVersion(
+                *(self._uploaded, source, large.name, large.file_id, key, root, large.expected),
+                upload=upload,
             )
-            return NewVersion(self._uploaded, content, upload=upload), stream
+            return version, stream
 
     def _finish_large(self, large: LargeFile, reply: Reply, worker: EncryptionWorker) -> Put:
         """Handle the reply to a commit that was sent behind its pieces."""

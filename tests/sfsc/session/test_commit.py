@@ -12,10 +12,10 @@ from protocol.wire.messages.log import LogLines
 from sfsc.crypto.envelope import WrapBatches
 from sfsc.errors import ConflictError, LocalError, QuotaExceeded
 from sfsc.files.listing import Files
+from sfsc.session import commit
 from sfsc.session.changeset import Draft
 from sfsc.session.commit import (
     MAX_CONFLICTS,
-    TOGETHER,
     FileChange,
     build_tombstone,
     commit_changes,
@@ -54,13 +54,14 @@ def names(session: Session) -> list[str]:
 
 
 def test_changes_share_requests_and_their_results_keep_their_order(
-    server: Simulator, session: Session
+    server: Simulator, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(commit, "TOGETHER", 50)
     wanted = stored(session, 70)
     made = list(commit_changes(session, [deletion(session, name) for name in wanted]))
     assert [one.file_id for one in made] == [session.account.file_id(name) for name in wanted]
     sizes = [len(request.changes) for request in server.asked(has_op(DELETE))]
-    assert sizes == [TOGETHER, 70 - TOGETHER]
+    assert sizes == [50, 20]
     assert names(session) == []
 
 

@@ -23,7 +23,7 @@ def small(number: int, size: int) -> SmallFile:
     ("size", "expected"),
     [
         # The first are sent at once to an idle server, then more together the more are in flight.
-        (100, [8, 16, 32, 64, 64, 64, 64, 64]),
+        (100, [8, 16, 32, 64, 128, 128, 128, 128]),
         (16 * 1024, [8, 16, 32, 32, 32, 32, 32, 32]),
         (64 * 1024, [8] * 8),
     ],
@@ -39,12 +39,10 @@ def test_small_files_are_collected_into_batches(
             assert f"{number:032x}" in queue
             number += 1
             if queue.has_batch or queue.full:
-                batches.append(len(queue.collected))
-                sent, failure = committer.prepare(
-                    [one.encrypted(uploaded) for one in queue.collected]
-                )
+                collected = queue.take_collected()
+                batches.append(len(collected))
+                sent, failure = committer.prepare([one.encrypted(uploaded) for one in collected])
                 assert failure is None
-                queue.collected.clear()
                 for one in sent:
                     queue.send(one)
         assert number == sum(expected)
@@ -59,7 +57,7 @@ def test_what_is_in_flight_keeps_no_plaintext(session: Session) -> None:
     assert failure is None
     del one
     assert sys.getrefcount(plaintext) == 2, "this function's, and the call's"
-    assert change.content.metadata.size == 1000
+    assert change.metadata.size == 1000
     assert len(sent.changeset.drafts) == 1
 
 
@@ -70,7 +68,8 @@ def test_files_that_are_sent_together_share_a_wrap_batch(session: Session) -> No
         changes = [small(number, 10).encrypted(uploaded) for number in range(count)]
         [sent], failure = committer.prepare(changes)
         assert failure is None
-        assert len({one.content.key.dek for one in changes}) == count
+        drafts = sent.changeset.drafts
+        assert len({draft.record.dek_commit for draft in drafts}) == count
         request = sent.request
         assert isinstance(request, Commit)
         assert len(request.wraps) == count
