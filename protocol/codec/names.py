@@ -67,7 +67,6 @@ def check_file_id(file_id: str) -> None:
         raise MessageError("file id is not 32 hex digits")
 
 
-@lru_cache(_KNOWN_FILES)
 def check_file_name(name: str) -> None:
     """Raise `MessageError` unless `name` is a valid name of a file or a symbolic link.
 
@@ -89,6 +88,7 @@ def check_file_name(name: str) -> None:
         raise MessageError("file name is not in Unicode form NFC")
 
 
+@lru_cache(_KNOWN_FILES)
 def check_entry_name(name: str) -> None:
     """Raise `MessageError` unless `name` is a valid name of a file, a link or a folder.
 
