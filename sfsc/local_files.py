@@ -22,6 +22,13 @@ def exists(path: str | os.PathLike[str]) -> bool:
         return file_status.exists(path)
 
 
+def status_of(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """Return the status of a file or folder, None if there is none; links are followed. Raises
+    `LocalError`."""
+    with _examining(path):
+        return file_status.file_status(path)
+
+
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Return whether there is a regular file; links are followed. Raises `LocalError`."""
     with _examining(path):

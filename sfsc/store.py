@@ -170,17 +170,31 @@ class Store(Closing):
         """
         return self._uploads.put(source, name, expected=expected)
 
-    def put_many(self, items: Iterable[tuple[Source, str | None]]) -> Iterator[Put]:
-        """Store (source, name) pairs with many requests in flight. Yield results in input order."""
-        return self._uploads.put_many(items)
+    def put_many(
+        self, items: Iterable[tuple[Source, str | None]], *, checksum: bool = False
+    ) -> Iterator[Put]:
+        """Store (source, name) pairs with many requests in flight. Yield results in input order.
+        `checksum` records the SHA-256 also of sources of more than 64 MiB, as `put_tree` does."""
+        return self._uploads.put_many(items, hash_all=checksum)
 
-    def get(self, name: str, target: Target | None = None, *, version: int | None = None) -> Got:
+    def get(
+        self,
+        name: str,
+        target: Target | None = None,
+        *,
+        version: int | None = None,
+        overwrite: bool = True,
+        newer: bool = False,
+    ) -> Got:
         """Fetch a file into `target`: a path, a folder or a binary stream, by default the last part
         of `name` in the current folder.
 
         A file appears when it is complete and verified. A stream receives verified bytes only, but
-        the last ones may be missing: they count only if this returns."""
-        return self._downloads.get(name, target, version=version)
+        the last ones may be missing: they count only if this returns.
+
+        If the file exists and `overwrite` is false, raise `ConflictError`; if `newer` is true and
+        it was changed later than the stored one, leave it, and return the status ``skipped``."""
+        return self._downloads.get(name, target, version=version, overwrite=overwrite, newer=newer)
 
     def open(self, name: str, *, version: int | None = None) -> io.BufferedReader:
         """Open a file as a seekable stream that fetches only what is read."""
@@ -197,16 +211,32 @@ class Store(Closing):
 
     def put_tree(
         self,
-        folder: Path,
+        folder: Path | Sequence[Path],
         *,
         name: str | None = None,
         skip: Skip | None = None,
         links: bool = True,
+        always: bool = False,
+        checksum: bool = False,
     ) -> Iterator[Put]:
-        """Store everything below `folder`, under the folder `name` ("": under their paths below
-        it; None: under its own path). Symbolic links are stored as links, unless `links` is false.
-        Folders are stored with their modes and times; only empty ones are yielded."""
-        return self._trees.put(folder, name, skip or _raise, links=links)
+        """Store everything below `folder` (or below several, or files) that is new or has changed,
+        under the folder `name` ("": under their paths below it; None: under its own path). Symbolic
+        links are stored as links, unless `links` is false. Folders are stored with their modes and
+        times; only empty ones are yielded.
+
+        A file has changed if its size or its time differs from what is stored; with `checksum`, if
+        its SHA-256 does. That is stored with each file of at most 64 MiB, and with larger ones that
+        were put with `checksum`. `always` stores all. The result of a file that has not changed has
+        the status ``unchanged``, and no receipt.
+        """
+        return self._trees.put(
+            [folder] if isinstance(folder, Path) else folder,
+            name,
+            skip or _raise,
+            links=links,
+            always=always,
+            checksum=checksum,
+        )
 
     def get_tree(
         self,
@@ -217,14 +247,27 @@ class Store(Closing):
         skip: Skip | None = None,
         trust_first_use: bool = False,
         links: bool = False,
+        always: bool = False,
+        checksum: bool = False,
+        overwrite: bool = True,
+        newer: bool = False,
     ) -> Iterator[Got]:
         """Fetch everything in the folder `name` ("": all) to its path below `target`: our own
         files, or those that the user `owner` shares. Symbolic links are made only with `links`. The
-        modes and times of folders are set at the end, when all files are there."""
-        if owner is None:
-            return self._trees.get(name, target, skip or _raise, links=links)
-        found = self._inbox.list_folder(owner, name, skip or _raise, first_use=trust_first_use)
-        return self._trees.get(name, target, skip or _raise, found, links=links)
+        modes and times of folders are set at the end, when all files are there.
+
+        An existing file that is the same (as in `put_tree`; `checksum` and `always` as there) stays
+        as it is, with the status ``unchanged``. If `overwrite` is false, other existing files stay
+        too, with the status ``skipped``; with `newer`, those that were changed later than the
+        stored ones.
+        """
+        from sfsc.files.tree import Replace
+
+        found = None
+        if owner is not None:
+            found = self._inbox.list_folder(owner, name, skip or _raise, first_use=trust_first_use)
+        replace = Replace(always, checksum, overwrite, newer)
+        return self._trees.get(name, target, skip or _raise, found, links=links, replace=replace)
 
     def rm_tree(self, name: str, *, skip: Skip | None = None) -> Iterator[Entry]:
         """Delete every file in the folder `name` ("": all). Yield the deleted versions. Files that
@@ -396,12 +439,13 @@ class Store(Closing):
         version: int | None = None,
         file_id: str | None = None,
         trust_first_use: bool = False,
+        overwrite: bool = True,
+        newer: bool = False,
     ) -> Got:
         """Fetch the file `name` that `owner` shares, like `get`. Raises `ConflictError` if several
         shared files have this name and `file_id` does not choose one."""
-        return self._downloads.fetch(
-            self._shared(owner, name, version, file_id, first_use=trust_first_use), target
-        )
+        remote = self._shared(owner, name, version, file_id, first_use=trust_first_use)
+        return self._downloads.fetch(remote, target, overwrite=overwrite, newer=newer)
 
     def open_shared(
         self,
@@ -434,7 +478,11 @@ class Store(Closing):
 
     def proof_of(self, put: Put | Changed) -> bytes:
         """Return a C2SP tlog-proof that the log contains the result of a `put`, or a change of a
-        transaction. `check_proof` verifies it without the server."""
+        transaction. `check_proof` verifies it without the server. Raises `UsageError` for a file
+        that was not stored, because it has not changed."""
+        if not put.record:
+            cause = "nothing was stored, so there is no proof of it"
+            raise UsageError(cause, "put the file without comparing it")
         return self._audit.proof_of(put.receipt, put.record)
 
     def audit_log(self, name: str | None = None) -> Iterator[LogEvent]:

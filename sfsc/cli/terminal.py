@@ -78,8 +78,9 @@ def answer_json(value: Value | Mutable | Mapping[str, object]) -> None:
 
 
 def fields_of(value: Value | Mutable) -> dict[str, object]:
-    """Return the fields of `value` by name, as --json shows them."""
-    return {name: getattr(value, name) for name in value.__struct_fields__}
+    """Return the fields of `value` by name, as --json shows them: bytes in hex."""
+    shown = {name: getattr(value, name) for name in value.__struct_fields__}
+    return {key: one.hex() if isinstance(one, bytes) else one for key, one in shown.items()}
 
 
 def say(text: str) -> None:

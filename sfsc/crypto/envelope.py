@@ -58,7 +58,7 @@ from sfsc.crypto.segments import Decryptor, Encryptor, plaintext_size
 from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, KeyringError, NotFound, Tampered, UsageError
 
-_Nanoseconds = Annotated[int, Between(-(2**63), 2**63 - 1)]
+Nanoseconds = Annotated[int, Between(-(2**63), 2**63 - 1)]
 _Mode = Annotated[int, Between(0, 0o7777)]
 BATCH_SIZE: Final = 256
 """Most wraps of one batch: as many as a rotation sends in one request."""
@@ -77,7 +77,8 @@ class Metadata(Struct):
 
     `kind` is `FILE`, `FOLDER` or `LINK`. A folder's name, and no other, ends with a slash. Folders
     and links have no content. `target` is what a symbolic link points to, None for the others.
-    `sha256` is the hash of the plaintext, None if it was not computed; nothing relies on it.
+    `sha256` is the hash of the plaintext, None if it was not computed: it tells whether a local
+    file has changed; the content is verified without it.
     `padding` is zero bytes that hide the length of the rest, or None. `sparse` says that the source
     had holes: a download makes holes of pages of zero bytes."""
 
@@ -86,7 +87,7 @@ class Metadata(Struct):
 
     name: EntryName
     size: Count
-    mtime: _Nanoseconds | None
+    mtime: Nanoseconds | None
     mode: _Mode | None
     kind: Annotated[str, OneOf(KINDS)] = FILE
     target: Annotated[str, AtMost(MAX_TARGET)] | None = None

@@ -12,20 +12,32 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from sfsc.crypto.envelope import FILE, FOLDER, LINK, MAX_TARGET, check_any_name, check_name
-from sfsc.errors import NotFound, NotRegularFile, SfscError, UnreadableSource
+from protocol.codec.values import Value
+from sfsc.crypto.envelope import (
+    FILE,
+    FOLDER,
+    LINK,
+    MAX_TARGET,
+    Metadata,
+    check_any_name,
+    check_name,
+)
+from sfsc.errors import LocalError, NotFound, NotRegularFile, SfscError, UnreadableSource
+from sfsc.files.comparison import is_same, local_item
 from sfsc.files.listing import Files, full_folders
-from sfsc.local_files import is_folder
+from sfsc.local_files import is_file, is_folder
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
 from sfsc.transfer.destination import DestinationTree
 from sfsc.transfer.download import DownloadItem, Downloads, Got
-from sfsc.transfer.source import TreeItem, default_name
+from sfsc.transfer.source import TreeItem, default_name, name_for
+from sfsc.transfer.status import FETCHED, SKIPPED, UNCHANGED
 from sfsc.transfer.upload import Put, Uploads
 from sfsc.trust.file_records import Entry, FileOwner
 
@@ -37,6 +49,35 @@ SharedEntries = tuple[FileOwner, list[Entry]]
 """(another user, files that they share)."""
 
 
+class Replace(Value):
+    """Which existing files `Trees.get` replaces: those that differ from what is stored (`checksum`
+    as in `is_same`), or all with `always`. Without `overwrite` it replaces none, and with `newer`
+    only those whose stored content was changed later than they. Folders get their mode and time in
+    any case."""
+
+    always: bool = False
+    checksum: bool = False
+    overwrite: bool = True
+    newer: bool = False
+
+    def decide(self, entry: Entry, path: Path, there: os.stat_result | None) -> str:
+        """Return `FETCHED` if what is at `path` (None: nothing) is to be replaced, else `UNCHANGED`
+        or `SKIPPED`. Raises `LocalError`."""
+        if self.always or there is None:
+            return FETCHED
+        try:
+            item = local_item(str(path), there)
+        except OSError as exc:
+            raise LocalError(f"cannot read {path}: {exc.strerror}") from exc
+        if item is not None and is_same(entry, item, checksum=self.checksum):
+            return UNCHANGED
+        if entry.kind == FOLDER:
+            return FETCHED  # its mode and time, which what is written to it changes
+        stored = entry.mtime * 1_000_000_000 if entry.mtime_ns is None else entry.mtime_ns
+        kept = not self.overwrite or (self.newer and there.st_mtime_ns >= stored)
+        return SKIPPED if kept else FETCHED
+
+
 class Trees:
     """Uploads, downloads and deletes folders."""
 
@@ -44,22 +85,56 @@ class Trees:
         self._session = session
 
     def put(
-        self, folder: Path, name: str | None, skip: Skip, *, links: bool = True
+        self,
+        sources: Sequence[Path],
+        name: str | None,
+        skip: Skip,
+        *,
+        links: bool = True,
+        always: bool = False,
+        checksum: bool = False,
     ) -> Iterator[Put]:
-        """Store everything below `folder` under the prefix `name` (None: the folder's own path; "":
-        no prefix). Links are stored as links, without `links` not at all. What is not stored is
-        reported to `skip`. Folders are stored too; only empty ones are yielded. Raises
-        `UnreadableSource` if `folder` is not a folder."""
-        if not is_folder(folder):
-            raise UnreadableSource(f"{folder} is not a folder")
-        prefix = folder_name(folder) if name is None else name.strip("/")
-        if prefix:
-            check_name(prefix)
-        uploads, full = Uploads(self._session), set[str]()
-        items = _announced(uploads, walk_folder(folder, prefix, skip, links=links), full)
-        for put in uploads.put_many(items, skip=skip):
+        """Store files, and everything below folders, each under its own path or `name` ("": what
+        is in the folder has its path below it). Links are stored as links, without `links` not at
+        all. What is not stored is reported to `skip`. Folders are stored too; only empty ones are
+        yielded. What is the same (`is_same`, with `checksum`) is not stored again, unless `always`
+        is set. Raises `UnreadableSource` if a source is neither a file nor a folder."""
+        prefixes = [_prefix(source, name) for source in sources]
+        found: Iterator[TreeItem] = (
+            item
+            for source, prefix in zip(sources, prefixes, strict=True)
+            for item in _items(source, prefix, skip, links=links)
+        )
+        uploads, full, unchanged = Uploads(self._session), set[str](), deque[Put]()
+        if not always:
+            start = prefixes[0] if len(prefixes) == 1 else ""
+            found = self._changed(found, start, checksum, unchanged)
+        for put in uploads.put_many(_announced(uploads, found, full), skip=skip, hash_all=checksum):
+            while unchanged:
+                yield unchanged.popleft()
             if put.name not in full:
                 yield put
+        yield from unchanged
+
+    def _changed(
+        self,
+        found: Iterator[TreeItem],
+        prefix: str,
+        checksum: bool,
+        unchanged: deque[Put],
+    ) -> Iterator[TreeItem]:
+        """Yield the items that differ from what is stored. Add the others to `unchanged`, without
+        folders in which there is something."""
+        # A file that the server has damaged or hides is not listed, and so stored again.
+        listed = Files(self._session).ls(prefix, lambda _name, _error: None, folders=True)
+        known = {entry.name: entry for entry in listed}
+        for item in found:
+            entry = known.get(item.name)
+            if entry is None or not is_same(entry, item, checksum=checksum):
+                yield item
+            elif not item.full:
+                about = entry.name, entry.file_id, entry.version, entry.size
+                unchanged.append(Put(*about, None, b"", status=UNCHANGED))
 
     def get(
         self,
@@ -69,21 +144,25 @@ class Trees:
         shared: SharedEntries | None = None,
         *,
         links: bool = False,
+        replace: Replace | None = None,
     ) -> Iterator[Got]:
         """Download everything in the folder `name` ("": all) below `target`: all of ``a/b`` arrives
         as ``target/b``. `shared` holds files of another user, instead of our own; one whose name
         has control or bidi characters is passed to `skip`. Symbolic links are made only with
-        `links`; otherwise they are passed to `skip`. New folders have mode 0700; those that were
-        stored get their mode and time at the end. Only empty ones are yielded. Files are not synced
-        one by one: after a power cut, download them again. Raises `NotFound`."""
+        `links`; otherwise they are passed to `skip`. `replace` says which existing files are
+        replaced. New folders have mode 0700; those that were stored get their mode and time at the
+        end. Only empty ones are yielded. Files are not synced one by one: after a power cut,
+        download them again. Raises `NotFound`."""
         owner, entries = shared or (None, self.list_folder(name, skip))
         above = len(name.strip("/").rpartition("/")[0])
-        self._session.progress.expect(sum(entry.size for entry in entries))
+        start, how = above and above + 1, replace or Replace()
         full = full_folders(entries)
-        folders = [entry.name[above and above + 1 :] for entry in entries if entry.kind == FOLDER]
+        folders = [entry.name[start:] for entry in entries if entry.kind == FOLDER]
         with DestinationTree(target, foreign=owner is not None, folders=folders) as tree:
-            items = _items(entries, above and above + 1, tree, skip, links=links)
-            for got in Downloads(self._session).get_many(items, skip, owner):
+            wanted, size, kept = _decide(entries, start, tree, skip, how, links=links)
+            yield from (got for got in kept if got.name not in full)
+            self._session.progress.expect(size)
+            for got in Downloads(self._session).get_many(wanted, skip, owner):
                 if got.name not in full:
                     yield got
             tree.restore_folders(skip)
@@ -123,19 +202,63 @@ def folder_name(folder: Path) -> str:
     return "" if name == "." else name
 
 
-def _items(
-    entries: list[Entry], above: int, tree: DestinationTree, skip: Skip, *, links: bool
-) -> Iterator[DownloadItem]:
+def _prefix(source: Path, name: str | None) -> str:
+    """Return the name of a file, or the prefix for what is in a folder. Raises `UnreadableSource`
+    and `UsageError`."""
+    if not is_folder(source):
+        if not is_file(source):
+            raise UnreadableSource(f"{source} is neither a file nor a folder")
+        return name_for(source, name)
+    prefix = folder_name(source) if name is None else name.strip("/")
+    if prefix:
+        check_name(prefix)
+    return prefix
+
+
+def _items(source: Path, name: str, skip: Skip, *, links: bool) -> Iterator[TreeItem]:
+    if is_folder(source):
+        yield from walk_folder(source, name, skip, links=links)
+        return
+    try:
+        # The user named it, so a link is followed.
+        yield TreeItem(os.path.realpath(source), name, FILE, os.stat(source))
+    except OSError as exc:
+        skip(str(source), UnreadableSource(f"cannot be examined: {exc.strerror}"))
+
+
+def _decide(
+    entries: list[Entry],
+    start: int,
+    tree: DestinationTree,
+    skip: Skip,
+    replace: Replace,
+    *,
+    links: bool,
+) -> tuple[list[DownloadItem], int, list[Got]]:
+    """Return what is to be fetched, its size in bytes, and what stays as it is."""
+    wanted, size, kept = list[DownloadItem](), 0, list[Got]()
     for entry in entries:
-        below = entry.name[above:]
+        below = entry.name[start:]
+        path = tree.path / below
         try:
             if entry.kind == LINK and not links:
                 raise NotRegularFile(f"{entry.name} is a link, and was not made", "use --links")
             destination = tree.destination(below)
+            outcome = replace.decide(entry, path, tree.status(below))
         except SfscError as exc:
             skip(entry.name, exc)
             continue
-        yield DownloadItem(entry.name, entry.file_id, entry.version, tree.path / below, destination)
+        if outcome == FETCHED:
+            size += entry.size
+            about = entry.name, entry.file_id, entry.version, path, destination
+            wanted.append(DownloadItem(*about))
+            continue
+        if entry.kind == FOLDER and outcome == UNCHANGED:
+            metadata = Metadata(entry.name, 0, entry.mtime_ns, entry.mode, FOLDER)
+            tree.keep_folder(below, metadata)
+        known = entry.name, entry.file_id, entry.version, entry.size, entry.mtime
+        kept.append(Got(*known, path, outcome))
+    return wanted, size, kept
 
 
 def _announced(
@@ -150,13 +273,14 @@ def _announced(
             yield item, None
 
 
-def names_below(folder: Path, name: str | None) -> Iterator[tuple[str, str]]:
+def names_below(sources: Sequence[Path], name: str | None) -> Iterator[tuple[str, str]]:
     """Yield (path, name) of every file and link that `Trees.put` would store. What it would report
     is left out, and so are folders: two sources may share one."""
-    prefix = folder_name(folder) if name is None else name.strip("/")
-    for item in walk_folder(folder, prefix, lambda _what, _error: None):
-        if item.kind != FOLDER:
-            yield item.path, item.name
+    for source in sources:
+        prefix = _prefix(source, name)
+        for item in _items(source, prefix, lambda _what, _error: None, links=True):
+            if item.kind != FOLDER:
+                yield item.path, item.name
 
 
 def walk_folder(

@@ -102,6 +102,15 @@ class DestinationFolder(Closing):
                 raise BadDestination(f"{path} is a link or a file, not a folder") from exc
             return DestinationFolder(path, opened, created=created)
 
+    def status(self, name: str) -> os.stat_result | None:
+        """Return the status of what is here under this name, without following a link; None if
+        there is nothing. Raises `LocalError`."""
+        with _translating_errors(self.path, name):
+            try:
+                return os.stat(self._at(name), dir_fd=self._descriptor, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+
     def allow_writing(self) -> None:
         """Let its owner write to this folder, if that is this user. Raises `LocalError`."""
         if sys.platform != "win32" and self._descriptor is not None:
@@ -293,6 +302,24 @@ class DestinationTree(Closing):
             return folder.replacing_file(last, metadata, durable=False)
 
         return open_file
+
+    def status(self, name: str) -> os.stat_result | None:
+        """Return the status of what is at `name`, without following a link; None if there is
+        nothing, or if its folder cannot be entered, which writing to it reports. Creates nothing.
+        Raises `BadDestination` as `destination` does."""
+        *parts, last = check_local_name(name.removesuffix("/"))
+        try:
+            folder = self._folder(parts, create=False)
+        except LocalError:
+            return None
+        self._check_collision(name)
+        return folder.status(last)
+
+    def keep_folder(self, name: str, metadata: Metadata) -> None:
+        """Note the metadata that the folder `name`, which exists, has and keeps: what is written to
+        it changes its time."""
+        if not self._foreign:
+            self._metadata[name] = metadata
 
     @contextlib.contextmanager
     def _making_folder(self, name: str, metadata: Metadata) -> Iterator[BinaryIO]:

@@ -15,12 +15,12 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
-from protocol.codec.values import Value
+from protocol.codec.values import Value, changed
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Open
 from sfsc.crypto.envelope import check_name, requested_version
-from sfsc.errors import NetworkError, SfscError
-from sfsc.local_files import is_folder
+from sfsc.errors import ConflictError, NetworkError, SfscError
+from sfsc.local_files import is_folder, status_of
 from sfsc.log.seen_checkpoints import SeenCheckpoints
 from sfsc.session.pipeline import Skip, Window
 from sfsc.session.session import Session
@@ -38,6 +38,7 @@ from sfsc.transfer.remote_version import (
     known_revisions,
     open_results,
 )
+from sfsc.transfer.status import FETCHED, SKIPPED
 from sfsc.trust.file_records import FileOwner
 
 BATCH: Final = 64
@@ -54,7 +55,8 @@ class Got(Value):
     """A version that was fetched, whole and verified.
 
     `size` is in bytes, `mtime` in unix seconds (None if the source had none). `path` is where the
-    file is, None if it was written to a stream.
+    file is, None if it was written to a stream. `status` is ``fetched``. For a file of a folder it
+    may be ``unchanged`` (the local file is the same) or ``skipped`` (it was not to be replaced).
     """
 
     name: str
@@ -63,6 +65,7 @@ class Got(Value):
     size: int
     mtime: int | None
     path: Path | None
+    status: str = FETCHED
 
 
 class DownloadItem(Value):
@@ -149,17 +152,33 @@ class Downloads:
         self._session = session
         self._seen = SeenCheckpoints(session)
 
-    def get(self, name: str, target: Target | None = None, *, version: int | None = None) -> Got:
+    def get(
+        self,
+        name: str,
+        target: Target | None = None,
+        *,
+        version: int | None = None,
+        overwrite: bool = True,
+        newer: bool = False,
+    ) -> Got:
         """Fetch `name`, its current version or an older one, into a file, folder or stream.
 
         Without a target, write to the last part of the name in the current folder. If this raises,
-        no file was made or changed.
+        no file was made or changed. Raises `ConflictError` if there is a file and `overwrite` is
+        false. With `newer`, a file that was not changed before the stored one stays as it is.
         """
         check_name(name)
         remote = RemoteVersion.open_own(self._session, name, requested_version(version))
-        return self.fetch(remote, target)
+        return self.fetch(remote, target, overwrite=overwrite, newer=newer)
 
-    def fetch(self, remote: RemoteVersion, target: Target | None = None) -> Got:
+    def fetch(
+        self,
+        remote: RemoteVersion,
+        target: Target | None = None,
+        *,
+        overwrite: bool = True,
+        newer: bool = False,
+    ) -> Got:
         """Like `get`, for an opened version of our own file or of one shared with us."""
         remote.check_is_file()
         name = remote.metadata.name
@@ -173,6 +192,12 @@ class Downloads:
                 metadata = limit_to_umask(metadata)
                 if target is None or path != Path(target):  # the sharer's name is used
                     check_foreign_name(path.name)
+            there = None if overwrite and not newer else status_of(path)
+            if there is not None and not overwrite:
+                raise ConflictError(f"{path} exists", "choose another place with -o PATH")
+            if there is not None and there.st_mtime_ns >= (metadata.mtime or 0):
+                remote.abandon()
+                return changed(_got(remote, path), status=SKIPPED)
             if _names_folder(target):
                 make_folders(path.parent)
             with replacing_file(path, metadata) as file:

@@ -3,6 +3,7 @@ which may be a folder or a symbolic link itself."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -23,6 +24,9 @@ from sfsc.errors import NotRegularFile, UnreadableSource, UsageError
 SMALL: Final = MAX_SMALL - HEADER_SIZE - TAG_SIZE
 """Bytes of the longest plaintext whose ciphertext fits into one message."""
 
+HASHED: Final = 64 * 2**20
+"""Bytes of the longest plaintext whose SHA-256 is always computed: it would slow down longer ones
+noticeably."""
 _PAGE: Final = 4096
 """Bytes of the smallest hole of a sparse file."""
 _NO_LINK: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -74,9 +78,11 @@ class SourceReader(Closing):
         *,
         start: int | None,
         owned: bool,
+        hash_all: bool = False,
     ) -> None:
         """`start` is the offset in `file` at which it begins, None if it is not seekable. `file` is
-        closed here only if it is `owned`; then it is a file of the system, whose status counts."""
+        closed here only if it is `owned`; then it is a file of the system, whose status counts.
+        `hash_all` computes `sha256` also of more than `HASHED` bytes."""
         self.mtime: int | None = time.time_ns()
         self.mode: int | None = None
         self.kind = FILE
@@ -92,6 +98,8 @@ class SourceReader(Closing):
         self._status: os.stat_result | None = None
         self._start = start
         self._owned = owned
+        self._most_hashed = sys.maxsize if hash_all else HASHED
+        self._hash: hashlib._Hash | None = None
         self._lookahead = memoryview(b"")
         self._examine()
 
@@ -137,9 +145,18 @@ class SourceReader(Closing):
         else:
             count = self._read(buffer, self.count)
         self.count += count
+        if self.count > self._most_hashed:
+            self._hash = None
+        elif self._hash is not None:
+            self._hash.update(buffer[:count])
         if not count and len(buffer) and self.count < (self.size or 0) and not self.read_twice:
             self._start_again()  # shorter than announced; some file systems show such sizes
         return count
+
+    @property
+    def sha256(self) -> bytes | None:
+        """SHA-256 of all that `readinto` has returned, 32 bytes; None if it was not computed."""
+        return None if self._hash is None else self._hash.digest()
 
     def check_unchanged(self) -> None:
         """Check after reading that the file did not change meanwhile; a stream cannot be checked.
@@ -174,6 +191,7 @@ class SourceReader(Closing):
 
     def _examine(self) -> None:
         """Take size, time and mode from the file's status."""
+        self._hash = hashlib.sha256()
         if not self._owned:
             return
         status = self._stat()
@@ -182,6 +200,8 @@ class SourceReader(Closing):
             self._status = status
             # Files of /proc say that they are empty.
             self.size = status.st_size or None
+            if status.st_size > self._most_hashed:
+                self._hash = None
             self.sparse = _is_sparse(status)
 
     def _stat(self) -> os.stat_result:
@@ -204,22 +224,24 @@ class SourceReader(Closing):
         return count
 
 
-def open_source(source: Source) -> SourceReader:
-    """Open a source for reading. Raises `UnreadableSource`, and `UsageError` for another type."""
+def open_source(source: Source, *, hash_all: bool = False) -> SourceReader:
+    """Open a source for reading; `hash_all` as in `SourceReader`. Raises `UnreadableSource`, and
+    `UsageError` for another type."""
     if isinstance(source, TreeItem):
-        return _open_item(source)
+        return _open_item(source, hash_all=hash_all)
     if not isinstance(source, (str, os.PathLike)):
         if not hasattr(source, "readinto"):
             cause = f"expected a path or a binary file object, got {type(source).__name__}"
             raise UsageError(cause, 'open the file with "rb", or wrap bytes in io.BytesIO')
         start = source.tell() if source.seekable() else None
-        return SourceReader(source, "the source", start=start, owned=False)
+        return SourceReader(source, "the source", start=start, owned=False, hash_all=hash_all)
     path = os.fspath(source)
     try:
         file = io.FileIO(path)
         try:
             start = 0 if file.seekable() else None
-            return SourceReader(cast(BinaryIO, file), path, start=start, owned=True)
+            binary = cast(BinaryIO, file)
+            return SourceReader(binary, path, start=start, owned=True, hash_all=hash_all)
         except BaseException:
             file.close()
             raise
@@ -227,7 +249,7 @@ def open_source(source: Source) -> SourceReader:
         raise _unreadable(path, exc) from exc
 
 
-def _open_item(item: TreeItem) -> SourceReader:
+def _open_item(item: TreeItem, *, hash_all: bool) -> SourceReader:
     """Open an item of a folder. A file is not opened through a link, which may have taken its place
     since the folder was listed. Raises `UnreadableSource`."""
     if item.kind != FILE:
@@ -244,7 +266,8 @@ def _open_item(item: TreeItem) -> SourceReader:
     try:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise NotRegularFile(f"{item.path} is not a file any more, and was not stored")
-        return SourceReader(cast(BinaryIO, file), item.path, start=0, owned=True)
+        binary = cast(BinaryIO, file)
+        return SourceReader(binary, item.path, start=0, owned=True, hash_all=hash_all)
     except BaseException:
         file.close()
         raise

@@ -15,6 +15,7 @@ together.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import time
@@ -63,6 +64,7 @@ from sfsc.transfer.source import (
     name_for,
     open_source,
 )
+from sfsc.transfer.status import STORED
 from sfsc.trust.file_records import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.trust.state import KnownFile
 
@@ -83,6 +85,9 @@ class Put(Value):
     with its connection and the record was then found in the file's signed history. `record` is the
     exact bytes that were signed. `unstable` says that the source changed each time that it was
     read: what was stored may be a mixture that it never held.
+
+    `status` is ``stored``. For a file of a folder it may be ``unchanged``: version `version` was
+    there before, and there is neither a receipt nor a record (it is empty).
     """
 
     name: str
@@ -92,6 +97,7 @@ class Put(Value):
     receipt: Receipt | None = field(repr=False)
     record: bytes = field(repr=False)
     unstable: bool = False
+    status: str = STORED
 
 
 # --- records of new versions ------------------------------------------------------------------
@@ -564,8 +570,10 @@ class Uploads:
         items: Iterable[tuple[Source, str | None]],
         *,
         skip: Skip | None = None,
+        hash_all: bool = False,
     ) -> Iterator[Put]:
-        """Store many files, with several requests in flight; yields results in order.
+        """Store many files, with several requests in flight; yields results in order. `hash_all`
+        as in `SourceReader`.
 
         A source that cannot be read is reported to `skip`, and the others are stored. One that
         changes while it is read is read again, then stored. Any other error ends the work; it is
@@ -580,7 +588,8 @@ class Uploads:
         ):
             for source, name in items:
                 try:
-                    yield from self._enqueue(queue, source, name_for(source, name), skip)
+                    reader = functools.partial(open_source, source, hash_all=hash_all)
+                    yield from self._enqueue(queue, reader, name_for(source, name), skip)
                 except SfscError as exc:
                     if skip is not None and isinstance(exc, UnreadableSource):
                         skip(str(source), exc)
@@ -600,14 +609,18 @@ class Uploads:
             raise failure
 
     def _enqueue(
-        self, queue: UploadQueue, source: Source, name: str, skip: Skip | None
+        self,
+        queue: UploadQueue,
+        opened: Callable[[], SourceReader],
+        name: str,
+        skip: Skip | None,
     ) -> Iterator[Put]:
-        """Add one file; yield the results that must come first."""
+        """Add one file, which `opened` opens; yield the results that must come first."""
         # A second version of a file builds on the first, which must be stored.
         file_id = self._session.account.file_id(name)
         while queue.full or file_id in queue:
             yield from self._finish_oldest(queue, skip)
-        with open_source(source) as reader:
+        with opened() as reader:
             plaintext = reader.read_small()
             if plaintext is not None:
                 queue.collect(SmallFile(reader, plaintext, name, file_id))
@@ -735,6 +748,7 @@ class Uploads:
             version = NewVersion(
                 *(self._uploaded, source, large.name, large.file_id, key, root, large.expected),
                 upload=upload,
+                sha256=source.sha256,
             )
             return version, stream
 

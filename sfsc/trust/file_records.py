@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final
 
 from protocol.codec.errors import EncodingError, MessageError, SignatureError
-from protocol.codec.fields import AtMost, Count, EntryName, FileId, OneOf, Struct
+from protocol.codec.fields import AtMost, Bytes32, Count, EntryName, FileId, OneOf, Struct
 from protocol.codec.values import Value, field
 from protocol.records.chain import split_voided
 from protocol.records.record_signatures import unpack_signature
@@ -31,6 +31,7 @@ from sfsc.crypto.envelope import (
     MAX_TARGET,
     ContentKey,
     Metadata,
+    Nanoseconds,
     Recipient,
     WrapBatches,
     open_wraps,
@@ -121,7 +122,8 @@ class Entry(Struct):
     `revision` counts all records of the file, `version` its contents. `created` is when this
     version was stored, `mtime` when its source was last changed (`created` if unknown). `mode` is
     None if the source had none. `kind` is ``file``, ``folder`` (its name ends with a slash) or
-    ``link``, which points to `target`.
+    ``link``, which points to `target`. `mtime_ns` is the time of the source in nanoseconds, and
+    `sha256` the hash of the plaintext (32 bytes); each is None if the metadata have none.
     """
 
     AS_MAP: ClassVar[bool] = True
@@ -137,6 +139,8 @@ class Entry(Struct):
     created: Count
     kind: Annotated[str, OneOf(KINDS)] = FILE
     target: Annotated[str, AtMost(MAX_TARGET)] | None = None
+    mtime_ns: Nanoseconds | None = None
+    sha256: Bytes32 | None = None
 
     @classmethod
     def from_record(cls, head: FileRecord, content: FileRecord, metadata: Metadata) -> Entry:
@@ -154,6 +158,8 @@ class Entry(Struct):
             content.created,
             metadata.kind,
             metadata.target,
+            metadata.mtime,
+            metadata.sha256,
         )
 
     def pack(self) -> bytes:

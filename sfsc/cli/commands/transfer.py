@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -16,9 +16,11 @@ from sfsc import local_files
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, folder_hint
 from sfsc.cli.commands.sharing import confirm_trust, split_owner, trust_options
+from sfsc.cli.outcomes import Outcomes
 from sfsc.cli.progress import ProgressBar
 from sfsc.errors import LocalError, UsageError
 from sfsc.local_files import check_new_file
+from sfsc.transfer.status import FETCHED, SKIPPED, STORED, UNCHANGED
 
 if TYPE_CHECKING:
     from sfsc.store import Store
@@ -27,6 +29,16 @@ if TYPE_CHECKING:
 
 _SHOWN_NAMES: Final = 5
 """Names that a warning lists."""
+
+
+def compare_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say which files of a folder have changed."""
+    for option in (
+        click.option("--checksum", is_flag=True, help="With -r: compare contents, not times."),
+        click.option("--always", is_flag=True, help="With -r: transfer unchanged files too."),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -51,6 +63,7 @@ _SHOWN_NAMES: Final = 5
     default=True,
     help="With -r: store symbolic links as links (the default), or leave them out.",
 )
+@compare_options
 @click.pass_obj
 def put(
     context: Context,
@@ -62,6 +75,8 @@ def put(
     receipt: Path | None,
     no_overwrite: bool,
     links: bool,
+    always: bool,
+    checksum: bool,
 ) -> None:
     """Encrypt each FILE and store it under its own path, or one FILE under --name.
 
@@ -73,76 +88,94 @@ def put(
     are never followed; pipes and devices are left out. A file that cannot be read is reported, the
     others are stored, and the exit code is 1.
 
+    With -r only files are stored that are new or have changed: whose size or time of the last
+    change differs from what is stored, or with --checksum whose SHA-256 does. It is stored with
+    each file of at most 64 MiB, and with --checksum also of larger ones. The last line counts
+    stored, unchanged and skipped files; --json has a "status" for each.
+
     With --if-version or --no-overwrite, the command ends with exit code 6 at the first FILE whose
     name has another version. That FILE is not stored; the ones before it are.
 
-    Example: sfsc put report.pdf
+    Example: sfsc put -r photos
     """
     expected = _expected(files, if_version, no_overwrite=no_overwrite)
-    folders = [Path(file) for file in files if recursive and local_files.is_folder(file)]
-    if folders and (expected is not None or (name is not None and len(files) > 1)):
-        cause = "a folder takes no --if-version or --no-overwrite, and --name is for one folder"
-        raise UsageError(cause, "store the folder by itself")
-    items = list(_items([file for file in files if Path(file) not in folders], name))
-    if receipt is not None and (len(items) != 1 or folders):
+    if receipt is not None and (len(files) != 1 or (recursive and local_files.is_folder(files[0]))):
         raise UsageError("--receipt is for one file", "store the files one by one")
     if receipt is not None and str(receipt) != "-":
         # Checked first: an error after the upload would look as if the file was not stored.
         check_new_file(receipt, "use another --receipt PATH")
+    if name is not None and len(files) > 1:
+        raise UsageError("--name is for one FILE", "leave it out, or store the files one by one")
+    if recursive and expected is not None and any(map(local_files.is_folder, files)):
+        cause = "a folder takes no --if-version or --no-overwrite"
+        raise UsageError(cause, "store the folder without it; unchanged files are left out")
+    compared = recursive and expected is None and receipt is None
+    paths = [Path(file) for file in files if compared and file != "-"]
+    items = list(_items([file for file in files if Path(file) not in paths], name))
+    _check_paths(paths)
     if len(files) > 1:
-        _check_names(folders, items)
-    failures = terminal.Failures()
+        _check_names(paths, items)
+    outcomes = Outcomes(json=context.json)
     with ProgressBar() as bar, context.connect(bar) as store:
-        for folder in folders:
-            _put_folder(store, folder, name, failures, context, links=links)
+        if paths:
+            found = store.put_tree(
+                paths, name=name, skip=outcomes, links=links, always=always, checksum=checksum
+            )
+            _show_tree(found, paths, outcomes, context)
         if expected is None and receipt is None:
-            stored = store.put_many(items)
+            stored = store.put_many(items, checksum=checksum)
         else:
             # One by one: the server checks the expected version of each.
             stored = (store.put(file, name=as_name, expected=expected) for file, as_name in items)
         for done in stored:
             if receipt is not None:
                 terminal.write_private(receipt, store.proof_of(done))
-            _show_put(done, context)
-    failures.check()
+            _show_put(done, context, outcomes)
+    if paths:
+        outcomes.show_totals(STORED, UNCHANGED, SKIPPED)
+    outcomes.check()
+
+
+def _check_paths(paths: Sequence[Path]) -> None:
+    """Check before anything is sent that all paths are files or folders. Raises `LocalError`."""
+    for path in paths:
+        if not local_files.is_folder(path) and not local_files.is_file(path):
+            raise no_file(str(path))
 
 
 def _check_names(
-    folders: Sequence[Path], items: Sequence[tuple[Path | BinaryIO, str | None]]
+    paths: Sequence[Path], items: Sequence[tuple[Path | BinaryIO, str | None]]
 ) -> None:
     """Check before anything is sent that no two sources have one name: the second would become a
     newer version of the first, and hide it. Raises `UsageError`."""
     from sfsc.files.tree import names_below
     from sfsc.transfer.source import name_for
 
-    trees = (found for folder in folders for found in names_below(folder, None))
     files = ((str(source), name_for(source, name)) for source, name in items)
     known: dict[str, str] = {}
-    for path, name in itertools.chain(trees, files):
+    for path, name in itertools.chain(names_below(paths, None), files):
         if (other := known.setdefault(name, path)) is not path:
             cause = f"{other} and {path} would both be stored as {name}"
             raise UsageError(cause, "store them one by one, each with its own --name")
 
 
-def _put_folder(
-    store: Store,
-    folder: Path,
-    name: str | None,
-    failures: terminal.Failures,
-    context: Context,
-    *,
-    links: bool,
+def _show_tree(
+    found: Iterator[Put], paths: Sequence[Path], outcomes: Outcomes, context: Context
 ) -> None:
-    """Store a folder. Report on stderr if it has no files, and names that Windows cannot hold."""
+    """Store what `found` yields. Report on stderr if there are no files, and names that Windows
+    cannot hold."""
     count = 0
     not_on_windows: list[str] = []
-    for done in store.put_tree(folder, name=name, skip=failures, links=links):
-        _show_put(done, context)
+    for done in found:
+        _show_put(done, context, outcomes)
         count += 1
-        if not all(map(fits_windows, done.name.removesuffix("/").split("/"))):
+        if done.status == STORED and not all(
+            map(fits_windows, done.name.removesuffix("/").split("/"))
+        ):
             not_on_windows.append(done.name)
     if not count:
-        terminal.say(f"sfsc: {printable(str(folder))} has no files; nothing was stored")
+        what = ", ".join(printable(str(path)) for path in paths)
+        terminal.say(f"sfsc: {what} has no files; nothing was stored")
     if not_on_windows:
         shown = ", ".join(f'"{printable(one)}"' for one in not_on_windows[:_SHOWN_NAMES])
         more = "" if len(not_on_windows) <= _SHOWN_NAMES else ", …"
@@ -161,8 +194,6 @@ def _expected(files: tuple[str, ...], if_version: int | None, *, no_overwrite: b
 
 def _items(files: Sequence[str], name: str | None) -> Iterator[tuple[Path | BinaryIO, str | None]]:
     """Yield each file, or stdin for `-`, with the name to store it under (None: its path)."""
-    if name is not None and len(files) > 1:
-        raise UsageError("--name is for one file", "leave it out, or store the files one by one")
     for file in files:
         if file == "-":
             if name is None:
@@ -188,10 +219,14 @@ def no_file(file: str) -> LocalError:
     return LocalError(f"no such file: {file}")
 
 
-def _show_put(done: Put, context: Context) -> None:
-    shown = {"name": done.name, "file_id": done.file_id, "version": done.version, "size": done.size}
-    size = terminal.human_size(done.size)
-    context.answer(shown, f"{printable(done.name)}  version {done.version}, {size}")
+def _show_put(done: Put, context: Context, outcomes: Outcomes) -> None:
+    outcomes.add(done.status)
+    if context.json:
+        about = {"name": done.name, "file_id": done.file_id, "version": done.version}
+        terminal.answer_json({**about, "size": done.size, "status": done.status})
+    elif done.status == STORED:
+        size = terminal.human_size(done.size)
+        terminal.answer(f"{printable(done.name)}  version {done.version}, {size}")
     if done.unstable:
         terminal.warn_unstable(done.name)
 
@@ -204,6 +239,11 @@ def _show_put(done: Put, context: Context) -> None:
 )
 @click.option("--version", type=click.IntRange(min=1), help="Fetch an older version.")
 @click.option("--links", is_flag=True, help="With -r: make the symbolic links that are stored.")
+@compare_options
+@click.option("--no-overwrite", is_flag=True, help="Leave files that exist as they are.")
+@click.option(
+    "--newer", is_flag=True, help="Replace a file only if the stored one was changed later."
+)
 @trust_options
 @click.pass_obj
 def get(
@@ -214,6 +254,10 @@ def get(
     recursive: bool,
     links: bool,
     version: int | None,
+    always: bool,
+    checksum: bool,
+    no_overwrite: bool,
+    newer: bool,
     file_id: str | None,
     trust_first_use: bool,
 ) -> None:
@@ -231,6 +275,13 @@ def get(
     those that were stored by `put -r` get their mode and time at the end. Symbolic links are made
     only with --links, and otherwise named.
 
+    With -r a file that has not changed is not fetched: whose size and time of the last change are
+    those of the stored file, or with --checksum whose SHA-256 is. The last line counts fetched,
+    unchanged and skipped files; --json has a "status" for each.
+
+    --no-overwrite leaves every file that exists: it is skipped, and without -r the exit code is 6.
+    --newer skips files that were changed here later than the stored ones.
+
     Example: sfsc get report.pdf -o copy.pdf
     """
     with ProgressBar() as bar, context.connect(bar) as store:
@@ -238,24 +289,41 @@ def get(
         if recursive:
             if version is not None or output == "-":
                 raise UsageError("-r excludes --version and `-o -`", "leave one of them out")
-            failures = terminal.Failures()
+            outcomes = Outcomes(json=context.json)
             tree = confirm_trust(
                 lambda trust: store.get_tree(
                     name,
                     Path(output or "."),
                     owner,
-                    skip=failures,
+                    skip=outcomes,
                     trust_first_use=trust,
                     links=links,
+                    always=always,
+                    checksum=checksum,
+                    overwrite=not no_overwrite,
+                    newer=newer,
                 ),
                 first_use=trust_first_use,
             )
             for got in tree:
-                _show_got(got, context)
-            failures.check()
+                outcomes.add(got.status)
+                if got.status == FETCHED or context.json:
+                    _show_got(got, context)
+            outcomes.show_totals(FETCHED, UNCHANGED, SKIPPED)
+            outcomes.check()
             return
         target = sys.stdout.buffer if output == "-" else output
-        got = _fetch(store, owner, name, target, version, file_id, first_use=trust_first_use)
+        got = _fetch(
+            store,
+            owner,
+            name,
+            target,
+            version,
+            file_id,
+            first_use=trust_first_use,
+            overwrite=not no_overwrite,
+            newer=newer,
+        )
     if output != "-":
         _show_got(got, context)
 
@@ -299,15 +367,24 @@ def _fetch(
     file_id: str | None,
     *,
     first_use: bool,
+    overwrite: bool = True,
+    newer: bool = False,
 ) -> Got:
     """Fetch our file `name`, or the one that `owner` shares, to `target`."""
     with terminal.stdout_errors():
         if owner is None:
             with folder_hint(store, name):
-                return store.get(name, target, version=version)
+                return store.get(name, target, version=version, overwrite=overwrite, newer=newer)
         return confirm_trust(
             lambda trust: store.get_shared(
-                owner, name, target, version=version, file_id=file_id, trust_first_use=trust
+                owner,
+                name,
+                target,
+                version=version,
+                file_id=file_id,
+                trust_first_use=trust,
+                overwrite=overwrite,
+                newer=newer,
             ),
             first_use=first_use,
         )
@@ -315,6 +392,9 @@ def _fetch(
 
 def _show_got(got: Got, context: Context) -> None:
     path = str(got.path)
-    shown = {"name": got.name, "version": got.version, "size": got.size, "path": path}
+    about = {"name": got.name, "version": got.version, "size": got.size, "path": path}
     size = terminal.human_size(got.size)
-    context.confirm(shown, f"{printable(path)}  version {got.version}, {size}")
+    what = f"{printable(path)}  version {got.version}, {size}"
+    if got.status == SKIPPED:
+        what = f"{printable(path)} is not older; it was left as it is"
+    context.confirm({**about, "status": got.status}, what)

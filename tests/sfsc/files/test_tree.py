@@ -37,7 +37,7 @@ def test_an_item_that_cannot_be_examined(
 
     monkeypatch.setattr(os, "readlink", readlink)
     skipped: Skipped = []
-    stored = Trees(session).put(folder, "d", lambda what, why: skipped.append((what, why)))
+    stored = Trees(session).put([folder], "d", lambda what, why: skipped.append((what, why)))
     assert [one.name for one in stored] == ["d/a", "d/c"]
     assert [what for what, _ in skipped] == [str(folder / "b")]
     assert isinstance(skipped[0][1], UnreadableSource)

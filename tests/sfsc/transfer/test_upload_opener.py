@@ -44,7 +44,7 @@ def refuse(_what: str, error: SfscError) -> None:
 
 def stored(session: Session, tree: Path) -> None:
     """Put all files in order, and compare what is stored."""
-    done = list(Trees(session).put(tree, "", refuse))
+    done = list(Trees(session).put([tree], "", refuse))
     assert [put.name for put in done] == sorted(path.name for path in tree.iterdir())
     for put in done:
         assert fetched(session, put.name) == (tree / put.name).read_bytes()
@@ -140,7 +140,7 @@ def test_a_lasting_rejection_is_raised_in_its_turn(
         return Error("quota", "full") if isinstance(request, PutOpen) else reply
 
     server.tamper = full
-    putting = Trees(session).put(tree, "", refuse)
+    putting = Trees(session).put([tree], "", refuse)
     assert next(putting).name == "a"
     with pytest.raises(QuotaExceeded):
         next(putting)

@@ -209,6 +209,7 @@ def test_newest_version_is_verified() -> None:
         mtime=1_700_000_000,
         mode=0o644,
         created=1_800_000_000,
+        mtime_ns=1_700_000_000_500_000_000,
     )
 
 
@@ -233,7 +234,7 @@ def test_older_version_is_verified_with_the_head() -> None:
 
 @given(st.integers(-(2**40), 2**40), st.integers(0, 0o7777) | st.none(), st.integers(0, 2**53))
 def test_entry_pack_round_trip(mtime: int, mode: int | None, size: int) -> None:
-    entry = Entry("náme/ö", FILE_ID, 1, 2, size, size, mtime, mode, 5)
+    entry = Entry("náme/ö", FILE_ID, 1, 2, size, size, mtime, mode, 5, sha256=bytes(32))
     assert Entry.unpack(entry.pack()) == entry
 
 

@@ -1,0 +1,38 @@
+"""Runs `sfsc` in this process, as a user in a folder with the keys of one home."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfsc.cli import main
+
+
+class Shell:
+    """Commands in `folder`, which is the current one, with the keys of `home`."""
+
+    def __init__(self, home: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.home = home
+        self.folder = folder
+        self._capsys = capsys
+
+    def run(self, *arguments: str | Path, code: int = 0) -> tuple[str, str]:
+        """Run a command and return its stdout and stderr; its exit code must be `code`."""
+        ended = main(["--home", str(self.home), *map(str, arguments)])
+        shown = self._capsys.readouterr()
+        assert ended == code, shown.err
+        return shown.out, shown.err
+
+    def json(self, *arguments: str | Path, code: int = 0) -> list[dict[str, Any]]:
+        """Run a command with --json and return its objects."""
+        out, _ = self.run(*arguments, "--json", code=code)
+        return [json.loads(line) for line in out.splitlines()]
+
+    def statuses(self, *arguments: str | Path, code: int = 0) -> dict[str, tuple[str, int]]:
+        """Run a command with --json; return {name: (status, version)} of its objects."""
+        return {
+            one["name"]: (one["status"], one["version"]) for one in self.json(*arguments, code=code)
+        }
