@@ -45,7 +45,7 @@ def with_each(reply: Opened, change: Callable[[OpenedVersion], OpenedVersion]) -
         one if one.opened is None else changed(one, opened=change(one.opened))
         for one in reply.results
     ]
-    return Opened(tuple(results))
+    return changed(reply, results=tuple(results))
 
 
 def opens(request: Message, file_id: str, version: int | None = None) -> bool:

@@ -74,7 +74,7 @@ class DamagedFiles:
             if not expect_reply(reply, Stated).view.metadata:
                 return True
             opened = session.ask(Open(user, (OpenTarget(file_id, version),)))
-            return _names(open_results(opened, 1)[0].error, version)
+            return _names(open_results(session, user, opened, 1)[0].error, version)
         return _names(reply, version)
 
     def _mark_lost(self, file_id: str, version: int) -> None:

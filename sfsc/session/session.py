@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
-from protocol.log.auditlog import REWRAP, LogEntry
+from protocol.log.auditlog import DOWNLOAD, REWRAP, LogEntry
 from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import (
     ACCESS,
@@ -706,6 +706,15 @@ class Session:
         entry, head = self.trust.verify_receipt(receipt, sent)
         self._accept([entry], receipt.first, receipt.leaves, head)
         return entry
+
+    def accept_download(self, receipt: Receipt, owner: str) -> None:
+        """Verify that the entry in `receipt` logs downloads of this account, of files of `owner`;
+        `link_receipts` then verifies that the log has it. Raises `BadReceipt` and `BadRecord`."""
+        head = self.trust.verify_note(receipt.checkpoint)
+        entry = parse_line(receipt.line)
+        if (entry.op, entry.actor, entry.owner) != (DOWNLOAD, self.account.user, owner):
+            raise BadReceipt("the server shows another log entry than that of a download", REPORT)
+        self._accept([entry], receipt.first, receipt.leaves, head)
 
     def accept_changes(
         self,

@@ -231,6 +231,7 @@ class Downloads:
         finally:
             window.abandon()
             queue.abandon()
+        self._session.link_receipts()
         self._seen.verify()
 
     def _requests(self, left: _Unrequested, owner: FileOwner | None) -> _Batch:
@@ -266,7 +267,7 @@ class Downloads:
         versions: list[RemoteVersion] = []
         while not versions or window.has_reply:
             batch, reply = window.take()
-            results = open_results(reply, len(batch))
+            results = open_results(self._session, batch[0][1].user, reply, len(batch))
             for (item, wanted), result in zip(batch, results, strict=False):
                 items.append(item)
                 versions.append(RemoteVersion(self._session, wanted, result))

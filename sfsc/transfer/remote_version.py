@@ -102,15 +102,18 @@ def known_revisions(
     return PeerState(session.state).known_revisions(owner.user, file_ids)
 
 
-def open_results(reply: Reply, asked: int) -> tuple[OpenResult, ...]:
-    """Return the results for the first of `asked` targets. An `Error` is the result of each. Raises
-    `ProtocolFailure` for none or more than these."""
+def open_results(session: Session, user: str, reply: Reply, asked: int) -> tuple[OpenResult, ...]:
+    """Return the results for the first of `asked` targets, files of `user`. An `Error` is the
+    result of each. Call `Session.link_receipts` once they are used. Raises `ProtocolFailure` for
+    none or more than these, and as `Session.accept_download`."""
     if isinstance(reply, Error):
         return (OpenResult(None, reply),) * asked
-    results = expect_reply(reply, Opened).results
-    if not 0 < len(results) <= asked:
+    opened = expect_reply(reply, Opened)
+    if not 0 < len(opened.results) <= asked:
         raise ProtocolFailure("the server answers for other versions than those requested")
-    return results
+    if opened.receipt is not None:
+        session.accept_download(opened.receipt, user)
+    return opened.results
 
 
 def opened_version(result: OpenResult) -> OpenedVersion:
@@ -259,8 +262,10 @@ class RemoteVersion:
     @classmethod
     def request(cls, session: Session, wanted: VersionRequest) -> RemoteVersion:
         """Request one version and verify it. Raises the errors of `verify_batch`."""
-        (result,) = open_results(session.ask(wanted.message), 1)
+        reply = session.ask(wanted.message)
+        (result,) = open_results(session, wanted.user, reply, 1)
         (found,) = cls.verify_batch(session, [cls(session, wanted, result)])
+        session.link_receipts()
         if isinstance(found, SfscError):
             raise found
         return found
@@ -316,7 +321,7 @@ class RemoteVersion:
         if self._connection != self._session.connections:
             target = OpenTarget(self.file.file_id, self.file.version)
             reply = self._session.transport.call(Open(self.wanted.user, (target,)))
-            opened = opened_version(*open_results(reply, 1))
+            opened = opened_version(*open_results(self._session, self.wanted.user, reply, 1))
             if opened.view.content.record != self.file.content_body:
                 raise ConflictError("the file was re-encrypted meanwhile", "run the command again")
             self._handle = opened.handle

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from protocol.codec.merkle import HASH_SIZE, PIECE_SIZE
-from protocol.codec.values import Value
+from protocol.codec.values import Value, changed
 from protocol.log.auditlog import DOWNLOAD
-from protocol.wire.messages import Error
+from protocol.wire.messages import Error, Receipt
 from protocol.wire.messages.base import LEAVES_PER_PAGE, MAX_SMALL, PIECE, FileView
 from protocol.wire.messages.downloads import (
     HEAD,
@@ -56,8 +56,10 @@ from sfsd.state.read_handles import OpenVersion, SessionHandles
 from sfsd.storage.change import Change
 
 ANSWER_BYTES: Final = 960 * 1024
-"""Upper estimate of the bytes of one answer, which stays below a frame with its envelope, and of
-the sidecars that it is made of: with the wraps of all readers, they may be much longer."""
+"""Upper estimate of the bytes of one answer, which stays below a frame with its receipt, and of the
+sidecars that it is made of: with the wraps of all readers, they may be much longer."""
+_RECEIPT_LEAVES: Final = 32 * 1024
+"""Most bytes of leaf data in an answer; the client asks for more."""
 _Failure = SfsdError | OSError
 
 
@@ -92,7 +94,7 @@ def open_versions(server: ServerContext, who: Principal, message: Open) -> Decis
         document = one.visible.document
         expect |= {**one.visible.head.expect(), document.path: document.digest}
     change = Change(entry, expect, (), claim, claim.note)
-    return Transaction(change, lambda _seq: _answer(server, who, results, alone=alone))
+    return Transaction(change, lambda seq: _answer(server, who, results, seq, alone=alone))
 
 
 @operation(GetLeaves, access=USER, slow=True, weight=PIECE)
@@ -175,10 +177,15 @@ def _version(visible: VisibleVersion) -> OpenVersion:
 
 
 def _answer(
-    server: ServerContext, who: Principal, results: Sequence[_Found | _Failure], *, alone: bool
+    server: ServerContext,
+    who: Principal,
+    results: Sequence[_Found | _Failure],
+    seq: int | None = None,
+    *,
+    alone: bool,
 ) -> PartlyRefused:
     """Read the first bytes and leaf hashes of each version that was found and give it a handle.
-    Raises `Stale`."""
+    `seq` is the entry that logs the downloads, None if they were logged before. Raises `Stale`."""
     shown = list[OpenedVersion | _Failure]()
     for one in results:
         try:
@@ -188,6 +195,7 @@ def _answer(
         except (SfsdError, OSError) as exc:
             opened = without_frames(exc)
         shown.append(opened)
+    receipt = None if seq is None else _receipt(server, who, seq)
 
     def reply(errors: Iterator[Error]) -> Opened:
         return Opened(
@@ -196,10 +204,19 @@ def _answer(
                 if isinstance(one, OpenedVersion)
                 else OpenResult(None, next(errors))
                 for one in shown
-            )
+            ),
+            receipt,
         )
 
     return PartlyRefused(tuple(one for one in shown if not isinstance(one, OpenedVersion)), reply)
+
+
+def _receipt(server: ServerContext, who: Principal, seq: int) -> Receipt:
+    """Return entry `seq` with what the session has not seen of the log, if that is not much."""
+    receipt = server.receipt(seq, who)
+    if len(receipt.leaves) <= _RECEIPT_LEAVES:
+        return receipt
+    return changed(receipt, first=who.known_size, leaves=b"")
 
 
 def _read_first(

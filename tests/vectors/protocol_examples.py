@@ -452,7 +452,8 @@ MESSAGES: list[tuple[int, Message]] = [
                     None,
                 ),
                 downloads.OpenResult(None, Error("not-found", "no such file")),
-            )
+            ),
+            RECEIPT,
         ),
     ),
     (11, downloads.GetLeaves(HANDLE, 1)),

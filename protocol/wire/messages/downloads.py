@@ -16,6 +16,7 @@ from protocol.wire.messages.base import (
     FileView,
     Handle,
     Leaves,
+    Receipt,
     Reply,
     Request,
     message,
@@ -56,9 +57,13 @@ class OpenResult(Struct):
 
 @message(49)
 class Opened(Reply):
-    """The results for the first targets, at least one, in order: as many as one answer has."""
+    """The results for the first targets, at least one, in order: as many as one answer has.
+
+    `receipt` is of the entry that logs the downloads; None if all of them were logged before.
+    """
 
     results: Annotated[tuple[OpenResult, ...], AtMost(MAX_OPENED)]
+    receipt: Receipt | None = None
 
 
 @message(48, replies=(Opened,))

@@ -3,19 +3,22 @@ every proof holds. It hides, repeats or contradicts entries of one account."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import sfsc
 from protocol.codec.values import changed
+from protocol.log import auditlog
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import FileRecord
-from protocol.wire.messages import Done, Error, FileView, Message, Reply
+from protocol.wire.messages import Done, Error, FileView, Message, Receipt, Reply, Request
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.changes import Commit, Committed
 from protocol.wire.messages.downloads import Open, Opened
@@ -34,6 +37,7 @@ from protocol.wire.messages.uploads import PutOpen
 from sfsc.errors import IntegrityError, Rollback, SfscError
 from sfsc.keys.home import unlock_home
 from sfsc.store import Store
+from sfsc.transfer.download import Got
 from sfsd.rules.context import Access, Principal
 from sfsd.rules.users import Chain, User, UserRegistry
 from tests.changes import SentChange, first_change, is_small
@@ -677,3 +681,67 @@ def test_a_change_is_not_done_by_an_entry_beyond_the_signed_log(lying_server: Ly
         lying_server.tamper = sign_less
         with pytest.raises(IntegrityError):
             store.put(io.BytesIO(b"1"), name="a")
+
+
+Lie = Callable[[Receipt], Receipt]
+
+
+def lies_of_a_receipt(server: LyingServer) -> dict[str, Lie]:
+    """What a server may show with a download instead of the truth."""
+
+    def signed_below(receipt: Receipt) -> Receipt:
+        size = auditlog.parse(receipt.line).seq
+        return changed(receipt, checkpoint=server.sign_note(size, server.journal.root_at(size)))
+
+    def another_entry(receipt: Receipt) -> Receipt:
+        return changed(receipt, line=server.journal.line(0))
+
+    def unlogged_entry(receipt: Receipt) -> Receipt:
+        line = receipt.line[: receipt.line.index(b',"hash":')]
+        spelled = line.replace(b'"session":', b'"session":1', 1)
+        digest = hashlib.sha256(spelled).hexdigest().encode()
+        return changed(receipt, line=b'%b,"hash":"%b"}' % (spelled, digest))
+
+    extra = (32).to_bytes(2) + bytes(32)
+    return {
+        "a checkpoint before the entry": signed_below,
+        "more leaves": lambda true: changed(true, leaves=true.leaves + extra),
+        "another leaf": lambda true: changed(true, leaves=true.leaves[:-1] + b"?"),
+        "a part of a leaf": lambda true: changed(true, leaves=true.leaves[:-1]),
+        "another entry": another_entry,
+        "an entry that is not logged": unlogged_entry,
+        "neither leaves nor the entry": lambda true: unlogged_entry(changed(true, leaves=b"")),
+    }
+
+
+def test_a_download_is_refused_with_a_false_part_of_the_log(
+    lying_server: LyingServer, tmp_path: Path
+) -> None:
+    """What comes with opened versions is checked as every other part of the log."""
+    ada = lying_server.enrol("ada")
+    lies = lies_of_a_receipt(lying_server)
+    with connect(ada) as store:
+        names = [f"{lie}/{number}" for lie in lies for number in range(2)]
+        list(store.put_many([(io.BytesIO(b"1"), name) for name in names]))
+        asked: list[type[Request]] = []
+        store.put(io.BytesIO(b"1"), name="a")
+        lying_server.intercept = lambda _who, request: asked.append(type(request))
+        store.get("a", io.BytesIO())
+    assert asked == [Open]  # the log is asked for nothing
+    told: list[str] = []
+
+    def tamper(_who: object, _request: Message, reply: Message) -> Message:
+        if isinstance(reply, Opened) and reply.receipt is not None:
+            told.append(name)
+            return changed(reply, receipt=lies[name](reply.receipt))
+        return reply
+
+    lying_server.tamper = tamper
+    for number, name in enumerate(lies):
+        with connect(lying_server.copied(ada, name, state=True)) as store:
+            tree = store.get_tree(name, tmp_path / "out")
+            fetch: Callable[[], object] = partial(store.get, f"{name}/0", io.BytesIO())
+            with pytest.raises(IntegrityError) as caught:
+                (partial(list[Got], tree) if number % 2 else fetch)()
+        assert caught.value.exit_code == 5, name
+    assert told == [*lies]

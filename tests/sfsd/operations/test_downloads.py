@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.log import checkpoint
 from protocol.records.records import PURGE, FileRecord
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.accounts import UserAccess
@@ -228,6 +229,22 @@ def open_many(person: Person, *targets: tuple[str, int], owner: str = "ada") -> 
         return [result_of(reply)]
     assert isinstance(reply, Opened), reply
     return list(reply.results)
+
+
+def test_an_answer_shows_the_entry_of_its_downloads(served: Daemon, ada: Person) -> None:
+    """With all leaves up to it, so that the client asks for nothing of the log."""
+    known = ada.who.known_size
+    two = Open("ada", (OpenTarget(F, 0), OpenTarget(file_id(9), 0)))
+    first, again = ada.ask(two), ada.ask(two)
+    assert isinstance(first, Opened)
+    assert isinstance(again, Opened)
+    assert again.receipt is None
+    seq = served.context.journal.size - 1
+    assert first.receipt is not None
+    assert first.receipt.line == served.context.journal.line(seq)
+    assert first.receipt.first == known
+    assert first.receipt.leaves == served.context.journal.leaves(known, 256, PIECE)
+    assert checkpoint.read(first.receipt.checkpoint).size == seq + 1 == ada.who.known_size
 
 
 def outcomes(results: list[OpenResult]) -> list[bytes | str]:
