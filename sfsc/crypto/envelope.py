@@ -54,7 +54,7 @@ from sfsc.crypto.primitives import (
     wrap_item_info,
     wrap_item_key,
 )
-from sfsc.crypto.segments import Decryptor, Encryptor, plaintext_size
+from sfsc.crypto.segments import Decryptor, Encryptor, open_small, plaintext_size
 from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, KeyringError, NotFound, Tampered, UsageError
 
@@ -171,6 +171,10 @@ class ContentKey(Value, dict=True):  # for a cached property
         """Return the decryptor of a blob with this 40-byte header and signed size. Raises
         `Tampered`."""
         return Decryptor(self.dek, self.content_id, header, ciphertext_size)
+
+    def open_small(self, ciphertext: bytes) -> bytes:
+        """Return the plaintext of a whole ciphertext of one segment. Raises `Tampered`."""
+        return open_small(self.dek, self.content_id, ciphertext)
 
     def seal_metadata(self, metadata: Metadata) -> bytes:
         """Encrypt the metadata. The record holds the SHA-256 of the bytes returned."""

@@ -195,6 +195,13 @@ class Aead:
         overlap it."""
         self._cipher.encrypt_into(nonce, plaintext, None, out)
 
+    def open(self, nonce: bytes, ciphertext: Buffer) -> bytes:
+        """Return the plaintext. Raises `Tampered`."""
+        try:
+            return self._cipher.decrypt(nonce, ciphertext, None)
+        except InvalidTag as exc:
+            raise Tampered("the data does not decrypt") from exc
+
     def open_into(self, nonce: bytes, ciphertext: Buffer, out: Buffer) -> None:
         """Decrypt into `out`, which is exactly 16 bytes shorter than `ciphertext`. Raises
         `Tampered`; `out` then holds unauthenticated bytes."""

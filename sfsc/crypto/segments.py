@@ -206,6 +206,19 @@ class Decryptor:
         return plaintext
 
 
+def open_small(dek: bytes, associated_data: bytes, blob: bytes) -> bytes:
+    """Return the plaintext of a whole blob of one segment, as `Decryptor` does; of a longer one
+    nothing opens. Raises `Tampered`."""
+    if len(blob) < HEADER_SIZE + TAG_SIZE or blob[0] != HEADER_SIZE:
+        raise Tampered("the encrypted file does not begin with a header")
+    key = segment_key(dek, blob[1 : 1 + _SALT_SIZE], associated_data)
+    nonce = _nonce(blob[1 + _SALT_SIZE : HEADER_SIZE], 0, last=True)
+    try:
+        return Aead(key).open(nonce, memoryview(blob)[HEADER_SIZE:])
+    except Tampered as exc:
+        raise Tampered("segment 0 does not decrypt") from exc
+
+
 def _nonce(prefix: bytes, index: int, *, last: bool) -> bytes:
     return prefix + index.to_bytes(4) + (b"\x01" if last else b"\x00")
 

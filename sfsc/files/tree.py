@@ -250,7 +250,7 @@ def _decide(
             continue
         if outcome == FETCHED:
             size += entry.size
-            about = entry.name, entry.file_id, entry.version, path, destination
+            about = entry.name, entry.file_id, entry.version, path, destination, entry.size
             wanted.append(DownloadItem(*about))
             continue
         if entry.kind == FOLDER and outcome == UNCHANGED:

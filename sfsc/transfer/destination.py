@@ -23,10 +23,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO, Final, Self, cast
 
 from protocol.buffers.file_status import exists, file_status, is_file, is_folder
 from protocol.buffers.largefiles import LARGE
+from protocol.codec.encoding import Buffer
 from protocol.codec.names import fits_windows
 from protocol.codec.terminal_text import reorders
 from protocol.codec.values import changed
@@ -127,36 +129,59 @@ class DestinationFolder(Closing):
     def folds_case(self) -> bool:
         """Whether the file system ignores case in names here. Raises `LocalError`."""
         with _translating_errors(self.path):
-            name = self._temporary_name()
-            os.close(os.open(self._at(name), _NEW, 0o600, dir_fd=self._descriptor))
+            name = self.temporary_name()
+            os.close(self.create(name))
             try:
                 os.stat(self._at(name.upper()), dir_fd=self._descriptor)
             except FileNotFoundError:
                 return False
             finally:
-                os.unlink(self._at(name), dir_fd=self._descriptor)
+                self.remove(name)
             return True
 
-    def _temporary_name(self) -> str:
+    def temporary_name(self) -> str:
+        """Return a name that no file in this folder has."""
         return f".sfsc-{self._random}-{next(self._count)}"
 
-    @contextlib.contextmanager
-    def replacing_file(self, name: str, metadata: Metadata, *, durable: bool) -> Iterator[BinaryIO]:
+    def create(self, temporary: str) -> int:
+        """Create a file that only its owner can read; return its descriptor. Raises OSError."""
+        return os.open(self._at(temporary), _NEW, 0o600, dir_fd=self._descriptor)
+
+    def replace(self, temporary: str, name: str) -> None:
+        """Rename a file to `name`. Raises OSError."""
+        folder = self._descriptor
+        os.replace(self._at(temporary), self._at(name), src_dir_fd=folder, dst_dir_fd=folder)
+
+    def remove(self, temporary: str) -> None:
+        """Remove a file, if it is there. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._at(temporary), dir_fd=self._descriptor)
+
+    def replacing_file(
+        self, name: str, metadata: Metadata, *, durable: bool
+    ) -> AbstractContextManager[BinaryIO]:
         """Open a new file that replaces `name` if the block ends without an error, and is removed
         otherwise.
 
         With `durable` it is synced to the disk first. Raises `LocalError` for every error of the
         file system, including those in the block.
         """
+        if durable or metadata.sparse or metadata.size >= LARGE or not _POSIX:
+            return self._replacing_large(name, metadata, durable=durable)
+        return cast(AbstractContextManager[BinaryIO], _SmallFile(self, name, metadata))
+
+    @contextlib.contextmanager
+    def _replacing_large(
+        self, name: str, metadata: Metadata, *, durable: bool
+    ) -> Iterator[BinaryIO]:
         with _translating_errors(self.path, name):
-            temporary = self._temporary_name()
+            temporary = self.temporary_name()
             unnamed = self._create_unnamed(temporary) if metadata.size >= LARGE else None
-            made = unnamed
-            if made is None:
-                made = os.open(self._at(temporary), _NEW, 0o600, dir_fd=self._descriptor)
+            made = self.create(temporary) if unnamed is None else unnamed
             try:
-                with _writer(made, metadata, durable=durable) as file:
-                    yield file
+                writer = SparseFileWriter(made) if metadata.sparse else None
+                with writer or LargeFileWriter(made, metadata.size) as file:
+                    yield cast(BinaryIO, file)
                     file.flush()
                     if unnamed is not None:
                         # Before the sync, so that the name is durable, too.
@@ -167,15 +192,9 @@ class DestinationFolder(Closing):
                         _restore(made, metadata)
                 if not _POSIX:
                     _restore(self._at(temporary), metadata)
-                os.replace(
-                    self._at(temporary),
-                    self._at(name),
-                    src_dir_fd=self._descriptor,
-                    dst_dir_fd=self._descriptor,
-                )
+                self.replace(temporary, name)
             except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._at(temporary), dir_fd=self._descriptor)
+                self.remove(temporary)
                 raise
             if durable and self._descriptor is not None:
                 # Windows cannot open a folder; its file system journals the rename.
@@ -187,24 +206,14 @@ class DestinationFolder(Closing):
         Raises `LocalError`."""
         yield io.BytesIO()
         with _translating_errors(self.path, name):
-            temporary, target = self._temporary_name(), metadata.target or ""
+            temporary, target = self.temporary_name(), metadata.target or ""
             os.symlink(target, self._at(temporary), dir_fd=self._descriptor)
             try:
-                if _POSIX and metadata.mtime is not None:
-                    times = metadata.mtime, metadata.mtime
-                    with _ignoring_unsupported():
-                        os.utime(
-                            temporary, ns=times, dir_fd=self._descriptor, follow_symlinks=False
-                        )
-                os.replace(
-                    self._at(temporary),
-                    self._at(name),
-                    src_dir_fd=self._descriptor,
-                    dst_dir_fd=self._descriptor,
-                )
+                if _POSIX:
+                    _set_time(temporary, metadata.mtime, self._descriptor)
+                self.replace(temporary, name)
             except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._at(temporary), dir_fd=self._descriptor)
+                self.remove(temporary)
                 raise
 
     def close(self) -> None:
@@ -236,6 +245,55 @@ class DestinationFolder(Closing):
 
     def _at(self, name: str) -> str:
         return name if self._descriptor is not None else str(self.path / name)
+
+
+class _SmallFile:
+    """A small file of `DestinationFolder.replacing_file` that is not synced, with few calls of the
+    system and little around them."""
+
+    def __init__(self, folder: DestinationFolder, name: str, metadata: Metadata) -> None:
+        self._folder = folder
+        self._name = name
+        self._metadata = metadata
+        self._temporary = folder.temporary_name()
+        self._made = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self._made = self._folder.create(self._temporary)
+        except OSError as exc:
+            raise _local_error(self._folder.path, self._name, exc) from exc
+        return self
+
+    def write(self, data: Buffer) -> int:
+        """Write as a raw file does."""
+        return os.write(self._made, data)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        folder, metadata = self._folder, self._metadata
+        try:
+            try:
+                if error is None:
+                    _restore(self._made, metadata)
+            finally:
+                os.close(self._made)
+            if error is None:
+                folder.replace(self._temporary, self._name)
+                return
+        except OSError as exc:
+            error = exc
+        with contextlib.suppress(OSError):  # `error` says more
+            folder.remove(self._temporary)
+        if isinstance(error, OSError):
+            raise _local_error(folder.path, self._name, error) from error
 
 
 class DestinationTree(Closing):
@@ -469,35 +527,31 @@ def replacing_file(path: Path, metadata: Metadata) -> Iterator[BinaryIO]:
         yield file
 
 
-def _writer(made: int, metadata: Metadata, *, durable: bool) -> BinaryIO:
-    if metadata.sparse:
-        return cast(BinaryIO, SparseFileWriter(made))
-    if durable or metadata.size >= LARGE:
-        return cast(BinaryIO, LargeFileWriter(made, metadata.size))
-    return cast(BinaryIO, io.FileIO(made, "wb"))
-
-
 def _restore(target: int | str | Path, metadata: Metadata) -> None:
     """Restore time and permissions of the source, if it had any; otherwise only its owner can read
-    it."""
+    it. What the file system does not have (FAT has no permissions), it ignores."""
     if metadata.mode is not None:
-        with _ignoring_unsupported():
+        try:
             os.chmod(target, metadata.mode & _PERMISSIONS)
-    if metadata.mtime is not None:
-        with _ignoring_unsupported():
-            os.utime(target, ns=(metadata.mtime, metadata.mtime))
+        except (OSError, OverflowError) as exc:
+            _check_unsupported(exc)
+    _set_time(target, metadata.mtime)
 
 
-@contextlib.contextmanager
-def _ignoring_unsupported() -> Iterator[None]:
-    """Ignore errors of a file system without permissions (FAT), or that cannot store a time."""
+def _set_time(target: int | str | Path, mtime: int | None, folder: int | None = None) -> None:
+    """Set the time of a file, or of a link in the open `folder`, if it has any."""
     try:
-        yield
-    except OverflowError:
-        return
-    except OSError as exc:
-        if exc.errno not in _UNSUPPORTED:
-            raise
+        if mtime is not None and folder is None:
+            os.utime(target, ns=(mtime, mtime))
+        elif mtime is not None:
+            os.utime(target, ns=(mtime, mtime), dir_fd=folder, follow_symlinks=False)
+    except (OSError, OverflowError) as exc:
+        _check_unsupported(exc)
+
+
+def _check_unsupported(error: OSError | OverflowError) -> None:
+    if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
+        raise error
 
 
 def _is_link(path: Path) -> bool:
@@ -514,4 +568,8 @@ def _translating_errors(path: Path, name: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise LocalError(f"cannot write {path / name}: {exc.strerror}") from exc
+        raise _local_error(path, name, exc) from exc
+
+
+def _local_error(path: Path, name: str, error: OSError) -> LocalError:
+    return LocalError(f"cannot write {path / name}: {error.strerror}")

@@ -8,16 +8,16 @@ end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
 from protocol.codec.values import Value, changed
-from protocol.wire.messages.base import PIECE
-from protocol.wire.messages.downloads import Open
+from protocol.wire.messages.base import MAX_SMALL, PIECE
+from protocol.wire.messages.downloads import HEAD, MAX_OPENED, Open
 from sfsc.crypto.envelope import check_name, requested_version
 from sfsc.errors import ConflictError, NetworkError, SfscError
 from sfsc.local_files import is_folder, status_of
@@ -33,6 +33,7 @@ from sfsc.transfer.destination import (
 )
 from sfsc.transfer.local_io import LargeFileWriter
 from sfsc.transfer.remote_version import (
+    KnownRevisions,
     RemoteVersion,
     VersionRequest,
     known_revisions,
@@ -41,11 +42,12 @@ from sfsc.transfer.remote_version import (
 from sfsc.transfer.status import FETCHED, SKIPPED
 from sfsc.trust.file_records import FileOwner
 
-BATCH: Final = 64
-"""Files of one request. With more, the server and the client take turns instead of working at the
-same time; with fewer, the fixed cost of a request shows."""
 AHEAD: Final = 4
 """Requests sent before the first is answered; each reply has up to 1 MiB."""
+_ANSWER: Final = 896 * 1024
+"""Bytes of files that are asked for together; what the reply has no room for is asked for again."""
+_VIEW: Final = 4096
+"""Bytes of a reply for one file beside its content, if it has few readers."""
 _PREFETCH_SIZE: Final = 8 * PIECE
 """Bytes of larger files that may be prefetched, though always one file."""
 Target = str | os.PathLike[str] | BinaryIO
@@ -70,79 +72,59 @@ class Got(Value):
 
 class DownloadItem(Value):
     """One of many files to fetch: version `version` of `name`, written to `destination`, which is
-    at `path`."""
+    at `path`. It has about `size` bytes."""
 
     name: str
     file_id: str
     version: int
     path: Path
     destination: OpenDestination
+    size: int = 0
 
 
-_Batch = list[tuple[DownloadItem, VersionRequest]]
+class _Queue:
+    """Items of `get_many`, in order: those of which no request is on its way, those that were
+    requested, and those that were verified. Of these, the `large` ones did not come whole."""
 
-
-class _Unrequested:
-    """Items of which no request is on its way."""
-
-    def __init__(self, items: Iterable[DownloadItem]) -> None:
+    def __init__(self, session: Session, items: Iterable[DownloadItem]) -> None:
+        self.window = Window[list[tuple[DownloadItem, VersionRequest]]](session, AHEAD)
+        self.verified: deque[tuple[DownloadItem, RemoteVersion | SfscError]] = deque()
+        self.large: deque[RemoteVersion] = deque()
+        self.prefetched: deque[RemoteVersion] = deque()
         self._items = iter(items)
         self._returned: deque[DownloadItem] = deque()
 
-    def take(self, most: int) -> list[DownloadItem]:
-        """Remove and return the next items, none at the end."""
-        first = [self._returned.popleft() for _ in range(min(most, len(self._returned)))]
-        return first + list(islice(self._items, most - len(first)))
+    def take(self) -> list[DownloadItem]:
+        """Remove and return the next items, as many as one reply has; none at the end."""
+        found, room = list[DownloadItem](), _ANSWER
+        while len(found) < MAX_OPENED and room > 0:
+            item = self._returned.popleft() if self._returned else next(self._items, None)
+            if item is None:
+                break
+            room -= _VIEW + (item.size if item.size <= MAX_SMALL else HEAD)
+            found.append(item)
+        return found
 
     def put_back(self, items: list[DownloadItem]) -> None:
         """Make these the next items."""
         self._returned.extendleft(reversed(items))
 
-
-class _Verified(Value):
-    """An item whose reply was verified, with the version or the error."""
-
-    item: DownloadItem
-    outcome: RemoteVersion | SfscError
-
     @property
-    def prefetched(self) -> int:
-        return self.outcome.prefetched if isinstance(self.outcome, RemoteVersion) else 0
+    def has_room(self) -> bool:
+        """Whether more of the large items may be prefetched."""
+        return sum(one.prefetched for one in self.prefetched) < _PREFETCH_SIZE
+
+    def end(self, remote: RemoteVersion | SfscError) -> None:
+        """Forget an item that was the first, and discard what was requested of it."""
+        for some in (self.prefetched, self.large):
+            if some and some[0] is remote:
+                some.popleft().abandon()
 
     def abandon(self) -> None:
-        if isinstance(self.outcome, RemoteVersion):
-            self.outcome.abandon()
-
-
-class _Prefetch:
-    """Queue of verified items whose pieces were requested; `verified` are those behind them, of
-    which nothing was requested yet. `size` is the approximate number of bytes requested."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self.verified: deque[_Verified] = deque()
-        self._ready: deque[_Verified] = deque()
-
-    def __len__(self) -> int:
-        return len(self._ready) + len(self.verified)
-
-    @property
-    def has_next(self) -> bool:
-        return bool(self._ready)
-
-    def add(self, one: _Verified) -> None:
-        self.size += one.prefetched
-        self._ready.append(one)
-
-    def take(self) -> _Verified:
-        """Return the oldest item, of which nothing was used yet."""
-        one = self._ready.popleft()
-        self.size -= one.prefetched
-        return one
-
-    def abandon(self) -> None:
-        for one in self._ready:
-            one.abandon()
+        """Discard what was requested."""
+        self.window.abandon()
+        for remote in self.prefetched:
+            remote.abandon()
 
 
 class Downloads:
@@ -215,92 +197,96 @@ class Downloads:
         A file that fails is reported to `skip`, and the others are fetched, unless the connection
         failed. What the signers had seen of the log is verified last, or whenever that is a lot.
         """
-        window = Window[_Batch](self._session, AHEAD)
-        queue, left = _Prefetch(), _Unrequested(items)
+        queue = _Queue(self._session, items)
         try:
             while True:
-                if not window.full and (batch := self._requests(left, owner)):
+                while not queue.window.full and (batch := self._requests(queue, owner)):
                     targets = tuple([wanted.target for _, wanted in batch])
-                    window.send(batch, Open(batch[0][1].user, targets))
+                    queue.window.send(batch, Open(batch[0][1].user, targets))
                     if self._seen.is_full:
                         self._seen.verify()
-                elif window or queue:
-                    yield from self._store(self._next(window, queue, left), skip)
-                else:
+                if not queue.verified and not queue.window:
                     break
+                self._prepare(queue)
+                item, remote = queue.verified.popleft()
+                try:
+                    got = self._store(item, remote)
+                except NetworkError:
+                    raise
+                except SfscError as exc:
+                    skip(item.name, exc)
+                else:
+                    yield got
+                finally:
+                    queue.end(remote)
         finally:
-            window.abandon()
             queue.abandon()
         self._session.link_receipts()
         self._seen.verify()
 
-    def _requests(self, left: _Unrequested, owner: FileOwner | None) -> _Batch:
-        """Return the next files to request. What is known of them is read together, just before
-        they are requested."""
-        session, some = self._session, left.take(BATCH)
-        known = known_revisions(session, owner, [item.file_id for item in some])
+    def _requests(
+        self, queue: _Queue, owner: FileOwner | None
+    ) -> list[tuple[DownloadItem, VersionRequest]]:
+        """Return the next files to request. What is known of other users' files is read just
+        before they are requested; of our own, the log tells more."""
+        session, some = self._session, queue.take()
+        known: KnownRevisions = {}
+        if owner is not None:
+            known = known_revisions(session, owner, [item.file_id for item in some])
+        user, since = (owner or session.account).user, session.followed_size
         return [
             (
                 item,
-                VersionRequest.build(
-                    session, item.file_id, item.version, name=item.name, owner=owner, known=known
+                VersionRequest(
+                    item.name,
+                    item.file_id,
+                    item.version,
+                    known.get(item.file_id),
+                    owner,
+                    since,
+                    user,
                 ),
             )
             for item in some
         ]
 
-    def _next(self, window: Window[_Batch], queue: _Prefetch, left: _Unrequested) -> _Verified:
-        """Return the oldest item. Later items that have a reply are verified too, and the rest of
-        their ciphertext is requested, so that it arrives while earlier files are written."""
-        while not queue.has_next or (
-            queue.size < _PREFETCH_SIZE and (queue.verified or window.has_reply)
+    def _prepare(self, queue: _Queue) -> None:
+        """Verify the replies that have arrived if none is left, or if more can be prefetched: then
+        the ciphertext of larger files arrives while earlier files are written."""
+        while not queue.verified or (
+            (queue.large or queue.prefetched) and queue.has_room and queue.window.has_reply
         ):
-            if not queue.verified:
-                queue.verified.extend(self._verify_replies(window, left))
-            queue.add(self._prefetch(queue.verified.popleft()))
-        return queue.take()
-
-    def _verify_replies(self, window: Window[_Batch], left: _Unrequested) -> Iterator[_Verified]:
-        """Verify all replies that have arrived, at least one. What had no room in a reply is
-        requested again."""
-        items: list[DownloadItem] = []
-        versions: list[RemoteVersion] = []
-        while not versions or window.has_reply:
-            batch, reply = window.take()
-            results = open_results(self._session, batch[0][1].user, reply, len(batch))
-            for (item, wanted), result in zip(batch, results, strict=False):
-                items.append(item)
-                versions.append(RemoteVersion(self._session, wanted, result))
-            left.put_back([item for item, _ in batch[len(results) :]])
-        return map(_Verified, items, RemoteVersion.verify_batch(self._session, versions))
-
-    def _prefetch(self, one: _Verified) -> _Verified:
-        remote = one.outcome
-        if isinstance(remote, SfscError):
-            return one
-        try:
-            self._seen.add(remote.file)
-            if not remote.is_whole:
+            self._verify_replies(queue)
+        while queue.large and queue.has_room:
+            remote = queue.large.popleft()
+            with contextlib.suppress(SfscError):  # it is raised again when the file is stored
                 remote.prefetch()
-        except SfscError as exc:
-            return _Verified(one.item, exc)
-        return one
+            queue.prefetched.append(remote)
 
-    def _store(self, one: _Verified, skip: Skip) -> Iterator[Got]:
-        item, remote = one.item, one.outcome
-        try:
-            if isinstance(remote, SfscError):
-                raise remote
-            with item.destination(remote.metadata) as file:
-                self._write(remote, file)
-        except NetworkError:
-            raise
-        except SfscError as exc:
-            skip(item.name, exc)
-            return
-        finally:
-            one.abandon()
-        yield _got(remote, item.path)
+    def _verify_replies(self, queue: _Queue) -> None:
+        """Verify the oldest reply. What had no room in it is requested again."""
+        batch, reply = queue.window.take()
+        results = open_results(self._session, batch[0][1].user, reply, len(batch))
+        queue.put_back([item for item, _ in batch[len(results) :]])
+        versions = [
+            RemoteVersion(self._session, wanted, result)
+            for (_, wanted), result in zip(batch, results, strict=False)
+        ]
+        verified = RemoteVersion.verify_batch(self._session, versions)
+        for (item, _), outcome in zip(batch, verified, strict=False):
+            if isinstance(outcome, RemoteVersion):
+                self._seen.add(outcome.file)
+                if not outcome.is_whole:
+                    queue.large.append(outcome)
+            queue.verified.append((item, outcome))
+
+    def _store(self, item: DownloadItem, remote: RemoteVersion | SfscError) -> Got:
+        """Write a verified version to its destination, or raise its error."""
+        if isinstance(remote, SfscError):
+            raise remote
+        with item.destination(remote.metadata) as file:
+            self._write(remote, file)
+        return _got(remote, item.path)
 
     def _write(self, remote: RemoteVersion, file: BinaryIO) -> None:
         """Write the whole plaintext. Errors of `file` are the caller's and are not translated."""

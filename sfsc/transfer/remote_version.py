@@ -11,9 +11,10 @@ from typing import Final
 from protocol.codec import merkle
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value
+from protocol.records.record_signatures import signed_count
 from protocol.records.records import record_hash
-from protocol.wire.messages import Error, Reply
-from protocol.wire.messages.base import PIECE
+from protocol.wire.messages import Error, FileView, Reply
+from protocol.wire.messages.base import PIECE, SignedRecord
 from protocol.wire.messages.downloads import (
     Bytes,
     GetLeaves,
@@ -102,6 +103,27 @@ def known_revisions(
     return PeerState(session.state).known_revisions(owner.user, file_ids)
 
 
+def _signed_alone(session: Session, versions: Sequence[RemoteVersion]) -> KnownRevisions:
+    """Return what is remembered of those of these files of ours whose last record has a signature
+    of its own: looking it up costs less than verifying it. Records that were signed together share
+    a signature, which is verified once."""
+    found = [
+        version.wanted.file_id
+        for version in versions
+        if version.owner is None
+        and version.wanted.known is None
+        and (opened := version.opened) is not None
+        and len(signatures := _last(opened.view).signatures) > 0
+        and signed_count(signatures[-1].signature) == 1
+    ]
+    return session.state.known_revisions(found) if found else {}
+
+
+def _last(view: FileView) -> SignedRecord:
+    """Return the file's last record."""
+    return view.content if view.head is None else view.head
+
+
 def open_results(session: Session, user: str, reply: Reply, asked: int) -> tuple[OpenResult, ...]:
     """Return the results for the first of `asked` targets, files of `user`. An `Error` is the
     result of each. Call `Session.link_receipts` once they are used. Raises `ProtocolFailure` for
@@ -142,6 +164,7 @@ class RemoteVersion:
         self.first: Buffer
         self._session = session
         self.wanted = wanted
+        self.opened = result.opened
         self._result = result
         self._connection = session.connections
         self._handle: bytes
@@ -149,18 +172,20 @@ class RemoteVersion:
         self._key: ContentKey
         self._download: DownloadStream | None = None
 
-    def _verify(self, saved: Mapping[str, LoggedHead]) -> None:
-        """Verify the file's records. Raises `NotFound` and `IntegrityError`."""
+    def _verify(self, saved: Mapping[str, LoggedHead], alone: KnownRevisions) -> None:
+        """Verify the file's records. `alone` is what is known of records that were signed alone.
+        Raises `NotFound` and `IntegrityError`."""
         wanted = self.wanted
         error = self._result.error
         if error is not None and error.code == "not-found":
             raise self._not_found()
         opened = opened_version(self._result)
         owner = wanted.owner or self._session.account
+        known = alone.get(wanted.file_id)
+        if known is None or known.hash != record_hash(_last(opened.view).record):
+            known = wanted.known
         try:
-            self.file = owner.verify_version(
-                opened.view, wanted.file_id, wanted.version, wanted.known
-            )
+            self.file = owner.verify_version(opened.view, wanted.file_id, wanted.version, known)
         except NotFound:  # its last record, which may be an old one, deleted it
             raise self._not_found() from None
         if wanted.owner is None:
@@ -217,9 +242,7 @@ class RemoteVersion:
             raise Tampered("the server returned another file than the one requested")
 
     def _remember(self) -> None:
-        if self.owner is None:
-            self._session.remember_head(self.file, self.wanted.known)
-        else:
+        if self.owner is not None:  # of ours, the followed log is remembered
             known = KnownSharedFile.from_file(self.file, None)
             PeerState(self._session.state).remember_file(known)
 
@@ -240,7 +263,8 @@ class RemoteVersion:
         sixth longer.
         """
         own = [version.wanted.file_id for version in versions if version.owner is None]
-        verify = partial(cls._verify, saved=session.state.logged_heads(own))
+        saved = session.state.logged_heads(own)
+        verify = partial(cls._verify, saved=saved, alone=_signed_alone(session, versions))
         failures: dict[int, SfscError] = {}
         for step in (verify, cls._confirm, cls._unwrap, cls._open_metadata, cls._remember):
             for place, version in enumerate(versions):
@@ -268,6 +292,8 @@ class RemoteVersion:
         session.link_receipts()
         if isinstance(found, SfscError):
             raise found
+        if found.owner is None:
+            session.remember_head(found.file, wanted.known)
         return found
 
     def add_proof(self, error: SfscError) -> None:
@@ -290,8 +316,15 @@ class RemoteVersion:
         in order. Raises as `decryptor`, and `Tampered` for a piece that is not what was signed.
         """
         if self.is_whole and self.size <= PIECE:
-            return iter((self.decryptor().decrypt(0, self.first),))  # nothing is left to fetch
+            return iter((self._whole(),))
         return self._stream().segments(allocate)
+
+    def _whole(self) -> memoryview:
+        """Return the plaintext of a content of one piece that came with the reply."""
+        leaf = merkle.leaf_hash(self.first)
+        if leaf == self._leaves == self.file.content.segments_root:  # none of them is secret
+            return memoryview(self._key.open_small(bytes(self.first)))
+        return self.decryptor().decrypt(0, self.first)  # raises what is wrong
 
     @property
     def is_whole(self) -> bool:
