@@ -7,7 +7,8 @@ Access is checked again at each Read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from protocol.codec.merkle import HASH_SIZE, PIECE_SIZE
@@ -60,6 +61,8 @@ ANSWER_BYTES: Final = 960 * 1024
 sidecars that it is made of: with the wraps of all readers, they may be much longer."""
 _RECEIPT_LEAVES: Final = 32 * 1024
 """Most bytes of leaf data in an answer; the client asks for more."""
+_READ_BATCH: Final = 32
+"""Sidecars read at once."""
 _Failure = SfsdError | OSError
 
 
@@ -124,9 +127,9 @@ def _find_all(server: ServerContext, who: Principal, message: Open) -> list[_Fou
     """Return the first versions of a request, as many as fit one answer, or why one cannot be
     opened. Raises `Stale`."""
     room, results = ANSWER_BYTES, list[_Found | _Failure]()
-    for target in message.targets:
+    for target, newest in _newest(server, who, message):
         try:
-            one = _find(server, who, message.owner, target)
+            one = _find(server, newest(), target)
             size = max(view_size(one.view), _sidecar_size(one.visible))
             size += min(one.opened.size, MAX_SMALL)
             size += HASH_SIZE * min(-(-one.opened.size // PIECE_SIZE), LEAVES_PER_PAGE)
@@ -142,9 +145,30 @@ def _find_all(server: ServerContext, who: Principal, message: Open) -> list[_Fou
     return results
 
 
-def _find(server: ServerContext, who: Principal, owner: str, target: OpenTarget) -> _Found:
+def _newest(
+    server: ServerContext, who: Principal, message: Open
+) -> Iterator[tuple[OpenTarget, Callable[[], VisibleVersion]]]:
+    """Yield each target, and a function that returns the newest version of its file or raises why
+    it cannot be opened. Files are read some at a time. Raises `Stale`."""
+    visibility, user, owner = server.visibility, who.user, message.owner
+    for start in range(0, len(message.targets), _READ_BATCH):
+        some = message.targets[start : start + _READ_BATCH]
+        found: list[VisibleVersion] | None = None
+        try:
+            found = visibility.all_newest(user, owner, [one.file_id for one in some])
+        except Stale:
+            raise
+        except (SfsdError, OSError):
+            pass  # one of them: each is read by itself
+        for place, one in enumerate(some):
+            if found is None:
+                yield one, partial(visibility.newest, user, owner, one.file_id)
+            else:
+                yield one, partial(found.__getitem__, place)
+
+
+def _find(server: ServerContext, newest: VisibleVersion, target: OpenTarget) -> _Found:
     """Return the requested version (0: the current one). Raises `Refused`, also if purged."""
-    newest = server.visibility.newest(who.user, owner, target.file_id)
     version = target.version or newest.last.current
     if version == 0:
         raise not_found()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from protocol.codec.values import Value
 from protocol.records.records import FileRecord
@@ -64,14 +64,21 @@ class Visibility:
 
     def newest(self, user: str, owner: str, file_id: str) -> VisibleVersion:
         """Return the newest version, deleted or not. Raises `Refused`, `DamagedError`."""
+        (visible,) = self.all_newest(user, owner, (file_id,))
+        return visible
+
+    def all_newest(self, user: str, owner: str, file_ids: Sequence[str]) -> list[VisibleVersion]:
+        """Batch version of `newest`; results in input order. Raises if any of them does."""
         # This comes first: others must not learn of a file, whatever its state is.
-        if user != owner and not self._wishes.takes(user, owner, file_id):
+        if user != owner and not all(self._wishes.takes(user, owner, one) for one in file_ids):
             raise not_found()
-        head = FileHead.load(self._index.for_user(owner), file_id)
-        last = head.newest.value.head_record
-        if user != owner and not self._is_reader(user, last):
-            raise not_found()
-        return VisibleVersion(user, head, head.version, head.newest, last)
+        found = list[VisibleVersion]()
+        for head in FileHead.load_all(self._index.for_user(owner), file_ids):
+            last = head.newest.value.head_record
+            if user != owner and not self._is_reader(user, last):
+                raise not_found()
+            found.append(VisibleVersion(user, head, head.version, head.newest, last))
+        return found
 
     def version(self, user: str, owner: str, file_id: str, version: int) -> VisibleVersion:
         """Return one version (0: the newest). Raises `Refused`, `DamagedError`."""

@@ -68,12 +68,22 @@ class FileHead(Value):
     @classmethod
     def load(cls, files: OwnerFiles, file_id: str) -> FileHead:
         """Read the head of `file_id`. Raises `DamagedError` if the newest sidecar is damaged."""
+        (head,) = cls.load_all(files, (file_id,))
+        return head
+
+    @classmethod
+    def load_all(cls, files: OwnerFiles, file_ids: Sequence[str]) -> list[FileHead]:
+        """Batch version of `load`; results in input order."""
         at = files.published_size()  # before reading: what is read may be newer, never older
-        version = files.newest(file_id)
-        document = files.sidecar(file_id, version) if version else None
-        if document is not None:
-            at = max(at, document.value.seq + 1)
-        return cls(files, file_id, version, document, at)
+        versions = [files.newest(file_id) for file_id in file_ids]
+        places = [one for one in zip(file_ids, versions, strict=True) if one[1]]
+        documents = iter(files.sidecars(places))
+        heads = list[FileHead]()
+        for file_id, version in zip(file_ids, versions, strict=True):
+            document = next(documents) if version else None
+            known = at if document is None else max(at, document.value.seq + 1)
+            heads.append(cls(files, file_id, version, document, known))
+        return heads
 
     @property
     def newest(self) -> Document[Sidecar]:
