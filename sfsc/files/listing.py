@@ -28,6 +28,7 @@ from sfsc.errors import (
 )
 from sfsc.session.changeset import Draft
 from sfsc.session.commit import (
+    TOGETHER,
     PlannedChange,
     build_tombstone,
     commit_changes,
@@ -43,7 +44,7 @@ from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
 from sfsc.trust.server_log import REPORT
 from sfsc.trust.signature_cache import verify_in_background
-from sfsc.trust.state import KnownFile, unpack_entry
+from sfsc.trust.state import KnownFile, MadeRecord, unpack_entry
 
 _TOGETHER: Final = 256
 """Files whose answers are verified and cached together."""
@@ -111,7 +112,14 @@ class Files:
     def rm_many(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         """Delete entries that `ls` returned, many together; entries that are gone by now are
         yielded too."""
-        return commit_changes(self._session, (_Deletion(self._session, entry) for entry in entries))
+        return commit_changes(self._session, self._deletions(entries))
+
+    def _deletions(self, entries: Iterable[Entry]) -> Iterator[_Deletion]:
+        coming = iter(entries)
+        while some := list(itertools.islice(coming, TOGETHER)):
+            known = self._session.state.verified_files([entry.file_id for entry in some])
+            for entry in some:
+                yield _Deletion(self._session, entry, known.get(entry.file_id))
 
     def _refresh(self) -> tuple[dict[str, SfscError], dict[str, bytes]]:
         """Update the cache. Return what is wrong with each file that cannot be listed, and the
@@ -305,12 +313,12 @@ class _Cached(Mutable):
 class _Deletion(PlannedChange[Entry]):
     """A tombstone for an entry of a listing, as it is or as it has become."""
 
-    def __init__(self, session: Session, entry: Entry) -> None:
+    def __init__(self, session: Session, entry: Entry, known: KnownFile | None) -> None:
+        """`known` is the entry's verified record, if there is one: it names readers, and an
+        attacker could write another one into the state file."""
         self._session = session
         self._entry = entry
-        # Use only a verified record: it names readers, and an attacker could write one into the
-        # state file.
-        self._known = session.state.verified_file(entry.file_id)
+        self._known = known
 
     def draft(self, _batches: WrapBatches) -> Draft | None:
         if self._known is None:
@@ -326,9 +334,10 @@ class _Deletion(PlannedChange[Entry]):
     def unneeded(self) -> Iterable[Entry]:
         return (self._entry,)
 
-    def committed(self, draft: Draft, _receipt: Receipt | None) -> Entry:
-        version = 0 if self._known is None else self._known.version
-        self._session.state.remember_change(draft.record, draft.body, version)
+    def made_records(self, draft: Draft) -> Iterable[MadeRecord]:
+        return ((draft.record, draft.body, 0 if self._known is None else self._known.version),)
+
+    def committed(self, _draft: Draft, _receipt: Receipt | None) -> Entry:
         return self._entry
 
 

@@ -7,6 +7,7 @@ old name, for `history` and `restore`.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from protocol.codec.values import changed
 from protocol.records.records import MOVE
@@ -23,7 +24,7 @@ from sfsc.session.commit import (
 )
 from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, parse_record
-from sfsc.trust.state import KnownFile
+from sfsc.trust.state import KnownFile, MadeRecord
 
 
 class Renames:
@@ -101,12 +102,12 @@ class Move(PlannedChange[Entry]):
     def renewed(self, session: Session) -> None:
         self._find(session)
 
+    def made_records(self, draft: Draft) -> Iterable[MadeRecord]:
+        return () if draft.tombstone is None else ((*draft.tombstone, self._file.version),)
+
     def committed(self, draft: Draft, _receipt: Receipt | None) -> Entry:
-        state, made = self._session.state, draft.record
+        made = draft.record
         entry = Entry.from_record(made, made, self.metadata)
         known = KnownFile.from_record(made, draft.body, entry.version)
-        with state.transaction():
-            state.remember_file(known, entry.pack())
-            if draft.tombstone is not None:
-                state.remember_change(*draft.tombstone, self._file.version)
+        self._session.state.remember_file(known, entry.pack())
         return entry

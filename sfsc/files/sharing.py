@@ -42,6 +42,7 @@ from sfsc.transfer.reencrypt import Reencryption
 from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.followed_log import SignedLeave
 from sfsc.trust.server_log import REPORT
+from sfsc.trust.state import MadeRecord
 from sfsc.warning_log import log_warning
 
 PER_CHANGE: Final = 128
@@ -348,9 +349,11 @@ class _Access(PlannedChange[VerifiedFile]):
     def rebase(self, session: Session, head: FileView | None, since: int) -> None:
         self._file = verify_head(session, self._file.file_id, head, since)
 
+    def made_records(self, draft: Draft) -> Iterable[MadeRecord]:
+        return ((draft.record, draft.body, self._file.version),)
+
     def committed(self, draft: Draft, _receipt: Receipt | None) -> VerifiedFile:
         file = self._file
-        self._session.state.remember_change(draft.record, draft.body, file.version)
         return VerifiedFile(
             file.content, file.content_body, draft.record, draft.body, file.metadata, file.wraps
         )

@@ -7,7 +7,7 @@ signed together and sent as one atomic changeset (`Committer.commit_set`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Literal, Self
 
 from protocol.codec.values import Value, field
@@ -33,7 +33,7 @@ from sfsc.session.session import Session, known_file
 from sfsc.threadguard import single_threaded
 from sfsc.transfer.source import Source
 from sfsc.transfer.upload import NewVersion, Uploads
-from sfsc.trust.state import KnownFile
+from sfsc.trust.state import KnownFile, MadeRecord
 
 _USED_TWICE: Final = "a transaction changes each file once: use the last content, or two of them"
 
@@ -205,9 +205,11 @@ class _Deletion(PlannedChange[None]):
             raise NotFound(f"{self.name} was deleted meanwhile")
         self._known = known_file(session.without_left(file))
 
-    def committed(self, draft: Draft, _receipt: Receipt | None) -> None:
-        version = 0 if self._known is None else self._known.version
-        self._session.state.remember_change(draft.record, draft.body, version)
+    def made_records(self, draft: Draft) -> Iterable[MadeRecord]:
+        return ((draft.record, draft.body, 0 if self._known is None else self._known.version),)
+
+    def committed(self, _draft: Draft, _receipt: Receipt | None) -> None:
+        pass
 
 
 def _result(

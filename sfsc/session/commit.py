@@ -24,6 +24,7 @@ from sfsc.crypto.envelope import WrapBatches, check_name
 from sfsc.errors import (
     ConflictError,
     IntegrityError,
+    LocalError,
     NetworkError,
     NotFound,
     SfscError,
@@ -33,6 +34,7 @@ from sfsc.session.changeset import Changeset, Draft, fitting
 from sfsc.session.pipeline import Window
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
+from sfsc.trust.state import MadeRecord
 
 MAX_CONFLICTS: Final = 16
 """Conflicts after which a change gives up."""
@@ -83,6 +85,10 @@ class PlannedChange(ABC, Generic[_Result_co]):
 
     def unneeded(self) -> Iterable[_Result_co]:
         """Return the result, if any, of a change that has nothing left to do."""
+        return ()
+
+    def made_records(self, draft: Draft) -> Iterable[MadeRecord]:  # noqa: ARG002 - for subclasses
+        """Return the records of the change that are to be remembered, besides one with content."""
         return ()
 
     @abstractmethod
@@ -178,6 +184,9 @@ class Committer(Generic[_Result]):
                     (change.committed(draft, receipt), draft, receipt)
                     for (change, draft), receipt in zip(members, proven, strict=True)
                 ]
+                self._session.state.remember_changes(
+                    record for change, draft in members for record in change.made_records(draft)
+                )
                 self._session.link_receipts()
                 return made
             renewed: set[str] = set()
@@ -234,6 +243,7 @@ class Committer(Generic[_Result]):
             self._session.refresh_log()
         refused: list[tuple[PlannedChange[_Result], Draft, Error]] = []
         made = zip(sent.changes, sent.changeset.drafts, outcomes, strict=True)
+        records: list[MadeRecord] = []
         with self._session.state.transaction():  # one for all, which costs as much as for one
             for change, draft, outcome in made:
                 receipt = None if isinstance(outcome, Error) else outcome
@@ -244,10 +254,15 @@ class Committer(Generic[_Result]):
                     continue
                 try:
                     results[id(change)] = change.committed(draft, receipt)
+                    records += change.made_records(draft)
                 except FATAL:
                     raise
                 except SfscError as exc:
                     failure = failure or exc
+            try:
+                self._session.state.remember_changes(records)
+            except LocalError as exc:
+                failure = failure or exc
         for change, draft, refusal in refused:
             try:
                 self._rebase(sent, change, draft, refusal, renewed)
@@ -405,7 +420,7 @@ def change_file(session: Session, change: FileChange) -> bool:
     record = commit_if_needed(session, change)
     if record is None:
         return False
-    session.state.remember_change(record, change.body, change.file.version)
+    session.state.remember_changes([(record, change.body, change.file.version)])
     return True
 
 

@@ -14,7 +14,7 @@ log is followed from its beginning.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -43,6 +43,9 @@ from sfsc.trust.followed_log import (
     unpack_leaves,
 )
 from sfsc.trust.vouched import Row
+
+MadeRecord = tuple[FileRecord, bytes, int]
+"""A record of our own, its exact bytes, and the newest version of its file."""
 
 
 class KnownFile(Value):
@@ -380,13 +383,17 @@ class ClientState(StateDatabase):
     def verified_file(self, file_id: str) -> KnownFile | None:
         """Return the known file if its record's signature is marked valid: it may be
         signed again."""
-        query = "SELECT vouched, rev, hash, record, version, deleted FROM file WHERE file_id = ?"
-        row = self.fetch_row(query, (file_id,))
-        if row is None:
-            return None
-        known = KnownFile(file_id, *row[1:])
-        verified = self.check_verification_mac(row[0], file_id, record_hash(known.record))
-        return known if verified else None
+        return self.verified_files([file_id]).get(file_id)
+
+    def verified_files(self, file_ids: Sequence[str]) -> dict[str, KnownFile]:
+        """Return those of a few files of which `verified_file` knows something."""
+        query = "SELECT vouched, file_id, rev, hash, record, version, deleted FROM file WHERE"
+        found = [(row[0], KnownFile(*row[1:])) for row in self._query_files(query, (), file_ids)]
+        return {
+            known.file_id: known
+            for mac, known in found
+            if self.check_verification_mac(mac, known.file_id, record_hash(known.record))
+        }
 
     def files(self, file_ids: Sequence[str]) -> dict[str, KnownFile | None]:
         """Return what is known of each of a few files, as `file` does."""
@@ -458,22 +465,27 @@ class ClientState(StateDatabase):
                 rows,
             )
 
-    def remember_change(self, record: FileRecord, body: bytes, version: int) -> None:
-        """Store a record of our own, its exact bytes, and the file's newest version. If it made no
-        content, the listing entry of the record before stays, with the new revision. Raises as
-        `entries`."""
-        known = KnownFile.from_record(record, body, version)
+    def remember_changes(self, made: Iterable[MadeRecord]) -> None:
+        """Store records of our own, each of another file. If one made no content, the listing entry
+        of the record before stays, with the new revision. Raises as `entries`."""
+        files = [(one[0], KnownFile.from_record(*one)) for one in made]
+        if not files:
+            return
+        keep = [known for record, known in files if record.current and record.op not in CONTENT_OPS]
         with self.transaction():
-            row = None
-            if not known.deleted and record.op not in CONTENT_OPS and self.is_current:
-                query = "SELECT entry FROM file WHERE file_id = ? AND entry NOT NULL"
-                row = self.fetch_row(query, (known.file_id,))
-            entry = None if row is None else self.unseal(row[0], known.file_id)
-            if entry is None or entry[:32] != record.prev:
-                self.remember_file(known, None)
-            else:
-                before = unpack_entry(known.file_id, entry[32:])
-                self.remember_file(known, changed(before, revision=record.rev).pack())
+            query = "SELECT file_id, entry FROM file WHERE entry NOT NULL AND"
+            wanted = [known.file_id for known in keep] if self.is_current else []
+            sealed = dict(self._query_files(query, (), wanted))
+            found: list[tuple[KnownFile, bytes | None]] = []
+            for record, known in files:
+                entry, file_id = None, known.file_id
+                if file_id in sealed:
+                    plain = self.unseal(sealed[file_id], file_id)
+                    if plain[:32] == record.prev:
+                        before = unpack_entry(file_id, plain[32:])
+                        entry = changed(before, revision=record.rev).pack()
+                found.append((known, entry))
+            self.remember_files(found)
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """Yield (file_id, cached listing entry) of all files that have one, in no order. Raises

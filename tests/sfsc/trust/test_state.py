@@ -198,7 +198,7 @@ def test_an_entry_stays_with_a_record_that_makes_no_content(
     made = changed(change, file_id=put.file_id, prev=prev)
     with opened(path) as state:
         state.remember_file(KnownFile.from_record(put, b"put", 1), PACKED)
-        state.remember_change(made, b"change", 1)
+        state.remember_changes([(made, b"change", 1)])
         expected = put.file_id, record_hash(b"change"), changed(ENTRY, revision=2).pack()
         assert list(state.cached_entries()) == ([expected] if stays else [])
         assert state.file(put.file_id) == KnownFile.from_record(made, b"change", 1)
