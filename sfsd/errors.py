@@ -7,13 +7,14 @@ and a ``…DamagedError`` says that bytes differ from what was written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Final, Self
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Final, Self, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from protocol.codec.errors import LogError
     from protocol.wire.messages import FileView
 
+_Result = TypeVar("_Result")
 _NOT_WRITTEN: Final = "it could not be written; nothing was done"
 _BUSY: Final = "the server has too many files open; nothing was done"
 _DISK_FULL: Final = "the server's disk is full; nothing was done"
@@ -37,7 +38,11 @@ class SfsdError(Exception):
         self.hint = hint
 
 
-def without_frames(exc: SfsdError | OSError) -> SfsdError | OSError:
+OperationError: TypeAlias = SfsdError | OSError
+"""What an operation may raise for one request, or one change."""
+
+
+def without_frames(exc: OperationError) -> OperationError:
     """Return `exc` without its stack frames and those of its causes, if a client is told of it.
 
     An error that is kept in a variable of one of its own frames is a reference cycle. The frames
@@ -47,6 +52,14 @@ def without_frames(exc: SfsdError | OSError) -> SfsdError | OSError:
     if isinstance(exc, OSError) or exc.code is not None:
         exc.__traceback__ = exc.__cause__ = exc.__context__ = None
     return exc
+
+
+def outcome_of(call: Callable[[], _Result]) -> _Result | OperationError:
+    """Return the result of a call, or its error, without frames."""
+    try:
+        return call()
+    except (SfsdError, OSError) as exc:
+        return without_frames(exc)
 
 
 OWNER_HINT: Final = "give the root to the daemon's account: chown -R ACCOUNT ROOT"

@@ -12,9 +12,9 @@ from functools import partial
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from protocol.codec.values import Value
-from sfsd.errors import Refused, SfsdError, Stale, without_frames
+from sfsd.errors import OperationError, Refused, SfsdError, Stale, outcome_of, without_frames
 from sfsd.net.thread_pool import ThreadPool
-from sfsd.rules.context import OperationError, Transaction, outcome_of
+from sfsd.rules.context import Transaction
 from sfsd.storage.committer import Committer, Made
 
 THREADS: Final = 8

@@ -7,7 +7,7 @@ tree signs them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -28,25 +28,32 @@ from protocol.records.records import (
 from protocol.wire.messages import Error
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.changes import Commit, Committed, Outcome
-from sfsd.errors import Refused, SfsdError, require, set_refused
+from sfsd.errors import (
+    OperationError,
+    Refused,
+    SfsdError,
+    outcome_of,
+    require,
+    set_refused,
+)
 from sfsd.operations import records, sharing, uploads
 from sfsd.operations.files import view_size
 from sfsd.operations.signed_change import SignedChange, repeated_entry
 from sfsd.rules.context import (
     USER,
     Changeset,
-    OperationError,
     Principal,
     ServerContext,
     Transaction,
     operation,
-    outcome_of,
     weight_of_parts,
 )
 from sfsd.rules.record_rules import FileHead, SignedLeaf, Signer, not_found, parse_record
 
 MAX_LINES: Final = 448 * 1024
 """Bytes of lines and heads in one reply, which also has leaf data and must fit a frame."""
+_Heads = Mapping[str, FileHead | OperationError]
+"""The head of each file, or its error."""
 _Decide = Callable[[ServerContext, Principal, SignedChange], Transaction[int]]
 _BY_OP: Final[dict[str, _Decide]] = {
     ACCESS: sharing.change_readers,
@@ -97,11 +104,16 @@ class SignedChangeset(Changeset):
         if self._parts is None:
             self._parts = _parts_of(self._message, self._who)
             self.is_valid = True
+        parts = self._parts
         signer = self._server.admission.signer(self._who.user)
+        heads = FileHead.load_many(
+            self._server.index.for_user(self._who.user),
+            [one.record.file_id for at in places for one in (parts[at], parts[at].left) if one],
+        )
         decided = list[int | Transaction[int] | OperationError]()
         try:
             for place in places:
-                one = outcome_of(partial(self._decide, self._parts, place, signer))
+                one = outcome_of(partial(self._decide, parts, place, heads, signer))
                 if isinstance(one, Transaction) and not self.is_atomic:
                     one = outcome_of(partial(_counted, one, take_lines))
                 decided.append(one)
@@ -126,8 +138,10 @@ class SignedChangeset(Changeset):
         first, leaves, note, who.known_size = journal.unseen(who.known_size)
         return Committed(tuple(found), note, first, leaves)
 
-    def _decide(self, parts: Sequence[_Part], index: int, signer: Signer) -> int | Transaction[int]:
-        change = self._located(parts[index], signer)
+    def _decide(
+        self, parts: Sequence[_Part], index: int, heads: _Heads, signer: Signer
+    ) -> int | Transaction[int]:
+        change = _located(parts[index], heads, signer)
         if (seq := repeated_entry(self._server, change)) is not None:
             count = len(parts)
             if self.is_atomic and count > 1:
@@ -144,22 +158,24 @@ class SignedChangeset(Changeset):
         require(not change.content and change.upload is None, f"a {op} stores no new content")
         return _BY_OP[op](server, who, change)
 
-    def _located(self, part: _Part, signer: Signer) -> SignedChange:
-        """Return the change with the present heads of its files."""
-        files = self._server.index.for_user(self._who.user)
-        left = None if part.left is None else self._located(part.left, signer)
-        return SignedChange(
-            part.record,
-            part.body,
-            part.signed,
-            FileHead.load(files, part.record.file_id),
-            signer,
-            part.metadata,
-            part.wraps,
-            part.content,
-            part.upload,
-            left,
-        )
+
+def _located(part: _Part, heads: _Heads, signer: Signer) -> SignedChange:
+    """Return the change with the present heads of its files. Raises the error of a head."""
+    head = heads[part.record.file_id]
+    if not isinstance(head, FileHead):
+        raise head
+    return SignedChange(
+        part.record,
+        part.body,
+        part.signed,
+        head,
+        signer,
+        part.metadata,
+        part.wraps,
+        part.content,
+        part.upload,
+        None if part.left is None else _located(part.left, heads, signer),
+    )
 
 
 def _counted(transaction: Transaction[int], take_lines: Callable[[int], None]) -> Transaction[int]:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, Generic, Self, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from protocol.codec.values import Mutable, Value
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import ServerStatement, server_id
 from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from sfsd.config import Config
-from sfsd.errors import Refused, SfsdError, without_frames
+from sfsd.errors import OperationError, Refused, SfsdError
 from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.log.journal import Journal
 from sfsd.rules.access import Visibility
@@ -176,7 +176,6 @@ class ServerContext:
 
 
 _Answer_co = TypeVar("_Answer_co", covariant=True)
-_Result = TypeVar("_Result")
 
 
 class Transaction(Value, Generic[_Answer_co]):
@@ -188,17 +187,6 @@ class Transaction(Value, Generic[_Answer_co]):
     change: Change
     answer: Callable[[int], _Answer_co]
     undo: Callable[[], None] | None = None
-
-
-OperationError: TypeAlias = SfsdError | OSError
-
-
-def outcome_of(call: Callable[[], _Result]) -> _Result | OperationError:
-    """Return the result of a call, or its error."""
-    try:
-        return call()
-    except (SfsdError, OSError) as exc:
-        return without_frames(exc)
 
 
 class Changeset(ABC):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from protocol.codec.errors import PublicKeyError, RemoteProtocolError, SignatureError
@@ -38,7 +39,15 @@ from protocol.records.signatures import Label
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.session import Notice
-from sfsd.errors import DamagedError, Refused, Stale, require
+from sfsd.errors import (
+    DamagedError,
+    OperationError,
+    Refused,
+    SfsdError,
+    Stale,
+    outcome_of,
+    require,
+)
 from sfsd.log.journal import Journal
 from sfsd.rules.reader_wishes import ReaderWishes
 from sfsd.rules.users import User, UserRegistry, signing_key_id, write_block
@@ -84,6 +93,31 @@ class FileHead(Value):
             known = at if document is None else max(at, document.value.seq + 1)
             heads.append(cls(files, file_id, version, document, known))
         return heads
+
+    @classmethod
+    def load_many(
+        cls, files: OwnerFiles, file_ids: Sequence[str]
+    ) -> dict[str, FileHead | OperationError]:
+        """Return the head of each file, or its error, for changes: a sidecar that was verified or
+        written here is not read again, and the committer compares it with the disk's."""
+        at = files.published_size()  # before reading, as in `load`
+        versions = {file_id: files.newest(file_id) for file_id in file_ids}
+        places = [place for place in versions.items() if place[1]]
+        found: dict[str, FileHead | OperationError] = {
+            file_id: cls(files, file_id, 0, None, at) for file_id in file_ids
+        }
+        try:
+            documents = files.readable_sidecars(places, cached=True)
+        except (SfsdError, OSError):
+            for file_id, _ in places:
+                found[file_id] = outcome_of(partial(cls.load, files, file_id))
+            return found
+        for (file_id, version), one in zip(places, documents, strict=True):
+            if isinstance(one, DamagedError):
+                found[file_id] = one
+            else:
+                found[file_id] = cls(files, file_id, version, one, max(at, one.value.seq + 1))
+        return found
 
     @property
     def newest(self) -> Document[Sidecar]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from protocol.log.auditlog import EntryDraft
-from sfsd.errors import Refused
+from sfsd.errors import OperationError, Refused, outcome_of
 from sfsd.net.batches import ATTEMPTS, BatchRunner
-from sfsd.rules.context import OperationError, Transaction, outcome_of
+from sfsd.rules.context import Transaction
 from sfsd.storage.change import Change, Write
 from sfsd.storage.committer import Committer
 from sfsd.storage.store import DirectoryStore
