@@ -39,7 +39,7 @@ class SfsdError(Exception):
 
 
 OperationError: TypeAlias = SfsdError | OSError
-"""What an operation may raise for one request, or one change."""
+"""Errors of an operation, for one request or one change."""
 
 
 def without_frames(exc: OperationError) -> OperationError:
