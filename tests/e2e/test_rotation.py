@@ -236,8 +236,8 @@ def test_two_devices_rotate_and_upload_at_once(
     after = keyring(alice)
     assert len(after.generations) == 1
     assert after.generations[0].generation > 1
-    assert count_wraps_opened(daemon, before, private_keys(before.generations)) == (138, 0)
-    assert count_wraps_opened(daemon, before, private_keys(after.generations)) == (138, 138)
+    assert count_wraps_opened(daemon, before, private_keys(before.generations)) == (140, 0)
+    assert count_wraps_opened(daemon, before, private_keys(after.generations)) == (140, 140)
     for number in range(2):
         alice.run("get", "-r", f"at once {number}", "-o", tmp_path / "out")
         got = tmp_path / "out" / f"at once {number}"
