@@ -65,6 +65,7 @@ def connect(
     progress: Progress | None = None,
     auto_rotate: bool | None = None,
     min_wrap_alg: str | None = None,
+    limit_rate: int | None = None,
 ) -> Store:
     """Unlock the keyring in `home`, log in, and return the open store. The caller closes it, or
     uses it as a context manager.
@@ -75,6 +76,7 @@ def connect(
     long steps. Keys that are due are rotated first, unless `auto_rotate` is False or, if it is
     None, SFSC_AUTO_ROTATE is 0. `min_wrap_alg`, by default SFSC_MIN_WRAP_ALG, is the weakest type
     of key that anything is encrypted for (rsa2048, rsa3072, rsa4096, x25519 or xwing).
+    `limit_rate`, at least 16,384, limits the bytes that are sent and received in a second.
 
     Raises `KeyringError` if the keyring cannot be unlocked, `NetworkError`, and other `SfscError`s.
     """
@@ -89,7 +91,13 @@ def connect(
     from sfsc.store import Store
 
     return Store(
-        file, where, timeouts, progress, auto_rotate=auto_rotate, min_wrap_alg=min_wrap_alg
+        file,
+        where,
+        timeouts,
+        progress,
+        auto_rotate=auto_rotate,
+        min_wrap_alg=min_wrap_alg,
+        limit_rate=limit_rate,
     )
 
 

@@ -27,7 +27,7 @@ from sfsc.keys.home import (
 )
 from sfsc.keys.keyring import KeyringFile
 from sfsc.log.seen_checkpoints import SeenCheckpoints
-from sfsc.session.limits import Timeouts
+from sfsc.session.limits import Throttle, Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Progress, Session
 from sfsc.threadguard import single_threaded
@@ -102,12 +102,16 @@ class Store(Closing):
         *,
         auto_rotate: bool | None = None,
         min_wrap_alg: str | None = None,
+        limit_rate: int | None = None,
     ) -> None:
         self._weakest = resolve_min_wrap_alg(min_wrap_alg)
         self._file = file
         self._state = open_client_state(home_folder(home), file, must_be_saved=False)
         try:
-            self._session = Session(file.contents, self._state, timeouts, progress=progress)
+            throttle = None if limit_rate is None else Throttle(limit_rate)
+            self._session = Session(
+                file.contents, self._state, timeouts, progress=progress, throttle=throttle
+            )
         except BaseException:
             self._state.close()
             raise
@@ -218,6 +222,8 @@ class Store(Closing):
         links: bool = True,
         always: bool = False,
         checksum: bool = False,
+        exclude: Sequence[str] = (),
+        dry_run: bool = False,
     ) -> Iterator[Put]:
         """Store everything below `folder` (or below several, or files) that is new or has changed,
         under the folder `name` ("": under their paths below it; None: under its own path). Symbolic
@@ -228,6 +234,9 @@ class Store(Closing):
         its SHA-256 does. That is stored with each file of at most 64 MiB, and with larger ones that
         were put with `checksum`. `always` stores all. The result of a file that has not changed has
         the status ``unchanged``, and no receipt.
+
+        `exclude` are patterns as in a ``.gitignore`` of what is left out; files ``.sfsignore`` in
+        the folders may have more, and are stored themselves. With `dry_run` nothing is stored.
         """
         return self._trees.put(
             [folder] if isinstance(folder, Path) else folder,
@@ -236,6 +245,8 @@ class Store(Closing):
             links=links,
             always=always,
             checksum=checksum,
+            exclude=exclude,
+            dry_run=dry_run,
         )
 
     def get_tree(
@@ -251,6 +262,8 @@ class Store(Closing):
         checksum: bool = False,
         overwrite: bool = True,
         newer: bool = False,
+        exclude: Sequence[str] = (),
+        dry_run: bool = False,
     ) -> Iterator[Got]:
         """Fetch everything in the folder `name` ("": all) to its path below `target`: our own
         files, or those that the user `owner` shares. Symbolic links are made only with `links`. The
@@ -259,7 +272,7 @@ class Store(Closing):
         An existing file that is the same (as in `put_tree`; `checksum` and `always` as there) stays
         as it is, with the status ``unchanged``. If `overwrite` is false, other existing files stay
         too, with the status ``skipped``; with `newer`, those that were changed later than the
-        stored ones.
+        stored ones. `exclude` are patterns of what is left out; with `dry_run` nothing is written.
         """
         from sfsc.files.tree import Replace
 
@@ -267,7 +280,16 @@ class Store(Closing):
         if owner is not None:
             found = self._inbox.list_folder(owner, name, skip or _raise, first_use=trust_first_use)
         replace = Replace(always, checksum, overwrite, newer)
-        return self._trees.get(name, target, skip or _raise, found, links=links, replace=replace)
+        return self._trees.get(
+            name,
+            target,
+            skip or _raise,
+            found,
+            links=links,
+            replace=replace,
+            exclude=exclude,
+            dry_run=dry_run,
+        )
 
     def rm_tree(self, name: str, *, skip: Skip | None = None) -> Iterator[Entry]:
         """Delete every file in the folder `name` ("": all). Yield the deleted versions. Files that

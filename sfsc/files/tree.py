@@ -30,6 +30,7 @@ from sfsc.crypto.envelope import (
 )
 from sfsc.errors import LocalError, NotFound, NotRegularFile, SfscError, UnreadableSource
 from sfsc.files.comparison import is_same, local_item
+from sfsc.files.filters import Filters
 from sfsc.files.listing import Files, full_folders
 from sfsc.local_files import is_file, is_folder
 from sfsc.session.pipeline import Skip
@@ -93,48 +94,44 @@ class Trees:
         links: bool = True,
         always: bool = False,
         checksum: bool = False,
+        exclude: Sequence[str] = (),
+        dry_run: bool = False,
     ) -> Iterator[Put]:
         """Store files, and everything below folders, each under its own path or `name` ("": what
         is in the folder has its path below it). Links are stored as links, without `links` not at
         all. What is not stored is reported to `skip`. Folders are stored too; only empty ones are
         yielded. What is the same (`is_same`, with `checksum`) is not stored again, unless `always`
-        is set. Raises `UnreadableSource` if a source is neither a file nor a folder."""
+        is set. The patterns `exclude` and those of ``.sfsignore`` files say what is left out of
+        folders: see `Filters`. With `dry_run`, nothing is stored, and the results have the versions
+        that are there (0: none). Raises `UnreadableSource` if a source is neither a file nor a
+        folder, and `UsageError` for a malformed pattern."""
         prefixes = [_prefix(source, name) for source in sources]
+        filters = [Filters(exclude, source) for source in sources]
         found: Iterator[TreeItem] = (
             item
-            for source, prefix in zip(sources, prefixes, strict=True)
-            for item in _items(source, prefix, skip, links=links)
+            for source, prefix, one in zip(sources, prefixes, filters, strict=True)
+            for item in _items(source, prefix, skip, links=links, filters=one)
         )
         uploads, full, unchanged = Uploads(self._session), set[str](), deque[Put]()
+        known: dict[str, Entry] = {}
+        if dry_run or not always:
+            # A file that the server has damaged or hides is not listed, and so stored again.
+            listed = Files(self._session).ls(
+                prefixes[0] if len(prefixes) == 1 else "", lambda _name, _error: None, folders=True
+            )
+            known = {entry.name: entry for entry in listed}
         if not always:
-            start = prefixes[0] if len(prefixes) == 1 else ""
-            found = self._changed(found, start, checksum, unchanged)
-        for put in uploads.put_many(_announced(uploads, found, full), skip=skip, hash_all=checksum):
-            while unchanged:
-                yield unchanged.popleft()
-            if put.name not in full:
-                yield put
+            found = _changed(found, known, checksum, unchanged)
+        if dry_run:
+            yield from (_planned(item, known.get(item.name)) for item in found if not item.full)
+        else:
+            items = _announced(uploads, found, full)
+            for put in uploads.put_many(items, skip=skip, hash_all=checksum):
+                while unchanged:
+                    yield unchanged.popleft()
+                if put.name not in full:
+                    yield put
         yield from unchanged
-
-    def _changed(
-        self,
-        found: Iterator[TreeItem],
-        prefix: str,
-        checksum: bool,
-        unchanged: deque[Put],
-    ) -> Iterator[TreeItem]:
-        """Yield the items that differ from what is stored. Add the others to `unchanged`, without
-        folders in which there is something."""
-        # A file that the server has damaged or hides is not listed, and so stored again.
-        listed = Files(self._session).ls(prefix, lambda _name, _error: None, folders=True)
-        known = {entry.name: entry for entry in listed}
-        for item in found:
-            entry = known.get(item.name)
-            if entry is None or not is_same(entry, item, checksum=checksum):
-                yield item
-            elif not item.full:
-                about = entry.name, entry.file_id, entry.version, entry.size
-                unchanged.append(Put(*about, None, b"", status=UNCHANGED))
 
     def get(
         self,
@@ -145,27 +142,55 @@ class Trees:
         *,
         links: bool = False,
         replace: Replace | None = None,
+        exclude: Sequence[str] = (),
+        dry_run: bool = False,
     ) -> Iterator[Got]:
         """Download everything in the folder `name` ("": all) below `target`: all of ``a/b`` arrives
         as ``target/b``. `shared` holds files of another user, instead of our own; one whose name
         has control or bidi characters is passed to `skip`. Symbolic links are made only with
         `links`; otherwise they are passed to `skip`. `replace` says which existing files are
-        replaced. New folders have mode 0700; those that were stored get their mode and time at the
-        end. Only empty ones are yielded. Files are not synced one by one: after a power cut,
-        download them again. Raises `NotFound`."""
+        replaced, and the patterns `exclude` what is left out, by its path in the folder. With
+        `dry_run`, nothing is written. New folders have mode 0700; those that were stored get their
+        mode and time at the end. Only empty ones are yielded. Files are not synced one by one:
+        after a power cut, download them again. Raises `NotFound`, and `UsageError` for a malformed
+        pattern."""
+        filters, folder = Filters(exclude), name.strip("/")
         owner, entries = shared or (None, self.list_folder(name, skip))
-        above = len(name.strip("/").rpartition("/")[0])
+        if exclude:
+            inside = len(folder) + 1 if folder else 0
+            # The folder itself has no path in it.
+            entries = [
+                one
+                for one in entries
+                if not one.name[inside:] or not filters.excludes(one.name[inside:])
+            ]
+        above = len(folder.rpartition("/")[0])
         start, how = above and above + 1, replace or Replace()
         full = full_folders(entries)
         folders = [entry.name[start:] for entry in entries if entry.kind == FOLDER]
-        with DestinationTree(target, foreign=owner is not None, folders=folders) as tree:
-            wanted, size, kept = _decide(entries, start, tree, skip, how, links=links)
+        if dry_run and not is_folder(target):
+            wanted = [(one, target / one.name[start:]) for one in entries if one.name not in full]
+            yield from (
+                _got(one, path, FETCHED) for one, path in wanted if one.kind != LINK or links
+            )
+            return
+        detected = False if dry_run else None  # which makes a file for a moment
+        with DestinationTree(
+            target, folds_case=detected, foreign=owner is not None, folders=folders
+        ) as tree:
+            decided, kept = _decide(entries, start, tree, skip, how, links=links)
             yield from (got for got in kept if got.name not in full)
-            self._session.progress.expect(size)
-            for got in Downloads(self._session).get_many(wanted, skip, owner):
+            if dry_run:
+                done = iter([_got(entry, item.path, FETCHED) for entry, item in decided])
+            else:
+                self._session.progress.expect(sum(entry.size for entry, _ in decided))
+                items = [item for _, item in decided]
+                done = Downloads(self._session).get_many(items, skip, owner)
+            for got in done:
                 if got.name not in full:
                     yield got
-            tree.restore_folders(skip)
+            if not dry_run:
+                tree.restore_folders(skip)
 
     def rm(self, name: str, skip: Skip) -> Iterator[Entry]:
         """Delete everything in the folder `name`. Raises `NotFound`."""
@@ -215,15 +240,39 @@ def _prefix(source: Path, name: str | None) -> str:
     return prefix
 
 
-def _items(source: Path, name: str, skip: Skip, *, links: bool) -> Iterator[TreeItem]:
+def _items(
+    source: Path, name: str, skip: Skip, *, links: bool, filters: Filters | None
+) -> Iterator[TreeItem]:
     if is_folder(source):
-        yield from walk_folder(source, name, skip, links=links)
+        yield from walk_folder(source, name, skip, links=links, filters=filters)
         return
     try:
         # The user named it, so a link is followed.
         yield TreeItem(os.path.realpath(source), name, FILE, os.stat(source))
     except OSError as exc:
         skip(str(source), UnreadableSource(f"cannot be examined: {exc.strerror}"))
+
+
+def _changed(
+    found: Iterator[TreeItem], known: dict[str, Entry], checksum: bool, unchanged: deque[Put]
+) -> Iterator[TreeItem]:
+    """Yield the items that differ from what is stored. Add the others to `unchanged`, without
+    folders in which there is something."""
+    for item in found:
+        entry = known.get(item.name)
+        if entry is None or not is_same(entry, item, checksum=checksum):
+            yield item
+        elif not item.full:
+            about = entry.name, entry.file_id, entry.version, entry.size
+            unchanged.append(Put(*about, None, b"", status=UNCHANGED))
+
+
+def _planned(item: TreeItem, entry: Entry | None) -> Put:
+    """Return the result of an item that is not stored, because nothing is."""
+    size = item.status.st_size if item.kind == FILE else 0
+    if entry is None:
+        return Put(item.name, "", 0, size, None, b"")
+    return Put(item.name, entry.file_id, entry.version, size, None, b"")
 
 
 def _decide(
@@ -234,9 +283,9 @@ def _decide(
     replace: Replace,
     *,
     links: bool,
-) -> tuple[list[DownloadItem], int, list[Got]]:
-    """Return what is to be fetched, its size in bytes, and what stays as it is."""
-    wanted, size, kept = list[DownloadItem](), 0, list[Got]()
+) -> tuple[list[tuple[Entry, DownloadItem]], list[Got]]:
+    """Return what is to be fetched, and what stays as it is."""
+    wanted, kept = list[tuple[Entry, DownloadItem]](), list[Got]()
     for entry in entries:
         below = entry.name[start:]
         path = tree.path / below
@@ -249,16 +298,19 @@ def _decide(
             skip(entry.name, exc)
             continue
         if outcome == FETCHED:
-            size += entry.size
             about = entry.name, entry.file_id, entry.version, path, destination, entry.size
-            wanted.append(DownloadItem(*about))
+            wanted.append((entry, DownloadItem(*about)))
             continue
         if entry.kind == FOLDER and outcome == UNCHANGED:
             metadata = Metadata(entry.name, 0, entry.mtime_ns, entry.mode, FOLDER)
             tree.keep_folder(below, metadata)
-        known = entry.name, entry.file_id, entry.version, entry.size, entry.mtime
-        kept.append(Got(*known, path, outcome))
-    return wanted, size, kept
+        kept.append(_got(entry, path, outcome))
+    return wanted, kept
+
+
+def _got(entry: Entry, path: Path, status: str) -> Got:
+    about = entry.name, entry.file_id, entry.version, entry.size, entry.mtime
+    return Got(*about, path, status)
 
 
 def _announced(
@@ -273,63 +325,91 @@ def _announced(
             yield item, None
 
 
-def names_below(sources: Sequence[Path], name: str | None) -> Iterator[tuple[str, str]]:
+def names_below(
+    sources: Sequence[Path], name: str | None, exclude: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
     """Yield (path, name) of every file and link that `Trees.put` would store. What it would report
     is left out, and so are folders: two sources may share one."""
     for source in sources:
-        prefix = _prefix(source, name)
-        for item in _items(source, prefix, lambda _what, _error: None, links=True):
+        prefix, filters = _prefix(source, name), Filters(exclude, source)
+        for item in _items(source, prefix, lambda _what, _error: None, links=True, filters=filters):
             if item.kind != FOLDER:
                 yield item.path, item.name
 
 
 def walk_folder(
-    folder: str | Path, prefix: str, skip: Skip, *, links: bool = True
+    folder: str | Path,
+    prefix: str,
+    skip: Skip,
+    *,
+    links: bool = True,
+    filters: Filters | None = None,
 ) -> Iterator[TreeItem]:
     """Yield everything below `folder` that can be stored, sorted, a folder before what is in it,
     with its name under `prefix`; first the folder itself, unless the prefix is "". Report the rest
-    to `skip`: also links, unless `links` is set. Links are not followed, except `folder` itself."""
+    to `skip`: also links, unless `links` is set; not what `filters` exclude. Links are not
+    followed, except `folder` itself."""
     try:
         status = os.stat(folder)
     except OSError as exc:
         skip(str(folder), UnreadableSource(f"cannot be examined: {exc.strerror}"))
         return
-    yield from _walk(os.fspath(folder), prefix, status, 0, skip, links=links)
+    walk = _Walk(skip, links, filters, len(prefix) + 1 if prefix else 0)
+    yield from walk.items(os.fspath(folder), prefix, status, 0)
 
 
-def _walk(
-    folder: str, name: str, status: os.stat_result, depth: int, skip: Skip, *, links: bool
-) -> Iterator[TreeItem]:
-    try:
-        with os.scandir(folder) as scanned:
-            found = sorted(scanned, key=lambda item: item.name)
-    except OSError as exc:
-        skip(folder, UnreadableSource(f"cannot be read: {exc.strerror}"))
-        return
-    items: list[TreeItem] = []
-    names: set[str] = set()
-    for item in found:
-        last = unicodedata.normalize("NFC", item.name)
-        if last in names:
-            # Otherwise it would silently become a new version of the other file.
-            skip(
-                item.path,
-                UnreadableSource("has the same name as another file, in another Unicode form"),
-            )
-            continue
-        names.add(last)
+class _Walk(Value):
+    """How a folder is walked; `start` is the length of what precedes a path below it in a name."""
+
+    skip: Skip
+    links: bool
+    filters: Filters | None
+    start: int
+
+    def items(
+        self, folder: str, name: str, status: os.stat_result, depth: int
+    ) -> Iterator[TreeItem]:
+        """Yield the folder and everything in it; `name` is without a slash at its end."""
         try:
-            items.append(_item(item, f"{name}/{last}" if name else last, depth, links=links))
-        except SfscError as exc:
-            skip(item.path, exc)
-    if name:
-        yield TreeItem(folder, f"{name}/", FOLDER, status, full=bool(items))
-    for made in items:
-        if made.kind == FOLDER:
-            below = made.name.removesuffix("/")
-            yield from _walk(made.path, below, made.status, depth + 1, skip, links=links)
-        else:
-            yield made
+            with os.scandir(folder) as scanned:
+                found = sorted(scanned, key=lambda item: item.name)
+        except OSError as exc:
+            self.skip(folder, UnreadableSource(f"cannot be read: {exc.strerror}"))
+            return
+        items: list[TreeItem] = []
+        names: set[str] = set()
+        for item in found:
+            last = unicodedata.normalize("NFC", item.name)
+            if last in names:
+                # Otherwise it would silently become a new version of the other file.
+                self.skip(
+                    item.path,
+                    UnreadableSource("has the same name as another file, in another Unicode form"),
+                )
+                continue
+            names.add(last)
+            below = f"{name}/{last}" if name else last
+            try:
+                if self.filters is None or not self.filters.excludes(self._path(item, below)):
+                    items.append(_item(item, below, depth, links=self.links))
+            except SfscError as exc:
+                self.skip(item.path, exc)
+        if name:
+            yield TreeItem(folder, f"{name}/", FOLDER, status, full=bool(items))
+        for made in items:
+            if made.kind == FOLDER:
+                yield from self.items(
+                    made.path, made.name.removesuffix("/"), made.status, depth + 1
+                )
+            else:
+                yield made
+
+    def _path(self, item: os.DirEntry[str], name: str) -> str:
+        """Return the path of an item for the filters. Raises `UnreadableSource`."""
+        try:
+            return name[self.start :] + "/" * item.is_dir(follow_symlinks=False)
+        except OSError as exc:
+            raise UnreadableSource(f"cannot be examined: {exc.strerror}") from exc
 
 
 def _item(item: os.DirEntry[str], name: str, depth: int, *, links: bool) -> TreeItem:

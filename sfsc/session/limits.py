@@ -6,10 +6,13 @@ which take as long to load as all of the cryptography.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Final, NewType
 
 from protocol.codec.values import Value
 from protocol.wire.messages.base import PIECE
+from sfsc.errors import UsageError
 
 Ticket = NewType("Ticket", int)
 """Identifies a request in flight. `Transport.result` exchanges it for the reply, once."""
@@ -19,6 +22,28 @@ MAX_REQUESTS: Final = 128
 others; each commit costs it syncs and a signature, which we verify, whatever its size."""
 MAX_WINDOW: Final = 16 * PIECE
 """Bytes in flight, whatever the server's Welcome grants: this limits our memory."""
+
+
+MIN_RATE: Final = 16 * 1024
+"""Bytes a second. A server disconnects a client that takes minutes for a piece."""
+
+
+class Throttle:
+    """Limits the bytes that are sent and received together, over all connections of a session."""
+
+    def __init__(self, rate: int, sleep: Callable[[float], None] = time.sleep) -> None:
+        """`rate` is in bytes a second. Raises `UsageError` below `MIN_RATE`."""
+        if rate < MIN_RATE:
+            raise UsageError(f"a rate of {rate} bytes a second", f"use at least {MIN_RATE}")
+        self._rate = rate
+        self._sleep = sleep
+        self._free = 0.0
+
+    def spend(self, size: int) -> None:
+        """Wait until `size` bytes may have been moved since the last call."""
+        now = time.monotonic()
+        self._free = max(self._free, now) + size / self._rate
+        self._sleep(self._free - now)
 
 
 class Timeouts(Value):

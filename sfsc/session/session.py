@@ -75,7 +75,7 @@ from sfsc.session.handshake import (
     login_keys,
     verify_welcome,
 )
-from sfsc.session.limits import Timeouts
+from sfsc.session.limits import Throttle, Timeouts
 from sfsc.session.retry import connect_again, retry
 from sfsc.session.server_errors import expect_proof, expect_reply, to_exception
 from sfsc.threadguard import ThreadGuard
@@ -182,6 +182,7 @@ class Session:
         pause: Callable[[float], None] = time.sleep,
         progress: Progress | None = None,
         *,
+        throttle: Throttle | None = None,
         anew: bool = False,
         recovery: SigningKey | None = None,
     ) -> None:
@@ -227,6 +228,7 @@ class Session:
         self.leave_out: Callable[[Sequence[str], str], None] = lambda _readers, _cause: None
         """Leaves these readers out of new files, because of what the text says."""
         self._timeouts = timeouts
+        self._throttle = throttle
         self._pause = pause
         self._answers = evidence.Answers()
         self._kept = 0
@@ -382,6 +384,7 @@ class Session:
     def _open(self, login: LoginKey) -> None:
         server, user = self.keyring.server_id, self.keyring.user
         transport = dial(self.keyring.addresses, self._timeouts, self._answers)
+        transport.throttle = self._throttle
         try:
             with self.keeping_evidence():
                 self.limits = verify_welcome(transport, self.trust, self.state).limits

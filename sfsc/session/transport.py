@@ -32,7 +32,7 @@ from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, StaleGeneration, TimedOut, Unreachable
 from sfsc.interrupts import deferred
 from sfsc.session.evidence import Answers, Asked
-from sfsc.session.limits import MAX_REQUESTS, MAX_WINDOW, Ticket, Timeouts
+from sfsc.session.limits import MAX_REQUESTS, MAX_WINDOW, Throttle, Ticket, Timeouts
 
 _CORKED: Final = 16
 _CORKED_SIZE: Final = 8 * TLS_RECORD
@@ -71,6 +71,8 @@ class Transport(Closing):
         self._tls_writes = False
         self.allowed: tuple[type[Request], ...] | None = None
         """The requests that the session may send; None for all."""
+        self.throttle: Throttle | None = None
+        """Limits the rate, if it is set."""
         self._failure: NetworkError | None = None
 
     @classmethod
@@ -236,7 +238,10 @@ class Transport(Closing):
             with deferred:
                 small = self._uncork() > TLS_RECORD
                 received = self._receive()
-                return self._send(small=small) or received
+                moved = received + self._send(small=small)
+            if self.throttle is not None and moved:
+                self.throttle.spend(moved)
+            return moved > 0
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as exc:
             self._fail(Unreachable("the connection was lost", _AGAIN), exc)
         except ssl.SSLError as exc:
@@ -247,10 +252,10 @@ class Transport(Closing):
             self._fail(ProtocolFailure(f"the server broke the protocol: {exc}"), exc)
         return True
 
-    def _send(self, *, small: bool) -> bool:
-        """Send the queue. `small` frames, of several TLS records, leave as one TCP segment: TLS
-        writes one record at a time, and each would wake a server on the same machine, which would
-        then process three requests at once instead of sixteen."""
+    def _send(self, *, small: bool) -> int:
+        """Send the queue and return the number of bytes. `small` frames, of several TLS records,
+        leave as one TCP segment: TLS writes one record at a time, and each would wake a server on
+        the same machine, which would then process three requests at once instead of sixteen."""
         if CORK is None or not small:
             return self._write()
         self._tls.setsockopt(socket.IPPROTO_TCP, CORK, 1)
@@ -259,30 +264,31 @@ class Transport(Closing):
         finally:
             self._tls.setsockopt(socket.IPPROTO_TCP, CORK, 0)
 
-    def _write(self) -> bool:
-        moved = False
+    def _write(self) -> int:
+        moved = 0
         with contextlib.suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            while self._outgoing:
+            while self._outgoing and not (self.throttle is not None and moved):
                 view = self._outgoing[0]
                 # After a "want" error OpenSSL requires the same bytes again; the queue keeps them.
                 count = self._tls.send(view)
-                moved = True
+                moved += count
                 if count == len(view):
                     self._outgoing.popleft()
                 else:
                     self._outgoing[0] = view[count:]
         return moved
 
-    def _receive(self) -> bool:
+    def _receive(self) -> int:
         """Receive until the kernel and TLS have nothing left, or until a piece of data has come,
-        which the caller can process meanwhile. Waiting on the socket is safe only after False."""
-        received = 0
-        while received < PIECE and (filled := self._fill(self._connection.get_buffer(-1))):
+        which the caller can process meanwhile; return the number of bytes. Waiting on the socket is
+        safe only after 0. A throttled connection moves one TLS record at a time."""
+        received, most = 0, PIECE if self.throttle is None else TLS_RECORD
+        while received < most and (filled := self._fill(self._connection.get_buffer(-1)[:most])):
             received += filled
             self._unattributed += filled
             for incoming in self._connection.buffer_updated(filled):
                 self._deliver(Ticket(incoming.request_id), incoming.message)
-        return received > 0
+        return received
 
     def _fill(self, buffer: memoryview) -> int:
         """Receive into `buffer`; return the number of bytes, 0 if none are available now."""

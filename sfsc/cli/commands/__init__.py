@@ -30,6 +30,7 @@ class Context(Value):
         *,
         auto_rotate: bool | None = None,
         passphrase: Callable[[], str] | None = None,
+        limit_rate: int | None = None,
     ) -> Store:
         """Log in and return the open store. Asks for the passphrase if the keyring needs one, by
         `passphrase` if that is given."""
@@ -38,6 +39,7 @@ class Context(Value):
             passphrase=passphrase or terminal.passphrase_source(),
             progress=progress,
             auto_rotate=auto_rotate,
+            limit_rate=limit_rate,
         )
 
     def answer(self, value: Value | Mutable | Mapping[str, object], *lines: str) -> None:

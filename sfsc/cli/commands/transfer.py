@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -16,6 +17,14 @@ from sfsc import local_files
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, folder_hint
 from sfsc.cli.commands.sharing import confirm_trust, split_owner, trust_options
+from sfsc.cli.folder_options import (
+    check_folder_options,
+    compare_options,
+    dry_run_option,
+    exclude_options,
+    limit_rate_option,
+    patterns,
+)
 from sfsc.cli.outcomes import Outcomes
 from sfsc.cli.progress import ProgressBar
 from sfsc.errors import LocalError, UsageError
@@ -31,18 +40,8 @@ _SHOWN_NAMES: Final = 5
 """Names that a warning lists."""
 
 
-def compare_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say which files of a folder have changed."""
-    for option in (
-        click.option("--checksum", is_flag=True, help="With -r: compare contents, not times."),
-        click.option("--always", is_flag=True, help="With -r: transfer unchanged files too."),
-    ):
-        command = option(command)
-    return command
-
-
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, metavar="FILE...")
 @click.option("-r", "--recursive", is_flag=True, help="Store folders too, with all their files.")
 @click.option("--name", help="Name in the store, for one FILE; required for `-` (stdin).")
 @click.option(
@@ -63,7 +62,16 @@ def compare_options(command: Callable[..., None]) -> Callable[..., None]:
     default=True,
     help="With -r: store symbolic links as links (the default), or leave them out.",
 )
+@click.option(
+    "--files-from",
+    type=click.Path(allow_dash=True),
+    metavar="FILE",
+    help="Store the paths that FILE names too, one a line or each before a NUL; `-`: stdin.",
+)
 @compare_options
+@exclude_options
+@dry_run_option
+@limit_rate_option
 @click.pass_obj
 def put(
     context: Context,
@@ -75,8 +83,13 @@ def put(
     receipt: Path | None,
     no_overwrite: bool,
     links: bool,
+    files_from: str | None,
     always: bool,
     checksum: bool,
+    exclude: tuple[str, ...],
+    exclude_from: tuple[Path, ...],
+    dry_run: bool,
+    limit_rate: int | None,
 ) -> None:
     """Encrypt each FILE and store it under its own path, or one FILE under --name.
 
@@ -91,37 +104,48 @@ def put(
     With -r only files are stored that are new or have changed: whose size or time of the last
     change differs from what is stored, or with --checksum whose SHA-256 does. It is stored with
     each file of at most 64 MiB, and with --checksum also of larger ones. The last line counts
-    stored, unchanged and skipped files; --json has a "status" for each.
+    stored, unchanged and skipped files; --json has a "status" for each. --dry-run stores nothing.
+
+    Patterns of --exclude, and those in files named .sfsignore, are as in a .gitignore: they say
+    what is left out of a folder, by its path below FILE. The .sfsignore files are stored.
 
     With --if-version or --no-overwrite, the command ends with exit code 6 at the first FILE whose
     name has another version. That FILE is not stored; the ones before it are.
 
     Example: sfsc put -r photos
     """
-    expected = _expected(files, if_version, no_overwrite=no_overwrite)
-    if receipt is not None and (len(files) != 1 or (recursive and local_files.is_folder(files[0]))):
-        raise UsageError("--receipt is for one file", "store the files one by one")
-    if receipt is not None and str(receipt) != "-":
-        # Checked first: an error after the upload would look as if the file was not stored.
-        check_new_file(receipt, "use another --receipt PATH")
+    if files_from is not None:
+        files += tuple(_read_paths(files_from))
+    elif not files:
+        raise click.UsageError("Missing argument 'FILE...'.")
+    expected = _expected(files, if_version, recursive=recursive, no_overwrite=no_overwrite)
+    _check_receipt(receipt, files, recursive=recursive)
     if name is not None and len(files) > 1:
         raise UsageError("--name is for one FILE", "leave it out, or store the files one by one")
-    if recursive and expected is not None and any(map(local_files.is_folder, files)):
-        cause = "a folder takes no --if-version or --no-overwrite"
-        raise UsageError(cause, "store the folder without it; unchanged files are left out")
+    check_folder_options(exclude, exclude_from, recursive=recursive, dry_run=dry_run)
+    excluded = patterns(exclude, exclude_from)
     compared = recursive and expected is None and receipt is None
     paths = [Path(file) for file in files if compared and file != "-"]
     items = list(_items([file for file in files if Path(file) not in paths], name))
+    if dry_run and items:
+        raise UsageError("--dry-run is for files and folders only", "leave out other options")
     _check_paths(paths)
     if len(files) > 1:
-        _check_names(paths, items)
+        _check_names(paths, items, excluded)
     outcomes = Outcomes(json=context.json)
-    with ProgressBar() as bar, context.connect(bar) as store:
+    with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
         if paths:
             found = store.put_tree(
-                paths, name=name, skip=outcomes, links=links, always=always, checksum=checksum
+                paths,
+                name=name,
+                skip=outcomes,
+                links=links,
+                always=always,
+                checksum=checksum,
+                exclude=excluded,
+                dry_run=dry_run,
             )
-            _show_tree(found, paths, outcomes, context)
+            _show_tree(found, paths, outcomes, context, dry_run=dry_run)
         if expected is None and receipt is None:
             stored = store.put_many(items, checksum=checksum)
         else:
@@ -136,6 +160,17 @@ def put(
     outcomes.check()
 
 
+def _check_receipt(receipt: Path | None, files: Sequence[str], *, recursive: bool) -> None:
+    """Check that --receipt is for one file, and can be written: an error after the upload would
+    look as if the file was not stored. Raises `UsageError` and `LocalError`."""
+    if receipt is None:
+        return
+    if len(files) != 1 or (recursive and local_files.is_folder(files[0])):
+        raise UsageError("--receipt is for one file", "store the files one by one")
+    if str(receipt) != "-":
+        check_new_file(receipt, "use another --receipt PATH")
+
+
 def _check_paths(paths: Sequence[Path]) -> None:
     """Check before anything is sent that all paths are files or folders. Raises `LocalError`."""
     for path in paths:
@@ -144,7 +179,9 @@ def _check_paths(paths: Sequence[Path]) -> None:
 
 
 def _check_names(
-    paths: Sequence[Path], items: Sequence[tuple[Path | BinaryIO, str | None]]
+    paths: Sequence[Path],
+    items: Sequence[tuple[Path | BinaryIO, str | None]],
+    exclude: Sequence[str],
 ) -> None:
     """Check before anything is sent that no two sources have one name: the second would become a
     newer version of the first, and hide it. Raises `UsageError`."""
@@ -153,21 +190,26 @@ def _check_names(
 
     files = ((str(source), name_for(source, name)) for source, name in items)
     known: dict[str, str] = {}
-    for path, name in itertools.chain(names_below(paths, None), files):
+    for path, name in itertools.chain(names_below(paths, None, exclude), files):
         if (other := known.setdefault(name, path)) is not path:
             cause = f"{other} and {path} would both be stored as {name}"
             raise UsageError(cause, "store them one by one, each with its own --name")
 
 
 def _show_tree(
-    found: Iterator[Put], paths: Sequence[Path], outcomes: Outcomes, context: Context
+    found: Iterator[Put],
+    paths: Sequence[Path],
+    outcomes: Outcomes,
+    context: Context,
+    *,
+    dry_run: bool,
 ) -> None:
     """Store what `found` yields. Report on stderr if there are no files, and names that Windows
     cannot hold."""
     count = 0
     not_on_windows: list[str] = []
     for done in found:
-        _show_put(done, context, outcomes)
+        _show_put(done, context, outcomes, dry_run=dry_run)
         count += 1
         if done.status == STORED and not all(
             map(fits_windows, done.name.removesuffix("/").split("/"))
@@ -183,13 +225,19 @@ def _show_tree(
         terminal.say(f"sfsc: warning: Windows cannot hold {what}: {shown}{more}")
 
 
-def _expected(files: tuple[str, ...], if_version: int | None, *, no_overwrite: bool) -> int | None:
+def _expected(
+    files: tuple[str, ...], if_version: int | None, *, recursive: bool, no_overwrite: bool
+) -> int | None:
     """Return the version that must be current for a file to be stored; None for any."""
     if no_overwrite and if_version is not None:
         raise UsageError("--no-overwrite and --if-version exclude each other", "use one of them")
     if if_version is not None and len(files) > 1:
         raise UsageError("--if-version is for one file", "store the files one by one")
-    return 0 if no_overwrite else if_version
+    expected = 0 if no_overwrite else if_version
+    if recursive and expected is not None and any(map(local_files.is_folder, files)):
+        cause = "a folder takes no --if-version or --no-overwrite"
+        raise UsageError(cause, "store the folder without it; unchanged files are left out")
+    return expected
 
 
 def _items(files: Sequence[str], name: str | None) -> Iterator[tuple[Path | BinaryIO, str | None]]:
@@ -219,14 +267,24 @@ def no_file(file: str) -> LocalError:
     return LocalError(f"no such file: {file}")
 
 
-def _show_put(done: Put, context: Context, outcomes: Outcomes) -> None:
+def _read_paths(file: str) -> list[str]:
+    """Return the paths that a file names, or stdin for `-`. Raises `LocalError`."""
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as exc:
+        raise LocalError(f"cannot read {file}: {exc.strerror}") from exc
+    lines = data.split(b"\0") if b"\0" in data else data.splitlines()
+    return [os.fsdecode(line) for line in lines if line]
+
+
+def _show_put(done: Put, context: Context, outcomes: Outcomes, *, dry_run: bool = False) -> None:
     outcomes.add(done.status)
     if context.json:
         about = {"name": done.name, "file_id": done.file_id, "version": done.version}
         terminal.answer_json({**about, "size": done.size, "status": done.status})
     elif done.status == STORED:
-        size = terminal.human_size(done.size)
-        terminal.answer(f"{printable(done.name)}  version {done.version}, {size}")
+        what = "would be stored" if dry_run else f"version {done.version}"
+        terminal.answer(f"{printable(done.name)}  {what}, {terminal.human_size(done.size)}")
     if done.unstable:
         terminal.warn_unstable(done.name)
 
@@ -244,6 +302,9 @@ def _show_put(done: Put, context: Context, outcomes: Outcomes) -> None:
 @click.option(
     "--newer", is_flag=True, help="Replace a file only if the stored one was changed later."
 )
+@exclude_options
+@dry_run_option
+@limit_rate_option
 @trust_options
 @click.pass_obj
 def get(
@@ -258,6 +319,10 @@ def get(
     checksum: bool,
     no_overwrite: bool,
     newer: bool,
+    exclude: tuple[str, ...],
+    exclude_from: tuple[Path, ...],
+    dry_run: bool,
+    limit_rate: int | None,
     file_id: str | None,
     trust_first_use: bool,
 ) -> None:
@@ -282,9 +347,13 @@ def get(
     --no-overwrite leaves every file that exists: it is skipped, and without -r the exit code is 6.
     --newer skips files that were changed here later than the stored ones.
 
+    --exclude leaves out what matches a pattern, as in a .gitignore; --dry-run fetches nothing.
+
     Example: sfsc get report.pdf -o copy.pdf
     """
-    with ProgressBar() as bar, context.connect(bar) as store:
+    check_folder_options(exclude, exclude_from, recursive=recursive, dry_run=dry_run)
+    excluded = patterns(exclude, exclude_from)
+    with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
         owner, name = split_owner(store, name)
         if recursive:
             if version is not None or output == "-":
@@ -302,13 +371,15 @@ def get(
                     checksum=checksum,
                     overwrite=not no_overwrite,
                     newer=newer,
+                    exclude=excluded,
+                    dry_run=dry_run,
                 ),
                 first_use=trust_first_use,
             )
             for got in tree:
                 outcomes.add(got.status)
                 if got.status == FETCHED or context.json:
-                    _show_got(got, context)
+                    _show_got(got, context, dry_run=dry_run)
             outcomes.show_totals(FETCHED, UNCHANGED, SKIPPED)
             outcomes.check()
             return
@@ -390,11 +461,12 @@ def _fetch(
         )
 
 
-def _show_got(got: Got, context: Context) -> None:
+def _show_got(got: Got, context: Context, *, dry_run: bool = False) -> None:
     path = str(got.path)
-    about = {"name": got.name, "version": got.version, "size": got.size, "path": path}
+    shown = {"name": got.name, "version": got.version, "size": got.size, "path": path}
     size = terminal.human_size(got.size)
-    what = f"{printable(path)}  version {got.version}, {size}"
+    about = "would be fetched" if dry_run else f"version {got.version}"
+    what = f"{printable(path)}  {about}, {size}"
     if got.status == SKIPPED:
         what = f"{printable(path)} is not older; it was left as it is"
-    context.confirm({**about, "status": got.status}, what)
+    context.confirm({**shown, "status": got.status}, what)

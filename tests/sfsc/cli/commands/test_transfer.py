@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,3 +198,70 @@ def test_no_proof_of_a_file_that_was_not_stored(shell: Shell) -> None:
         assert (first.status, second.status) == ("stored", "unchanged")
         with pytest.raises(sfsc.UsageError, match="nothing was stored"):
             store.proof_of(second)
+
+
+def test_what_is_left_out_of_a_folder(shell: Shell) -> None:
+    for name in ("a", "b.tmp", "build/x", "deep/build", "deep/c.tmp", "deep/keep.tmp", "deep/d"):
+        write(Path("e") / name, name.encode())
+    write(Path("e/.sfsignore"), b"build/\n")
+    write(Path("e/deep/.sfsignore"), b"!keep.tmp\n*.bak\n")
+    os.mkfifo("e/pipe.tmp")
+    write(Path("patterns"), b"*.tmp\n!keep.tmp\n")
+    kept = {f"e/{one}" for one in (".sfsignore", "a", "deep/.sfsignore", "deep/build", "deep/d")}
+    told = shell.statuses("put", "-r", "e", "--exclude-from", "patterns", "--exclude", "z")
+    assert told.keys() == kept | {"e/deep/keep.tmp"}
+    assert [one["name"] for one in shell.json("ls", "-R", "e/")] == sorted(told)
+    told = shell.statuses("get", "-r", "e", "-o", "out", "--exclude", "deep/", "--dry-run")
+    assert told == {"e/.sfsignore": ("fetched", 1), "e/a": ("fetched", 1)}
+    assert not Path("out").exists()
+    assert shell.statuses("get", "-r", "e", "-o", "out", "--exclude", "deep/") == told
+    assert sorted(os.listdir("out/e")) == [".sfsignore", "a"]
+    for words in (("put", "e/a", "--exclude", "x"), ("get", "e/a", "--dry-run")):
+        assert "add -r" in shell.run(*words, code=2)[1]
+    assert "Invalid git pattern" in shell.run("put", "-r", "e", "--exclude", "!", code=2)[1]
+
+
+def test_a_dry_run_changes_nothing(shell: Shell) -> None:
+    write(Path("d/a"), b"a")
+    shell.run("put", "-r", "d")
+    write(Path("d/a"), b"another")
+    write(Path("d/new"), b"new")
+    before = shell.json("ls", "-l", "d/")
+    told = shell.statuses("put", "-r", "d", "--dry-run")
+    assert told == {"d/a": ("stored", 1), "d/new": ("stored", 0)}
+    assert "d/new  would be stored, 3 B" in shell.run("put", "-r", "d", "--dry-run")[0]
+    assert shell.json("ls", "-l", "d/") == before
+    shell.run("get", "-r", "d", "-o", "there")
+    write(Path("there/d/a"), b"mine")
+    assert shell.statuses("get", "-r", "d", "-o", "there", "--dry-run") == {"d/a": ("fetched", 1)}
+    assert Path("there/d/a").read_bytes() == b"mine"
+
+
+def test_paths_from_a_file(shell: Shell) -> None:
+    for name in ("a", "b b", "folder/c"):
+        write(Path("f") / name, name.encode())
+    write(Path("lines"), b"f/a\n\nf/b b\n")
+    assert shell.statuses("put", "--files-from", "lines").keys() == {"f/a", "f/b b"}
+    write(Path("zero"), b"f/a\0f/folder\0")
+    told = shell.statuses("put", "-r", "f/b b", "--files-from", "zero")
+    assert told == {
+        "f/b b": ("unchanged", 1),
+        "f/a": ("unchanged", 1),
+        "f/folder/c": ("stored", 1),
+    }
+    assert "no such file: gone" in shell.run("put", "gone", "--files-from", "lines", code=1)[1]
+    assert "cannot read none" in shell.run("put", "--files-from", "none", code=1)[1]
+    assert "Missing argument" in shell.run("put", code=2)[1]
+
+
+def test_a_limited_rate(shell: Shell) -> None:
+    write(Path("bulk"), os.urandom(300_000))
+    start = time.monotonic()
+    shell.run("put", "bulk", "--limit-rate", "1MiB")
+    sent = time.monotonic()
+    shell.run("get", "bulk", "-o", "back", "--limit-rate", "1MiB")
+    received = time.monotonic()
+    assert min(sent - start, received - sent) > 300_000 / 2**20
+    assert Path("back").read_bytes() == Path("bulk").read_bytes()
+    assert "is no rate" in shell.run("put", "bulk", "--limit-rate", "fast", code=2)[1]
+    assert "at least" in shell.run("put", "bulk", "--limit-rate", "10k", code=2)[1]
