@@ -37,6 +37,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -239,6 +240,7 @@ class LyingDispatcher(Dispatcher):
     def __init__(self, context: ServerContext, lies: LyingServer) -> None:
         super().__init__(context)
         self._lies = lies
+        self._turns = defaultdict[int, asyncio.Lock](asyncio.Lock)
 
     def welcome(self) -> Welcome:
         return self._lies.welcome(super().welcome())
@@ -252,7 +254,9 @@ class LyingDispatcher(Dispatcher):
         return who, cast(Session, _opening(await self._tampered(who, message, session)))
 
     async def handle(self, who: Principal, message: Request) -> Reply:
-        reply = await self._intercepted(who, message)
+        # A commit must not overtake its pieces while their hooks run.
+        async with self._turns[id(who)]:
+            reply = await self._intercepted(who, message)
         if reply is not None:
             return reply
         return await self._tampered(who, message, await super().handle(who, message))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, ClassVar, Final
 
@@ -166,6 +166,11 @@ class ContentKey(Value, dict=True):  # for a cached property
         """Return the encryptor of this content's one ciphertext. A restarted upload needs a fresh
         key."""
         return Encryptor(self.dek, self.content_id)
+
+    def resume_encryptor(self, header: bytes, leaves: Sequence[bytes]) -> Encryptor:
+        """Return the encryptor of a ciphertext with this 40-byte header, of which the pieces with
+        these leaf hashes exist: see `Encryptor.resume`."""
+        return Encryptor.resume(self.dek, self.content_id, header, leaves)
 
     def decryptor(self, header: Buffer, ciphertext_size: int) -> Decryptor:
         """Return the decryptor of a blob with this 40-byte header and signed size. Raises

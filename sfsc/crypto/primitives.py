@@ -8,6 +8,7 @@ SHA-256; outputs are 32 bytes unless stated)::
     commitment     = HKDF(dek, salt = SHA-256("sfs/v2/dek"), info = "sfs/v2/commit")
     keyring keys   = HKDF(Argon2id(passphrase, salt), info = "sfs/v2/keyring/…")
     state key      = HKDF(this device's private key, info = "sfs/v2/state")
+    journal key    = HKDF(state key, info = "sfs/v2/state/uploads")
     PEM key        = HKDF(Ed25519 seed, info = "sfs/v2/pem")
     recovery keys  = HKDF(recovery code, info = "sfs/v2/recovery/sign", …"/xwing")
     X-Wing keys    = SHAKE256(seed, 96) = ML-KEM seed d ‖ z, 64 ‖ X25519 key, 32
@@ -126,6 +127,11 @@ def verification_mac_key(state: bytes) -> bytes:
 def vouched_rows_key(state: bytes) -> bytes:
     """Return the MAC key of the state's rows that decide, derived from the state key."""
     return _hkdf(state, None, b"sfs/v2/state/vouched")
+
+
+def upload_journal_key(state: bytes) -> bytes:
+    """Return the key that seals what resumes an upload, derived from the state key."""
+    return _hkdf(state, None, b"sfs/v2/state/uploads")
 
 
 def argon2id(passphrase: bytes, salt: bytes, *, passes: int, lanes: int, kib: int) -> bytes:

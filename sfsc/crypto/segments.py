@@ -14,12 +14,14 @@ last. No plaintext leaves this module before its tag is checked.
 
 from __future__ import annotations
 
+import hmac
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from protocol.codec.encoding import Buffer
+from protocol.codec.merkle import leaf_hash
 from protocol.codec.values import Value
 from sfsc.crypto.primitives import TAG_SIZE, Aead, segment_key
 from sfsc.errors import LocalError, Tampered
@@ -82,10 +84,14 @@ segment_at = SEGMENTS_1MB.segment_at
 plaintext_offset = SEGMENTS_1MB.plaintext_offset
 
 
+class SegmentChanged(Exception):
+    """A resumed blob has another segment than before: it must begin again, under a fresh key."""
+
+
 class Encryptor:
     """Encrypts one plaintext, once, in order. `header` is the blob's first 40 bytes. The
     constructor draws salt and nonce prefix, and nothing resets them, so no segment is ever
-    encrypted twice under one key."""
+    encrypted twice under one key; `resume` only makes the same segments again."""
 
     def __init__(
         self,
@@ -101,6 +107,19 @@ class Encryptor:
         self._geometry = geometry
         self._index = 0
         self._ended = False
+        self._made: Sequence[bytes] = ()
+
+    @classmethod
+    def resume(
+        cls, dek: bytes, associated_data: bytes, header: bytes, leaves: Sequence[bytes]
+    ) -> Encryptor:
+        """Return an encryptor that begins again, for a blob with this 40-byte header of which the
+        pieces with these leaf hashes (32 bytes each) may exist. `seal_segment` returns a piece in
+        their place only if it has that hash: another one would reuse its nonce."""
+        drawn = iter((header[1 : 1 + _SALT_SIZE], header[1 + _SALT_SIZE :]))
+        made = cls(dek, associated_data, _random=lambda _size: next(drawn))
+        made._made = tuple(leaves)
+        return made
 
     @property
     def capacity(self) -> int:
@@ -114,7 +133,8 @@ class Encryptor:
 
         The result is a view of a buffer from `allocate`. Raises `ValueError` if the caller violates
         the format: a segment after the last, a segment that is too long, a short segment that is
-        not the last, or an empty segment after another.
+        not the last, or an empty segment after another. Raises `SegmentChanged` if a resumed blob
+        has another piece here.
         """
         size = len(plaintext)
         if self._ended or size > self.capacity or (size < self.capacity and not last):
@@ -129,6 +149,11 @@ class Encryptor:
         piece[:start] = self.header[:start]
         nonce = _nonce(self._prefix, self._index, last=last)
         self._aead.seal_into(nonce, plaintext, piece[start:])
+        made = self._made[self._index] if self._index < len(self._made) else None
+        if made is not None and not hmac.compare_digest(leaf_hash(piece), made):
+            piece[:] = bytes(end)  # nobody must get a second piece under one nonce
+            self._ended = True
+            raise SegmentChanged
         self._index += 1
         self._ended = last
         return piece

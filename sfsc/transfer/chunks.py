@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hmac
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -29,11 +30,14 @@ from sfsc.errors import NetworkError, ProtocolFailure, Tampered
 from sfsc.session.commit import UploadLost
 from sfsc.session.limits import MAX_WINDOW, Ticket
 from sfsc.session.pipeline import Window
+from sfsc.session.retry import LOST
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 
 if TYPE_CHECKING:  # loads logging and more: for what is longer than a piece
     from concurrent.futures import Future, ThreadPoolExecutor
+
+    from sfsc.transfer.upload_journal import UploadJournal
 
 _RING: Final = MAX_WINDOW // PIECE
 """Pieces sent and not acknowledged: as many as a window holds."""
@@ -44,6 +48,9 @@ MAX_UPLOAD_STARTS: Final = 3
 ABORT_SECONDS: Final = 2.0
 _AHEAD: Final = 2
 """Pieces that the worker thread encrypts, or decrypts, ahead of the one being sent or written."""
+_AHEAD_OF_JOURNAL: Final = 6
+"""Pieces that are encrypted ahead if their hashes are journaled: one sync covers all that are
+done."""
 
 
 class _SentPiece(Mutable):
@@ -86,11 +93,24 @@ class UploadStream:
 
     After a lost connection it sends the unacknowledged pieces again. Methods raise `UploadLost` if
     the server has nothing left to resume from, and the exception of an `Error` reply.
+
+    With a `journal`, no piece is sent before its hash is on the disk. If the block raises because
+    the server cannot be reached, the upload and its journal stay for the next process.
     """
 
-    def __init__(self, session: Session, upload: bytes, worker: EncryptionWorker) -> None:
+    def __init__(
+        self,
+        session: Session,
+        upload: bytes,
+        worker: EncryptionWorker,
+        journal: UploadJournal | None = None,
+        stored: int = 0,
+    ) -> None:
+        """`stored` are the bytes that the server has of a resumed upload."""
         self._session = session
         self._upload = upload
+        self._journal = journal
+        self._stored = stored
         self._offset = 0
         self._encrypting: deque[Future[tuple[memoryview, bytes]]] = deque()
         self._ring: deque[_SentPiece] = deque()
@@ -102,20 +122,34 @@ class UploadStream:
     def send(self, encryptor: Encryptor, source: ByteSource) -> None:
         """Encrypt and send all of `source`; wait only while the ring is full."""
         thread = self._worker.thread
+        ahead = _AHEAD if self._journal is None else _AHEAD_OF_JOURNAL
         for portion, last in encryptor.plaintext_segments(source, self._allocate):
             self._encrypting.append(thread.submit(self._encrypt, encryptor, portion, last))
-            if len(self._encrypting) > _AHEAD:
+            if len(self._encrypting) > ahead:
                 self._send_oldest()
         while self._encrypting:
             self._send_oldest()
 
     def _send_oldest(self) -> None:
+        self._keep_hashes()
         piece, leaf = self._encrypting.popleft().result()
+        if self._offset + len(piece) <= self._stored:
+            self._offset += len(piece)
+            self._leaves.append(leaf)
+            self._session.progress.advance(len(piece))
+            return
         while len(self._ring) >= _RING:
             self._session.with_reconnect(self._collect)
         self._ring.append(_SentPiece(self._offset, piece, leaf))
         self._offset += len(piece)
         self._session.with_reconnect(self._submit)
+
+    def _keep_hashes(self) -> None:
+        """Store the hash of the next piece, and of those behind it that are encrypted by now."""
+        if self._journal is not None and self._journal.count <= self._offset // PIECE:
+            self._encrypting[0].result()
+            done = itertools.takewhile(lambda one: one.done(), self._encrypting)
+            self._journal.add(self._offset // PIECE, [one.result()[1] for one in done])
 
     def _encrypt(
         self, encryptor: Encryptor, portion: memoryview, last: bool
@@ -148,6 +182,8 @@ class UploadStream:
         more."""
         self.abandon()
         self._acknowledged(self._offset)
+        if self._journal is not None:
+            self._journal.discard()
 
     def abandon(self) -> None:
         """Discard the replies to the pieces in flight."""
@@ -155,6 +191,13 @@ class UploadStream:
             for sent in self._ring:
                 if sent.ticket is not None:
                     self._session.transport.abandon(sent.ticket)
+
+    def close(self) -> None:
+        """Discard the replies to the pieces in flight. What was sent can be resumed, if there is a
+        journal."""
+        self.abandon()
+        if self._journal is not None:
+            self._journal.close()
 
     def resume_before_commit(self) -> None:
         """Send again what this connection has not carried, so that the pieces precede the commit.
@@ -216,17 +259,26 @@ class UploadStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None and not isinstance(error, UploadLost):
-            self._abort()
+        if error is None:
+            return
+        kept = isinstance(error, LOST) and self._journal is not None
+        gone = isinstance(error, UploadLost) or (not kept and self._abort())
+        if self._journal is not None:
+            if gone:
+                self._journal.discard()
+            else:
+                self._journal.close()
 
-    def _abort(self) -> None:
-        """Release the space on the server at once instead of after an hour, if the connection still
-        works."""
+    def _abort(self) -> bool:
+        """Release the space on the server at once instead of after a day, if the connection still
+        works. Return whether that was done."""
         with contextlib.suppress(NetworkError):
             self.abandon()
             expect_reply(
                 self._session.transport.call(PutAbort(self._upload), ABORT_SECONDS), Aborted
             )
+            return True
+        return False
 
 
 class PieceDecryptor:

@@ -103,6 +103,12 @@ class SourceReader(Closing):
         self._lookahead = memoryview(b"")
         self._examine()
 
+    @property
+    def version(self) -> tuple[int, int, int] | None:
+        """(size, mtime, ctime) when the reading began, in bytes and nanoseconds; None if the source
+        is not a regular file."""
+        return None if self._status is None else _version(self._status)
+
     def __exit__(self, *_error: object) -> None:
         if not self.keep_open:
             self.close()

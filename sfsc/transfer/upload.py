@@ -1,8 +1,10 @@
 """Upload of files: small files many together, a large file in pieces before its record.
 
 A large upload keeps the pieces that the server has not acknowledged in a ring, and sends them again
-after a lost connection. **No segment is ever encrypted twice under one key**: if the server has
-lost the upload, the file starts again from its first byte with a fresh key.
+after a lost connection. If the process ends, the next one resumes the upload of a file of 8 MiB or
+more from its journal (`upload_journal`). **No two segments are ever encrypted under one key and
+nonce**: if the server has lost the upload, or the source has changed, the file starts again from
+its first byte with a fresh key.
 
 Only the record binds a content to its file. It builds on the file's present head, so it is made
 last, and again after a conflict; the ciphertext does not change.
@@ -28,10 +30,11 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value, field
 from protocol.records.records import FileRecord, ReaderEntry
 from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
-from protocol.wire.messages.uploads import PutAbort, PutOpen, UploadState
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.uploads import PutAbort, PutOpen, PutResume, UploadState
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import FILE, ContentKey, Metadata, WrapBatches, content_record
-from sfsc.crypto.segments import ciphertext_size
+from sfsc.crypto.segments import Encryptor, SegmentChanged, ciphertext_size
 from sfsc.errors import (
     ConflictError,
     LocalError,
@@ -53,6 +56,7 @@ from sfsc.session.commit import (
 )
 from sfsc.session.limits import Ticket
 from sfsc.session.pipeline import Skip, Window
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session, known_file
 from sfsc.transfer.chunks import ABORT_SECONDS, MAX_UPLOAD_STARTS, EncryptionWorker, UploadStream
 from sfsc.transfer.source import (
@@ -65,6 +69,7 @@ from sfsc.transfer.source import (
     open_source,
 )
 from sfsc.transfer.status import STORED
+from sfsc.transfer.upload_journal import RESUMABLE, JournalLost, UploadJournal, UploadJournals
 from sfsc.trust.file_records import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.trust.state import KnownFile
 
@@ -303,9 +308,16 @@ class LargeFile:
     """A large file, whose source stays open so that the upload can start again."""
 
     def __init__(
-        self, source: SourceReader, name: str, file_id: str, expected: int | None = None
+        self,
+        source: SourceReader,
+        name: str,
+        file_id: str,
+        expected: int | None = None,
+        *,
+        resumable: bool = True,
     ) -> None:
         self.source = source
+        self.resumable = resumable
         self.name = name
         self.file_id = file_id
         self.expected = expected
@@ -324,6 +336,16 @@ class LargeFile:
         """Return the commit, after sending pieces that the present connection has not carried."""
         self.stream.resume_before_commit()
         return self.sent.request
+
+
+class _Begun(Value):
+    """An upload that is open on the server, which has `stored` bytes of it."""
+
+    key: ContentKey
+    encryptor: Encryptor
+    upload: bytes
+    journal: UploadJournal | None
+    stored: int = 0
 
 
 class _OpenRequest(Value):
@@ -476,7 +498,7 @@ class UploadQueue(Closing):
         self.window.abandon()
         self._opener.abandon()
         for large in self._large:
-            large.stream.abandon()
+            large.stream.close()
             large.source.close()
         self._large.clear()
         self.worker.close()
@@ -490,6 +512,7 @@ class Uploads:
         self._uploaded = Uploaded(session)
         self._committer = Committer[Put](session)
         self._opener = UploadOpener(session)
+        self._journals = UploadJournals(session)
 
     def put(self, source: Source, name: str | None = None, *, expected: int | None = None) -> Put:
         """Store what `source` holds as the newest version of `name`.
@@ -521,7 +544,7 @@ class Uploads:
                 return SmallFile(reader, plaintext, name, file_id, expected).encrypted(
                     self._uploaded
                 )
-            large = LargeFile(reader, name, file_id, expected)
+            large = LargeFile(reader, name, file_id, expected, resumable=False)
             with EncryptionWorker() as worker:
                 return _until_sent(large, lambda: self._send_all(large, worker))
 
@@ -544,10 +567,12 @@ class Uploads:
     def discard(self, changes: Iterable[NewVersion]) -> None:
         """Have the server drop the uploads of changes that are not committed, if the connection
         works."""
-        session = self._session
         for upload in (one.upload for one in changes if one.upload is not None):
-            with contextlib.suppress(NetworkError):
-                session.transport.call(PutAbort(upload), ABORT_SECONDS)
+            self._abort(upload)
+
+    def _abort(self, upload: bytes) -> None:
+        with contextlib.suppress(NetworkError):
+            self._session.transport.call(PutAbort(upload), ABORT_SECONDS)
 
     def put_settings(self, data: bytes, *, expected: int) -> Put:
         """Store the account's settings, at most 64 KiB, if version `expected` (0: none) is current.
@@ -562,7 +587,10 @@ class Uploads:
         self._opener.announce(
             (self._session.account.file_id(item.name), ciphertext_size(item.status.st_size))
             for item in items
-            if item.kind == FILE and item.status.st_size > SMALL
+            if item.kind == FILE
+            and item.status.st_size > SMALL
+            # The server drops what it has of the file for a client that begins again.
+            and not self._journals.has(self._session.account.file_id(item.name))
         )
 
     def put_many(
@@ -699,9 +727,11 @@ class Uploads:
         while True:
             self._send_pieces(large, worker)
             try:
-                with large.stream:
-                    large.stream.finish()
-                    return self._committed(large, self._session.ask(large.sent.request))
+                with large.stream as stream:
+                    stream.finish()
+                    done = self._committed(large, self._session.ask(large.sent.request))
+                    stream.committed()
+                    return done
             except UploadLost:
                 large.rewind()
 
@@ -733,24 +763,69 @@ class Uploads:
     ) -> tuple[NewVersion, UploadStream]:
         """Send all pieces of a large file. Return the change that commits it, and the stream, of
         which the last pieces are not acknowledged yet. Raises `UploadLost` and `SourceChanged`."""
+        source, begun = large.source, self._resume(large) or self._begin(large)
+        try:
+            with UploadStream(
+                self._session, begun.upload, worker, begun.journal, begun.stored
+            ) as stream:
+                stream.send(begun.encryptor, source)
+                source.check_unchanged()
+                root = merkle.root(stream.leaves())
+                version = NewVersion(
+                    self._uploaded,
+                    source,
+                    large.name,
+                    large.file_id,
+                    begun.key,
+                    root,
+                    large.expected,
+                    upload=begun.upload,
+                    sha256=source.sha256,
+                )
+                return version, stream
+        except JournalLost as exc:
+            large.resumable = False
+            raise UploadLost from exc
+        except SegmentChanged as exc:
+            raise UploadLost from exc
+
+    def _begin(self, large: LargeFile) -> _Begun:
+        """Open an upload under a fresh key."""
         session, source, key = self._session, large.source, ContentKey.generate()
         # A file that has changed once may shrink again: then it would not be as long as announced.
-        known = source.size is not None and not source.read_twice
-        size = ciphertext_size(source.size or 0) if known else 0
+        known = source.size if not source.read_twice else None
+        size = ciphertext_size(known) if known else 0
         upload = self._opener.take(large.file_id, size)
         if upload is None:
             message = PutOpen(session.account.user, large.file_id, size)
             upload = session.call(message, UploadState).upload
-        with UploadStream(session, upload, worker) as stream:
-            stream.send(key.encryptor(), source)
-            source.check_unchanged()
-            root = merkle.root(stream.leaves())
-            version = NewVersion(
-                *(self._uploaded, source, large.name, large.file_id, key, root, large.expected),
-                upload=upload,
-                sha256=source.sha256,
-            )
-            return version, stream
+        encryptor, journal, version = key.encryptor(), None, source.version
+        if large.resumable and version is not None and (known or 0) >= RESUMABLE:
+            journal = self._journals.create(large.file_id, upload, key, encryptor, version)
+        return _Begun(key, encryptor, upload, journal)
+
+    def _resume(self, large: LargeFile) -> _Begun | None:
+        """Return the upload of the file that another process began, with what the server has of it;
+        None if there is none that can be continued. Such a one is dropped."""
+        journal = self._journals.find(large.file_id) if large.resumable else None
+        if journal is None:
+            return None
+        session = self._session
+        try:
+            if journal.is_of(large.source.version):
+                reply = session.ask(PutResume(journal.upload))
+                if not (isinstance(reply, Error) and reply.code == "upload-lost"):
+                    stored = expect_reply(reply, UploadState).offset
+                    # A segment without a hash was not sent, or somebody has changed the journal.
+                    if stored <= journal.count * PIECE:
+                        encryptor = journal.encryptor()
+                        return _Begun(journal.key, encryptor, journal.upload, journal, stored)
+            self._abort(journal.upload)
+            journal.discard()
+        except BaseException:
+            journal.close()
+            raise
+        return None
 
     def _finish_large(self, large: LargeFile, reply: Reply, worker: EncryptionWorker) -> Put:
         """Handle the reply to a commit that was sent behind its pieces."""

@@ -1,7 +1,7 @@
 """Uploads that are not yet a version of a file.
 
 An upload belongs to the user, not to the session: it survives a lost connection, and is dropped
-after an hour without bytes. Its bytes count as quota from the moment they are announced or arrive.
+after a day without bytes. Its bytes count as quota from the moment they are announced or arrive.
 Once its session has ended, the client may never come back. Then a put of the same file from the
 same address takes its place, and after a minute without bytes it gives way to any change of its
 owner that would exceed the quota, or the number of uploads.
@@ -25,8 +25,8 @@ from sfsd.state.file_index import OwnerFiles
 from sfsd.state.quota import Ledger
 from sfsd.storage.upload_file import UploadFile
 
-LIFETIME: Final = 3600
-"""Seconds without bytes after which an upload is dropped."""
+LIFETIME: Final = 24 * 3600
+"""Seconds without bytes after which an upload is dropped: until then a client resumes it."""
 ABANDONED: Final = 60
 """Seconds without bytes after which an upload whose session has ended gives way to a put."""
 PER_USER: Final = 64

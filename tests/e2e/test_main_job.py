@@ -321,7 +321,7 @@ def test_a_signal_aborts_an_upload_cleanly(
     daemon: Daemon, alice: Client, tmp_path: Path, name: str
 ) -> None:
     """The client aborts the upload at whatever point it is; otherwise its quota would stay
-    reserved for an hour.
+    reserved for a day.
 
     ``timeout``, systemd and a system shutdown send SIGTERM, a closed terminal sends SIGHUP.
     """
@@ -339,6 +339,7 @@ def test_a_signal_aborts_an_upload_cleanly(
         assert said.decode().split() == ["sfsc:", what]
         assert staged(daemon) == 0
         assert " 0 files, 0 bytes" in daemon.run("user", "show", "alice").text
+        assert list((alice.home / "uploads").glob("*")) == []
     assert "broke the protocol" not in daemon.log_path.read_text()
 
 
@@ -372,7 +373,7 @@ def test_a_closed_output_pipe_aborts_an_upload(
     assert files < 12
     shown = daemon.run("user", "show", "alice").text
     held = sum(path.stat().st_size for path in stored(daemon))
-    assert f" {files} files, {held} bytes" in shown
+    assert f" {files + 1} files, {held} bytes" in shown  # the folder is one too
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")

@@ -561,9 +561,10 @@ class Simulator:
         staged = self.uploads.get(request.upload)
         if staged is None:
             return Error("upload-lost", "no such upload")
-        if request.offset != len(staged):  # an earlier piece was rejected
+        if request.offset > len(staged):  # an earlier piece was rejected
             return Error("bad-request", "a piece is missing")
-        staged += request.data
+        if request.offset == len(staged):
+            staged += request.data
         return UploadState(request.upload, len(staged))
 
     def _on_putresume(self, request: PutResume) -> Reply:
