@@ -1,4 +1,4 @@
-"""What resumes an upload that a crash or a lost network has cut, in HOME/uploads (mode 0600).
+"""Journals that resume uploads which a crash or a lost network has cut: HOME/uploads, mode 0600.
 
 A journal holds the content's key, the id of the upload, and the leaf hash of every segment that may
 have left this machine. **A hash is on the disk before its segment is sent**, so a segment without
