@@ -24,6 +24,10 @@ MIB = 1 << 20
 SIZE = 12 * MIB + 77
 
 
+def arguments(source: Path) -> tuple[str | Path, ...]:
+    return ("put", *(["-r"] if source.is_dir() else []), source, "--name", "big")
+
+
 class Wire:
     """Sees what clients send, and kills the running one at a given piece."""
 
@@ -56,17 +60,17 @@ class Wire:
         """Put `source` in a process that gets a signal when the server gets so many more pieces."""
         self.kill_at, self.number = len(self.sent) + pieces, number
         with subprocess.Popen(
-            [*command("sfsc"), "put", "-r", source, "--name", "big"],
+            [*command("sfsc"), *arguments(source)],
             env=environment(self.client.variables),
             stderr=subprocess.DEVNULL,
         ) as self.process:
-            self.process.wait(60)
+            assert self.process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
         self.kill_at = self.process = None
 
     def put(self, source: Path) -> list[int]:
         """Put `source`. Return the offsets of the pieces that were sent."""
         before = len(self.sent)
-        self.client.run("put", "-r", source, "--name", "big")
+        self.client.run(*arguments(source))
         return sorted({offset // MIB for _, offset, _ in self.sent[before:]})
 
     def check(self, source: Path, back: Path) -> None:
