@@ -99,6 +99,7 @@ def run(
         cwd=cwd,
         timeout=seconds,
         check=False,
+        start_new_session=True,  # without a terminal, which it could ask
     )
     stderr = done.stderr.decode(errors="replace")
     return Result((program, *words), done.returncode, done.stdout, stderr)

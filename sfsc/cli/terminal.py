@@ -1,4 +1,7 @@
-"""Terminal input and output: results go to stdout, everything else to stderr.
+"""Terminal input and output: results go to stdout, questions to the terminal, the rest to stderr.
+
+A question is asked on the terminal itself, whatever stdin and stderr are, so that
+`tar c photos | sfsc put - --name photos.tar` can ask for a passphrase.
 
 Text from elsewhere (names, what a server says) passes through `printable` on its way to a terminal,
 so that nobody else's bytes move the cursor, change the title or hide text.
@@ -7,13 +10,12 @@ so that nobody else's bytes move the cursor, change the title or hide text.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final, TextIO
 
 from protocol.codec.standard_streams import print_error
 from protocol.codec.terminal_text import counted, human_time, printable
@@ -28,9 +30,6 @@ from sfsc.errors import (
     SfscError,
     UsageError,
 )
-
-if TYPE_CHECKING:
-    pass
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -190,37 +189,118 @@ def _is_in_environment() -> bool:
 
 
 def _prompt(text: str) -> str:
-    if not sys.stdin.isatty():
+    """Read a secret at the terminal. Raises `KeyringError` if there is none."""
+    typed = _ask_at_terminal(text, secret=True)
+    if typed is None:
         from sfsc.keys.home import PASSPHRASE, PASSPHRASE_FILE
 
         hint = f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
         raise KeyringError("a passphrase is needed and there is no terminal", hint)
-    return getpass.getpass(text, stream=sys.stderr)
+    return typed
 
 
 def ask_secret(prompt: str) -> str:
-    """Read a line at the terminal without showing it; a line of stdin if that is no terminal."""
-    if sys.stdin.isatty():
-        return getpass.getpass(prompt, stream=sys.stderr)
-    return sys.stdin.readline().rstrip("\r\n")
+    """Read like `ask`, without showing what is typed."""
+    return ask(prompt, secret=True)
 
 
-def ask(prompt: str) -> str:
-    """Read a line at the terminal after `prompt`; a line of stdin if that is no terminal."""
-    if sys.stdin.isatty():
-        sys.stderr.write(prompt)
-        sys.stderr.flush()
-    return sys.stdin.readline().rstrip("\r\n")
+def ask(prompt: str, *, secret: bool = False) -> str:
+    """Return the next line of stdin if that is a file or a pipe that has one. Otherwise ask for it
+    at the terminal; "" if there is none."""
+    if not sys.stdin.isatty() and (line := sys.stdin.readline()):
+        return line.rstrip("\r\n")
+    return _ask_at_terminal(prompt, secret=secret) or ""
 
 
 def is_interactive() -> bool:
     """Return whether a user can be asked at a terminal."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    with _open_terminal() as terminal:
+        return terminal is not None
 
 
 def confirmed(question: str) -> bool:
-    """Return whether the user at the terminal types `yes`; False if stdin is no terminal."""
-    return sys.stdin.isatty() and ask(f"{question} Type yes to do it: ") == "yes"
+    """Return whether the user at the terminal types `yes`; False if there is no terminal."""
+    return ask_user(f"{question} Type yes to do it: ") == "yes"
+
+
+def ask_user(question: str) -> str:
+    """Read a line at the terminal, never from stdin; "" if there is no terminal."""
+    return _ask_at_terminal(question, secret=False) or ""
+
+
+_NAMES: Final = ("CONIN$", "CONOUT$") if os.name == "nt" else ("/dev/tty", "/dev/tty")
+"""The terminal of this process, for reading and for writing."""
+
+
+@contextlib.contextmanager
+def _open_terminal() -> Iterator[tuple[TextIO, TextIO] | None]:
+    """Open the terminal for reading and for writing; None if there is none. After `su -c` or
+    `setsid` a process has no terminal of its own, but its stdin may be one."""
+    with contextlib.ExitStack() as stack:
+        opened = None
+        for names in (_NAMES, *_stdin_names()):
+            try:
+                reading = stack.enter_context(open(names[0], encoding=None))
+                writing = stack.enter_context(open(names[1], "w", errors="backslashreplace"))
+            except OSError:
+                continue
+            opened = reading, writing
+            break
+        yield opened
+
+
+def _stdin_names() -> list[tuple[str, str]]:
+    if os.name == "nt" or not sys.stdin.isatty():
+        return []
+    try:
+        name = os.ttyname(sys.stdin.fileno())
+    except OSError:  # its name is in another container's /dev
+        return []
+    return [(name, name)]
+
+
+def _ask_at_terminal(prompt: str, *, secret: bool) -> str | None:
+    """Show `prompt` on the terminal and return the line that is typed there, without its end; None
+    if there is no terminal. Raises `LocalError` if the terminal fails or what is typed is no
+    text."""
+    with _open_terminal() as terminal:
+        if terminal is None:
+            return None
+        if secret and os.name == "nt":
+            import getpass
+
+            return getpass.getpass(prompt)  # reads keys from the console, not stdin
+        reading, writing = terminal
+        try:
+            with _without_echo(reading, writing) if secret else contextlib.nullcontext():
+                writing.write(prompt)
+                writing.flush()
+                return reading.readline().rstrip("\r\n")
+        except UnicodeDecodeError as exc:
+            cause = "what was typed is not text in the encoding of this terminal"
+            raise LocalError(cause, "check the locale: run `locale`") from exc
+        except OSError as exc:  # such as EIO in a background process whose shell has ended
+            raise LocalError(f"cannot ask at the terminal: {exc.strerror}") from exc
+
+
+@contextlib.contextmanager
+def _without_echo(reading: TextIO, writing: TextIO) -> Iterator[None]:
+    """Do not show what is typed, and end the line that the user has not seen."""
+    import termios
+
+    descriptor = reading.fileno()
+    try:
+        before = termios.tcgetattr(descriptor)
+        silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, silent)
+    except termios.error as exc:
+        raise OSError(*exc.args) from exc
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+        writing.write("\n")
+        writing.flush()
 
 
 def qr(text: str) -> str:

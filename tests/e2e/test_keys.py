@@ -26,7 +26,8 @@ from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.session.transport import Transport
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
-from tests.harness import Client, Daemon, command, environment
+from tests.harness import Client, Daemon
+from tests.terminal import converse
 
 OPEN = "--no-passphrase"
 
@@ -303,18 +304,8 @@ def test_kill_while_a_device_joins(daemon: Daemon, alice: Client, tmp_path: Path
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a terminal of the kind that Unix has")
 def test_init_prompts_for_the_invitation(daemon: Daemon, fresh: Client) -> None:
-    ours, its = os.openpty()
-    with os.fdopen(ours, "wb", buffering=0) as keyboard, os.fdopen(its, "rb") as stdin:
-        process = subprocess.Popen(
-            [*command("sfsc"), "init", "-", OPEN],
-            stdin=stdin,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment({"SFSC_HOME": str(fresh.home)}),
-        )
-        keyboard.write(daemon.add_user("alice").encode() + b"\n")
-        _out, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (0, b"Invitation: ")
+    asked = [("Invitation: ", daemon.add_user("alice"))]
+    assert converse(fresh.home, "init", "-", OPEN, answers=asked).stderr == ""
     (me,) = objects(fresh.run("whoami", "--json"))
     assert me["user"] == "alice"
     assert objects(fresh.run("device", "list", "--json")) == objects(

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -43,9 +42,10 @@ from sfsc.session.transport import Transport
 from sfsc.trust.file_records import SETTINGS
 from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.accounts import enrolled, new_root
-from tests.harness import Client, Daemon, command, environment
+from tests.harness import Client, Daemon
 from tests.opens import only_result, with_each
 from tests.protocol.wire_form import plain
+from tests.terminal import converse
 
 
 @pytest.fixture(scope="module")
@@ -453,9 +453,11 @@ def test_the_fingerprint_is_confirmed_on_a_terminal(daemon: Daemon, tmp_path: Pa
     with connect(pia) as store:
         put(store, "f", b"f")
     shown = sfsc.whoami(ray.home).fingerprint.hex()
-    code, said = on_a_terminal(pia, "n\n", "share", "f", "ray")
-    assert (code, shown in said) == (4, True)
-    assert on_a_terminal(pia, "y\n", "share", "f", "ray", "--expires", "2099-12-31")[0] == 0
+    question = "Have you compared this fingerprint with the user?"
+    refused = converse(pia.home, "share", "f", "ray", answers=[(question, "n")], code=4)
+    assert shown in refused.stderr
+    arguments = ("share", "f", "ray", "--expires", "2099-12-31")
+    converse(pia.home, *arguments, answers=[(question, "y")], stdin=b"n\n")
     (shared,) = [json.loads(line) for line in ray.run("--json", "inbox").lines]
     assert (shared["owner"], shared["name"], shared["expires"]) == ("pia", "f", 4_102_444_800)
     about = json.loads(pia.run("--json", "stat", "f").text)
@@ -466,28 +468,6 @@ def test_the_fingerprint_is_confirmed_on_a_terminal(daemon: Daemon, tmp_path: Pa
     with connect(pia) as store:
         store.unshare("f", "ray")
         store.share("f", "ray")
-
-
-def on_a_terminal(client: Client, typed: str, *arguments: str) -> tuple[int, str]:
-    """Run a command with a terminal as stdin and stderr; return (exit code, terminal output)."""
-    import pty
-
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*command("sfsc"), *arguments],
-        stdin=theirs,
-        stdout=subprocess.DEVNULL,
-        stderr=theirs,
-        env=environment({"SFSC_HOME": str(client.home)}),
-    )
-    os.close(theirs)
-    os.write(ours, typed.encode())
-    said = b""
-    with contextlib.suppress(OSError):  # the error of a terminal whose other end is closed
-        while part := os.read(ours, 4096):
-            said += part
-    os.close(ours)
-    return process.wait(60), said.decode()
 
 
 # --- a lying server -----------------------------------------------------------------------

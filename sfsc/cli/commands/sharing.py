@@ -254,7 +254,7 @@ def confirm_trust(action: Callable[[bool], _Result], *, first_use: bool) -> _Res
         if not terminal.is_interactive():
             raise
         terminal.say(f"sfsc: {printable(exc.cause)}")
-        said = terminal.ask("Have you compared this fingerprint with the user? [y/N] ")
+        said = terminal.ask_user("Have you compared this fingerprint with the user? [y/N] ")
         if said.strip().lower() not in ("y", "yes"):
             raise
         return action(True)

@@ -7,12 +7,14 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sfsc
 from sfsc.cli import terminal
 from sfsc.errors import (
     KeyringError,
@@ -22,6 +24,8 @@ from sfsc.errors import (
     SfscError,
     Tampered,
 )
+from tests.lying_server import LyingServer
+from tests.terminal import converse
 
 
 @given(st.dictionaries(st.text(), st.text()))
@@ -113,12 +117,40 @@ def test_no_prompt_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "stdin", io.StringIO("typed\n"))
+    monkeypatch.setattr(terminal, "_NAMES", ("/nowhere", "/nowhere"))
     source = terminal.passphrase_source()
     assert source is not None
     with pytest.raises(KeyringError):
         source()
     with pytest.raises(SfscError):
         terminal.new_passphrase()
+    assert not terminal.is_interactive()
+    assert not terminal.confirmed("Really?")
+    assert (terminal.ask("Code: "), terminal.ask("Code: ")) == ("typed", "")
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The home of a user whose keyring has the passphrase ``pass é``."""
+    folder = tmp_path_factory.mktemp("locked")
+    with LyingServer(folder / "lying") as server:
+        home = folder / "home"
+        sfsc.enrol(server.invite("ada"), home=home, key_type="x25519", passphrase="pass é")
+        yield home
+
+
+def test_questions_go_to_the_terminal_whatever_stdin_and_stderr_are(locked: Path) -> None:
+    asked = [("Passphrase: ", "pass é")]
+    done = converse(locked, "put", "-", "--name", "f", answers=asked, stdin=b"content")
+    assert (done.screen, done.stderr) == ("Passphrase: \r\n", "")  # what was typed is not shown
+    with sfsc.connect(locked, passphrase="pass é") as store:
+        assert store.open("f").read() == b"content"
+
+
+def test_a_terminal_that_is_only_stdin_is_asked(locked: Path) -> None:
+    """As after `su -c`, which starts a session without a terminal."""
+    done = converse(locked, "whoami", answers=[("Passphrase: ", "pass é")], own_terminal=False)
+    assert done.stdout.startswith("user         ada\n")
 
 
 def test_the_prompt_names_the_purpose_of_a_new_passphrase(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def test_the_user_confirms_with_yes(
     monkeypatch: pytest.MonkeyPatch, said: str, *, trusted: bool
 ) -> None:
     monkeypatch.setattr(terminal, "is_interactive", lambda: True)
-    monkeypatch.setattr(terminal, "ask", lambda _prompt: said)
+    monkeypatch.setattr(terminal, "ask_user", lambda _prompt: said)
     if trusted:
         assert confirm_trust(need_trust, first_use=False) == "shared"
     else:
