@@ -61,13 +61,13 @@ class Replace(Value):
     overwrite: bool = True
     newer: bool = False
 
-    def decide(self, entry: Entry, path: Path, there: os.stat_result | None) -> str:
+    def decide(self, entry: Entry, path: str, there: os.stat_result | None) -> str:
         """Return `FETCHED` if what is at `path` (None: nothing) is to be replaced, else `UNCHANGED`
         or `SKIPPED`. Raises `LocalError`."""
         if self.always or there is None:
             return FETCHED
         try:
-            item = local_item(str(path), there)
+            item = local_item(path, there)
         except OSError as exc:
             raise LocalError(f"cannot read {path}: {exc.strerror}") from exc
         if item is not None and is_same(entry, item, checksum=self.checksum):
@@ -171,7 +171,7 @@ class Trees:
         if dry_run and not is_folder(target):
             wanted = [(one, target / one.name[start:]) for one in entries if one.name not in full]
             yield from (
-                _got(one, path, FETCHED) for one, path in wanted if one.kind != LINK or links
+                _got(one, str(path), FETCHED) for one, path in wanted if one.kind != LINK or links
             )
             return
         detected = False if dry_run else None  # which makes a file for a moment
@@ -181,7 +181,7 @@ class Trees:
             decided, kept = _decide(entries, start, tree, skip, how, links=links)
             yield from (got for got in kept if got.name not in full)
             if dry_run:
-                done = iter([_got(entry, item.path, FETCHED) for entry, item in decided])
+                done = iter([_got(entry, item.location, FETCHED) for entry, item in decided])
             else:
                 self._session.progress.expect(sum(entry.size for entry, _ in decided))
                 items = [item for _, item in decided]
@@ -288,29 +288,29 @@ def _decide(
     wanted, kept = list[tuple[Entry, DownloadItem]](), list[Got]()
     for entry in entries:
         below = entry.name[start:]
-        path = tree.path / below
+        location = tree.location(below)
         try:
             if entry.kind == LINK and not links:
                 raise NotRegularFile(f"{entry.name} is a link, and was not made", "use --links")
             destination = tree.destination(below)
-            outcome = replace.decide(entry, path, tree.status(below))
+            outcome = replace.decide(entry, location, tree.status(below))
         except SfscError as exc:
             skip(entry.name, exc)
             continue
         if outcome == FETCHED:
-            about = entry.name, entry.file_id, entry.version, path, destination, entry.size
+            about = entry.name, entry.file_id, entry.version, location, destination, entry.size
             wanted.append((entry, DownloadItem(*about)))
             continue
         if entry.kind == FOLDER and outcome == UNCHANGED:
             metadata = Metadata(entry.name, 0, entry.mtime_ns, entry.mode, FOLDER)
             tree.keep_folder(below, metadata)
-        kept.append(_got(entry, path, outcome))
+        kept.append(_got(entry, location, outcome))
     return wanted, kept
 
 
-def _got(entry: Entry, path: Path, status: str) -> Got:
+def _got(entry: Entry, location: str, status: str) -> Got:
     about = entry.name, entry.file_id, entry.version, entry.size, entry.mtime
-    return Got(*about, path, status)
+    return Got(*about, location, status)
 
 
 def _announced(

@@ -321,6 +321,9 @@ class DestinationTree(Closing):
         self._created: set[str] = set()
         self._metadata: dict[str, Metadata] = {}
         self._top = DestinationFolder.open_folder(path)
+        self._prefix = str(path / "_").removesuffix("_")
+        self._absent: list[str] | None = None  # a folder that could not be entered
+        self._creates = False  # whether `_last` was entered to write to it
         self._parts: list[str] = []
         self._last = self._top
         self._names: dict[str, str] | None = None  # case-folded -> first name
@@ -361,14 +364,21 @@ class DestinationTree(Closing):
 
         return open_file
 
+    def location(self, name: str) -> str:
+        """Return the path of `name`."""
+        return self._prefix + name.removesuffix("/").replace("/", os.sep)
+
     def status(self, name: str) -> os.stat_result | None:
         """Return the status of what is at `name`, without following a link; None if there is
         nothing, or if its folder cannot be entered, which writing to it reports. Creates nothing.
         Raises `BadDestination` as `destination` does."""
         *parts, last = check_local_name(name.removesuffix("/"))
+        if parts == self._absent:
+            return None
         try:
             folder = self._folder(parts, create=False)
         except LocalError:
+            self._absent = parts
             return None
         self._check_collision(name)
         return folder.status(last)
@@ -411,6 +421,10 @@ class DestinationTree(Closing):
             raise BadDestination(f"{name} would overwrite {other}, which is another file")
 
     def _folder(self, parts: list[str], *, create: bool = True) -> DestinationFolder:
+        if create and not self._creates:
+            self._close_last()  # what was entered may not be writable
+            self._absent = None
+        self._creates = create
         if parts != self._parts:
             self._close_last()
             folder, name = self._top, ""

@@ -56,9 +56,10 @@ Target = str | os.PathLike[str] | BinaryIO
 class Got(Value):
     """A version that was fetched, whole and verified.
 
-    `size` is in bytes, `mtime` in unix seconds (None if the source had none). `path` is where the
-    file is, None if it was written to a stream. `status` is ``fetched``. For a file of a folder it
-    may be ``unchanged`` (the local file is the same) or ``skipped`` (it was not to be replaced).
+    `size` is in bytes, `mtime` in unix seconds (None if the source had none). `location` is the
+    path of the file, None if it was written to a stream. `status` is ``fetched``. For a file of a
+    folder it may be ``unchanged`` (the local file is the same) or ``skipped`` (it was not to be
+    replaced).
     """
 
     name: str
@@ -66,18 +67,23 @@ class Got(Value):
     version: int
     size: int
     mtime: int | None
-    path: Path | None
+    location: str | None
     status: str = FETCHED
+
+    @property
+    def path(self) -> Path | None:
+        """Where the file is, None if it was written to a stream."""
+        return None if self.location is None else Path(self.location)
 
 
 class DownloadItem(Value):
-    """One of many files to fetch: version `version` of `name`, written to `destination`, which is
-    at `path`. It has about `size` bytes."""
+    """One of many files to fetch: version `version` of `name`, written to `destination`, whose path
+    is `location`. It has about `size` bytes."""
 
     name: str
     file_id: str
     version: int
-    path: Path
+    location: str
     destination: OpenDestination
     size: int = 0
 
@@ -179,14 +185,14 @@ class Downloads:
                 raise ConflictError(f"{path} exists", "choose another place with -o PATH")
             if there is not None and there.st_mtime_ns >= (metadata.mtime or 0):
                 remote.abandon()
-                return changed(_got(remote, path), status=SKIPPED)
+                return changed(_got(remote, str(path)), status=SKIPPED)
             if _names_folder(target):
                 make_folders(path.parent)
             with replacing_file(path, metadata) as file:
                 self._write(remote, file)
         else:
             self._write(remote, target)
-        return _got(remote, path)
+        return _got(remote, None if path is None else str(path))
 
     def get_many(
         self, items: Iterable[DownloadItem], skip: Skip, owner: FileOwner | None = None
@@ -286,7 +292,7 @@ class Downloads:
             raise remote
         with item.destination(remote.metadata) as file:
             self._write(remote, file)
-        return _got(remote, item.path)
+        return _got(remote, item.location)
 
     def _write(self, remote: RemoteVersion, file: BinaryIO) -> None:
         """Write the whole plaintext. Errors of `file` are the caller's and are not translated."""
@@ -300,10 +306,10 @@ class Downloads:
         file.flush()
 
 
-def _got(remote: RemoteVersion, path: Path | None) -> Got:
+def _got(remote: RemoteVersion, location: str | None) -> Got:
     metadata, file = remote.metadata, remote.file
     mtime = None if metadata.mtime is None else metadata.mtime // 1_000_000_000
-    return Got(metadata.name, file.file_id, file.version, metadata.size, mtime, path)
+    return Got(metadata.name, file.file_id, file.version, metadata.size, mtime, location)
 
 
 def _path(target: str | os.PathLike[str] | None, name: str) -> Path:

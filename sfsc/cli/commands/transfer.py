@@ -462,7 +462,7 @@ def _fetch(
 
 
 def _show_got(got: Got, context: Context, *, dry_run: bool = False) -> None:
-    path = str(got.path)
+    path = got.location or ""
     shown = {"name": got.name, "version": got.version, "size": got.size, "path": path}
     size = terminal.human_size(got.size)
     about = "would be fetched" if dry_run else f"version {got.version}"

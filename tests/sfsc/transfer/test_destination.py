@@ -297,15 +297,16 @@ def test_modes_and_times_of_folders_are_set_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old").chmod(0o755)
     stored = {"c/": 0o755, "c/ro/": 0o500, "c/ro/none/": 0, "c/set/": 0o6777}
-    for turn in range(2):  # the second time they exist, and are not writable
+    for turn in (False, True):  # the second time they exist, and are not writable
         with DestinationTree(tmp_path / "old" / "a", folders=stored) as tree:
+            assert (tree.status("c/ro/file") is None) is not turn
+            write(tree, "c/ro/file", b"%d" % turn)
+            assert (tmp_path / "old/a/c/ro").stat().st_mode & 0o200
             for number, (name, mode) in enumerate(stored.items()):
                 write(tree, name, b"", folder(mode, number * 10**18 + 5))
-            write(tree, "c/ro/file", b"%d" % turn)
             write(tree, "unnamed/file")
             made = [tmp_path / "old" / "a" / name for name in ("", *stored, "unnamed")]
             assert {mode_and_time(one)[0] & ~0o700 for one in made} == {0} or turn
-            assert (tmp_path / "old/a/c/ro").stat().st_mode & 0o200
             tree.restore_folders(no_failure)
         assert [mode_and_time(tmp_path / "old" / "a" / name) for name in stored] == [
             (mode & 0o777, number * 10**18 + 5) for number, mode in enumerate(stored.values())

@@ -531,7 +531,7 @@ def tree(tmp_path: Path) -> Iterator[DestinationTree]:
 def items(session: Session, tree: DestinationTree) -> list[DownloadItem]:
     return [
         DownloadItem(
-            one.name, one.file_id, one.version, tree.path / one.name, tree.destination(one.name)
+            one.name, one.file_id, one.version, tree.location(one.name), tree.destination(one.name)
         )
         for one in Files(session).ls()
     ]
