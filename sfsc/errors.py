@@ -4,6 +4,7 @@
     ├── LocalError               1  fault of this machine: missing file, full disk, no permission
     │   ├── UnreadableSource        a source that cannot be read
     │   │   └── NotRegularFile      a pipe or device that is not stored, a link that is not made
+    │   ├── CommandFailed           a command whose output was to be stored; has `.code`
     │   ├── BadDestination          a name that cannot be a file here, or leads elsewhere
     │   └── UnsupportedKind         a stored folder or link, which has no content
     ├── UsageError               2  an invalid call
@@ -77,6 +78,17 @@ class UnreadableSource(LocalError):
 class NotRegularFile(UnreadableSource):
     """A pipe or a device in a folder that is stored, or a link that is not wanted: it is left
     out."""
+
+
+class CommandFailed(LocalError):
+    """A command whose output was to be stored has failed: nothing was stored. `code` is its exit
+    code, or 128 plus the number of the signal that ended it."""
+
+    usual_hint = "nothing was stored; run the command by itself to see why it fails"
+
+    def __init__(self, cause: str, hint: str | None = None, *, code: int = 1) -> None:
+        super().__init__(cause, hint)
+        self.code = code
 
 
 class BadDestination(LocalError):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from protocol.codec.values import Value
 from protocol.records.records import ReaderEntry, Statement
@@ -173,6 +173,18 @@ class Store(Closing):
         With `expected`, raise `ConflictError` unless that is the current version (0: no such file).
         """
         return self._uploads.put(source, name, expected=expected)
+
+    def put_command(
+        self, command: str | Sequence[str], name: str, *, expected: int | None = None
+    ) -> Put:
+        """Run `command` (a text by the shell, a list of words directly) and store what it writes to
+        its stdout as the newest version of `name`, but only if it succeeds. Raises `CommandFailed`,
+        and as `put`; then nothing is stored, and the command is stopped if it still runs."""
+        from sfsc.transfer.command_output import CommandOutput
+
+        check_name(name)
+        with CommandOutput(command) as output:
+            return self._uploads.put(cast(BinaryIO, output), name, expected=expected)
 
     def put_many(
         self, items: Iterable[tuple[Source, str | None]], *, checksum: bool = False

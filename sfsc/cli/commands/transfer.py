@@ -43,7 +43,14 @@ _SHOWN_NAMES: Final = 5
 @click.command()
 @click.argument("files", nargs=-1, metavar="FILE...")
 @click.option("-r", "--recursive", is_flag=True, help="Store folders too, with all their files.")
-@click.option("--name", help="Name in the store, for one FILE; required for `-` (stdin).")
+@click.option(
+    "--name", help="Name in the store, for one FILE; required for `-` (stdin) and --command."
+)
+@click.option(
+    "--command",
+    metavar="COMMAND",
+    help="Store what COMMAND, a line for the shell, writes to its stdout, if it succeeds.",
+)
 @click.option(
     "--if-version",
     type=click.IntRange(min=0),
@@ -79,6 +86,7 @@ def put(
     *,
     recursive: bool,
     name: str | None,
+    command: str | None,
     if_version: int | None,
     receipt: Path | None,
     no_overwrite: bool,
@@ -112,12 +120,23 @@ def put(
     With --if-version or --no-overwrite, the command ends with exit code 6 at the first FILE whose
     name has another version. That FILE is not stored; the ones before it are.
 
+    With --command no FILE is read: COMMAND is run, and its output is stored under --name while it
+    runs. It becomes visible only if COMMAND ends with exit code 0; otherwise nothing is stored, the
+    error names its exit code, and that of sfsc is 1. Of a pipeline the shell tells only whether its
+    last command failed.
+
     Example: sfsc put -r photos
+
+    Example: sfsc put --command 'pg_dump shop' --name db.sql
     """
-    if files_from is not None:
-        files += tuple(_read_paths(files_from))
-    elif not files:
-        raise click.UsageError("Missing argument 'FILE...'.")
+    if command is not None:
+        if files or recursive or files_from or exclude or exclude_from or dry_run:
+            cause = "--command excludes FILE and the options for folders"
+            raise UsageError(cause, "run `sfsc put --command 'COMMAND' --name NAME`")
+        expected = _expected((), if_version, recursive=False, no_overwrite=no_overwrite)
+        _put_command(context, command, name, expected, receipt, limit_rate)
+        return
+    files = _all_files(files, files_from)
     expected = _expected(files, if_version, recursive=recursive, no_overwrite=no_overwrite)
     _check_receipt(receipt, files, recursive=recursive)
     if name is not None and len(files) > 1:
@@ -158,6 +177,25 @@ def put(
     if paths:
         outcomes.show_totals(STORED, UNCHANGED, SKIPPED)
     outcomes.check()
+
+
+def _put_command(
+    context: Context,
+    command: str,
+    name: str | None,
+    expected: int | None,
+    receipt: Path | None,
+    limit_rate: int | None,
+) -> None:
+    """Store the output of a command, which is started only once the server is there."""
+    if name is None:
+        raise UsageError("the output of a command has no name", "use --name NAME")
+    _check_receipt(receipt, (command,), recursive=False)
+    with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
+        done = store.put_command(command, name, expected=expected)
+        if receipt is not None:
+            terminal.write_private(receipt, store.proof_of(done))
+        _show_put(done, context, Outcomes(json=context.json))
 
 
 def _check_receipt(receipt: Path | None, files: Sequence[str], *, recursive: bool) -> None:
@@ -265,6 +303,16 @@ def no_file(file: str) -> LocalError:
     if local_files.is_link(file):
         return LocalError(f"{file} is a broken link")
     return LocalError(f"no such file: {file}")
+
+
+def _all_files(files: tuple[str, ...], files_from: str | None) -> tuple[str, ...]:
+    """Return the FILEs, and those that a file names. Raises `click.UsageError` if none is given,
+    and `LocalError`."""
+    if files_from is not None:
+        return files + tuple(_read_paths(files_from))
+    if not files:
+        raise click.UsageError("Missing argument 'FILE...'.")
+    return files
 
 
 def _read_paths(file: str) -> list[str]:
