@@ -22,16 +22,21 @@ from protocol.wire.messages.changes import MAX_CHANGE_WRAPS, MAX_CHANGES, Commit
 from protocol.wire.messages.files import Stat, Stated
 from sfsc.crypto.envelope import WrapBatches, check_name
 from sfsc.errors import (
+    BadReceipt,
     ConflictError,
+    Distrusted,
+    Fork,
     IntegrityError,
     LocalError,
     NetworkError,
     NotFound,
     SfscError,
+    StaleGeneration,
     UsageError,
+    WrongServer,
 )
 from sfsc.session.changeset import Changeset, Draft, fitting
-from sfsc.session.pipeline import Window
+from sfsc.session.pipeline import Skip, Window
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.state import MadeRecord
@@ -45,6 +50,8 @@ AHEAD: Final = 3
 """Requests in flight while another is drafted."""
 FATAL: Final = (IntegrityError, NetworkError)
 """After these errors nothing more is sent, and no further proof is requested from the server."""
+STOPPING: Final = (BadReceipt, Distrusted, Fork, NetworkError, StaleGeneration, WrongServer)
+"""Errors that are about more than one file: no other change would be made either."""
 SET_LIMITS: Final = (
     f"one set changes at most {MAX_CHANGES} names (a move two) with {MAX_CHANGE_WRAPS:,} keys for"
     " readers, and holds 1 MiB of files of at most 256 KiB"
@@ -65,7 +72,7 @@ class PlannedChange(ABC, Generic[_Result_co]):
     """A change that somebody wants of one file, or of the two of a move."""
 
     name: str = ""
-    """The file's name, if errors of a set of changes are to name it."""
+    """The file's name, if errors are to name it."""
 
     @abstractmethod
     def draft(self, batches: WrapBatches) -> Draft | None:
@@ -127,11 +134,25 @@ class SentChanges(Generic[_Result]):
 
 
 class Committer(Generic[_Result]):
-    """Commits changes in changesets, over one session."""
+    """Commits changes in changesets, over one session. With `skip`, a change that fails is passed
+    to it by its name, and the others are made: it is no `failure` then."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, skip: Skip | None = None) -> None:
         self._session = session
+        self._skip = skip
         self._unneeded: list[_Result] = []
+
+    def _failed(self, change: PlannedChange[_Result], error: SfscError) -> SfscError | None:
+        """Pass the error of one change to `skip`. Return the one, if any, that stops the others
+        too."""
+        if self._skip is None or isinstance(error, STOPPING):
+            return error
+        self._session.keep_evidence(error)
+        try:
+            self._skip(change.name, error)
+        except SfscError as exc:
+            return exc
+        return None
 
     def take_unneeded(self) -> list[_Result]:
         """Return the results of changes that turned out to have nothing left to do."""
@@ -232,9 +253,7 @@ class Committer(Generic[_Result]):
     ) -> tuple[dict[int, _Result], SfscError | None]:
         """Like `finish`, with results by the id of their change. `left` attempts may be made."""
         results: dict[int, _Result] = {}
-        again: list[PlannedChange[_Result]] = []
         failure: SfscError | None = None
-        renewed: set[str] = set()
         outcomes = sent.changeset.outcomes(reply)
         may_have_landed = self._session.connections != sent.changeset.connection and any(
             isinstance(one, Error) and one.code in _MAY_HAVE_LANDED for one in outcomes
@@ -258,21 +277,13 @@ class Committer(Generic[_Result]):
                 except FATAL:
                     raise
                 except SfscError as exc:
-                    failure = failure or exc
+                    failure = failure or self._failed(change, exc)
             try:
                 self._session.state.remember_changes(records)
             except LocalError as exc:
                 failure = failure or exc
-        for change, draft, refusal in refused:
-            try:
-                self._rebase(sent, change, draft, refusal, renewed)
-                again.append(change)
-            except FATAL:
-                raise
-            except SfscError as exc:
-                failure = failure or exc
-        if again and left == 1:
-            raise ConflictError("others keep changing the file", "run the command again")
+        again, error = self._rebase_refused(sent, refused, last=left == 1)
+        failure = failure or error
         following, error = self.prepare(again) if again else ([], None)
         failure = failure or error
         for one in following:
@@ -280,6 +291,31 @@ class Committer(Generic[_Result]):
             results |= more
             failure = failure or error
         return results, failure
+
+    def _rebase_refused(
+        self,
+        sent: SentChanges[_Result],
+        refused: Sequence[tuple[PlannedChange[_Result], Draft, Error]],
+        *,
+        last: bool,
+    ) -> tuple[list[PlannedChange[_Result]], SfscError | None]:
+        """Return the refused changes that are to be committed again, and the error of the first of
+        the others. After the `last` attempt none is."""
+        again: list[PlannedChange[_Result]] = []
+        failure: SfscError | None = None
+        renewed: set[str] = set()
+        for change, draft, refusal in refused:
+            try:
+                self._rebase(sent, change, draft, refusal, renewed)
+                if last:
+                    raise ConflictError("others keep changing the file", "run the command again")
+                again.append(change)
+            except SfscError as exc:
+                error = self._failed(change, exc)
+                if error is not None and isinstance(exc, FATAL):
+                    raise
+                failure = failure or error
+        return again, failure
 
     def _draft(
         self, changes: Sequence[PlannedChange[_Result]]
@@ -290,7 +326,9 @@ class Committer(Generic[_Result]):
             try:
                 draft = change.draft(batches)
             except SfscError as exc:
-                return members, exc
+                if (error := self._failed(change, exc)) is not None:
+                    return members, error
+                continue
             if draft is None:
                 self._unneeded += change.unneeded()
             else:
@@ -354,12 +392,13 @@ def commit_if_needed(session: Session, change: PlannedChange[_Result]) -> _Resul
 
 
 def commit_changes(
-    session: Session, changes: Iterable[PlannedChange[_Result]]
+    session: Session, changes: Iterable[PlannedChange[_Result]], skip: Skip | None = None
 ) -> Iterator[_Result]:
     """Commit changes of different files, several changesets in flight; yield the results in order.
-    The receipts are linked to one log at the end. The first error is raised after the results of
+    The receipts are linked to one log at the end. A change that fails is passed to `skip`, by its
+    name, and the others are made; without `skip`, the first error is raised after the results of
     what was sent before."""
-    committer, window = Committer[_Result](session), Window[SentChanges[_Result]](session)
+    committer, window = Committer[_Result](session, skip), Window[SentChanges[_Result]](session)
     failure: SfscError | None = None
     try:
         source = iter(changes)
@@ -493,13 +532,12 @@ def build_tombstone(
     return build_record(session, head, body, op=DELETE, current=0, to=to)
 
 
-def build_purge(session: Session, file: VerifiedFile, versions: tuple[int, ...]) -> FileRecord:
-    """Return the record that removes the content of `versions`, which are sorted and not
-    current."""
-    head = file.head
-    return build_record(
-        session, head, file.head_body, op=PURGE, current=head.current, purged=versions
-    )
+def build_purge(
+    session: Session, head: FileRecord, body: bytes, versions: Sequence[int]
+) -> FileRecord:
+    """Return the record that removes the content of `versions`, which are sorted and not current,
+    on the file's `head`, whose exact bytes are `body`."""
+    return build_record(session, head, body, op=PURGE, current=head.current, purged=tuple(versions))
 
 
 def build_record(
