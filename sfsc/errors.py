@@ -136,7 +136,7 @@ class QuotaExceeded(Denied):
 
     server_codes: ClassVar = {
         # Deleted files are trash, which counts as stored.
-        "quota": "make room by `rm --purge` or `history --prune`, or ask the operator: `sfsd user"
+        "quota": "make room by `purge --trash` or `prune`, or ask the operator: `sfsd user"
         " quota`; an upload of a client that is gone gives way after a minute"
     }
 

@@ -45,16 +45,22 @@ if TYPE_CHECKING:  # imported at first use: few programs need them
     from sfsc.files.contacts import Contacts, Person
     from sfsc.files.history import ExportedKey, FileHistory, Revision
     from sfsc.files.inbox import ReceivedFiles, Shared
+    from sfsc.files.purge import Purged, Purges
     from sfsc.files.rename import Renames
+    from sfsc.files.restore import Restored, Restores
     from sfsc.files.shared_folders import Folder, SharedFolders
     from sfsc.files.sharing import Grant, Sharing
     from sfsc.files.transaction import Changed, Transaction
     from sfsc.files.tree import Trees
+    from sfsc.files.versions import DeletedFile, Space, StoredFiles
     from sfsc.log.audit import Audit, LogEvent, VerifiedHistory
 
 
 class Status(Value):
     """State of the account. `used` and `quota` (0: unlimited) are in bytes, times in Unix seconds.
+
+    `live`, `versions` and `trash` are the bytes of the contents (`Space`); `used` is what the
+    server counts, with what it keeps beside them and with running uploads.
 
     `server_id` is 32 bytes. `log_size` is the number of entries of the server's log at login,
     proven to continue the log seen before. The keys are to be rotated by `due`, and other users
@@ -67,6 +73,9 @@ class Status(Value):
     used: int
     quota: int
     files: int
+    live: int
+    versions: int
+    trash: int
     log_size: int
     generation: int
     due: int
@@ -303,6 +312,24 @@ class Store(Closing):
             dry_run=dry_run,
         )
 
+    def get_many(
+        self,
+        names: Sequence[str],
+        target: Path,
+        *,
+        skip: Skip | None = None,
+        always: bool = False,
+        checksum: bool = False,
+        overwrite: bool = True,
+        newer: bool = False,
+    ) -> Iterator[Got]:
+        """Fetch files, each to the last part of its name in the folder `target`; other arguments as
+        in `get_tree`. Raises `UsageError` if two would be written to one place."""
+        from sfsc.files.tree import Replace
+
+        how = Replace(always, checksum, overwrite, newer)
+        return self._trees.get_names(names, target, skip or _raise, how)
+
     def rm_tree(self, name: str, *, skip: Skip | None = None) -> Iterator[Entry]:
         """Delete every file in the folder `name` ("": all). Yield the deleted versions. Files that
         cannot be listed are passed to `skip`; without it, the first of their errors is raised."""
@@ -313,6 +340,19 @@ class Store(Closing):
         entry = self._renames.mv(name, to)
         self._sharing.add_folder_readers(entry.name)
         return entry
+
+    def mv_many(
+        self, names: Sequence[str], to: str, *, skip: Skip | None = None
+    ) -> Iterator[Entry]:
+        """Rename files and folders as the `mv` of a shell does: into the folder `to` if it exists,
+        ends with a slash, or there are several `names`; else to the new name `to`.
+
+        Yields the entries of the renamed files. A name with a slash at its end is a folder. Raises
+        `UsageError` and `NotFound` before anything is changed, `UsageError` also for a name that a
+        file and a folder have. A file whose new name exists fails with a `ConflictError`."""
+        for entry in self._renames.mv_many(names, to, skip or _raise):
+            self._sharing.add_folder_readers(entry.name)
+            yield entry
 
     def transaction(self) -> Transaction:
         """Return a transaction: several puts, deletions and moves that become visible together or
@@ -358,6 +398,20 @@ class Store(Closing):
         """Delete `name` and return the version that was current. The versions stay as trash."""
         return self._files.rm(name)
 
+    def rm_many(self, names: Iterable[str], *, skip: Skip | None = None) -> Iterator[str]:
+        """Delete files, and yield their names. Raises as `rm`, for each."""
+        return self._stored.rm_many(names, skip or _raise)
+
+    def ls_deleted(self, prefix: str = "", *, skip: Skip | None = None) -> list[DeletedFile]:
+        """Return the deleted files whose names start with `prefix` and that still have a content,
+        by name. `restore` brings them back. Files that were renamed are not among them."""
+        return self._stored.deleted(prefix, skip or _raise)
+
+    def du(self, name: str = "", *, skip: Skip | None = None) -> Space:
+        """Return how many bytes of contents the file or folder `name` ("": all) takes on the
+        server: current versions, older ones, and trash."""
+        return self._stored.space(name, skip or _raise)
+
     def history(self, name: str, *, skip: Skip | None = None) -> list[Revision]:
         """Return every record of `name`, deleted or not, oldest first, all verified. If the newest
         version is damaged, `skip` is called with its `Damaged` error, and the records come from the
@@ -375,15 +429,59 @@ class Store(Closing):
         """Return the key of one version's content, to decrypt it with another program."""
         return self._history.export_key(name, version)
 
+    def restore_many(self, names: Iterable[str], *, skip: Skip | None = None) -> Iterator[Restored]:
+        """Bring back deleted files, each with what it held last. Raises as `restore`, for each."""
+        return self._shared_again(self._restores.names(names, skip or _raise))
+
+    def restore_tree(
+        self, name: str, *, at: int | None = None, skip: Skip | None = None
+    ) -> Iterator[Restored]:
+        """Bring back every deleted file in the folder `name` ("": all).
+
+        With `at`, in Unix seconds, make the folder what it was then, by the clocks of the machines
+        that changed it: changed files get the version of that time, and files that did not exist
+        are deleted. Nothing is lost: what was current before stays an older version, or trash.
+        Files that were not changed since are not yielded. Raises `NotFound`."""
+        return self._shared_again(self._restores.folder(name, at, skip or _raise))
+
+    def _shared_again(self, restored: Iterable[Restored]) -> Iterator[Restored]:
+        for one in restored:
+            if one.version:
+                self._sharing.add_folder_readers(one.name)
+            yield one
+
     def prune(self, name: str, *, keep: int) -> list[int]:
         """Permanently remove the contents of all but the newest `keep` versions of `name`. Return
         the versions removed."""
-        return self._history.prune(name, keep)
+        found = self._purges.prune([name], keep, _raise)
+        return [version for one in found for version in one.versions]
+
+    def prune_tree(self, name: str, *, keep: int, skip: Skip | None = None) -> Iterator[Purged]:
+        """Permanently remove the contents of all but the newest `keep` versions of every file in
+        the folder `name` ("": all), deleted or not. Yield the files that had more versions. Raises
+        `NotFound`."""
+        return self._purges.prune_tree(name, keep, skip or _raise)
 
     def purge(self, name: str) -> list[int]:
         """Permanently remove the contents of the deleted file `name`. Return the versions removed.
         Raises `UsageError` if the file is not deleted."""
-        return self._history.purge(name)
+        return self._purges.purge(name)
+
+    def purge_many(self, names: Iterable[str], *, skip: Skip | None = None) -> Iterator[Purged]:
+        """Delete files, unless they are deleted already, and permanently remove their contents."""
+        return self._purges.delete_and_purge(names, skip or _raise)
+
+    def purge_tree(self, name: str, *, skip: Skip | None = None) -> Iterator[Purged]:
+        """Delete every file in the folder `name` ("": all) and permanently remove the contents of
+        all versions, also of files that were deleted before. Raises `NotFound`."""
+        return self._purges.purge_tree(name, skip or _raise)
+
+    def purge_trash(
+        self, *, before: int | None = None, skip: Skip | None = None
+    ) -> Iterator[Purged]:
+        """Permanently remove the contents of all deleted files, or only of those that were deleted
+        `before` a time in Unix seconds, by the clocks of the machines that deleted them."""
+        return self._purges.purge_trash(before, skip or _raise)
 
     def give_up_damaged(self, which: str) -> list[int]:
         """Permanently remove the damaged versions of the file `which` (a name or a file_id), and
@@ -632,6 +730,7 @@ class Store(Closing):
     def status(self) -> Status:
         """Return the usage, log and keys of the account; asks the server."""
         usage = self._session.call(Usage(), UsageAnswer)
+        live, versions, trash = self._stored.sizes()
         me, newest = self.whoami(), Statement.parse(self._file.contents.statements[-1])
         return Status(
             user=me.user,
@@ -640,6 +739,9 @@ class Store(Closing):
             used=usage.used,
             quota=usage.quota,
             files=usage.files,
+            live=live,
+            versions=versions,
+            trash=trash,
             log_size=self._session.trust.newest.size,
             generation=me.generation,
             due=newest.due,
@@ -717,6 +819,24 @@ class Store(Closing):
         from sfsc.account.rotate import Rotation
 
         return Rotation(self._session, self._file, self._devices, self._contacts)
+
+    @cached_property
+    def _stored(self) -> StoredFiles:
+        from sfsc.files.versions import StoredFiles
+
+        return StoredFiles(self._session)
+
+    @cached_property
+    def _purges(self) -> Purges:
+        from sfsc.files.purge import Purges
+
+        return Purges(self._session)
+
+    @cached_property
+    def _restores(self) -> Restores:
+        from sfsc.files.restore import Restores
+
+        return Restores(self._session)
 
     @cached_property
     def _sharing(self) -> Sharing:

@@ -303,6 +303,20 @@ def _without_echo(reading: TextIO, writing: TextIO) -> Iterator[None]:
         writing.flush()
 
 
+def require_terminal(*, yes: bool) -> None:
+    """Raise `UsageError` if nobody can be asked, and nobody said `yes` in advance."""
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("this must be confirmed, and there is no terminal", "use --yes")
+
+
+def require_yes(question: str, *, yes: bool) -> None:
+    """Ask the user at the terminal, unless the user said `yes` in advance. Raises `UsageError` if
+    the answer is not yes."""
+    require_terminal(yes=yes)
+    if not yes and not confirmed(question):
+        raise UsageError("nothing was done", "use --yes to confirm in advance")
+
+
 def qr(text: str) -> str:
     """Return `text` as a QR code of half blocks, dark on light."""
     import segno

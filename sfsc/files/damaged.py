@@ -102,7 +102,7 @@ class DamagedFiles:
     def _draft_purge(
         self, chosen: tuple[int, ...], onto: VerifiedFile, _batches: WrapBatches
     ) -> Draft:
-        return draft_of(build_purge(self._session, onto, chosen))
+        return draft_of(build_purge(self._session, onto.head, onto.head_body, chosen))
 
 
 def find_logged(session: Session, which: str) -> tuple[str, dict[bytes, FileRecord], set[int]]:

@@ -14,7 +14,7 @@ from protocol.codec.errors import LocalProtocolError
 from protocol.log.auditlog import REWRAP
 from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import record_hash
-from protocol.wire.messages import Reply
+from protocol.wire.messages import FileView, Reply
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.rotation import Rewrap, RewrapItem, Rewrapped, with_short_wraps
@@ -97,6 +97,12 @@ def verify_rewrapped(
     return frozenset(
         index for index, item in left.items() if not missing.isdisjoint(item.logged_hashes)
     )
+
+
+def is_endorsed(view: FileView, valid: Container[int]) -> bool:
+    """Return whether keys of the `valid` generations have signed or endorsed both records."""
+    shown = (view.content, view.head)
+    return all(signed is None or _is_signed_by(signed, valid) for signed in shown)
 
 
 def _is_signed_by(signed: SignedRecord, valid: Container[int]) -> bool:

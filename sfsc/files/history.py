@@ -10,7 +10,6 @@ from protocol.codec.values import Value, field
 from protocol.records.records import (
     CONTENT_OPS,
     MOVE,
-    PURGED_AT_ONCE,
     REENCRYPT,
     RESTORE,
     FileRecord,
@@ -18,18 +17,20 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.wire.messages.files import History, HistoryPage
-from sfsc.crypto.envelope import Metadata, WrapBatches, content_record, requested_version
+from sfsc.crypto.envelope import (
+    ContentKey,
+    Metadata,
+    WrapBatches,
+    content_record,
+    requested_version,
+)
 from sfsc.crypto.segments import plaintext_size
-from sfsc.errors import BadRecord, ConflictError, Damaged, NotFound, Rollback, UsageError
+from sfsc.errors import BadRecord, Damaged, NotFound, Rollback, UsageError
 from sfsc.files.damaged import find_logged
-from sfsc.files.endorse import endorse_rebuilt
 from sfsc.session.changeset import Draft
 from sfsc.session.commit import (
     FileChange,
-    build_purge,
-    change_file,
     commit_change,
-    draft_of,
     fetch_version,
     find_file,
 )
@@ -117,39 +118,16 @@ class FileHistory:
         """Add to `file` what `build_restore` returned. Return the record and the file's entry."""
         session, change = self._session, FileChange(file, build)
         made = commit_change(session, change)
-        entry = Entry.from_record(made, made, metadata)
-        packed = None if session.account.is_settings(file.file_id) else entry.pack()
-        known = KnownFile.from_record(made, change.body, entry.version)
-        session.state.remember_file(known, packed)
-        return made, entry
+        return made, remember_restored(session, made, change.body, metadata)
 
     def build_restore(self, source: VerifiedFile) -> tuple[BuildDraft, Metadata]:
         """Return a builder of the record that makes the version `source` the newest one, and the
         metadata of that version. Raises like `OwnAccount.open_version`."""
-        account, content = self._session.account, source.content
-        key, metadata = account.open_version(source)
-        sealed = key.seal_metadata(metadata)
+        key, metadata = self._session.account.open_version(source)
 
         def build(onto: VerifiedFile, batches: WrapBatches) -> Draft:
-            readers = onto.head.readers
-            record = content_record(
-                self._session.author,
-                key,
-                file_id=onto.file_id,
-                head=onto.head_body,
-                version=onto.version + 1,
-                ciphertext_size=content.ciphertext_size or 0,
-                segments_root=content.segments_root or b"",
-                metadata=sealed,
-                readers=readers,
-                seen=self._session.seen,
-                created=int(time.time()),
-                op=RESTORE,
-                origin=(onto.file_id, source.version),
-            )
-            made = self._session.wrap(key, readers, batches)
-            wraps = tuple((onto.version + 1, wrap) for wrap in made)
-            return Draft(record, record.encode(), sealed, wraps)
+            place = onto.head, onto.head_body, onto.version + 1
+            return draft_restore(self._session, source, key, metadata, place, batches)
 
         return build, metadata
 
@@ -164,63 +142,6 @@ class FileHistory:
         folder = f"store/users/{shown.content.owner}/files/{file.file_id[:2]}"
         blob = f"{folder}/{file.file_id}.{shown.version}.ct"
         return ExportedKey(key.dek, key.content_id, blob)
-
-    def prune(self, name: str, keep: int) -> list[int]:
-        """Permanently remove the contents of all but the newest `keep` versions of `name`, never
-        that of the current version. Return the versions removed. Raises `NotFound`."""
-        if keep < 1:
-            raise UsageError(
-                "nothing would be kept", "use `sfsc rm --purge` to remove the whole file"
-            )
-        return self._purge(find_file(self._session, name), keep)
-
-    def purge(self, name: str) -> list[int]:
-        """Permanently remove the contents of all versions of the deleted file `name`; their records
-        stay. Return the versions removed. Raises `NotFound`."""
-        file = find_file(self._session, name)
-        if not file.deleted:
-            raise UsageError("the file is not deleted", "delete it first: `sfsc rm --purge`")
-        return self._purge(file, 0)
-
-    def _purge(self, file: VerifiedFile, keep: int) -> list[int]:
-        removed: list[int] = []
-        chosen: list[int] = []
-
-        def build(onto: VerifiedFile, _batches: WrapBatches) -> Draft | None:
-            nonlocal chosen
-            if keep == 0 and not onto.deleted:
-                raise ConflictError(
-                    "the file is no longer deleted", "it was put or restored meanwhile"
-                )
-            # Read the history again for each attempt: another device may be purging too.
-            chosen = self._removable(onto, keep)[:PURGED_AT_ONCE]
-            return draft_of(build_purge(self._session, onto, tuple(chosen))) if chosen else None
-
-        while change_file(self._session, FileChange(file, build)):
-            removed += chosen
-            file = self._session.fetch_newest(file.file_id)
-        self._endorse_purged(file, removed)
-        return removed
-
-    def _endorse_purged(self, file: VerifiedFile, removed: list[int]) -> None:
-        """Endorse what was purged, if a sidecar was damaged and built again from the log."""
-        session = self._session
-        valid, records = session.account.signers, self.records(file) if removed else []
-        old = {one.version or 0 for one in records if one.generation not in valid}
-        if chosen := old.intersection(removed):
-            known = {record_hash(one.encode()) for one in records}
-            endorse_rebuilt(session, file.file_id, sorted(chosen), known)
-
-    def _removable(self, file: VerifiedFile, keep: int) -> list[int]:
-        """Return the versions that still have content, without the newest `keep` and the current
-        one."""
-        records = self.records(file)
-        gone = {version for record in records for version in record.purged or ()}
-        # A version that was encrypted again has several records.
-        made = {record.version for record in records if record.version is not None}
-        there = sorted(made - gone)
-        old = there[: len(there) - keep]
-        return [version for version in old if version != file.head.current]
 
     def _fetch_version(self, file: VerifiedFile, version: int) -> VerifiedFile:
         if version > file.version:
@@ -256,6 +177,51 @@ class FileHistory:
         if len(records) < newest.head.rev:
             raise Rollback(f"the server shows {len(records)} of {newest.head.rev} records")
         return records
+
+
+def remember_restored(
+    session: Session, record: FileRecord, body: bytes, metadata: Metadata
+) -> Entry:
+    """Remember a restored version: its record, the exact bytes, and its metadata. Return its
+    entry."""
+    entry = Entry.from_record(record, record, metadata)
+    packed = None if session.account.is_settings(record.file_id) else entry.pack()
+    known = KnownFile.from_record(record, body, entry.version)
+    session.state.remember_file(known, packed)
+    return entry
+
+
+def draft_restore(
+    session: Session,
+    source: VerifiedFile,
+    key: ContentKey,
+    metadata: Metadata,
+    onto: tuple[FileRecord, bytes, int],
+    batches: WrapBatches,
+) -> Draft:
+    """Return the draft that makes the content of the version `source` the newest one. `key` and
+    `metadata` are those of `source`; `onto` is the file's last record, its exact bytes, and the
+    number of the new version."""
+    head, body, version = onto
+    content, sealed = source.content, key.seal_metadata(metadata)
+    record = content_record(
+        session.author,
+        key,
+        file_id=source.file_id,
+        head=body,
+        version=version,
+        ciphertext_size=content.ciphertext_size or 0,
+        segments_root=content.segments_root or b"",
+        metadata=sealed,
+        readers=head.readers,
+        seen=session.seen,
+        created=int(time.time()),
+        op=RESTORE,
+        origin=(source.file_id, source.version),
+    )
+    made = session.wrap(key, head.readers, batches)
+    wraps = tuple((version, wrap) for wrap in made)
+    return Draft(record, record.encode(), sealed, wraps)
 
 
 class PastReaders:

@@ -11,13 +11,13 @@ import contextlib
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from protocol.codec.values import Mutable, field
 from protocol.records.records import FileRecord, record_hash
 from protocol.wire.messages import FileView, Receipt
 from protocol.wire.messages.files import Stated
-from sfsc.crypto.envelope import FOLDER, WrapBatches
+from sfsc.crypto.envelope import WrapBatches
 from sfsc.errors import (
     Damaged,
     IntegrityError,
@@ -26,6 +26,7 @@ from sfsc.errors import (
     Rollback,
     SfscError,
 )
+from sfsc.files.names import full_folders
 from sfsc.session.changeset import Draft
 from sfsc.session.commit import (
     TOGETHER,
@@ -46,6 +47,7 @@ from sfsc.trust.server_log import REPORT
 from sfsc.trust.signature_cache import verify_in_background
 from sfsc.trust.state import KnownFile, MadeRecord, unpack_entry
 
+_Result = TypeVar("_Result")
 _TOGETHER: Final = 256
 """Files whose answers are verified and cached together."""
 
@@ -81,7 +83,7 @@ class Files:
         ]
         found.sort(key=lambda entry: entry.name)
         if not folders:
-            full = full_folders(found)
+            full = full_folders(entry.name for entry in found)
             found = [entry for entry in found if entry.name not in full]
         if skip is None:
             return _then_raise(found, [error for _, error in unreadable])
@@ -109,17 +111,11 @@ class Files:
             revision, version = deleted.head.rev, deleted.version
             return Entry(name, file.file_id, version, revision, 0, size, when, None, when)
 
-    def rm_many(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+    def rm_many(self, entries: Iterable[Entry], skip: Skip | None = None) -> Iterator[Entry]:
         """Delete entries that `ls` returned, many together; entries that are gone by now are
-        yielded too."""
-        return commit_changes(self._session, self._deletions(entries))
-
-    def _deletions(self, entries: Iterable[Entry]) -> Iterator[_Deletion]:
-        coming = iter(entries)
-        while some := list(itertools.islice(coming, TOGETHER)):
-            known = self._session.state.verified_files([entry.file_id for entry in some])
-            for entry in some:
-                yield _Deletion(self._session, entry, known.get(entry.file_id))
+        yielded too. Those that fail are passed to `skip`."""
+        found = ((one.file_id, one.name, one) for one in entries)
+        return commit_changes(self._session, deletions(self._session, found), skip)
 
     def _refresh(self) -> tuple[dict[str, SfscError], dict[str, bytes]]:
         """Update the cache. Return what is wrong with each file that cannot be listed, and the
@@ -250,16 +246,6 @@ class Files:
         session.state.remember_files(found)
 
 
-def full_folders(entries: Sequence[Entry]) -> set[str]:
-    """Return the names of stored folders in which something is stored. `entries` are sorted by
-    name, so what is in a folder follows it."""
-    return {
-        entry.name
-        for entry, following in itertools.pairwise(entries)
-        if entry.kind == FOLDER and following.name.startswith(entry.name)
-    }
-
-
 class _Learnt(Mutable):
     """Files that the server has shown, by file_id: `files` has the hash of the last record with the
     packed entry, None if the file is deleted; `unreadable` says why a file cannot be listed."""
@@ -310,35 +296,50 @@ class _Cached(Mutable):
         return start
 
 
-class _Deletion(PlannedChange[Entry]):
-    """A tombstone for an entry of a listing, as it is or as it has become."""
+class Deletion(PlannedChange[_Result]):
+    """The deletion of a file, as it is or as it has become; `result` is the change's result."""
 
-    def __init__(self, session: Session, entry: Entry, known: KnownFile | None) -> None:
-        """`known` is the entry's verified record, if there is one: it names readers, and an
-        attacker could write another one into the state file."""
+    def __init__(
+        self, session: Session, file_id: str, name: str, result: _Result, known: KnownFile | None
+    ) -> None:
+        """`known` is the file's verified record, if there is one: it names readers, and an attacker
+        could write another one into the state file."""
+        self.name = name
         self._session = session
-        self._entry = entry
+        self._file_id = file_id
+        self._result = result
         self._known = known
 
     def draft(self, _batches: WrapBatches) -> Draft | None:
         if self._known is None:
-            self._known = known_file(self._session.fetch_newest(self._entry.file_id))
+            self._known = known_file(self._session.fetch_newest(self._file_id))
         if self._known.deleted:
             return None
         head = FileRecord.parse(self._known.record)
         return draft_of(build_tombstone(self._session, head, self._known.record))
 
     def rebase(self, session: Session, head: FileView | None, since: int) -> None:
-        self._known = known_file(verify_head(session, self._entry.file_id, head, since))
+        self._known = known_file(verify_head(session, self._file_id, head, since))
 
-    def unneeded(self) -> Iterable[Entry]:
-        return (self._entry,)
+    def unneeded(self) -> Iterable[_Result]:
+        return (self._result,)
 
     def made_records(self, draft: Draft) -> Iterable[MadeRecord]:
         return ((draft.record, draft.body, 0 if self._known is None else self._known.version),)
 
-    def committed(self, _draft: Draft, _receipt: Receipt | None) -> Entry:
-        return self._entry
+    def committed(self, _draft: Draft, _receipt: Receipt | None) -> _Result:
+        return self._result
+
+
+def deletions(
+    session: Session, files: Iterable[tuple[str, str, _Result]]
+) -> Iterator[Deletion[_Result]]:
+    """Yield the deletions of files, given as (file_id, name, result of the change)."""
+    coming = iter(files)
+    while some := list(itertools.islice(coming, TOGETHER)):
+        known = session.state.verified_files([file_id for file_id, _, _ in some])
+        for file_id, name, result in some:
+            yield Deletion(session, file_id, name, result, known.get(file_id))
 
 
 def _then_raise(entries: Iterable[Entry], errors: Sequence[SfscError]) -> Iterator[Entry]:

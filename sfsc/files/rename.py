@@ -7,23 +7,28 @@ old name, for `history` and `restore`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from protocol.codec.values import changed
 from protocol.records.records import MOVE
 from protocol.wire.messages import FileView, Receipt
-from sfsc.crypto.envelope import Metadata, WrapBatches, check_name, content_record
-from sfsc.errors import ConflictError, NotFound, UsageError
+from sfsc.crypto.envelope import Metadata, WrapBatches, check_any_name, check_name, content_record
+from sfsc.errors import ConflictError, NotFound, SfscError, UsageError
+from sfsc.files.listing import Files
+from sfsc.files.names import NameTree, both_kinds, full_folders
+from sfsc.files.versions import fetch_versions, is_within
 from sfsc.session.changeset import Draft
 from sfsc.session.commit import (
     PlannedChange,
     build_tombstone,
     commit_change,
+    commit_changes,
     find_current_file,
     with_present_wraps,
 )
+from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
-from sfsc.trust.file_records import Entry, parse_record
+from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
 from sfsc.trust.state import KnownFile, MadeRecord
 
 
@@ -41,17 +46,97 @@ class Renames:
             raise UsageError("the old and the new name are the same")
         return commit_change(self._session, Move(self._session, name, to))
 
+    def mv_many(self, names: Sequence[str], to: str, skip: Skip) -> Iterator[Entry]:
+        """Rename files and folders as the `mv` of a shell does; see `Store.mv_many`. Many files are
+        changed together. Raises `UsageError` and `NotFound` before anything is changed."""
+        session = self._session
+        unreadable = dict[str, SfscError]()
+        entries = {
+            one.name: one for one in Files(session).ls("", unreadable.__setitem__, folders=True)
+        }
+        for name, error in unreadable.items():
+            if name in names:
+                raise error
+            if any(is_within(name, one) for one in names):
+                skip(name, error)
+        moves = plan_moves(list(entries), names, to)
+        old = {entries[name].file_id: name for name in moves}
+        new = {session.account.file_id(after): name for name, after in moves.items()}
+
+        def note(file_id: str, error: SfscError) -> None:
+            skip(old.get(file_id) or new[file_id], error)
+
+        heads = session.state.logged_heads(list(new))
+        places = [(file_id, head.version) for file_id, head in heads.items()]
+        found = fetch_versions(session, places, note, removed=True)
+        targets: dict[str, VerifiedFile | None] = {file.file_id: file for file in found}
+        targets |= dict.fromkeys(new.keys() - heads.keys())
+        ready = {name: targets[file_id] for file_id, name in new.items() if file_id in targets}
+        places = [(entries[name].file_id, entries[name].version) for name in ready]
+        changes = (
+            Move(session, name, moves[name], (file, ready[name]))
+            for file in fetch_versions(session, places, note)
+            for name in (old[file.file_id],)
+        )
+        full = full_folders(moves.values())
+        return (one for one in commit_changes(session, changes, skip) if one.name not in full)
+
+
+def plan_moves(listed: Sequence[str], names: Sequence[str], to: str) -> dict[str, str]:
+    """Return {name: new name} of the files in `listed`, which is sorted, that `mv NAMES... TO`
+    renames. Raises `UsageError` and `NotFound`."""
+    tree = NameTree(listed)
+    into = to.endswith("/") or len(names) > 1 or tree.has_folder(to)
+    if into and not to.endswith("/") and tree.has_file(to):
+        if tree.has_folder(to):
+            raise both_kinds(to)
+        raise UsageError(f"{to} is a file, not a folder", "name a folder as the last argument")
+    if "" in [name.rstrip("/") for name in names]:
+        raise UsageError("the whole store cannot be moved", "name the files and folders in it")
+    target, moved = to.strip("/"), dict[str, str]()
+    for name in dict.fromkeys(names):
+        old = name.rstrip("/")
+        new = "/".join([*filter(None, [target]), old.rpartition("/")[2]]) if into else target
+        check_name(new)
+        if new == old:
+            raise UsageError("the old and the new name are the same")
+        if not tree.is_folder(name):
+            found = {old: new}
+        elif new.startswith(f"{old}/"):
+            raise UsageError(f"{old} cannot be moved into itself", "choose another folder")
+        elif tree.has_file(new) or tree.has_folder(new):
+            raise ConflictError(f"{new} exists already", "choose another name")
+        else:
+            found = {one: new + one[len(old) :] for one in tree.files_in(old)}
+        for one in found.values():
+            check_any_name(one)
+        moved |= found
+    if len(set(moved.values())) < len(moved):
+        raise UsageError("two files would get the same name", "rename them one by one")
+    return moved
+
 
 class Move(PlannedChange[Entry]):
     """The change of one name to another."""
 
-    def __init__(self, session: Session, name: str, to: str) -> None:
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        to: str,
+        found: tuple[VerifiedFile, VerifiedFile | None] | None = None,
+    ) -> None:
+        """`found` are the newest versions of the file and of the one that `to` named before, which
+        the server is asked for by default."""
         self._session = session
         self.name = name
         self._to = to
         self._file_id = session.account.file_id(to)
         self.metadata: Metadata
-        self._find(session)
+        if found is None:
+            self._find(session)
+        else:
+            self._file, self._target = session.without_left(found[0]), found[1]
 
     def _find(self, session: Session) -> None:
         self._file = session.without_left(find_current_file(session, self.name))

@@ -13,7 +13,7 @@ import os
 import stat
 import unicodedata
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -28,10 +28,19 @@ from sfsc.crypto.envelope import (
     check_any_name,
     check_name,
 )
-from sfsc.errors import LocalError, NotFound, NotRegularFile, SfscError, UnreadableSource
+from sfsc.errors import (
+    LocalError,
+    NotFound,
+    NotRegularFile,
+    SfscError,
+    UnreadableSource,
+    UnsupportedKind,
+    UsageError,
+)
 from sfsc.files.comparison import is_same, local_item
 from sfsc.files.filters import Filters
-from sfsc.files.listing import Files, full_folders
+from sfsc.files.listing import Files
+from sfsc.files.names import both_kinds, full_folders
 from sfsc.local_files import is_file, is_folder
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
@@ -166,7 +175,7 @@ class Trees:
             ]
         above = len(folder.rpartition("/")[0])
         start, how = above and above + 1, replace or Replace()
-        full = full_folders(entries)
+        full = full_folders(entry.name for entry in entries)
         folders = [entry.name[start:] for entry in entries if entry.kind == FOLDER]
         if dry_run and not is_folder(target):
             wanted = [(one, target / one.name[start:]) for one in entries if one.name not in full]
@@ -178,7 +187,8 @@ class Trees:
         with DestinationTree(
             target, folds_case=detected, foreign=owner is not None, folders=folders
         ) as tree:
-            decided, kept = _decide(entries, start, tree, skip, how, links=links)
+            places = [(entry, entry.name[start:]) for entry in entries]
+            decided, kept = _decide(places, tree, skip, how, links=links)
             yield from (got for got in kept if got.name not in full)
             if dry_run:
                 done = iter([_got(entry, item.location, FETCHED) for entry, item in decided])
@@ -192,18 +202,52 @@ class Trees:
             if not dry_run:
                 tree.restore_folders(skip)
 
+    def get_names(
+        self, names: Sequence[str], target: Path, skip: Skip, replace: Replace
+    ) -> Iterator[Got]:
+        """Download files, each to the last part of its name in `target`; `replace` as in `get`.
+        Raises `UsageError` if two would be written to one place."""
+        places: dict[str, str] = {}
+        for name in names:
+            last = name.rpartition("/")[2]
+            if (other := places.setdefault(last, name)) != name:
+                hint = "fetch them one by one, each with its own -o PATH"
+                raise UsageError(f"{other} and {name} would both be written to {last}", hint)
+        items = [(entry, entry.name.rpartition("/")[2]) for entry in self._named(names, skip)]
+        with DestinationTree(target) as tree:
+            decided, kept = _decide(items, tree, skip, replace, links=False)
+            yield from kept
+            self._session.progress.expect(sum(entry.size for entry, _ in decided))
+            yield from Downloads(self._session).get_many([item for _, item in decided], skip)
+
+    def _named(self, names: Sequence[str], skip: Skip) -> Iterator[Entry]:
+        """Yield the files of these names. Those that cannot be fetched are passed to `skip`."""
+        unreadable = dict[str, SfscError]()
+        listed = Files(self._session).ls("", unreadable.__setitem__)
+        known = {entry.name: entry for entry in listed}
+        for name in dict.fromkeys(names):
+            entry = known.get(name)
+            if entry is None:
+                missing = NotFound(f"no such file: {name}", "run `sfsc ls` to see what is stored")
+                skip(name, unreadable.get(name, missing))
+            elif entry.kind != FILE:
+                skip(name, UnsupportedKind(f"{name} is a {entry.kind}, not a file", "use -r"))
+            else:
+                yield entry
+
     def rm(self, name: str, skip: Skip) -> Iterator[Entry]:
         """Delete everything in the folder `name`. Raises `NotFound`."""
         entries = self.list_folder(name, skip)
-        full = full_folders(entries)
-        for entry in Files(self._session).rm_many(entries):
+        full = full_folders(entry.name for entry in entries)
+        for entry in Files(self._session).rm_many(entries, skip):
             if entry.name not in full:
                 yield entry
 
     def list_folder(self, name: str, skip: Skip) -> list[Entry]:
         """Return every file, link and folder in the folder `name` ("": all), by name, and the
-        folder itself; those that cannot be listed are passed to `skip`. Raises `NotFound` if there
-        is neither."""
+        folder itself; the file `name` if there is no such folder. Those that cannot be listed are
+        passed to `skip`. Raises `NotFound` if there is neither, and `UsageError` if a folder and a
+        file have this name and no slash at its end says which is meant."""
         folder = name.strip("/")
         if folder:
             check_name(folder)
@@ -216,9 +260,19 @@ class Trees:
 
         prefix = f"{folder}/" if folder else ""
         found = list(Files(self._session).ls(prefix, note, folders=True))
+        if folder and not name.endswith("/") and self._exists(folder):
+            if found or unreadable:
+                raise both_kinds(folder)
+            return [Files(self._session).stat(folder)]
         if not found and not unreadable:
             raise NotFound(f"there is no file in {folder or 'the store'}", "see `sfsc ls`")
         return found
+
+    def _exists(self, name: str) -> bool:
+        """Return whether the log has a file of this name that was not deleted."""
+        file_id = self._session.account.file_id(name)
+        head = self._session.state.logged_heads([file_id]).get(file_id)
+        return head is not None and not head.facts.ended
 
 
 def folder_name(folder: Path) -> str:
@@ -276,18 +330,17 @@ def _planned(item: TreeItem, entry: Entry | None) -> Put:
 
 
 def _decide(
-    entries: list[Entry],
-    start: int,
+    places: Iterable[tuple[Entry, str]],
     tree: DestinationTree,
     skip: Skip,
     replace: Replace,
     *,
     links: bool,
 ) -> tuple[list[tuple[Entry, DownloadItem]], list[Got]]:
-    """Return what is to be fetched, and what stays as it is."""
+    """Return what is to be fetched, and what stays as it is. `places` are entries with their paths
+    in `tree`."""
     wanted, kept = list[tuple[Entry, DownloadItem]](), list[Got]()
-    for entry in entries:
-        below = entry.name[start:]
+    for entry, below in places:
         location = tree.location(below)
         try:
             if entry.kind == LINK and not links:

@@ -515,6 +515,21 @@ class ClientState(StateDatabase):
         row = self.fetch_row(query, (file_id,))
         return None if row is None or row[0] is None else self.unseal(row[0], file_id)[32:]
 
+    def last_entries(self) -> Iterator[tuple[str, bytes]]:
+        """Yield what `last_entry` returns for each file that has one, with its file_id. Raises as
+        `entries`."""
+        query = "SELECT file_id, coalesce(entry, shown) AS entry FROM file"
+        for file_id, sealed in self.fetch_rows(f"{query} WHERE coalesce(entry, shown) NOT NULL"):
+            yield file_id, self.unseal(sealed, file_id)[32:]
+
+    def remember_last_entries(self, entries: Mapping[str, bytes]) -> None:
+        """Store the last entries of files that have none any more, by file_id."""
+        with self.transaction():
+            if self.is_current:
+                rows = [(self.seal(bytes(32) + one, key), key) for key, one in entries.items()]
+                query = "UPDATE file SET shown = ? WHERE file_id = ? AND entry IS NULL"
+                self.execute_many(query, rows)
+
     def deleted_files(self) -> dict[str, bytes]:
         """Return the files known to be deleted: {file_id: hash of the record that deleted it}. A
         row counts only if this client has written it."""

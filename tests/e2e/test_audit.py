@@ -82,7 +82,7 @@ def test_a_valid_history(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     alice.run("rm", "a")
     alice.run("restore", "a")
     alice.run("mv", "b", "d")
-    alice.run("history", "c", "--prune", "1")
+    alice.run("prune", "c", "--keep", "1")
     alice.run("cat", "c")
     alice.run("key", "backup", tmp_path / "backup", OPEN)
     bob = enrolled(daemon, "bob", tmp_path / "bob")

@@ -275,7 +275,8 @@ def test_rename_a_file(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
 def test_purge_removes_old_contents(daemon: Daemon, alice: Client) -> None:
     for number in range(5):
         alice.run("put", "-", "--name", "a", stdin=b"%d" % number * 1000)
-    told = objects(alice.run("--json", "history", "a", "--prune", "2"))
+    alice.run("prune", "a", "--keep", "2")
+    told = objects(alice.run("--json", "history", "a"))
     assert [one["kept"] for one in told] == [False, False, False, True, True, False]
     assert (told[-1]["op"], told[-1]["purged"]) == ("purge", [1, 2, 3])
     assert len([path for path in stored(daemon) if path.suffix == ".ct"]) == 2
@@ -283,7 +284,7 @@ def test_purge_removes_old_contents(daemon: Daemon, alice: Client) -> None:
     assert alice.run("cat", "a", "--version", "4").stdout == b"3" * 1000
     (status,) = objects(alice.run("--json", "status"))
     assert status["used"] == sum(path.stat().st_size for path in stored(daemon)) > 2 * 1056
-    alice.run("history", "a", "--prune", "2")
+    alice.run("prune", "a", "--keep", "2")
     (gone,) = objects(alice.run("--json", "rm", "--purge", "a"))
     assert gone["purged"] == [4, 5]
     assert [path for path in stored(daemon) if path.suffix == ".ct"] == []

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sfsc
 from protocol.codec.values import Mutable, Value
 from sfsc.cli import terminal
-from sfsc.errors import NotFound, SfscError
+from sfsc.errors import NotFound, SfscError, UsageError
 
 if TYPE_CHECKING:
     from sfsc.session.session import Progress
@@ -55,6 +55,14 @@ class Context(Value):
             terminal.answer_json(value)
         else:
             terminal.say(line)
+
+
+def check_is_no_folder(names: Iterable[str]) -> None:
+    """Raise `UsageError` for a name with a slash at its end: only a folder has one."""
+    for name in names:
+        if name.endswith("/"):
+            hint = "use -r, or write it without the slash if it is a file"
+            raise UsageError(f"{name} is a folder", hint)
 
 
 @contextlib.contextmanager

@@ -179,6 +179,7 @@ def status(context: Context) -> None:
     with context.connect() as store:
         now = store.status()
     server, used = now.server_id.hex(), terminal.human_size(now.used)
+    live, versions, trash = map(terminal.human_size, (now.live, now.versions, now.trash))
     shown = {"user": now.user, "address": now.address, "server": server}
     quota = f"of {terminal.human_size(now.quota)}" if now.quota else "no quota"
     entries, due = counted(now.log_size, "entry", "entries"), human_time(now.due)
@@ -188,6 +189,7 @@ def status(context: Context) -> None:
         f"user      {now.user} at {now.address}",
         f"server    {server}",
         f"stored    {counted(now.files, 'file')}, {used}, {quota}",
+        f"contents  {live} live, {versions} in old versions, {trash} in the trash",
         f"log       {entries}, consistent with the log seen before",
         f"log key   {printable(now.log_vkey)}",
         f"keys      generation {now.generation}, to be rotated by {due}",

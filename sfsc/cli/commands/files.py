@@ -1,8 +1,7 @@
-"""`sfsc ls`, `stat`, `rm`, `mv`, `history` and `restore`: what is stored, and its versions."""
+"""`sfsc ls`, `stat`, `rm`, `mv` and `history`: what is stored, and its versions."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,15 @@ import click
 from protocol.codec.terminal_text import counted, human_time, printable
 from protocol.codec.values import Mutable
 from sfsc.cli import terminal
-from sfsc.cli.commands import Context, folder_hint
+from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
 from sfsc.cli.commands.sharing import show_inbox
-from sfsc.errors import NotFound, UsageError
+from sfsc.cli.commands.trash import show_deleted
+from sfsc.errors import NetworkError, NotFound, SfscError, UsageError
 
 if TYPE_CHECKING:
     from sfsc.files.history import Revision
+    from sfsc.session.pipeline import Skip
+    from sfsc.store import Store
     from sfsc.trust.file_records import Entry
 
 
@@ -25,16 +27,27 @@ if TYPE_CHECKING:
 @click.option("-l", "--long", is_flag=True, help="Show version, size and time too.")
 @click.option("-R", "--recursive", is_flag=True, help="List the files in folders too.")
 @click.option("--shared", is_flag=True, help="List what others share with you, as OWNER:NAME.")
+@click.option("--deleted", is_flag=True, help="List deleted files, also those in folders.")
 @click.pass_obj
-def ls(context: Context, prefix: str, *, long: bool, recursive: bool, shared: bool) -> None:
+def ls(
+    context: Context, prefix: str, *, long: bool, recursive: bool, shared: bool, deleted: bool
+) -> None:
     """List your files whose names start with PREFIX, by name; without PREFIX, all.
 
     A folder is one line that ends with a slash; `sfsc ls FOLDER/` lists what is in it, and ends
     with exit code 3 if there is no such folder. With -R only empty folders have a line. Files that
     the server has damaged or lost are named on stderr, and the exit code is 5.
 
+    --deleted lists what `sfsc restore` can bring back; with -l, the last version, its size, and
+    when it was deleted.
+
     Example: sfsc ls -l photos/
     """
+    if deleted and shared:
+        raise UsageError("--deleted and --shared exclude each other", "use one of them")
+    if deleted:
+        show_deleted(context, prefix, long=long)
+        return
     if shared:
         show_inbox(context, prefix, long=long)
         return
@@ -98,6 +111,7 @@ def stat(context: Context, name: str) -> None:
 
     Example: sfsc stat report.pdf
     """
+    check_is_no_folder([name])
     with context.connect() as store, folder_hint(store, name):
         entry, readers = store.stat(name), store.readers(name)
     shared = [{"user": one.user, "expires": one.expires} for one in readers]
@@ -115,21 +129,34 @@ def stat(context: Context, name: str) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("-r", "--recursive", is_flag=True, help="Delete all files in the folder NAME.")
+@click.option(
+    "-r", "--recursive", is_flag=True, help="Delete all files in the folder NAME (`/`: all)."
+)
 @click.option("--purge", is_flag=True, help="Also remove the content of every version permanently.")
 @click.option(
     "--damaged",
     is_flag=True,
     help="With --purge: remove only what is damaged on the server; NAME may be a file id.",
 )
+@click.option("--yes", is_flag=True, help="Do not ask before everything is deleted.")
 @click.pass_obj
 def rm(
-    context: Context, names: tuple[str, ...], *, recursive: bool, purge: bool, damaged: bool
+    context: Context,
+    names: tuple[str, ...],
+    *,
+    recursive: bool,
+    purge: bool,
+    damaged: bool,
+    yes: bool,
 ) -> None:
     """Delete each NAME. A signed record of the deletion stays; the versions stay as trash.
 
+    A NAME that fails is reported, the others are deleted, and the exit code is that of the failure.
+
     With --purge the content of all versions is removed too, even if NAME was deleted before. Only
     the record that the file existed stays.
+
+    `sfsc rm -r /` deletes everything. It asks first; without a terminal it needs --yes.
 
     With --purge --damaged only the versions are removed whose bytes the server has lost. If that is
     the current version, NAME is deleted; `sfsc restore` brings an older version back. Ask the
@@ -137,81 +164,124 @@ def rm(
 
     Example: sfsc rm notes.txt
     """
-    if recursive and purge:
-        raise UsageError("-r and --purge exclude each other", "purge the files one by one")
-    if damaged and not purge:
-        raise UsageError("--damaged needs --purge", "run `sfsc rm --purge --damaged NAME`")
+    if damaged and (recursive or not purge):
+        raise UsageError("--damaged needs --purge, and excludes -r", "see `sfsc rm --help`")
+    if not recursive:
+        check_is_no_folder(names)
+    elif "" in [name.strip("/") for name in names]:
+        more = " and permanently remove the content of all versions" if purge else ""
+        terminal.require_yes(f"Delete every file{more}?", yes=yes)
     # A damaged file must not start a rotation that it may hinder.
     with context.connect(auto_rotate=None if not damaged else False) as store:
-        unreadable = terminal.Failures()
-        for name in names:
-            if damaged:
-                removed = store.give_up_damaged(name)
-                which = ", ".join(map(str, removed))
-                context.confirm(
-                    {"name": name, "purged": removed},
-                    f"removed damaged content of {printable(name)}: version {which}",
-                )
-                continue
-            if purge:
-                with contextlib.suppress(NotFound):  # already deleted; if never stored, purge fails
-                    store.rm(name)
-                with folder_hint(store, name):
-                    purged = store.purge(name)
-                text = f"deleted {printable(name)} and the content of"
-                shown = {"name": name, "deleted": True, "purged": purged}
-                context.confirm(shown, f"{text} {counted(len(purged), 'version')}")
-                continue
-            if recursive:
-                tree = store.rm_tree(name, skip=unreadable)
-            else:
-                with folder_hint(store, name):
-                    tree = iter((store.rm(name),))
-            for entry in tree:
-                shown = {"name": entry.name, "deleted": True}
-                context.confirm(shown, f"deleted {printable(entry.name)}")
-        unreadable.check()
+        failures = terminal.Failures()
+        if damaged:
+            _give_up_damaged(store, names, failures, context)
+        elif recursive:
+            for name in names:
+                _remove_folder(store, name, failures, context, purge=purge)
+        elif len(names) == 1:
+            with folder_hint(store, names[0]):
+                _remove(store, names, None, context, purge=purge)
+        else:
+            _remove(store, names, failures, context, purge=purge)
+        failures.check()
+
+
+def _give_up_damaged(
+    store: Store, names: tuple[str, ...], failures: terminal.Failures, context: Context
+) -> None:
+    for name in names:
+        try:
+            removed = store.give_up_damaged(name)
+        except NetworkError:
+            raise
+        except SfscError as exc:
+            if len(names) == 1:
+                raise
+            failures(name, exc)
+            continue
+        which = ", ".join(map(str, removed))
+        context.confirm(
+            {"name": name, "purged": removed},
+            f"removed damaged content of {printable(name)}: version {which}",
+        )
+
+
+def _remove_folder(
+    store: Store, name: str, failures: terminal.Failures, context: Context, *, purge: bool
+) -> None:
+    try:
+        if purge:
+            for one in store.purge_tree(name, skip=failures):
+                _show_removed(one.name, one.versions, context)
+        else:
+            for entry in store.rm_tree(name, skip=failures):
+                _show_removed(entry.name, None, context)
+    except (NotFound, UsageError) as exc:
+        failures(name, exc)
+
+
+def _remove(
+    store: Store, names: tuple[str, ...], skip: Skip | None, context: Context, *, purge: bool
+) -> None:
+    if purge:
+        for one in store.purge_many(names, skip=skip):
+            _show_removed(one.name, one.versions, context)
+    else:
+        for name in store.rm_many(names, skip=skip):
+            _show_removed(name, None, context)
+
+
+def _show_removed(name: str, purged: tuple[int, ...] | None, context: Context) -> None:
+    """Report a deleted file, and the versions whose content was removed."""
+    text = f"deleted {printable(name)}"
+    shown: dict[str, object] = {"name": name, "deleted": True}
+    if purged is not None:
+        text += f" and the content of {counted(len(purged), 'version')}"
+        shown["purged"] = list(purged)
+    context.confirm(shown, text)
 
 
 @click.command()
-@click.argument("name")
-@click.argument("new_name")
+@click.argument("names", nargs=-1, required=True, metavar="NAME... NEW_NAME")
 @click.pass_obj
-def mv(context: Context, name: str, new_name: str) -> None:
-    """Rename the file NAME to NEW_NAME. No content is sent again.
+def mv(context: Context, names: tuple[str, ...]) -> None:
+    """Rename the file or folder NAME to NEW_NAME. No content is sent again.
 
-    If NEW_NAME exists, nothing is changed and the exit code is 6. Older versions stay under the old
-    name: see `sfsc history NAME`.
+    If NEW_NAME is a folder or ends with a slash, or there are several NAMEs, they are moved into
+    it. A slash at the end of NAME says that the folder is meant; it must be there if a file and a
+    folder have this name.
+
+    If the new name of a file exists, that file is not renamed and the exit code is 6. Older
+    versions stay under the old name: see `sfsc history NAME`.
 
     Example: sfsc mv draft.txt report.txt
     """
-    with context.connect() as store, folder_hint(store, name):
-        entry = store.mv(name, new_name)
-    context.confirm(entry, f"renamed {printable(name)} to {printable(entry.name)}")
+    *sources, target = names
+    if not sources:
+        raise UsageError("NEW_NAME is missing", "see `sfsc mv --help`")
+    failures = terminal.Failures()
+    with context.connect() as store:
+        for entry in store.mv_many(sources, target, skip=failures):
+            context.confirm(entry, f"renamed {printable(entry.name)}")
+    failures.check()
 
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "--prune",
-    type=click.IntRange(min=1),
-    metavar="KEEP",
-    help="First remove the content of all but the newest KEEP versions, permanently.",
-)
 @click.pass_obj
-def history(context: Context, name: str, prune: int | None) -> None:
+def history(context: Context, name: str) -> None:
     """Show every record of NAME, deleted or not, oldest first. All of them are verified.
 
-    `sfsc get NAME --version N` fetches a version, `sfsc restore` makes it the current one. What a
-    file held before it was renamed is in the history of its old name. If the server has damaged the
-    newest version, the records come from the log, and the exit code is 5.
+    `sfsc get NAME --version N` fetches a version, `sfsc restore` makes it the current one, `sfsc
+    prune` removes the content of old ones. What a file held before it was renamed is in the history
+    of its old name. If the server has damaged the newest version, the records come from the log,
+    and the exit code is 5.
 
     Example: sfsc history report.pdf
     """
+    check_is_no_folder([name])
     with context.connect() as store:
-        if prune is not None:
-            removed = len(store.prune(name, keep=prune))
-            terminal.say(f"removed the content of {counted(removed, 'version')}")
         damaged = terminal.Failures()
         for one in store.history(name, skip=damaged):
             context.answer(one, _revision_line(one))
@@ -230,24 +300,3 @@ def _revision_line(one: Revision) -> str:
     gone = "" if one.kept else "  (content removed)"
     about = f"version {one.version}, {terminal.human_size(one.size)}{origin}{gone}{undone}"
     return f"{one.revision:>4}  {when}  {one.op:<8} {about}"
-
-
-@click.command()
-@click.argument("name")
-@click.option(
-    "--version",
-    type=click.IntRange(min=1),
-    help="The version to restore; by default the last one before the deletion.",
-)
-@click.pass_obj
-def restore(context: Context, name: str, version: int | None) -> None:
-    """Make an old content of NAME its newest version. Nothing is sent or encrypted again.
-
-    Without --version a deleted NAME gets back what it held last.
-
-    Example: sfsc restore report.pdf --version 1
-    """
-    with context.connect() as store:
-        entry = store.restore(name, version=version)
-    size = terminal.human_size(entry.size)
-    context.answer(entry, f"{printable(entry.name)}  version {entry.version}, {size}")

@@ -12,7 +12,8 @@ import click
 
 from protocol.codec.terminal_text import human_time, printable
 from sfsc.cli import terminal
-from sfsc.cli.commands import Context
+from sfsc.cli.commands import Context, check_is_no_folder
+from sfsc.cli.times import parse_age
 from sfsc.errors import Untrusted, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _Result = TypeVar("_Result")
 _OWNER: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):(.+)", re.DOTALL)
-_SECONDS: Final = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 @click.command()
@@ -40,6 +40,7 @@ _SECONDS: Final = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
     "--trust-first-use", is_flag=True, help="Trust the key that the server shows for USER, once."
 )
 @click.option("--list", "listing", is_flag=True, help="List the shared folders.")
+@click.option("--yes", is_flag=True, help="Do not ask before everything is shared.")
 @click.pass_obj
 def share(
     context: Context,
@@ -51,11 +52,15 @@ def share(
     history: bool,
     trust_first_use: bool,
     listing: bool,
+    yes: bool,
 ) -> None:
     """Let USER read the current version of NAME and every later one.
 
     USER finds it with `sfsc inbox` and fetches it with `sfsc get YOU:NAME`. With -r, share every
     file in the folder NAME, and every file that you put there later, from any of your machines.
+
+    `sfsc share -r / USER` shares all you have and will ever store. It asks first; without a
+    terminal it needs --yes.
 
     If USER reads NAME already, the end of the access stays unless --expires is given.
 
@@ -65,6 +70,11 @@ def share(
 
     Example: sfsc share report.pdf bob --expires 30d
     """
+    if recursive and name is not None and user is not None and not name.strip("/"):
+        question = f"Share every file, and every later one, with {printable(user)}?"
+        terminal.require_yes(question, yes=yes)
+    if name is not None and not recursive:
+        check_is_no_folder([name])
     with context.connect() as store:
         if listing:
             for one in store.shared_folders():
@@ -265,8 +275,8 @@ def parse_expiry(text: str, now: float) -> int:
     ``2027-01-31``; 0 for ``never``. Raises `UsageError`."""
     if text == "never":
         return 0
-    if matched := re.fullmatch(r"([1-9][0-9]{0,4})([hdw])", text):
-        return int(now) + int(matched[1]) * _SECONDS[matched[2]]
+    if (age := parse_age(text)) is not None:
+        return int(now) + age
     try:
         day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError as exc:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -15,7 +16,7 @@ from protocol.codec.names import fits_windows
 from protocol.codec.terminal_text import counted, printable
 from sfsc import local_files
 from sfsc.cli import terminal
-from sfsc.cli.commands import Context, folder_hint
+from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
 from sfsc.cli.commands.sharing import confirm_trust, split_owner, trust_options
 from sfsc.cli.folder_options import (
     check_folder_options,
@@ -27,7 +28,7 @@ from sfsc.cli.folder_options import (
 )
 from sfsc.cli.outcomes import Outcomes
 from sfsc.cli.progress import ProgressBar
-from sfsc.errors import LocalError, UsageError
+from sfsc.errors import LocalError, NetworkError, NotFound, SfscError, UsageError
 from sfsc.local_files import check_new_file
 from sfsc.transfer.status import FETCHED, SKIPPED, STORED, UNCHANGED
 
@@ -338,7 +339,7 @@ def _show_put(done: Put, context: Context, outcomes: Outcomes, *, dry_run: bool 
 
 
 @click.command()
-@click.argument("name")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("-o", "--output", metavar="PATH", help="File or folder to write to; `-`: stdout.")
 @click.option(
     "-r", "--recursive", is_flag=True, help="Fetch every file in the folder NAME (`/`: all)."
@@ -357,7 +358,7 @@ def _show_put(done: Put, context: Context, outcomes: Outcomes, *, dry_run: bool 
 @click.pass_obj
 def get(
     context: Context,
-    name: str,
+    names: tuple[str, ...],
     output: str | None,
     *,
     recursive: bool,
@@ -377,6 +378,10 @@ def get(
     """Fetch NAME and write it to -o PATH, by default to its last part in the current folder.
     OWNER:NAME is a file that OWNER shares with you.
 
+    Several NAMEs are written into the folder PATH, each to its last part; what has not changed is
+    not fetched, as with -r. A NAME that fails is reported, the others are fetched, and the exit
+    code is that of the failure.
+
     The file appears whole and verified, or not at all. Stdout receives only verified bytes, but a
     later part may still turn out to be damaged: check the exit code.
 
@@ -392,7 +397,8 @@ def get(
     those of the stored file, or with --checksum whose SHA-256 is. The last line counts fetched,
     unchanged and skipped files; --json has a "status" for each.
 
-    --no-overwrite leaves every file that exists: it is skipped, and without -r the exit code is 6.
+    --no-overwrite leaves every file that exists: it is skipped, and if it is the only NAME
+    the exit code is 6.
     --newer skips files that were changed here later than the stored ones.
 
     --exclude leaves out what matches a pattern, as in a .gitignore; --dry-run fetches nothing.
@@ -400,51 +406,110 @@ def get(
     Example: sfsc get report.pdf -o copy.pdf
     """
     check_folder_options(exclude, exclude_from, recursive=recursive, dry_run=dry_run)
-    excluded = patterns(exclude, exclude_from)
+    if recursive and (version is not None or output == "-"):
+        raise UsageError("-r excludes --version and `-o -`", "leave one of them out")
+    if not recursive:
+        _check_files(names, output, one_only=version is not None or file_id is not None)
+    excluded, overwrite = patterns(exclude, exclude_from), not no_overwrite
     with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
-        owner, name = split_owner(store, name)
-        if recursive:
-            if version is not None or output == "-":
-                raise UsageError("-r excludes --version and `-o -`", "leave one of them out")
-            outcomes = Outcomes(json=context.json)
-            tree = confirm_trust(
-                lambda trust: store.get_tree(
-                    name,
-                    Path(output or "."),
-                    owner,
-                    skip=outcomes,
-                    trust_first_use=trust,
-                    links=links,
-                    always=always,
-                    checksum=checksum,
-                    overwrite=not no_overwrite,
-                    newer=newer,
-                    exclude=excluded,
-                    dry_run=dry_run,
-                ),
-                first_use=trust_first_use,
-            )
-            for got in tree:
-                outcomes.add(got.status)
-                if got.status == FETCHED or context.json:
-                    _show_got(got, context, dry_run=dry_run)
-            outcomes.show_totals(FETCHED, UNCHANGED, SKIPPED)
-            outcomes.check()
-            return
-        target = sys.stdout.buffer if output == "-" else output
-        got = _fetch(
-            store,
-            owner,
-            name,
-            target,
-            version,
-            file_id,
-            first_use=trust_first_use,
-            overwrite=not no_overwrite,
-            newer=newer,
+        fetch = functools.partial(
+            _fetch, store, first_use=trust_first_use, overwrite=overwrite, newer=newer
         )
-    if output != "-":
-        _show_got(got, context)
+        if not recursive and len(names) == 1:
+            owner, name = split_owner(store, names[0])
+            target = sys.stdout.buffer if output == "-" else output
+            got = fetch(owner, name, target, version, file_id)
+            if output != "-":
+                _show_got(got, context)
+            return
+        outcomes, folder = Outcomes(json=context.json), Path(output or ".")
+        if recursive:
+            get_tree = functools.partial(
+                store.get_tree,
+                target=folder,
+                skip=outcomes,
+                links=links,
+                always=always,
+                checksum=checksum,
+                overwrite=overwrite,
+                newer=newer,
+                exclude=excluded,
+                dry_run=dry_run,
+            )
+            found = _fetch_folders(store, names, get_tree, outcomes, first_use=trust_first_use)
+        else:
+            get_many = functools.partial(
+                store.get_many,
+                skip=outcomes,
+                always=always,
+                checksum=checksum,
+                overwrite=overwrite,
+                newer=newer,
+            )
+            found = _fetch_files(store, names, folder, get_many, fetch, outcomes)
+        for got in found:
+            outcomes.add(got.status)
+            if got.status == FETCHED or context.json:
+                _show_got(got, context, dry_run=dry_run)
+        outcomes.show_totals(FETCHED, UNCHANGED, SKIPPED)
+    outcomes.check()
+
+
+def _check_files(names: tuple[str, ...], output: str | None, *, one_only: bool) -> None:
+    """Check names to fetch without -r. Raises `UsageError`."""
+    if len(names) > 1 and one_only:
+        raise UsageError("--version and --id are for one NAME", "fetch the files one by one")
+    if len(names) > 1 and output == "-":
+        raise UsageError("`-o -` is for one NAME", "`sfsc cat` writes several to stdout")
+    check_is_no_folder(names)
+
+
+def _fetch_folders(
+    store: Store,
+    names: Sequence[str],
+    get_tree: Callable[..., Iterator[Got]],
+    failures: terminal.Failures,
+    *,
+    first_use: bool,
+) -> Iterator[Got]:
+    """Fetch folders, our own or shared with us, by `Store.get_tree`."""
+    for each in names:
+        owner, name = split_owner(store, each)
+
+        def get(trust: bool, name: str = name, owner: str | None = owner) -> Iterator[Got]:
+            return get_tree(name, owner=owner, trust_first_use=trust)
+
+        try:
+            yield from confirm_trust(get, first_use=first_use)
+        except (NotFound, UsageError) as exc:
+            if len(names) == 1:
+                raise
+            failures(each, exc)
+
+
+def _fetch_files(
+    store: Store,
+    names: Sequence[str],
+    folder: Path,
+    get_many: Callable[..., Iterator[Got]],
+    fetch: Callable[..., Got],
+    failures: terminal.Failures,
+) -> Iterator[Got]:
+    """Fetch files into `folder`: our own by `Store.get_many`, those shared with us by `_fetch`."""
+    own = list[str]()
+    for each in names:
+        owner, name = split_owner(store, each)
+        if owner is None:
+            own.append(name)
+            continue
+        try:
+            yield fetch(owner, name, f"{folder}{os.sep}", None, None)
+        except NetworkError:
+            raise
+        except SfscError as exc:
+            failures(each, exc)
+    if own:
+        yield from get_many(own, folder)
 
 
 @click.command()

@@ -16,9 +16,10 @@ from protocol.records.records import (
 )
 from protocol.wire.messages import Reply, Request
 from protocol.wire.messages.files import HistoryPage
-from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback
+from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback, SfscError
 from sfsc.files.history import FileHistory, PastReaders
 from sfsc.files.listing import Files
+from sfsc.files.purge import Purged, Purges
 from sfsc.session.commit import build_record, build_tombstone
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
@@ -121,11 +122,15 @@ def act_before_next_record(server: Simulator, step: Callable[[], object]) -> Non
     server.intercept = hook
 
 
+def failing(_name: str, error: SfscError) -> None:
+    raise error
+
+
 def test_put_during_prune(server: Simulator, session: Session, other: Session) -> None:
     for content in (b"1", b"2", b"3"):
         put(session, content)
     act_before_next_record(server, lambda: put(other, b"theirs"))
-    assert FileHistory(session).prune("file", 1) == [1, 2, 3]
+    assert list(Purges(session).prune(["file"], 1, failing)) == [Purged("file", (1, 2, 3))]
     known = session.state.file(session.account.file_id("file"))
     assert known is not None
     assert known.version == 4
@@ -137,7 +142,7 @@ def test_put_during_purge(server: Simulator, session: Session, other: Session) -
     Files(session).rm("file")
     act_before_next_record(server, lambda: put(other, b"2"))
     with pytest.raises(ConflictError):
-        FileHistory(session).purge("file")
+        Purges(session).purge("file")
     assert all(one.op != "purge" for one in FileHistory(session).history("file"))
 
 
