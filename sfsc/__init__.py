@@ -43,8 +43,11 @@ if TYPE_CHECKING:
     from sfsc.api import accept, check_proof, connect, whoami
     from sfsc.files.contacts import Person
     from sfsc.files.inbox import Shared
+    from sfsc.files.purge import Purged
+    from sfsc.files.restore import Restored
     from sfsc.files.sharing import Grant
     from sfsc.files.transaction import Changed, Transaction
+    from sfsc.files.versions import DeletedFile, Space
     from sfsc.keys.account_info import Whoami
     from sfsc.store import Status, Store
     from sfsc.transfer.download import Got
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Changed",
     "ConflictError",
+    "DeletedFile",
     "Denied",
     "Entry",
     "Got",
@@ -64,9 +68,12 @@ __all__ = [
     "NetworkError",
     "NotFound",
     "Person",
+    "Purged",
     "Put",
+    "Restored",
     "SfscError",
     "Shared",
+    "Space",
     "Status",
     "Store",
     "Transaction",

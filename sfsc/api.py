@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 PUBLIC: Final = {
     "Changed": "files.transaction",
+    "DeletedFile": "files.versions",
     "Entry": "trust.file_records",
     "Got": "transfer.download",
     "Grant": "files.sharing",
     "Person": "files.contacts",
+    "Purged": "files.purge",
     "Put": "transfer.upload",
+    "Restored": "files.restore",
     "Shared": "files.inbox",
+    "Space": "files.versions",
     "Status": "store",
     "Store": "store",
     "Transaction": "files.transaction",
