@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sfsc.files.contacts import Person
     from sfsc.files.inbox import Shared
     from sfsc.files.purge import Purged
+    from sfsc.files.rename import Renamed
     from sfsc.files.restore import Restored
     from sfsc.files.sharing import Grant
     from sfsc.files.transaction import Changed, Transaction
@@ -70,6 +71,7 @@ __all__ = [
     "Person",
     "Purged",
     "Put",
+    "Renamed",
     "Restored",
     "SfscError",
     "Shared",

@@ -31,6 +31,7 @@ PUBLIC: Final = {
     "Person": "files.contacts",
     "Purged": "files.purge",
     "Put": "transfer.upload",
+    "Renamed": "files.rename",
     "Restored": "files.restore",
     "Shared": "files.inbox",
     "Space": "files.versions",

@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # imported at first use: few programs need them
     from sfsc.files.history import ExportedKey, FileHistory, Revision
     from sfsc.files.inbox import ReceivedFiles, Shared
     from sfsc.files.purge import Purged, Purges
-    from sfsc.files.rename import Renames
+    from sfsc.files.rename import Renamed, Renames
     from sfsc.files.restore import Restored, Restores
     from sfsc.files.shared_folders import Folder, SharedFolders
     from sfsc.files.sharing import Grant, Sharing
@@ -343,16 +343,16 @@ class Store(Closing):
 
     def mv_many(
         self, names: Sequence[str], to: str, *, skip: Skip | None = None
-    ) -> Iterator[Entry]:
+    ) -> Iterator[Renamed]:
         """Rename files and folders as the `mv` of a shell does: into the folder `to` if it exists,
         ends with a slash, or there are several `names`; else to the new name `to`.
 
-        Yields the entries of the renamed files. A name with a slash at its end is a folder. Raises
+        A name with a slash at its end is a folder. Raises
         `UsageError` and `NotFound` before anything is changed, `UsageError` also for a name that a
         file and a folder have. A file whose new name exists fails with a `ConflictError`."""
-        for entry in self._renames.mv_many(names, to, skip or _raise):
-            self._sharing.add_folder_readers(entry.name)
-            yield entry
+        for one in self._renames.mv_many(names, to, skip or _raise):
+            self._sharing.add_folder_readers(one.entry.name)
+            yield one
 
     def transaction(self) -> Transaction:
         """Return a transaction: several puts, deletions and moves that become visible together or

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from protocol.codec.values import changed
+from protocol.codec.values import Value, changed
 from protocol.records.records import MOVE
 from protocol.wire.messages import FileView, Receipt
 from sfsc.crypto.envelope import Metadata, WrapBatches, check_any_name, check_name, content_record
@@ -32,6 +32,13 @@ from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
 from sfsc.trust.state import KnownFile, MadeRecord
 
 
+class Renamed(Value):
+    """A file that was called `before` and is `entry` now."""
+
+    before: str
+    entry: Entry
+
+
 class Renames:
     """Renames the user's files."""
 
@@ -46,7 +53,7 @@ class Renames:
             raise UsageError("the old and the new name are the same")
         return commit_change(self._session, Move(self._session, name, to))
 
-    def mv_many(self, names: Sequence[str], to: str, skip: Skip) -> Iterator[Entry]:
+    def mv_many(self, names: Sequence[str], to: str, skip: Skip) -> Iterator[Renamed]:
         """Rename files and folders as the `mv` of a shell does; see `Store.mv_many`. Many files are
         changed together. Raises `UsageError` and `NotFound` before anything is changed."""
         session = self._session
@@ -78,8 +85,12 @@ class Renames:
             for file in fetch_versions(session, places, note)
             for name in (old[file.file_id],)
         )
-        full = full_folders(moves.values())
-        return (one for one in commit_changes(session, changes, skip) if one.name not in full)
+        full, before = full_folders(moves.values()), {new: name for name, new in moves.items()}
+        return (
+            Renamed(before[entry.name], entry)
+            for entry in commit_changes(session, changes, skip)
+            if entry.name not in full
+        )
 
 
 def plan_moves(listed: Sequence[str], names: Sequence[str], to: str) -> dict[str, str]:

@@ -186,7 +186,6 @@ def test_a_folder_is_no_file(alice: Client, tmp_path: Path) -> None:
     for arguments in (
         ("get", "photos"),
         ("rm", "photos"),
-        ("mv", "photos", "x"),
         ("stat", "photos"),
     ):
         refused = alice.run(*arguments, code=3, cwd=tmp_path)

@@ -262,8 +262,10 @@ def mv(context: Context, names: tuple[str, ...]) -> None:
         raise UsageError("NEW_NAME is missing", "see `sfsc mv --help`")
     failures = terminal.Failures()
     with context.connect() as store:
-        for entry in store.mv_many(sources, target, skip=failures):
-            context.confirm(entry, f"renamed {printable(entry.name)}")
+        for one in store.mv_many(sources, target, skip=failures):
+            shown = {**terminal.fields_of(one.entry), "before": one.before}
+            before, after = printable(one.before), printable(one.entry.name)
+            context.confirm(shown, f"renamed {before} to {after}")
     failures.check()
 
 

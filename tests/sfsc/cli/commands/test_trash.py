@@ -218,8 +218,9 @@ def test_room_is_split(shell: Shell) -> None:
 def test_folders_are_renamed_and_entered(shell: Shell) -> None:
     shell.put(a__x="1", a__s__y="2", b__z="3", f="4", g="5")
     shown = shell.json("mv", "a", "new")
-    assert [one["name"] for one in shown] == ["new/s/y", "new/x"]
-    shell.run("mv", "new", "b")
+    renamed = [(one["before"], one["name"]) for one in shown]
+    assert renamed == [("a/s/y", "new/s/y"), ("a/x", "new/x")]
+    assert "renamed new/x to b/new/x\n" in shell.run("mv", "new", "b")[1]
     shell.run("mv", "f", "b/")
     shell.run("mv", "g", "b/z", "top/")
     assert shell.names() == ["b/f", "b/new/s/y", "b/new/x", "top/g", "top/z"]
