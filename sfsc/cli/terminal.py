@@ -305,7 +305,7 @@ def _without_echo(reading: TextIO, writing: TextIO) -> Iterator[None]:
 
 def require_terminal(*, yes: bool) -> None:
     """Raise `UsageError` if nobody can be asked, and nobody said `yes` in advance."""
-    if not yes and not sys.stdin.isatty():
+    if not yes and not is_interactive():
         raise UsageError("this must be confirmed, and there is no terminal", "use --yes")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import sfsc
+from sfsc.cli import terminal
 from tests.lying_server import LyingServer
 from tests.sfsc.cli.commands.shell import Shell
+from tests.terminal import converse
 
 DAY = 86_400
 
@@ -145,6 +146,7 @@ def test_trash_is_purged_by_age(
     shell.run("rm", "old")
     clock(31 * DAY)
     shell.run("rm", "new")
+    monkeypatch.setattr(terminal, "is_interactive", lambda: False)
     for arguments in (["purge", "--trash"], ["rm", "-r", "/"], ["share", "-r", "/", "bob"]):
         told = shell.run(*arguments, code=2)[1]
         assert "use --yes" in told
@@ -153,16 +155,14 @@ def test_trash_is_purged_by_age(
     shown = shell.json("purge", "--trash", "--older-than", "30d", "--yes")
     assert shown == [{"name": "old", "purged": [1]}]
     assert [one["name"] for one in shell.json("ls", "--deleted")] == ["new"]
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    monkeypatch.setattr(sys.stdin, "readline", lambda: "no\n")
-    told = shell.run("purge", "--trash", code=2)[1]
-    assert "Permanently remove 1 deleted file" in told
-    monkeypatch.setattr(sys.stdin, "readline", lambda: "yes\n")
-    told = shell.run("purge", "--trash")[1]
-    assert "removed the content of 1 version of 1 file" in told
+    question = "Permanently remove 1 deleted file, 1 B in their last versions? Type yes to do it: "
+    done = converse(shell.home, "purge", "--trash", answers=[(question, "no")], code=2)
+    assert "nothing was done" in done.stderr
+    done = converse(shell.home, "purge", "--trash", answers=[(question, "yes")])
+    assert "removed the content of 1 version of 1 file" in done.stderr
     assert shell.run("purge", "--trash", "--yes")[1] == "the trash is empty\n"
     assert shell.run("history", "old_name")[0].count("content removed") == 0  # it was renamed
-    shell.run("rm", "-r", "/")
+    converse(shell.home, "rm", "-r", "/", answers=[("Delete every file? ", "yes")])
     assert shell.names() == []
 
 
