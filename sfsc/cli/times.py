@@ -36,12 +36,13 @@ def parse_moment(text: str, now: float) -> int:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
+        begun = moment.timestamp() <= now
         if _DAY.fullmatch(text):
             moment += timedelta(days=1, seconds=-1)
         found = int(moment.timestamp())
     except (ValueError, OverflowError) as exc:
         hint = "use 12h, 30d, 4w, 2027-01-31 (its end) or 2027-01-31T12:00:00Z"
         raise UsageError(f"not a time: {text}", hint) from exc
-    if moment.timestamp() > now and not _DAY.fullmatch(text):
+    if not begun:
         raise UsageError(f"{text} is in the future", "use an earlier time")
     return found

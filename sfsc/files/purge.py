@@ -203,7 +203,10 @@ class _Purge(PlannedChange["_Purge"]):
 def _purges(session: Session, files: Iterable[StoredFile], keep: int) -> Iterator[_Purge]:
     coming = iter(files)
     while some := list(islice(coming, TOGETHER)):
-        known = session.state.verified_files([one.file_id for one in some])
+        known = dict[str, KnownFile]()
+        for deleted in (False, True):
+            ids = [one.file_id for one in some if one.logged.deleted == deleted]
+            known |= session.state.verified_files(ids, deleted=deleted)
         for one in some:
             yield _Purge(session, one, keep, known.get(one.file_id))
 

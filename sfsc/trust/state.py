@@ -385,14 +385,20 @@ class ClientState(StateDatabase):
         signed again."""
         return self.verified_files([file_id]).get(file_id)
 
-    def verified_files(self, file_ids: Sequence[str]) -> dict[str, KnownFile]:
-        """Return those of a few files of which `verified_file` knows something."""
+    def verified_files(
+        self, file_ids: Sequence[str], *, deleted: bool = False
+    ) -> dict[str, KnownFile]:
+        """Return those of a few files of which `verified_file` knows something: of files that
+        exist, or of `deleted` ones."""
         query = "SELECT vouched, file_id, rev, hash, record, version, deleted FROM file WHERE"
         found = [(row[0], KnownFile(*row[1:])) for row in self._query_files(query, (), file_ids)]
         return {
             known.file_id: known
             for mac, known in found
-            if self.check_verification_mac(mac, known.file_id, record_hash(known.record))
+            if known.deleted == deleted
+            and self.check_verification_mac(
+                mac, _mac_name(known.file_id, deleted), record_hash(known.record)
+            )
         }
 
     def files(self, file_ids: Sequence[str]) -> dict[str, KnownFile | None]:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import sfsc
+from protocol.wire.messages import Request
 from sfsc.cli import terminal
+from sfsd.rules.context import Principal
 from tests.lying_server import LyingServer
 from tests.sfsc.cli.commands.shell import Shell
 from tests.terminal import converse
@@ -264,6 +266,34 @@ def test_a_file_and_a_folder_of_one_name(shell: Shell) -> None:
     assert (shell.folder / "x").read_text() == "file"
     shell.run("rm", "-r", "x")
     assert shell.names() == ["z/y"]
+
+
+def test_many_files_are_changed_together(shell: Shell, server: LyingServer) -> None:
+    """Nothing is asked for each file that is deleted, pruned, purged or counted."""
+    for text in ("1", "2"):
+        shell.put(**{f"a__{number}": f"{number}.{text}" for number in range(40)})
+    asked = list[str]()
+
+    def note(_who: Principal, request: Request) -> None:
+        asked.append(type(request).__name__)
+
+    server.intercept = note
+    together = {
+        ("prune", "-r", "a", "--keep", "1"): (0, 1),
+        ("du", "a"): (0, 0),
+        ("mv", "a", "b"): (41, 1),  # one is of the settings, which name shared folders
+        ("rm", "-r", "b"): (0, 1),
+        ("ls", "--deleted", "b/"): (0, 0),
+        ("restore", "-r", "b"): (41, 1),
+        ("rm", "-r", "--purge", "b"): (0, 2),
+        ("restore", "-r", "a", "--at", "1h"): (0, 0),
+    }
+    for arguments, (stats, commits) in together.items():
+        asked.clear()
+        shell.run(*arguments)
+        assert (asked.count("Stat"), asked.count("Commit")) == (stats, commits), arguments
+        assert asked.count("History") + asked.count("Open") == 0
+    server.honest()
 
 
 def test_one_damaged_file_does_not_keep_the_others(shell: Shell, server: LyingServer) -> None:
