@@ -11,12 +11,11 @@ import contextlib
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from protocol.codec.values import Mutable, field
 from protocol.records.records import FileRecord, record_hash
 from protocol.wire.messages import FileView, Receipt
-from protocol.wire.messages.files import Stated
 from sfsc.crypto.envelope import WrapBatches
 from sfsc.errors import (
     Damaged,
@@ -39,7 +38,7 @@ from sfsc.session.commit import (
     verify_head,
     with_present_wraps,
 )
-from sfsc.session.pipeline import Skip, changed_since, newest_stated
+from sfsc.session.pipeline import Skip, changed_since, newest_views
 from sfsc.session.server_errors import damaged_version
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
@@ -48,8 +47,6 @@ from sfsc.trust.signature_cache import verify_in_background
 from sfsc.trust.state import KnownFile, MadeRecord, unpack_entry
 
 _Result = TypeVar("_Result")
-_TOGETHER: Final = 256
-"""Files whose answers are verified and cached together."""
 
 
 class Files:
@@ -161,13 +158,12 @@ class Files:
         return cached
 
     def _ask_for(self, file_ids: Sequence[str], learnt: _Learnt) -> None:
-        """Ask for files that the listing has not shown, as a pipeline."""
-        since, replies = self._session.followed_size, newest_stated(self._session, file_ids)
-        while some := list(itertools.islice(replies, _TOGETHER)):
-            shown = [(one, reply.view) for one, reply in some if isinstance(reply, Stated)]
-            self._remember_views(shown, since, learnt)
-            for file_id, reply in some:
-                if not isinstance(reply, Stated):
+        """Ask for files that the listing has not shown."""
+        since = self._session.followed_size
+        for asked, views in newest_views(self._session, file_ids):
+            self._remember_views(list(views.items()), since, learnt)
+            for file_id in asked:
+                if file_id not in views:
                     self._examine(file_id, learnt)
 
     def _examine(self, file_id: str, learnt: _Learnt) -> None:

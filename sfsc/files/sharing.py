@@ -17,7 +17,6 @@ from protocol.records.records import ACCESS, FileRecord, LeaveRecord, ReaderEntr
 from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import FileView, Receipt
 from protocol.wire.messages.base import Wrap
-from protocol.wire.messages.files import Stated
 from sfsc.crypto.envelope import Recipient, WrapBatches, check_name
 from sfsc.errors import Damaged, IntegrityError, NotFound, SfscError, ShareRefused, UsageError
 from sfsc.files.contacts import Contacts, Person
@@ -36,7 +35,7 @@ from sfsc.session.commit import (
     verify_head,
     with_present_wraps,
 )
-from sfsc.session.pipeline import newest_stated
+from sfsc.session.pipeline import newest_views
 from sfsc.session.session import Session
 from sfsc.transfer.reencrypt import Reencryption
 from sfsc.trust.file_records import VerifiedFile
@@ -222,13 +221,12 @@ class Sharing:
         session, wanted = self._session, iter(file_ids)
         while some := list(itertools.islice(wanted, _FETCHED)):
             since = session.followed_size
-            replies = dict(newest_stated(session, some))
-            shown = [
-                (one, reply.view) for one, reply in replies.items() if isinstance(reply, Stated)
-            ]
-            yield from session.verify_all_newest(shown, since)
-            for file_id, reply in replies.items():
-                if not isinstance(reply, Stated):
+            views = dict[str, FileView]()
+            for _, shown in newest_views(session, some):
+                views |= shown
+            yield from session.verify_all_newest(list(views.items()), since)
+            for file_id in some:
+                if file_id not in views:
                     try:
                         yield session.fetch_newest(file_id)
                     except IntegrityError as exc:

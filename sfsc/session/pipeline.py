@@ -5,18 +5,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from contextlib import suppress
+from itertools import islice
+from typing import Final, Generic, TypeVar
 
 from protocol.codec.values import Mutable
-from protocol.wire.messages import Error, Reply, Request
-from protocol.wire.messages.files import MAX_PAGE, List, Listing, Stat
-from sfsc.errors import ProtocolFailure, SfscError
+from protocol.wire.messages import Error, FileView, Reply, Request
+from protocol.wire.messages.files import MAX_PAGE, List, Listing
+from sfsc.errors import BadRecord, ProtocolFailure, SfscError
 from sfsc.session.limits import MAX_REQUESTS, Ticket
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
+from sfsc.trust.file_records import parse_cached, parse_record
 
 Skip = Callable[[str, SfscError], None]
 """Called for each item that failed, with its path or name and the reason."""
+_LISTED: Final = 128
+"""Files that are asked for together: about as many views as a frame holds."""
+_AHEAD: Final = 4
+"""Such requests in flight."""
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _Request = TypeVar("_Request", bound=Request)
@@ -176,12 +183,35 @@ def pages(
         window.abandon()
 
 
-def newest_stated(session: Session, file_ids: Iterable[str]) -> Iterator[tuple[str, Reply]]:
-    """Ask for the newest version of files of ours; yield (file_id, reply) in input order. Nothing
-    in the replies is verified."""
-    user = session.account.user
-    requests = ((file_id, Stat(user, file_id, 0)) for file_id in file_ids)
-    return pipelined(session, requests, lambda file_id, reply: (file_id, reply))
+def newest_views(
+    session: Session, file_ids: Iterable[str]
+) -> Iterator[tuple[list[str], dict[str, FileView]]]:
+    """Ask for the newest versions of many files of ours. Yield some of the file_ids, in order, with
+    the views that are shown of them; of others there is none, or it is malformed. Nothing else in
+    the views is verified."""
+    coming = iter(file_ids)
+
+    def requests() -> Iterator[tuple[List, List]]:
+        while some := tuple(islice(coming, _LISTED)):
+            asked = List("", MAX_PAGE, 0, some)
+            yield asked, asked
+
+    for asked, first in pipelined(session, requests(), lambda asked, reply: (asked, reply), _AHEAD):
+        found: dict[str, FileView] = {}
+        left = set(asked.wanted)
+        reply = session.ask(asked) if isinstance(first, Error) else first  # with newer keys
+        while True:
+            page = expect_reply(reply, Listing)
+            for view in page.views:
+                with suppress(BadRecord):
+                    found[parse_record(view.content, parse_cached).file_id] = view
+            if not page.next:
+                break
+            if page.next not in left:
+                raise ProtocolFailure("the server's list repeats a page")
+            left.remove(page.next)
+            reply = session.ask(List(page.next, MAX_PAGE, 0, asked.wanted))
+        yield list(asked.wanted), {one: found[one] for one in asked.wanted if one in found}
 
 
 def changed_since(session: Session, since: int) -> Iterator[Listing]:

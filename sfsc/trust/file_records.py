@@ -239,7 +239,7 @@ class FileOwner(Value):
         generations."""
         below = historic or view.head is not None
         passes = below and self.is_voided_signed(view.content)
-        read = parse_record(view.content, _parse_cached)
+        read = parse_record(view.content, parse_cached)
         content = self.verify_record(
             view.content, wanted, record=read, known=known, historic=passes
         )
@@ -248,7 +248,7 @@ class FileOwner(Value):
         head, head_body = content, view.content.record
         if view.head is not None:
             passes = historic and self.is_voided_signed(view.head)
-            read = parse_record(view.head, _parse_cached)
+            read = parse_record(view.head, parse_cached)
             head = self.verify_record(
                 view.head, content.file_id, record=read, known=known, historic=passes
             )
@@ -473,7 +473,7 @@ def owner_from_chain(chain: Sequence[bytes]) -> FileOwner:
 
 
 @lru_cache(_PARSE_CACHE_SIZE)
-def _parse_cached(body: bytes) -> FileRecord:
+def parse_cached(body: bytes) -> FileRecord:
     """Parse a record, reusing earlier results: what was listed is often fetched next."""
     return FileRecord.parse(body)
 

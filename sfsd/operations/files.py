@@ -39,14 +39,14 @@ def stat(server: ServerContext, who: Principal, message: Stat) -> Stated:
 @operation(List, access=USER, slow=True, weight=PIECE)
 def list_files(server: ServerContext, who: Principal, message: List) -> Listing:
     """Return one page of the user's own files that entry `since_seq` or a later one changed, or
-    whose newest version is damaged or lost."""
+    whose newest version is damaged or lost; with `wanted`, of these files only."""
     files = server.index.for_user(who.user)
     views: list[FileView] = []
     damaged: list[DamagedVersion] = []
     size = 0
     last, following = message.after, ""
     published = files.published_size()  # before reading: what is read may be newer, never older
-    for scanned, (file_id, sidecar) in enumerate(_scan(files, message.after, message.since_seq), 1):
+    for scanned, (file_id, sidecar) in enumerate(_scan(files, message), 1):
         listed = len(views) + len(damaged)
         if isinstance(sidecar, DamagedVersion):
             if listed == message.limit:
@@ -79,14 +79,15 @@ def _unreadable(files: OwnerFiles, view: FileView) -> DamagedVersion:
 
 
 def _scan(
-    files: OwnerFiles, after: str, since: int
+    files: OwnerFiles, message: List
 ) -> Iterator[tuple[str, Sidecar | DamagedVersion | None]]:
-    """Yield up to `_SCANNED` files past `after`, with None for sidecars older than entry `since`.
+    """Yield up to `_SCANNED` files past `after`, with None for sidecars older than `since_seq`.
 
     At most `_READ_BATCH` sidecars are read ahead of the caller.
     """
+    after, since, wanted = message.after, message.since_seq, sorted(set(message.wanted))
     for _ in range(_SCANNED // _INDEX_BATCH):
-        page = files.after(after, _INDEX_BATCH)
+        page = files.after(after, _INDEX_BATCH, wanted)
         for start in range(0, len(page), _READ_BATCH):
             some = page[start : start + _READ_BATCH]
             places = [one[:2] for one in some if not 0 < one[2] < since]

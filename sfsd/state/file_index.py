@@ -111,14 +111,18 @@ class OwnerFiles(LoadOnce):
         """Return what the log has of a file; reads all of the log. Raises `DamagedError`."""
         return self._documents.logged_file(self.owner, file_id)
 
-    def after(self, file_id: str, limit: int) -> list[tuple[str, int, int]]:
-        """Return up to `limit` (file_id, newest version, seq) past `file_id`, in order. The seq is
-        0 if the sidecar was not read yet, and if its version is lost: then listings show that to
-        every client, whatever it has seen."""
+    def after(
+        self, file_id: str, limit: int, wanted: Sequence[str] = ()
+    ) -> list[tuple[str, int, int]]:
+        """Return up to `limit` (file_id, newest version, seq) past `file_id`, in order; if files
+        are `wanted`, which are sorted, only of these. The seq is 0 if the sidecar was not read yet,
+        and if its version is lost: then listings show that to every client, whatever it has
+        seen."""
         self._load(self._scan, self._enter)
         with self._lock:
-            start = bisect.bisect_right(self._sorted, file_id)
-            ids = self._sorted[start : start + limit]
+            among = [one for one in wanted if one in self._newest] if wanted else self._sorted
+            start = bisect.bisect_right(among, file_id)
+            ids = among[start : start + limit]
             seqs = {one: 0 if one in self._lost else self._seqs.get(one, 0) for one in ids}
             return [(one, self._newest[one], seqs[one]) for one in ids]
 

@@ -663,7 +663,8 @@ class Simulator:
         return Stated(self.view(request.file_id, request.version))
 
     def _on_list(self, request: List) -> Reply:
-        found = [self.view(name) for name in sorted(self.files) if name > request.after]
+        names = self.files.keys() & request.wanted if request.wanted else self.files.keys()
+        found = [self.view(name) for name in sorted(names) if name > request.after]
         changes = [view for view in found if view.seq >= request.since_seq]
         page = changes[:2]
         more = len(changes) > len(page)

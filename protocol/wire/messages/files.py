@@ -53,12 +53,14 @@ class List(Request):
     """List the user's files after file_id `after` ("": from the start).
 
     Only files changed at or after log entry `since_seq` are listed, and those whose newest version
-    is damaged or lost. Deleted files are included, so that a cache can be kept up to date.
+    is damaged or lost. Deleted files are included, so that a cache can be kept up to date. With
+    `wanted`, only those of these files that there are.
     """
 
     after: Annotated[str, AtMost(32)]
     limit: Annotated[int, Between(1, MAX_PAGE)]
     since_seq: Count
+    wanted: Annotated[tuple[FileId, ...], AtMost(MAX_PAGE)] = ()
 
 
 @message(69)

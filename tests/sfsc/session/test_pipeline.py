@@ -16,7 +16,7 @@ from sfsc.account.rewrap import wrap_items
 from sfsc.errors import ProtocolFailure
 from sfsc.files.contacts import Contacts
 from sfsc.files.inbox import ReceivedFiles
-from sfsc.session.pipeline import changed_since, pages
+from sfsc.session.pipeline import changed_since, newest_views, pages
 from sfsc.session.session import Session
 from tests.sfsc.simulator import Simulator
 
@@ -26,8 +26,14 @@ def shared(session: Session) -> Iterable[object]:
     return ReceivedFiles(session, nobody).list_files(lambda _what, _why: None)
 
 
+ASKED = ("0" * 32, "1" * 32)
+
 LISTS: dict[str, tuple[type[Request], Reply, Reply, Callable[[Session], Iterable[object]]]] = {
     "files": (List, Listing((), "a"), Listing((), "b"), lambda one: changed_since(one, 0)),
+    "files asked for": (
+        *(List, Listing((), ASKED[0]), Listing((), ASKED[1])),
+        lambda one: newest_views(one, ASKED),
+    ),
     "inbox": (Inbox, InboxPage((), "a.1"), InboxPage((), "b.1"), shared),
     "wraps": (GetWraps, WrapsPage((), "a.1.1"), WrapsPage((), "b.1.1"), wrap_items),
 }

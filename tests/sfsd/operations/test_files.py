@@ -33,8 +33,14 @@ def stat(person: Person, wanted: str = F, version: int = 0) -> FileView:
     return reply.view
 
 
-def listed(person: Person, after: str = "", limit: int = 256, since: int = 0) -> Listing:
-    reply = person.ask(List(after, limit, since))
+def listed(
+    person: Person,
+    after: str = "",
+    limit: int = 256,
+    since: int = 0,
+    wanted: tuple[str, ...] = (),
+) -> Listing:
+    reply = person.ask(List(after, limit, since, wanted))
     assert isinstance(reply, Listing), reply
     return reply
 
@@ -68,6 +74,21 @@ def test_stat_shows_the_newest_version_and_the_head(served: Daemon, ada: Person)
     bob = served.person("bob")
     foreign = refused(bob.ask(Stat("ada", F, 0)), "not-found")
     assert foreign == refused(bob.ask(Stat("nobody", F, 0)), "not-found")
+
+
+def test_a_listing_of_some_files(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    names = [file_id(number) for number in range(4)]
+    for name in names:
+        ada.put(name, b"1")
+    bob.put(file_id(9), b"1")
+    ada.delete(names[2])
+    wanted = (names[2], file_id(9), file_id(8), names[0], names[0], names[3])
+    assert ids(listed(ada, wanted=wanted)) == [names[0], names[2], names[3]]
+    page = listed(ada, limit=2, wanted=wanted)
+    assert (ids(page), page.next) == ([names[0], names[2]], names[2])
+    assert ids(listed(ada, after=page.next, limit=2, wanted=wanted)) == [names[3]]
+    assert ids(listed(bob, wanted=wanted)) == [file_id(9)]
 
 
 def test_what_waits_for_a_restart_is_not_shown(tmp_path: Path) -> None:
