@@ -46,7 +46,7 @@ from sfsc.warning_log import log_warning
 
 PER_CHANGE: Final = 128
 """Versions that one change of the readers can affect."""
-_FETCHED: Final = 512
+_FETCHED: Final = 2048
 """Files that are fetched together, before the first of them is changed. While changes are in
 flight, the server answers as of a newer log than this machine has followed."""
 
