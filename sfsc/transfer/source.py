@@ -134,7 +134,9 @@ class SourceReader(Closing):
         # One byte more than expected, so that most files are read in one call and a small buffer.
         room = SMALL + 1 if self.size is None else min(self.size, SMALL) + 1
         view, filled = memoryview(bytearray(room)), 0
-        while filled < len(view) and (count := self._read(view[filled:], filled)):
+        while filled not in (len(view), self.size):
+            if not (count := self._read(view[filled:], filled)):
+                break
             filled += count
         if filled <= SMALL:
             self.count = filled
@@ -270,10 +272,11 @@ def _open_item(item: TreeItem, *, hash_all: bool) -> SourceReader:
     except OSError as exc:
         raise _unreadable(item.path, exc) from exc
     try:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise NotRegularFile(f"{item.path} is not a file any more, and was not stored")
         binary = cast(BinaryIO, file)
-        return SourceReader(binary, item.path, start=0, owned=True, hash_all=hash_all)
+        reader = SourceReader(binary, item.path, start=0, owned=True, hash_all=hash_all)
+        if reader.version is None:
+            raise NotRegularFile(f"{item.path} is not a file any more, and was not stored")
+        return reader
     except BaseException:
         file.close()
         raise

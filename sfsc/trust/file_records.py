@@ -146,7 +146,7 @@ class Entry(Struct):
     def from_record(cls, head: FileRecord, content: FileRecord, metadata: Metadata) -> Entry:
         """Build from the file's last record, the record of the version, and its metadata."""
         mtime = None if metadata.mtime is None else metadata.mtime // 1_000_000_000
-        return cls(
+        return cls.of_checked(
             metadata.name,
             head.file_id,
             content.version or 0,

@@ -11,7 +11,14 @@ from protocol.wire.messages.changes import Commit
 from sfsc.session.commit import Committer
 from sfsc.session.session import Session
 from sfsc.transfer.source import open_source
-from sfsc.transfer.upload import Put, SmallFile, Uploaded, UploadOpener, UploadQueue
+from sfsc.transfer.upload import (
+    Put,
+    SmallFile,
+    Uploaded,
+    UploadOpener,
+    UploadQueue,
+    encrypt_small,
+)
 
 
 def small(number: int, size: int) -> SmallFile:
@@ -41,7 +48,7 @@ def test_small_files_are_collected_into_batches(
             if queue.has_batch or queue.full:
                 collected = queue.take_collected()
                 batches.append(len(collected))
-                sent, failure = committer.prepare([one.encrypted(uploaded) for one in collected])
+                sent, failure = committer.prepare(encrypt_small(uploaded, collected))
                 assert failure is None
                 for one in sent:
                     queue.send(one)
@@ -52,7 +59,7 @@ def test_small_files_are_collected_into_batches(
 def test_what_is_in_flight_keeps_no_plaintext(session: Session) -> None:
     one = small(1, 1000)
     plaintext = one.plaintext
-    change = one.encrypted(Uploaded(session))
+    [change] = encrypt_small(Uploaded(session), [one])
     [sent], failure = Committer[Put](session).prepare([change])
     assert failure is None
     del one
@@ -65,7 +72,7 @@ def test_files_that_are_sent_together_share_a_wrap_batch(session: Session) -> No
     uploaded, committer = Uploaded(session), Committer[Put](session)
 
     def batches(count: int) -> set[bytes]:
-        changes = [small(number, 10).encrypted(uploaded) for number in range(count)]
+        changes = encrypt_small(uploaded, [small(number, 10) for number in range(count)])
         [sent], failure = committer.prepare(changes)
         assert failure is None
         drafts = sent.changeset.drafts
