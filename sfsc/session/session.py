@@ -599,11 +599,12 @@ class Session:
     def newest_heads(self, file_ids: Sequence[str]) -> dict[str, tuple[int, bytes] | None]:
         """Return (rev, hash) of the newest record of each file of ours in the followed log, None if
         it has none; for several files at less cost than `head_at`."""
-        saved, size = self.state.logged_heads(file_ids), self.followed_size
-        followed = self.state.followed().size
-        if followed < self.log.start.size or any(one.seq >= size for one in saved.values()):
-            return {one: self.head_at(one, self.followed_size) for one in file_ids}
-        return {one: self.log.head_at(one, size, saved.get) for one in file_ids}
+        size = self.followed_size
+        with contextlib.suppress(_StateDiscarded):
+            saved = self.log.known_heads(file_ids)
+            if all(one.seq < size for one in saved.values()):
+                return {one: self.log.head_at(one, size, saved.get) for one in file_ids}
+        return {one: self.head_at(one, self.followed_size) for one in file_ids}
 
     def logged_versions(
         self, places: Sequence[tuple[str, int]]

@@ -367,14 +367,21 @@ class FollowedLog:
                 self._shown[entry.seq] = entry
         self._use_lines()
 
+    def known_heads(self, file_ids: Sequence[str]) -> Mapping[str, LoggedHead]:
+        """Return what was saved of files, as `known_head`. Records of these files that are logged
+        soon build on it, so it is not read again for them."""
+        saved = self._known_heads(file_ids)
+        new = (one for one in file_ids if one not in self._histories)
+        self._read_heads |= {one: saved.get(one) for one in new}
+        return saved
+
     def known_head(self, file_id: str) -> LoggedHead | None:
         """Return what was saved of a file, perhaps by another process of this machine."""
         return self._known_heads((file_id,)).get(file_id)
 
     def _use_lines(self) -> None:
         if files := self._files_ahead():
-            saved = self._known_heads(files)
-            self._read_heads = {one: saved.get(one) for one in files}
+            self.known_heads(files)
         while self._without_line and (leaf := self._without_line[0]).seq in self._shown:
             entry = self._shown.pop(leaf.seq)
             self._without_line.popleft()
@@ -399,7 +406,7 @@ class FollowedLog:
                 break
             if entry.rec is not None and entry.file is not None:
                 found[entry.file] = None
-        return [one for one in found if one not in self._histories]
+        return [one for one in found if not (one in self._histories or one in self._read_heads)]
 
     def _check_own(self, entry: LogEntry, leaf: FoundLeaf) -> None:
         if entry.leaf_data != leaf.data:

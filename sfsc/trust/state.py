@@ -177,23 +177,20 @@ class ClientState(StateDatabase):
                 return
             if not start <= self.followed().size <= position.size:
                 return
-            known = self.logged_heads(list(changes.heads))
             rows: list[Row] = [
                 (_LOG, _POSITION, position.pack()),
                 (_LOG, _CONTACTS, pack_contacts(contacts)),
             ]
             if changes.left is not None:
                 rows.append((_LOG, _LEFT, pack_leaves(changes.left)))
-            for file_id, head in changes.heads.items():
-                if file_id not in known or known[file_id].rev < head.rev:
-                    rows.append((_HEAD, file_id, head.pack()))
+            rows += [(_HEAD, file_id, head.pack()) for file_id, head in changes.heads.items()]
             rows += self._version_rows(changes.versions)
             rows += [(_REMOVED, _version_key(*place), b"") for place in changes.removed]
             rows += [
                 (_STATEMENT, f"{one.first.hex()}:{one.n}", one.leaf.pack())
                 for one in changes.statements
             ]
-            self.vouched.put_many(rows)
+            self.vouched.put_many(rows, _replaces)
 
     def _version_rows(self, versions: Mapping[tuple[str, int], LoggedVersion]) -> list[Row]:
         """Return the rows of versions. The times of those that were encrypted again stay."""
@@ -553,6 +550,11 @@ def unpack_entry(file_id: str, packed: bytes) -> Entry:
         return Entry.unpack(packed)
     except (EncodingError, MessageError) as exc:
         raise LocalError(f"the cached entry of file {file_id} is malformed: {exc}") from exc
+
+
+def _replaces(kind: str, before: bytes, value: bytes) -> bool:
+    """Return whether a row replaces the present one: no head is replaced by an older one."""
+    return kind != _HEAD or LoggedHead.unpack(before).rev < LoggedHead.unpack(value).rev
 
 
 def _version_key(file_id: str, version: int) -> str:

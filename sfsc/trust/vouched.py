@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
@@ -123,8 +123,13 @@ class VouchedRows:
         """Store one row."""
         self.put_many([(kind, key, value)])
 
-    def put_many(self, rows: Iterable[Row]) -> None:
-        """Store rows, each in place of the one with its kind and key."""
+    def put_many(
+        self,
+        rows: Iterable[Row],
+        replaces: Callable[[str, bytes, bytes], bool] = lambda _kind, _before, _value: True,
+    ) -> None:
+        """Store rows, each in place of the one with its kind and key, if `replaces(kind, value
+        before, value)` is true."""
         with self._database.transaction():
             values = {(_bucket(kind, key), kind, key): value for kind, key, value in rows}
             self._check({bucket for bucket, _, _ in values})
@@ -133,7 +138,11 @@ class VouchedRows:
             for kind in {kind for _, kind, _ in values}:
                 buckets = {key: bucket for bucket, one, key in values if one == kind}
                 for key, before in self._find(kind, buckets).items():
-                    sums[buckets[key]] -= self._digest(kind, key, before)
+                    place = buckets[key], kind, key
+                    if replaces(kind, before, values[place]):
+                        sums[buckets[key]] -= self._digest(kind, key, before)
+                    else:
+                        del values[place]
             for (bucket, kind, key), value in values.items():
                 sums[bucket] = (sums[bucket] + self._digest(kind, key, value)) % _MODULUS
             # In the order of the table, whose pages then are written one after the other.
