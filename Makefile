@@ -16,7 +16,7 @@ DIST_TOOLS := 'build>=1.3' 'twine>=6.2'
 
 .DELETE_ON_ERROR:
 .PHONY: help venv lint format test test-pythons demo dist vectors clean
-.PHONY: flood soak crash-sweep changeset-model fault-sweep rotation-sweep audit-sweep fuzz
+.PHONY: flood soak crash-sweep changeset-model sync-model fault-sweep rotation-sweep audit-sweep fuzz
 .PHONY: bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make soak             store 5,000 files and 4 GiB, and cut one upload 50 times (make test: a sample)"
 	@echo "make crash-sweep      the crash tests at every point (make test: a sample)"
 	@echo "make changeset-model  two machines change files at once, MODEL_STEPS (2,000) times, against a dictionary (make test: a sample)"
+	@echo "make sync-model       change a folder and the store at random, and synchronise them, SYNC_ROUNDS (1,000) times (make test: a sample)"
 	@echo "make fault-sweep      fail a system call of the daemon on its root, at FAULT_POINTS (2,000) points"
 	@echo "make rotation-sweep   kill client and daemon at every step of a rotation (make test: a sample)"
 	@echo "make audit-sweep      change every bit of a log and try every truncation (make test: a sample)"
@@ -125,6 +126,11 @@ MODEL_STEPS ?= 2000
 MODEL_SEED ?= 1
 changeset-model: $(STAMP)
 	SFS_MODEL_STEPS=$(MODEL_STEPS) SFS_MODEL_SEED=$(MODEL_SEED) $(BIN)/python -m pytest -q --timeout=0 tests/e2e/test_changeset_model.py
+
+SYNC_ROUNDS ?= 1000
+SYNC_SEED ?= 1
+sync-model: $(STAMP)
+	SYNC_ROUNDS=$(SYNC_ROUNDS) SYNC_SEED=$(SYNC_SEED) SYNC_EDITS=1000 $(BIN)/python -m pytest -q --timeout=0 tests/e2e/test_sync_model.py tests/e2e/test_watch.py
 
 # More points than there are (about 25,000) are every point.
 FAULT_POINTS ?= 2000

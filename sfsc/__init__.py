@@ -40,13 +40,14 @@ if TYPE_CHECKING:
         take_back,
         take_back_plan,
     )
-    from sfsc.api import accept, check_proof, connect, whoami
+    from sfsc.api import accept, check_proof, connect, watch, whoami
     from sfsc.files.contacts import Person
     from sfsc.files.inbox import Shared
     from sfsc.files.purge import Purged
     from sfsc.files.rename import Renamed
     from sfsc.files.restore import Restored
     from sfsc.files.sharing import Grant
+    from sfsc.files.sync import Synced
     from sfsc.files.transaction import Changed, Transaction
     from sfsc.files.versions import DeletedFile, Space
     from sfsc.keys.account_info import Whoami
@@ -78,6 +79,7 @@ __all__ = [
     "Space",
     "Status",
     "Store",
+    "Synced",
     "Transaction",
     "UsageError",
     "Whoami",
@@ -92,6 +94,7 @@ __all__ = [
     "restore",
     "take_back",
     "take_back_plan",
+    "watch",
     "whoami",
 ]
 

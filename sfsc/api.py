@@ -15,7 +15,12 @@ from sfsc.keys.account_info import Whoami, describe_account
 from sfsc.keys.home import Home, Passphrase, home_folder, unlock_home
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+    from pathlib import Path
+
     from sfsc.account.restored import RestoredAccount
+    from sfsc.files.sync import Synced
+    from sfsc.files.watch import Trouble
     from sfsc.log.receipts import VerifiedProof
     from sfsc.session.limits import Timeouts
     from sfsc.session.pipeline import Skip
@@ -37,6 +42,7 @@ PUBLIC: Final = {
     "Space": "files.versions",
     "Status": "store",
     "Store": "store",
+    "Synced": "files.sync",
     "Transaction": "files.transaction",
     "Whoami": "keys.account_info",
     "accept": "api",
@@ -50,6 +56,7 @@ PUBLIC: Final = {
     "restore": "account.lifecycle",
     "take_back": "account.lifecycle",
     "take_back_plan": "account.lifecycle",
+    "watch": "api",
     "whoami": "api",
 }
 """Public name -> its module in `sfsc`, which is imported when the name is first used."""
@@ -103,6 +110,38 @@ def connect(
         auto_rotate=auto_rotate,
         min_wrap_alg=min_wrap_alg,
         limit_rate=limit_rate,
+    )
+
+
+def watch(
+    folder: Path,
+    prefix: str | None = None,
+    *,
+    home: Home = None,
+    passphrase: Passphrase = None,
+    delete: bool = False,
+    checksum: bool = False,
+    exclude: Sequence[str] = (),
+    limit_rate: int | None = None,
+    skip: Skip | None = None,
+    trouble: Trouble | None = None,
+) -> Generator[Synced]:
+    """Copy what changes in `folder` to the folder `prefix` of the store, until the caller closes
+    this iterator; yield what `Store.sync` does, without what is unchanged. Other arguments are as
+    in `Store.sync` and `connect`.
+
+    A lost connection does not end it, nor does a server that restarts: it tries again, after 1 to
+    60 seconds. So it does if the quota is full, or another process synchronises the folder.
+    `trouble` is called with each such error and the seconds until then. Other errors are raised."""
+    from sfsc.files.watch import watch_folder
+
+    return watch_folder(
+        lambda: connect(home, passphrase=passphrase, limit_rate=limit_rate),
+        folder,
+        lambda store: store.sync(
+            folder, prefix, delete=delete, checksum=checksum, exclude=exclude, skip=skip
+        ),
+        trouble or (lambda _error, _seconds: None),
     )
 
 

@@ -103,6 +103,12 @@ class UnsupportedKind(LocalError):
     usual_hint = "`sfsc get -r --links` makes folders and links"
 
 
+class SyncRunning(LocalError):
+    """Another process is synchronising the same folder."""
+
+    usual_hint = "wait for its end"
+
+
 class UsageError(SfscError):
     """An invalid call, independent of the server."""
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # imported at first use: few programs need them
     from sfsc.files.restore import Restored, Restores
     from sfsc.files.shared_folders import Folder, SharedFolders
     from sfsc.files.sharing import Grant, Sharing
+    from sfsc.files.sync import Synced
     from sfsc.files.transaction import Changed, Transaction
     from sfsc.files.tree import Trees
     from sfsc.files.versions import DeletedFile, Space, StoredFiles
@@ -329,6 +330,43 @@ class Store(Closing):
 
         how = Replace(always, checksum, overwrite, newer)
         return self._trees.get_names(names, target, skip or _raise, how)
+
+    def sync(
+        self,
+        folder: Path,
+        prefix: str | None = None,
+        *,
+        down: bool = False,
+        delete: bool = False,
+        dry_run: bool = False,
+        checksum: bool = False,
+        links: bool = False,
+        exclude: Sequence[str] = (),
+        skip: Skip | None = None,
+    ) -> Iterator[Synced]:
+        """Make the folder `prefix` of the store ("": all; None: the path of `folder`) hold what
+        `folder` holds, ``folder/x`` as ``prefix/x``; with `down`, the other way.
+
+        What both held last is remembered in the client's home, so only what has changed since is
+        transferred. A file that has changed on both sides is kept twice: the one in the way gets a
+        conflict name. With `delete`, what was deleted on one side is deleted on the other, if it
+        has not changed there. `links` makes symbolic links that are stored; `checksum`, `exclude`
+        and `dry_run` as in `put_tree`. Raises `SyncRunning` if another process does the same.
+        """
+        from sfsc.files.sync import Sync
+
+        work = Sync(
+            self._session,
+            folder,
+            prefix,
+            down=down,
+            delete=delete,
+            dry_run=dry_run,
+            checksum=checksum,
+            links=links,
+            exclude=exclude,
+        )
+        return work.run(skip or _raise)
 
     def rm_tree(self, name: str, *, skip: Skip | None = None) -> Iterator[Entry]:
         """Delete every file in the folder `name` ("": all). Yield the deleted versions. Files that

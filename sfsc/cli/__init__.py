@@ -32,6 +32,8 @@ COMMANDS = {
     "put": ("transfer", "Encrypt and store files."),
     "get": ("transfer", "Fetch and decrypt files."),
     "cat": ("transfer", "Write files to stdout."),
+    "sync": ("sync", "Make a folder here and one in the store the same."),
+    "watch": ("sync", "Store what changes in a folder, as it changes."),
     "ls": ("files", "List your files."),
     "stat": ("files", "Show what is known about a file."),
     "rm": ("files", "Delete files."),

@@ -108,11 +108,17 @@ class Files:
             revision, version = deleted.head.rev, deleted.version
             return Entry(name, file.file_id, version, revision, 0, size, when, None, when)
 
-    def rm_many(self, entries: Iterable[Entry], skip: Skip | None = None) -> Iterator[Entry]:
+    def rm_many(
+        self, entries: Iterable[Entry], skip: Skip | None = None, *, only_version: bool = False
+    ) -> Iterator[Entry]:
         """Delete entries that `ls` returned, many together; entries that are gone by now are
-        yielded too. Those that fail are passed to `skip`."""
+        yielded too. Those that fail are passed to `skip`. With `only_version`, a file that has
+        another version by now stays, and is not yielded."""
         found = ((one.file_id, one.name, one) for one in entries)
-        return commit_changes(self._session, deletions(self._session, found), skip)
+        changes = deletions(self._session, found)
+        if only_version:
+            changes = map(_of_one_version, changes)
+        return commit_changes(self._session, changes, skip)
 
     def _refresh(self) -> tuple[dict[str, SfscError], dict[str, bytes]]:
         """Update the cache. Return what is wrong with each file that cannot be listed, and the
@@ -303,13 +309,20 @@ class Deletion(PlannedChange[_Result]):
         self.name = name
         self._session = session
         self._file_id = file_id
-        self._result = result
+        self.result = result
         self._known = known
+        self.only_version: int | None = None
+        """The version that is deleted; None for any. A file with another one stays."""
+
+    @property
+    def _stays(self) -> bool:
+        only, known = self.only_version, self._known
+        return only is not None and known is not None and known.version != only
 
     def draft(self, _batches: WrapBatches) -> Draft | None:
         if self._known is None:
             self._known = known_file(self._session.fetch_newest(self._file_id))
-        if self._known.deleted:
+        if self._known.deleted or self._stays:
             return None
         head = FileRecord.parse(self._known.record)
         return draft_of(build_tombstone(self._session, head, self._known.record))
@@ -318,13 +331,13 @@ class Deletion(PlannedChange[_Result]):
         self._known = known_file(verify_head(session, self._file_id, head, since))
 
     def unneeded(self) -> Iterable[_Result]:
-        return (self._result,)
+        return () if self._stays else (self.result,)
 
     def made_records(self, draft: Draft) -> Iterable[MadeRecord]:
         return ((draft.record, draft.body, 0 if self._known is None else self._known.version),)
 
     def committed(self, _draft: Draft, _receipt: Receipt | None) -> _Result:
-        return self._result
+        return self.result
 
 
 def deletions(
@@ -336,6 +349,12 @@ def deletions(
         known = session.state.verified_files([file_id for file_id, _, _ in some])
         for file_id, name, result in some:
             yield Deletion(session, file_id, name, result, known.get(file_id))
+
+
+def _of_one_version(deletion: Deletion[Entry]) -> Deletion[Entry]:
+    """Let a deletion apply only to the version of its entry."""
+    deletion.only_version = deletion.result.version
+    return deletion
 
 
 def _then_raise(entries: Iterable[Entry], errors: Sequence[SfscError]) -> Iterator[Entry]:

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import BinaryIO, Final, Self, cast
 
 from protocol.buffers.file_status import exists, file_status, is_file, is_folder
@@ -35,7 +35,7 @@ from protocol.codec.values import changed
 from sfsc.atomicfile import sync_folder, sync_to_disk
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import FOLDER, LINK, Metadata
-from sfsc.errors import BadDestination, LocalError
+from sfsc.errors import BadDestination, ConflictError, LocalError
 from sfsc.session.pipeline import Skip
 from sfsc.transfer.local_io import LargeFileWriter, SparseFileWriter
 
@@ -67,6 +67,8 @@ class DestinationFolder(Closing):
         self.path = path
         self.created = created
         self._descriptor = descriptor
+        self.expected: dict[str, os.stat_result | None] = {}
+        """Status of what a name may replace, None for nothing. Other names may replace anything."""
         self._random = os.urandom(8).hex()
         self._count = itertools.count()
 
@@ -148,9 +150,37 @@ class DestinationFolder(Closing):
         return os.open(self._at(temporary), _NEW, 0o600, dir_fd=self._descriptor)
 
     def replace(self, temporary: str, name: str) -> None:
-        """Rename a file to `name`. Raises OSError."""
+        """Rename a file to `name`. Raises OSError, and `ConflictError` for another file there than
+        the `expected` one."""
+        if name in self.expected:
+            self.require_unchanged(name, self.expected.pop(name))
         folder = self._descriptor
         os.replace(self._at(temporary), self._at(name), src_dir_fd=folder, dst_dir_fd=folder)
+
+    def require_unchanged(self, name: str, expected: os.stat_result | None) -> None:
+        """Raise `ConflictError` unless what is here under this name has this status, None for
+        nothing."""
+        if _identity(self.status(name)) != _identity(expected):
+            raise ConflictError(f"{self.path / name} was changed meanwhile")
+
+    def remove_folder(self, name: str) -> bool:
+        """Remove a folder; return whether it was empty. Raises `LocalError`."""
+        with _translating_errors(self.path, name):
+            try:
+                os.rmdir(self._at(name), dir_fd=self._descriptor)
+            except OSError as exc:
+                if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                return False
+            return True
+
+    def rename(self, name: str, to: str) -> None:
+        """Give a file or folder another name. Raises `LocalError`, also if that exists."""
+        folder = self._descriptor
+        with _translating_errors(self.path, name):
+            if self.status(to) is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            os.rename(self._at(name), self._at(to), src_dir_fd=folder, dst_dir_fd=folder)
 
     def remove(self, temporary: str) -> None:
         """Remove a file, if it is there. Raises OSError."""
@@ -288,12 +318,14 @@ class _SmallFile:
             if error is None:
                 folder.replace(self._temporary, self._name)
                 return
-        except OSError as exc:
+        except (OSError, ConflictError) as exc:
             error = exc
         with contextlib.suppress(OSError):  # `error` says more
             folder.remove(self._temporary)
         if isinstance(error, OSError):
             raise _local_error(folder.path, self._name, error) from error
+        if isinstance(error, ConflictError):
+            raise error
 
 
 class DestinationTree(Closing):
@@ -338,9 +370,12 @@ class DestinationTree(Closing):
     def path(self) -> Path:
         return self._top.path
 
-    def destination(self, name: str) -> OpenDestination:
+    def destination(
+        self, name: str, *, expected: os.stat_result | EllipsisType | None = ...
+    ) -> OpenDestination:
         """Return the destination for `name`, which ends with a slash for a folder; as
-        `DestinationFolder.replacing_file`, one at a time.
+        `DestinationFolder.replacing_file`, one at a time. If `expected` is given, it replaces only
+        a file with this status (None: no file), and raises `ConflictError` for another one.
 
         Files are not synced: the server still has them. Raises `BadDestination` for a name that no
         file can have here.
@@ -358,6 +393,8 @@ class DestinationTree(Closing):
                 return self._making_folder(name, metadata)
             folder = self._folder(parts)
             self._check_collision(name)
+            if not isinstance(expected, EllipsisType):
+                folder.expected[last] = expected
             if metadata.kind == LINK:
                 return folder.replacing_link(last, metadata)
             return folder.replacing_file(last, metadata, durable=False)
@@ -382,6 +419,25 @@ class DestinationTree(Closing):
             return None
         self._check_collision(name)
         return folder.status(last)
+
+    def remove(self, name: str, expected: os.stat_result) -> bool:
+        """Remove the file or link `name` if it still has this status, or the folder `name` if it is
+        empty; return whether it was. Raises `ConflictError` and `LocalError`."""
+        *parts, last = check_local_name(name.removesuffix("/"))
+        folder = self._folder(parts, create=False)
+        if name.endswith("/"):
+            return folder.remove_folder(last)
+        folder.require_unchanged(last, expected)
+        with _translating_errors(folder.path, last):
+            folder.remove(last)
+        return True
+
+    def rename(self, name: str, to: str) -> None:
+        """Rename the file or folder `name` (without a slash at its end) within its folder. Raises
+        `LocalError`, also if the new name exists."""
+        *parts, last = check_local_name(name)
+        folder = self._folder(parts, create=False)
+        folder.rename(last, to.rpartition("/")[2])
 
     def keep_folder(self, name: str, metadata: Metadata) -> None:
         """Note the metadata that the folder `name`, which exists, has and keeps: what is written to
@@ -455,6 +511,14 @@ class DestinationTree(Closing):
         """Close all folders. Idempotent."""
         self._close_last()
         self._top.close()
+
+
+def _identity(status: os.stat_result | None) -> tuple[int, ...]:
+    """Return what tells a file from another one, and from itself after a change."""
+    if status is None:
+        return ()
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return stat.S_IFMT(status.st_mode), status.st_ino, status.st_size, *times
 
 
 def make_folders(path: Path) -> None:

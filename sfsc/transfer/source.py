@@ -37,7 +37,8 @@ class TreeItem(Value):
 
     `name` is the one to store it under; that of a folder ends with a slash. `kind` is as in
     `Metadata`, `status` the item's own, and `target` what a link points to. `full` says that it is
-    a folder with something in it.
+    a folder with something in it. `expected` is the version that must be current (0: no such file),
+    None for any.
     """
 
     path: str
@@ -46,6 +47,7 @@ class TreeItem(Value):
     status: os.stat_result
     target: str | None = None
     full: bool = False
+    expected: int | None = None
 
     def __str__(self) -> str:
         return self.path

@@ -629,7 +629,9 @@ class Uploads:
             for source, name in items:
                 try:
                     reader = functools.partial(open_source, source, hash_all=hash_all)
-                    yield from self._enqueue(queue, reader, name_for(source, name), skip)
+                    expected = source.expected if isinstance(source, TreeItem) else None
+                    name = name_for(source, name)
+                    yield from self._enqueue(queue, reader, name, expected, skip)
                 except SfscError as exc:
                     if skip is not None and isinstance(exc, UnreadableSource):
                         skip(str(source), exc)
@@ -653,6 +655,7 @@ class Uploads:
         queue: UploadQueue,
         opened: Callable[[], SourceReader],
         name: str,
+        expected: int | None,
         skip: Skip | None,
     ) -> Iterator[Put]:
         """Add one file, which `opened` opens; yield the results that must come first."""
@@ -663,14 +666,14 @@ class Uploads:
         with opened() as reader:
             plaintext = reader.read_small()
             if plaintext is not None:
-                queue.collect(SmallFile(reader, plaintext, name, file_id))
+                queue.collect(SmallFile(reader, plaintext, name, file_id, expected))
                 if queue.has_batch:
                     self._send_collected(queue)
                 return
             self._send_collected(queue)
             while not queue.accepts_large:
                 yield from self._finish_oldest(queue, skip)
-            large = LargeFile(reader, name, file_id)
+            large = LargeFile(reader, name, file_id, expected)
             self._send_pieces(large, queue.worker)
             reader.keep_open = True
             queue.commit(large)
