@@ -69,7 +69,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint test-pythons
+# Each of the first two uses one core most of the time.
+test: $(STAMP)
+	+$(MAKE) --jobs=2 --output-sync=target lint test-pythons
 	$(BIN)/python -m pytest -q -n auto --dist worksteal --session-timeout=$(TEST_SECONDS)
 
 # Before the whole suite, whose summary is the last line that `make test` prints.
@@ -120,7 +122,7 @@ rotation-sweep: $(STAMP)
 	SFS_ROTATION=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_rotation_sweep.py tests/e2e/test_recovery.py -k "sweep or killed"
 
 crash-sweep: $(STAMP)
-	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q -n 2 --timeout=3600 tests/e2e/test_crash.py tests/sfsd/storage/test_crash_recovery.py
+	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q -n 2 --timeout=3600 tests/e2e/test_crash.py tests/sfsd/storage/test_crash_recovery.py tests/sfsd/storage/test_committer_model.py
 
 MODEL_STEPS ?= 2000
 MODEL_SEED ?= 1
