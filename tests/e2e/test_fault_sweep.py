@@ -8,7 +8,7 @@ other file is old or new, other users' files open, and the account can be used. 
 lost, and `sfsd fsck --read-data` and `sfsd audit verify` find nothing. `tests.e2e.fault_runner`
 runs a point.
 
-A test run has 80 of about 25,000 points, and the long sweep chooses from 32,000. `make fault-sweep`
+A test run has 48 of about 25,000 points, and the long sweep chooses from 32,000. `make fault-sweep`
 sets SFS_FAULT_POINTS to 2,000. Each of the two workers has one core and takes about a second a
 point.
 """
@@ -32,7 +32,7 @@ import pytest
 from tests.e2e.fault_runner import MODES, NO_ROOM, READING, Point
 from tests.harness import environment
 
-SAMPLE = 80
+SAMPLE = 48
 COUNT = int(os.environ.get("SFS_FAULT_POINTS") or SAMPLE)
 SEED = os.environ.get("SFS_FAULT_SEED") or "19"
 SHIM = Path(__file__).with_name("fault_shim.c")

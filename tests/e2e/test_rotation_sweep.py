@@ -1,6 +1,6 @@
 """SIGKILL of client, daemon or both at steps of a rotation; running it again completes it.
 
-A test run has 40 points, SFS_ROTATION=full (`make rotation-sweep`) 200, spread over all kinds of
+A test run has 24 points, SFS_ROTATION=full (`make rotation-sweep`) 192, spread over all kinds of
 steps (see `tests.e2e.killed`). One account goes through all of them: each point starts from the
 account that the one before has recovered.
 """
@@ -27,7 +27,7 @@ from tests.e2e.test_rotation import count_wraps_opened
 from tests.harness import Daemon, environment
 
 FULL = os.environ.get("SFS_ROTATION") == "full"
-MOST = 5 if FULL else 1
+MOST = 8 if FULL else 1
 """Factor for the number of points in a test run."""
 SEED = 6
 SECONDS = 300 if FULL else 60
@@ -174,7 +174,7 @@ def spread(counted: Counter[str], most: int) -> list[tuple[str, int]]:
 @pytest.mark.timeout(3600 if FULL else 300)
 @pytest.mark.parametrize(
     ("who", "compromised", "most"),
-    [("client", False, 14), ("daemon", False, 10), ("client", True, 8), ("daemon", True, 8)],
+    [("client", False, 8), ("daemon", False, 6), ("client", True, 5), ("daemon", True, 5)],
 )
 def test_kill_at_each_step(swept: Swept, who: str, most: int, *, compromised: bool) -> None:
     counted = swept.count(compromised=compromised)

@@ -1,4 +1,4 @@
-"""A few thousand inputs of `make fuzz`, and that a fuzzer notices a defect."""
+"""Two thousand inputs of `make fuzz`, and that a fuzzer notices a defect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fuzz.mutations import MAX_INPUT, Mutator
 from tests.fuzz.target import Parser, Stream
 from tests.fuzz.world import World, running_world
 
-INPUTS = 3000
+INPUTS = 2000
 SAMPLES = [msgspec.msgpack.encode({"a": [1, b"bytes", "text"], "b": None}), b'{"a":1,"b":[2]}']
 
 

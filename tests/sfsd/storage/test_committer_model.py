@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -145,4 +146,8 @@ class StoreAndLog(RuleBasedStateMachine):
 
 
 TestStoreAndLog = StoreAndLog.TestCase
-TestStoreAndLog.settings = settings(stateful_step_count=25)
+# `make crash-sweep` runs as many examples as other tests do by default, and more.
+TestStoreAndLog.settings = settings(
+    stateful_step_count=25,
+    max_examples=1000 if os.environ.get("SFS_CRASH_POINTS") == "full" else 40,
+)

@@ -169,7 +169,7 @@ def crash(root: Path, at: int) -> tuple[StoreModel, SimulatedDisk] | None:
 
 
 def test_a_kill_at_any_call(run: Run, ground: Path) -> None:
-    for at in points(len(run.calls), 120):
+    for at in points(len(run.calls), 60):
         root = ground / str(at)
         root.mkdir()
         crashed = crash(root, at)
@@ -182,7 +182,7 @@ def test_a_kill_at_any_call(run: Run, ground: Path) -> None:
 
 @pytest.mark.parametrize("luck", [0.0, 0.5, 0.9])
 def test_a_power_failure_at_any_call(run: Run, ground: Path, luck: float) -> None:
-    for at in points(len(run.calls), 80):
+    for at in points(len(run.calls), 40):
         root, after = ground / str(at), ground / f"{at}-after"
         root.mkdir()
         crashed = crash(root, at)
@@ -217,7 +217,7 @@ def test_a_crash_at_any_call_of_the_start_after_a_crash(run: Run, ground: Path) 
 
 @pytest.mark.parametrize("fault", [errno.EIO, errno.ENOSPC, None], ids=["EIO", "ENOSPC", "short"])
 def test_a_failure_at_any_call(run: Run, ground: Path, fault: int | None) -> None:
-    for at in points(run.ended, 80):
+    for at in points(run.ended, 40):
         if fault is None and not run.calls[at].startswith("write"):
             continue
         root, after = ground / str(at), ground / f"{at}-after"

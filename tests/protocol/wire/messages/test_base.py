@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 
@@ -135,6 +135,7 @@ def test_message_numbers_are_unique() -> None:
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@settings(max_examples=25)
 @given(st.data())
 def test_round_trip(cls: type[Message], data: st.DataObject) -> None:
     message = data.draw(structs(cls))
