@@ -15,7 +15,13 @@ from msgspec import Meta
 from protocol.codec.encoding import VIEW_FROM, Buffer
 from protocol.codec.errors import MessageError
 from protocol.codec.fields import OneOf, Struct, empty_or_hash, empty_or_signature
-from protocol.codec.names import check_file_id, check_file_name, check_principal, check_user_name
+from protocol.codec.names import (
+    check_entry_name,
+    check_file_id,
+    check_file_name,
+    check_principal,
+    check_user_name,
+)
 from protocol.records.records import OWN_KEYS, FileRecord, ServerStatement, Statement
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
@@ -85,6 +91,7 @@ def _annotated(base: object, *caps: Any) -> st.SearchStrategy[Any]:
         check_principal: USER_NAMES | st.sampled_from(["operator", "server"]),
         check_file_id: FILE_IDS,
         check_file_name: FILE_NAMES,
+        check_entry_name: FILE_NAMES | FILE_NAMES.map(lambda name: f"{name}/"),
         empty_or_hash: st.just(b"") | HASHES,
         empty_or_signature: st.just(b"") | st.binary(min_size=64, max_size=64),
     }
