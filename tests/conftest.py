@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests import temporary
+from tests import harness, temporary
+from tests.forked import ForkServer
 from tests.lying_server import LyingServer
 
 temporary.use_memory()
+if sys.platform == "linux":
+    harness.forks = ForkServer()
 
 # Two cores shared by workers make single examples slow at times, so a deadline would flake.
 settings.register_profile("quick", deadline=None, max_examples=100)

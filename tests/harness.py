@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.forked import Forked, ForkServer
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 BYTECODE = Path(sys.prefix) / "bytecode"
 """Outside the repository, in a folder that no other user can write."""
@@ -24,6 +26,8 @@ PASSPHRASE = "correct horse battery staple"
 START_SECONDS = 20.0
 STOP_SECONDS = 15.0
 COMMAND_SECONDS = 110.0
+forks: ForkServer | None = None
+"""If set, programs are forked from one process instead of being started. Not for measurements."""
 
 
 class CommandFailed(AssertionError):
@@ -90,19 +94,22 @@ def run(
     seconds: float = COMMAND_SECONDS,
 ) -> Result:
     """Run `program` until it exits. Raises `subprocess.TimeoutExpired` after `seconds`."""
-    words = tuple(map(str, arguments))
-    done = subprocess.run(
-        [*command(program), *words],
-        input=stdin,
-        capture_output=True,
-        env=environment(own),
-        cwd=cwd,
-        timeout=seconds,
-        check=False,
-        start_new_session=True,  # without a terminal, which it could ask
-    )
-    stderr = done.stderr.decode(errors="replace")
-    return Result((program, *words), done.returncode, done.stdout, stderr)
+    words, variables = tuple(map(str, arguments)), environment(own)
+    if forks is not None and forks.serves(words, variables):
+        code, stdout, stderr = forks.run(program, words, variables, stdin, cwd, seconds)
+    else:
+        done = subprocess.run(
+            [*command(program), *words],
+            input=stdin,
+            capture_output=True,
+            env=variables,
+            cwd=cwd,
+            timeout=seconds,
+            check=False,
+            start_new_session=True,  # without a terminal, which it could ask
+        )
+        code, stdout, stderr = done.returncode, done.stdout, done.stderr
+    return Result((program, *words), code, stdout, stderr.decode(errors="replace"))
 
 
 @dataclass
@@ -116,7 +123,7 @@ class Daemon(AbstractContextManager["Daemon"]):
     root: Path
     address: str = "127.0.0.1:0"
     program: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    process: subprocess.Popen[bytes] | Forked | None = field(default=None, init=False)
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -147,14 +154,19 @@ class Daemon(AbstractContextManager["Daemon"]):
         with suppress(FileNotFoundError), ready.open("r+b") as file:
             file.write(b"\n" * ready.stat().st_size)
         arguments = ["serve", "--listen", self.address, "--ready-file", str(ready)]
-        with self.log_path.open("ab") as output:
-            self.process = subprocess.Popen(
-                [*(self.program or command("sfsd")), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment(self._environment),
-            )
+        variables = environment(self._environment)
+        with self.log_path.open("ab") as output, open(os.devnull, "rb") as nothing:
+            if not self.program and forks is not None and forks.serves(arguments, variables):
+                streams = (nothing.fileno(), output.fileno(), output.fileno())
+                self.process = forks.start("sfsd", arguments, variables, streams)
+            else:
+                self.process = subprocess.Popen(
+                    [*(self.program or command("sfsd")), *arguments],
+                    stdin=nothing,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=variables,
+                )
         self.address = self._await(ready)
         return self
 
@@ -192,7 +204,7 @@ class Daemon(AbstractContextManager["Daemon"]):
         self.process = None
         return code
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> subprocess.Popen[bytes] | Forked:
         if self.process is None:
             raise RuntimeError("not running")
         return self.process

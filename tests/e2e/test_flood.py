@@ -77,7 +77,8 @@ def tell(text: str) -> None:
 @contextmanager
 def served(folder: Path, limits: str = "", program: tuple[str, ...] = ()) -> Iterator[Daemon]:
     """Run a daemon; at the end, check that it printed no traceback and no lines of asyncio."""
-    daemon = Daemon(folder / "root", program=program)
+    # A forked process would also have the memory of the one that it comes from.
+    daemon = Daemon(folder / "root", program=program or tuple(command("sfsd")))
     daemon.init()
     with (daemon.root / "sfsd.toml").open("a") as file:
         file.write(limits)
