@@ -18,6 +18,10 @@ CHANGED = int(os.environ.get("BENCH_CHANGED", "10000"))
 GOAL = 5000
 """Files that are shared, or deleted, in a second."""
 LISTED_SECONDS = 0.6
+UNCHANGED_SECONDS = 1.5
+SYNCED_SECONDS = 2.0
+EDITS = 10
+"""Files that change before each `sync`."""
 _PRINT = f"for number in range({NAMES}): print(f'names/{{number:05}}')"
 
 
@@ -46,6 +50,50 @@ class Folders:
                 limit=LISTED_SECONDS,
             )
         ]
+
+    def incremental(self, tree: Path) -> list[Work]:
+        """Store a folder of `NAMES` files in which nothing has changed, and synchronise it after
+        `EDITS` changes. The pipe's client sends as many files as have changed."""
+        self.client.run("put", "-r", tree, "--name", "tree", seconds=SECONDS)
+        self.client.run("sync", tree, "tree", seconds=SECONDS)
+        edited = tree.with_name("edited")
+        edited.mkdir()
+        names = [path.relative_to(tree) for path in tree.rglob("*") if path.is_file()][:EDITS]
+
+        def edit(_turn: int) -> None:
+            for number, name in enumerate(names):
+                content = os.urandom(SMALL)
+                (tree / name).write_bytes(content)
+                (edited / f"{number}").write_bytes(content)
+
+        return [
+            Work(
+                f"put -r of {NAMES} unchanged files",
+                NAMES,
+                "files",
+                lambda _turn: self._expect("put", "-r", tree, "--name", "tree", changed=0),
+                lambda _turn: run_python("-c", _PRINT),
+                "python -c print",
+                limit=UNCHANGED_SECONDS,
+                # The last edits of the other row.
+                prepare=lambda _turn: self.client.run("sync", tree, "tree", seconds=SECONDS),
+            ),
+            Work(
+                f"sync of {NAMES} files, {EDITS} changed",
+                NAMES,
+                "files",
+                lambda _turn: self._expect("sync", tree, "tree", changed=EDITS),
+                lambda turn: self.pipe.run("up", edited, f"edited-{turn}"),
+                limit=SYNCED_SECONDS,
+                prepare=edit,
+            ),
+        ]
+
+    def _expect(self, *arguments: str | Path, changed: int) -> None:
+        """Run a command that stores `changed` files."""
+        totals = self.client.run(*arguments, seconds=SECONDS).lines[-1]
+        if not totals.startswith(f"{changed} stored, "):
+            raise SystemExit(f"{arguments}: {totals}")
 
     def changes(self) -> list[Work]:
         """Share a folder of each turn, then delete it."""

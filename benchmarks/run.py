@@ -4,12 +4,13 @@ Every measurement of files is of whole processes, from start to exit: ``sfsc put
 passphrase on one side, the bare pipe's client on the other. JSON lines go to stdout, the table to
 stderr.
 
-    BENCH_ROWS   which, of big,small,tree,folders,starts,appends,clients; default all
+    BENCH_ROWS   which, of big,small,tree,folders,incremental,starts,appends,clients; default all
     BENCH_RUNS   counted turns, default 5
     BENCH_BYTES  size of the big file, default 1 GiB
     BENCH_FILES  number of the small files, default 2,000
     BENCH_TREE   the real tree, default /usr/share/doc
-    BENCH_NAMES  number of the names that are listed, default 20,000
+    BENCH_NAMES  number of the names that are listed, and of the files that are compared, default
+                 20,000
     BENCH_CHANGED  number of the files that are shared and deleted, default 10,000
     BENCH_DIR    where to work: on the disk to measure, default the system's temporary folder
 """
@@ -31,7 +32,9 @@ from benchmarks.works import small_files as many_files
 from tests.harness import Client, Daemon
 
 RUNS = int(os.environ.get("BENCH_RUNS", "5"))
-ROWS = os.environ.get("BENCH_ROWS", "big,small,tree,folders,starts,appends,clients").split(",")
+ROWS = os.environ.get(
+    "BENCH_ROWS", "big,small,tree,folders,incremental,starts,appends,clients"
+).split(",")
 
 
 def groups(daemon: Daemon, client: Client, pipe: Pipe, scratch: Path) -> Iterator[list[Work]]:
@@ -54,6 +57,9 @@ def groups(daemon: Daemon, client: Client, pipe: Pipe, scratch: Path) -> Iterato
         work = folders.Folders(daemon, client, pipe, source)
         yield work.listing()
         yield work.changes()
+    if "incremental" in ROWS:
+        work = folders.Folders(daemon, client, pipe, scratch)
+        yield work.incremental(many_files(scratch / "many", folders.NAMES))
     if "starts" in ROWS:
         yield starts.works(client, pipe, scratch)
     if "appends" in ROWS:

@@ -45,7 +45,7 @@ from sfsc.files.listing import Files
 from sfsc.files.rename import Renames
 from sfsc.files.sync_memory import Seen, SyncMemory
 from sfsc.files.tree import folder_name, walk_folder
-from sfsc.local_files import is_folder
+from sfsc.local_files import is_folder, status_of
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
 from sfsc.transfer.destination import DestinationTree
@@ -57,6 +57,7 @@ from sfsc.trust.file_records import Entry
 
 _TEMPORARY: Final = re.compile(r"\.sfsc-[0-9a-f]{16}-[0-9]+")
 """Names that `DestinationFolder` gives to files that are not complete."""
+_FILE_ID: Final = re.compile(r"[0-9a-f]{32}")
 _ATTEMPTS: Final = 5
 """How often a run begins again because another machine has changed a file meanwhile."""
 _MAX_PART: Final = 255
@@ -189,11 +190,16 @@ class Sync:
             skip(what, error)
 
         def note_stored(what: str, error: SfscError) -> None:
-            if what.startswith(self._prefix):
+            if what.startswith(self._prefix) and not _FILE_ID.fullmatch(what):
                 sides.unknown.add(what[self._start :].rstrip("/"))
             else:
                 sides.all_stored_known = False  # only its id is known
             skip(what, error)
+
+        # The keys and what is remembered stay here: each run would change them.
+        home, folder = self._session.state.home.resolve(), self._folder.resolve()
+        if home.is_relative_to(folder):
+            sides.unknown.add(home.relative_to(folder).as_posix())
 
         if is_folder(self._folder):
             for item in walk_folder(self._folder, self._prefix, note_local, filters=filters):
@@ -226,9 +232,9 @@ class Sync:
         the store that never held anything."""
         if self._down and not (sides.stored or sides.unknown or memory.is_known):
             raise NotFound(f"there is no file in {self._prefix or 'the store'}", "see `sfsc ls`")
-        if not is_folder(self._folder):
+        status = status_of(self._folder)
+        if status is None:
             return
-        status = os.stat(self._folder)
         identity = status.st_dev, status.st_ino
         if not sides.local and memory.seen and memory.identity != identity and self._delete:
             cause = f"{self._folder} is empty, and not the folder that was synchronised before"
@@ -341,7 +347,7 @@ class Sync:
         self, sides: _Sides, memory: SyncMemory, plan: _Plan, skip: Skip
     ) -> Iterator[Synced]:
         entries = [sides.stored[path] for path in plan.deleted]
-        for entry in Files(self._session).rm_many(entries, only_version=True):
+        for entry in Files(self._session).rm_many(entries, skip, only_version=True):
             memory.seen.pop(entry.name[self._start :], None)
             yield self._result(entry, DELETED)
         for path, to in plan.aside.items():

@@ -60,6 +60,7 @@ class World:
         self.random = random.Random(SEED)
         self.kept: set[bytes] = set()
         self.done: list[str] = []
+        self._contents: dict[tuple[str, int], bytes] = {}  # of versions, by name
         folder.mkdir()
         (folder / "first").write_bytes(self.new_content())
         self.sync(down=False, delete=False)
@@ -122,9 +123,10 @@ class World:
         found = {}
         for entry in store.ls(f"{PREFIX}/"):
             if entry.kind == "file":
-                target = io.BytesIO()
-                store.get(entry.name, target)
-                found[entry.name.removeprefix(f"{PREFIX}/")] = target.getvalue()
+                version = entry.name, entry.version
+                if version not in self._contents:
+                    self._contents[version] = store.open(entry.name).read()
+                found[entry.name.removeprefix(f"{PREFIX}/")] = self._contents[version]
         return found
 
     def change_store(self, store: Store) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -22,12 +23,13 @@ SECONDS = 60.0
 
 
 def stored(client: Client) -> dict[str, bytes]:
+    found = {}
     with sfsc.connect(client.home, auto_rotate=False) as store:
-        return {
-            entry.name.removeprefix("kept/"): store.open(entry.name).read()
-            for entry in store.ls("kept/")
-            if entry.kind == "file"
-        }
+        for entry in store.ls("kept/"):
+            if entry.kind == "file":
+                with contextlib.suppress(sfsc.NotFound):  # deleted since it was listed
+                    found[entry.name.removeprefix("kept/")] = store.open(entry.name).read()
+    return found
 
 
 def held(folder: Path) -> dict[str, bytes]:

@@ -272,6 +272,22 @@ def test_a_file_that_changes_while_it_is_fetched(
     assert sorted(held("late").values()) == ["edited", "there"]
 
 
+def test_the_keys_stay_here(
+    server: LyingServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = server.enrol("ben", key_type="x25519")
+    shutil.copytree(home, "all/keys")
+    write("all/file", "content")
+    shell = Shell(Path("all/keys"), tmp_path, capsys)
+    for stored in (1, 0):
+        out, _ = shell.run("sync", "all")
+        assert out.splitlines()[-1] == TOTALS.format(stored, 0, 0, 0, 1 - stored, 0)
+
+
 def test_what_sync_refuses(shell: Shell, elsewhere: Elsewhere) -> None:
     assert "is not a folder" in shell.run("sync", "none", code=1)[1]
     assert "there is no file in none" in shell.run("sync", "--down", "none", "x", code=3)[1]
