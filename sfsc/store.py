@@ -728,8 +728,13 @@ class Store(Closing):
         return account_link(self._file.contents).to_text()
 
     def devices(self) -> list[DeviceInfo]:
-        """Return the machines and backups that have the account's keys."""
+        """Return the machines and backups that have the account's keys, then its recovery code."""
         return self._devices.list_devices()
+
+    def label_device(self, device_id: bytes, label: str) -> None:
+        """Name a device (its id, 16 bytes) for all machines of the account. The server does not see
+        the label, which has 1 to 64 bytes. Raises `NotFound`."""
+        self._devices.set_label(device_id, label)
 
     def backup(
         self,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from protocol.codec.errors import PublicKeyError
+from protocol.codec.terminal_text import printable
 from protocol.codec.values import Value, changed
 from protocol.records import chain as rules
 from protocol.records.public_keys import check_device_keys
@@ -31,10 +33,27 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.rotation import GetBundle, NewStatement, SealedBundle
-from sfsc.account.key_status import has_old_keys, is_listed, is_rotating, new_device, public_device
+from sfsc.account.key_status import (
+    MAX_LABEL,
+    default_label,
+    has_old_keys,
+    is_listed,
+    is_rotating,
+    new_device,
+    public_device,
+)
 from sfsc.crypto.primitives import state_key
 from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
-from sfsc.errors import BadRecord, ConflictError, Denied, UnsupportedKey, UsageError
+from sfsc.errors import (
+    BadRecord,
+    ConflictError,
+    Denied,
+    IntegrityError,
+    KeyringError,
+    NotFound,
+    UnsupportedKey,
+    UsageError,
+)
 from sfsc.files.contacts import follow_user_chain
 from sfsc.keys.account_info import current_keys
 from sfsc.keys.bundle import Bundle, open_bundle, seal_bundle
@@ -64,12 +83,20 @@ Change = Callable[[Statement], dict[str, Any] | None]
 
 
 class DeviceInfo(Value):
-    """One device of the account. `here` tells whether it is this one; `since` is the time of the
-    first statement that names it (unix seconds), which helps to recognize a lost device."""
+    """One device of the account, or its recovery code.
+
+    `device_id` has 16 bytes. `label` is the user's name for it, or "". `kind` is ``machine``,
+    ``backup`` or ``recovery``. Times are in unix seconds: `since` is that of the first statement
+    that names it, `last_login` that of its last login by the server's log, 0 if there was none.
+    `here` tells whether it is this machine.
+    """
 
     device_id: bytes
-    here: bool
+    label: str
+    kind: str
     since: int
+    last_login: int
+    here: bool
 
 
 class Devices:
@@ -125,22 +152,59 @@ class Devices:
         self._session.use_keyring(self._keyring)
 
     def list_devices(self) -> list[DeviceInfo]:
-        """Return the account's present devices, backups included."""
-        here = self._keyring.device.device_id
+        """Return the account's present devices, backups included, and at last its recovery code.
+        The id of that is made of its public key."""
         head = self.catch_up()
         since: dict[bytes, int] = {}
         for statement in (*map(Statement.parse, self._keyring.statements), head):
             for device in statement.devices:
                 since.setdefault(device.device_id, statement.created)
-        ids = [one.device_id for one in head.devices]
-        return [DeviceInfo(one, one == here, since[one]) for one in ids]
+            if statement.recovery is not None:
+                since.setdefault(statement.recovery.sign_pub, statement.created)
+        here, labels = self._keyring.device.device_id, dict(self._keyring.labels)
+        ids = [one.device_id.hex() for one in head.devices]
+        logins = self._session.state.last_logins(ids)
+        found = [
+            DeviceInfo(
+                one.device_id,
+                labels.get(one.device_id, ""),
+                "machine" if one.kind == MACHINE else one.kind,
+                since[one.device_id],
+                logins.get(one.device_id.hex(), 0),
+                one.device_id == here,
+            )
+            for one in head.devices
+        ]
+        if head.recovery is not None:
+            code = head.recovery.sign_pub
+            name = key_id("ed25519", code)[:16]
+            found.append(DeviceInfo(name, "recovery code", "recovery", since[code], 0, here=False))
+        return found
+
+    def set_label(self, device_id: bytes, label: str) -> None:
+        """Name a device for all devices of the account. Raises `NotFound` if it is none of them,
+        and `UsageError` for a label that is empty, longer than 64 bytes, or not printable."""
+        if not label or len(label.encode(errors="replace")) > MAX_LABEL:
+            raise UsageError(f"a label has 1 to {MAX_LABEL} bytes", "choose another label")
+        if printable(label) != label:
+            raise UsageError("a label has no control characters", "choose another label")
+
+        def change(head: Statement) -> dict[str, Any] | None:
+            if head.find_device(device_id) is None:
+                raise NotFound("the account has no such device", "see `sfsc device list`")
+            return None if dict(self._keyring.labels).get(device_id) == label else {}
+
+        self._publish(DEVICE, change, labels={device_id: label})
 
     def backup(self, path: Path, passphrase: str | None) -> None:
         """Add a device for the file `path`, and write the keyring there with that device's key.
         Raises `LocalError` if the file exists or cannot be written."""
         check_new_file(path, "choose another name", parents=True)
         device = new_device()
-        self._publish_device(device, BACKUP)
+        label = f"{default_label()[: MAX_LABEL // 2]} backup"
+        public = public_device(device, BACKUP)
+        added = {device.device_id: label}
+        self._publish(DEVICE, lambda head: _with_device(head, public), labels=added)
         kept = changed(self._keyring, device=device, next_device=None, pending=None)
         KeyringFile.create(path, kept, passphrase)
 
@@ -168,8 +232,8 @@ class Devices:
         also = None if head.recovery is None or old is None else old.signing_key
         self._publish(RECOVERY_KEY, change, also, code.signing_key)
 
-    def _publish_device(self, device: DeviceKey, kind: str = MACHINE) -> None:
-        public = public_device(device, kind)
+    def _publish_device(self, device: DeviceKey) -> None:
+        public = public_device(device)
         self._publish(DEVICE, lambda head: _with_device(head, public))
 
     def catch_up(self) -> Statement:
@@ -226,11 +290,25 @@ class Devices:
                 pending = None  # it was accepted; its reply was lost
             self._file.save(changed(keyring, statements=chain, pending=pending))
             session.use_keyring(self._keyring)
+            self._adopt_labels()
         pending, head = self._keyring.pending, Statement.parse(self._keyring.statements[-1])
         begins = pending is not None and pending.keys is not None  # its rotation needs the old keys
         if not is_rotating(head) and not begins and has_old_keys(self._keyring):
             self._drop_old_keys()
         return head
+
+    def _adopt_labels(self) -> None:
+        """Take the labels of the newest statement, which another device has made. They do not
+        matter enough to stop at a bundle that cannot be opened."""
+        keyring = self._keyring
+        try:
+            chain, bundle = self._newest_bundle(keyring.statements)
+        except (IntegrityError, KeyringError) as exc:
+            log_warning("the labels of your devices could not be read", exc.cause, exc.hint)
+            return
+        if chain == keyring.statements and bundle.labels != keyring.labels:
+            self._file.save(changed(keyring, labels=bundle.labels))
+            self._session.use_keyring(self._keyring)
 
     def follow(self, known: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Return the account's whole chain as exact bytes. `known` was verified before."""
@@ -243,7 +321,8 @@ class Devices:
         keyring, session = self._keyring, self._session
         pending = keyring.pending
         if pending is not None and pending.keys is not None and pending.statement == chain[-1]:
-            renewed = changed(keyring, generations=(*keyring.generations, pending.keys))
+            generations = (*keyring.generations, pending.keys)
+            renewed = changed(keyring, generations=generations, labels=pending.labels)
         else:
             # Another process of this device may have rotated, and given the device a new key. The
             # old key would not open the bundle.
@@ -253,7 +332,9 @@ class Devices:
             session.expect_seen(bundle.checkpoint)
             pins = {**dict(bundle.pins), **dict(keyring.pins)}  # this device's own pins win
             merged = tuple(sorted(pins.items()))[:MAX_PINS]
-            renewed = changed(keyring, generations=bundle.generations, pins=merged)
+            renewed = changed(
+                keyring, generations=bundle.generations, pins=merged, labels=bundle.labels
+            )
         self._file.save(changed(renewed, statements=chain, pending=None))
         session.use_keyring(self._keyring)
         session.reconnect()
@@ -329,7 +410,7 @@ class Devices:
         if pending.keys is not None:
             keyring = changed(keyring, generations=(*keyring.generations, pending.keys))
         statements = (*keyring.statements, pending.statement)
-        accepted = changed(keyring, statements=statements, pending=None)
+        accepted = changed(keyring, statements=statements, pending=None, labels=pending.labels)
         try:
             self._file.save(accepted)
         except ConflictError:
@@ -347,9 +428,11 @@ class Devices:
         change: Change,
         also: SigningKey | None = None,
         recovery: SigningKey | None = None,
+        labels: Mapping[bytes, str] = MappingProxyType({}),
     ) -> None:
         """Append a statement to the chain; retry if another device was first. `also` signs in
-        addition to the account's own key, `recovery` is the recovery key that it introduces."""
+        addition to the account's own key, `recovery` is the recovery key that it introduces,
+        `labels` are added to those of the devices."""
         for _ in range(MAX_CONFLICTS):
             fields = change(self._adopt_newest())
             if fields is None:
@@ -359,7 +442,7 @@ class Devices:
             draft = next_statement(keyring.statements[-1], reason, int(time.time()), **fields)
             own = SigningKey.from_seed(current_keys(keyring).sign_seed)
             keys = (own,) if also is None else (own, also)
-            pending = self.build_statement(draft, keyring.generations, keys)
+            pending = self.build_statement(draft, keyring.generations, keys, labels=labels)
             if recovery is not None:
                 proof = recovery.sign(Label.RECOVERY_POSSESSION, pending.statement)
                 pending = changed(pending, possession=proof)
@@ -375,11 +458,12 @@ class Devices:
         algorithm: str,
         signer: SigningKey,
         now: int,
+        own: bytes | None = None,
         **fields: Any,
     ) -> PendingStatement:
         """Return the statement and bundle that begin the generation after the newest of `keyring`.
-        Its keys are new; the new signing key and `signer` sign. `now` is in unix seconds, `fields`
-        are further changes."""
+        Its keys are new; the new signing key and `signer` sign. `now` is in unix seconds, `own` as
+        in `build_statement`, `fields` are further changes."""
         before = keyring.statements[-1]
         signing, wrapping = SigningKey.generate(), PrivateKey.generate(algorithm)
         generation = Statement.parse(before).generation + 1
@@ -388,7 +472,8 @@ class Devices:
         fields |= {"generation": generation, "sign_pub": signing.public, "wrap_alg": wrapping.alg}
         fields |= {"wrap_pub": wrapping.public.encoded, "due": due, "expires": expires}
         draft = next_statement(before, reason, now, **fields)
-        return self.build_statement(draft, (*keyring.generations, keys), (signing, signer), keys)
+        generations = (*keyring.generations, keys)
+        return self.build_statement(draft, generations, (signing, signer), keys, own=own)
 
     def build_statement(
         self,
@@ -396,13 +481,29 @@ class Devices:
         generations: tuple[GenerationKeys, ...],
         signers: tuple[SigningKey, ...],
         keys: GenerationKeys | None = None,
+        *,
+        labels: Mapping[bytes, str] = MappingProxyType({}),
+        own: bytes | None = None,
     ) -> PendingStatement:
         """Return the statement with its bundle, which holds these generations' private keys. `keys`
-        are those of the generation that the statement begins, if any."""
+        are those of the generation that the statement begins, if any. `labels` change those of the
+        keyring. `own` is the id of this device in the statement, by default that of the keyring; if
+        it has no label, its host name is that."""
         keyring = self._keyring
+        me = keyring.device.device_id if own is None else own
+        named = {me: default_label(), **dict(keyring.labels), **labels}
+        ids = sorted(device.device_id for device in draft.devices)
+        named_devices = tuple((one, named[one]) for one in ids if one in named)
         seen = self._session.trust.seen_checkpoint()
         bundle = seal_bundle(
-            Bundle(generations, keyring.name_keys, keyring.tag_key, keyring.pins, seen),
+            Bundle(
+                generations,
+                keyring.name_keys,
+                keyring.tag_key,
+                keyring.pins,
+                seen,
+                named_devices,
+            ),
             server=keyring.server_id,
             user=keyring.user,
             n=draft.n,
@@ -410,7 +511,7 @@ class Devices:
         )
         body = changed(draft, bundle_sha256=hashlib.sha256(bundle).digest()).encode()
         signatures = tuple(key.sign(Label.STATEMENT, body) for key in signers)
-        return PendingStatement(body, signatures, bundle, keys)
+        return PendingStatement(body, signatures, bundle, keys, labels=named_devices)
 
     def _send_pending(self) -> bool:
         """Send the pending statement. Return whether the log has it; False, and nothing stays

@@ -30,7 +30,7 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages import session as opening
-from sfsc.account.key_status import new_device, public_device
+from sfsc.account.key_status import default_label, new_device, public_device
 from sfsc.crypto.primitives import new_key
 from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
 from sfsc.errors import BadReceipt, Denied, IntegrityError, LocalError, UsageError
@@ -168,8 +168,9 @@ def _new_keyring(
     public = public_device(device)
     keys = GenerationKeys(1, signing.seed, wrapping.alg, wrapping.encoded)
     name_keys, tag_key = (new_key(),), new_key()
+    labels = ((device.device_id, default_label()),)
     bundle = seal_bundle(
-        Bundle((keys,), name_keys, tag_key, (), None),
+        Bundle((keys,), name_keys, tag_key, (), None, labels),
         server=invitation.pin,
         user=invitation.user,
         n=1,
@@ -212,6 +213,7 @@ def _new_keyring(
         device=device,
         pending=PendingStatement(body, (signing.sign(Label.STATEMENT, body),), bundle, keys),
         pins=(),
+        labels=labels,
     )
 
 

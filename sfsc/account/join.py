@@ -130,6 +130,7 @@ def join_account(
         device=new_device(),
         pending=None,
         pins=bundle.pins,
+        labels=bundle.labels,
     )
     file = KeyringFile.create(keyring_path(home), keyring, passphrase)
     with open_client_state(home, file) as state:

@@ -6,10 +6,12 @@ It is separate from `devices` and `rotate`, so that a login loads those only whe
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Final
 
+from protocol.codec.terminal_text import printable
 from protocol.records.records import MACHINE, Device, Statement
 from protocol.records.signatures import SigningKey
 from sfsc.crypto.wrap import XWING, PrivateKey
@@ -17,6 +19,8 @@ from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile
 from sfsc.session.handshake import DAY
 from sfsc.session.session import Session
 
+MAX_LABEL: Final = 64
+"""Most bytes of a device's label in UTF-8."""
 RETRY_SECONDS: Final = 600
 """Seconds after a failed automatic rotation in which no other is tried. It may take long, and most
 causes do not go away by themselves."""
@@ -102,6 +106,12 @@ def new_device(device_id: bytes | None = None) -> DeviceKey:
     """Generate the keys of a device. `device_id` has 16 bytes; by default it is random."""
     name = os.urandom(16) if device_id is None else device_id
     return DeviceKey(name, SigningKey.generate().seed, PrivateKey.generate(XWING).encoded)
+
+
+def default_label() -> str:
+    """Return the label of this machine if the user states none: its host name, at most 64 bytes."""
+    name = printable(socket.gethostname()).encode()[:MAX_LABEL].decode(errors="ignore")
+    return name or "machine"
 
 
 def public_device(device: DeviceKey, kind: str = MACHINE) -> Device:

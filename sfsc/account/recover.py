@@ -279,6 +279,7 @@ class AccountRecovery:
                 key_type or base.wrap_alg,
                 self._code.signing_key,
                 int(self._clock()),
+                own=device.device_id,
                 oldest=base.oldest,
                 devices=(public_device(device),),
                 voids=() if first is None else (record_hash(chain[first - 1]),),

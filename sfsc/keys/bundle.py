@@ -24,7 +24,7 @@ from protocol.wire.messages.base import MAX_BUNDLE
 from sfsc.crypto.primitives import bundle_info, new_key, open_sealed, seal
 from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered
-from sfsc.keys.keyring import MAX_PINS, GenerationKeys
+from sfsc.keys.keyring import MAX_PINS, GenerationKeys, Labels
 
 _MAX_GENERATIONS: Final = 64
 _LONGER: Final = 4
@@ -49,6 +49,7 @@ class Bundle(Struct):
     is the key of its tags in the log; `pins` are (user, hash of that user's first statement);
     `checkpoint` is the last one that the signing device has proven, None at enrolment. Nobody else
     has checked it: another device verifies it (`ServerTrust.verify_seen`) before it believes it.
+    `labels` name the devices, for nobody but the account itself.
     """
 
     AS_MAP: ClassVar[bool] = True
@@ -58,6 +59,7 @@ class Bundle(Struct):
     tag_key: Bytes32 = field(repr=False)
     pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(MAX_PINS)]
     checkpoint: SeenCheckpoint | None
+    labels: Labels = ()
 
 
 class _SealedBundle(Struct):

@@ -66,6 +66,13 @@ _MAX_UPDATES: Final = 16
 _Statement = Annotated[bytes, AtMost(MAX_RECORD)]
 
 
+MAX_LABELS: Final = 16
+"""Most devices of an account."""
+Label = Annotated[str, AtMost(64)]
+Labels = Annotated[tuple[tuple[Bytes16, Label], ...], AtMost(MAX_LABELS)]
+"""Names of the account's devices for their user: (device_id, label), sorted by device_id."""
+
+
 class GenerationKeys(Struct):
     """Private keys of one generation; `wrap_private` is encoded as in `sfsc.crypto.primitives`."""
 
@@ -92,7 +99,7 @@ class PendingStatement(Struct):
     """A statement saved before it is sent, so that a retry sends the same bytes. `signatures` are
     in sending order (own key first), `bundle` is the sealed bundle it commits to, `keys` are those
     of the generation that it begins, if any. `possession` is the signature by the recovery key that
-    it introduces, if any."""
+    it introduces, if any. `labels` are those in the bundle."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -101,6 +108,7 @@ class PendingStatement(Struct):
     bundle: Annotated[bytes, AtMost(64 * 1024)] = field(repr=False)
     keys: GenerationKeys | None
     possession: Possession = b""
+    labels: Labels = ()
 
 
 class Keyring(Struct):
@@ -113,7 +121,7 @@ class Keyring(Struct):
     that user's first statement), sorted by user. `distrust` is "" or, once the server has shown two
     histories, the name of the file in HOME/evidence that proves it, until the user accepts it.
     `next_device` are new keys of this machine that the account may name already; they replace
-    `device` once it does.
+    `device` once it does. `labels` are those of the last bundle that was made or opened here.
     """
 
     AS_MAP: ClassVar[bool] = True
@@ -132,6 +140,7 @@ class Keyring(Struct):
     pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(MAX_PINS)]
     distrust: Text = ""
     next_device: DeviceKey | None = None
+    labels: Labels = ()
 
     @property
     def current(self) -> GenerationKeys | None:

@@ -9,10 +9,14 @@ changed is then saved by one transaction (`take_changes`).
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from itertools import islice
+from types import MappingProxyType
 from typing import Final
 
 from protocol.codec import merkle
@@ -36,6 +40,8 @@ RECORD_OPS: Final = frozenset(
     {"upload", "delete", "restore", "move", "reencrypt", "purge", "access"}
 )
 """Ops of entries whose `rec` is a file record of their owner."""
+_LOGINS: Final = frozenset({"enrol", "login"})
+_DEVICE_ID: Final = re.compile("[0-9a-f]{32}")
 _OWN_NEAR: Final = 64
 _IDENTITY_NEAR: Final = 4
 _POSITION: Final = struct.Struct(">QQIIH")
@@ -203,13 +209,15 @@ class LogChanges(Value):
     """Changes in a stretch of the log: the newest head of each file in it, by file_id; the records
     of versions that are not their file's newest, by (file_id, version); and the statements of
     contacts. `left` holds all leave records whose readers were not added again; it is None if these
-    have not changed. `removed` are the versions (file_id, version) whose content was removed."""
+    have not changed. `removed` are the versions (file_id, version) whose content was removed.
+    `logins` are the times (unix seconds) of the devices' last logins, by device_id in hex."""
 
     heads: dict[str, LoggedHead]
     versions: dict[tuple[str, int], LoggedVersion]
     statements: list[StatementLeaf]
     left: tuple[SignedLeave, ...] | None = None
     removed: frozenset[tuple[str, int]] = frozenset()
+    logins: Mapping[str, int] = MappingProxyType({})
 
 
 class FollowedLog:
@@ -264,6 +272,7 @@ class FollowedLog:
         self._unsaved_versions: dict[tuple[str, int], LoggedVersion] = {}
         self._unsaved_statements: list[StatementLeaf] = []
         self._unsaved_removed: set[tuple[str, int]] = set()
+        self._unsaved_logins: dict[str, int] = {}
         self._entries: dict[int, LogEntry] = {}
         self._open_set: tuple[int, int] | None = None  # an atomic set whose last entry is missing
         self._following = 0  # the entry of the set that must come next
@@ -435,6 +444,8 @@ class FollowedLog:
     def _learn(self, entry: LogEntry) -> None:
         if entry.op == LEAVE and entry.rec is not None:
             self._learn_leave(entry, entry.rec)
+        if entry.op in _LOGINS and entry.actor == self._user:
+            self._learn_login(entry)
         if entry.owner != self._user:
             return
         if entry.op in IDENTITY_OPS and entry.rec is not None:
@@ -467,6 +478,12 @@ class FollowedLog:
         for version in versions if isinstance(versions, (tuple, list)) else ():
             if type(version) is int and 0 < version <= MAX_VERSION:
                 self._unsaved_removed.add((file_id, version))
+
+    def _learn_login(self, entry: LogEntry) -> None:
+        device = entry.detail.get("device")
+        if isinstance(device, str) and _DEVICE_ID.fullmatch(device):
+            with suppress(ValueError):  # a day that no calendar has
+                self._unsaved_logins[device] = int(datetime.fromisoformat(entry.time).timestamp())
 
     def _learn_leave(self, entry: LogEntry, body: bytes) -> None:
         """Take a leave record, which must be of the file's last record in the log."""
@@ -626,9 +643,10 @@ class FollowedLog:
             self._unsaved_statements,
             left,
             frozenset(self._unsaved_removed),
+            self._unsaved_logins,
         )
         self._unsaved_heads, self._unsaved_versions, self._unsaved_statements = {}, {}, []
-        self._unsaved_removed = set()
+        self._unsaved_removed, self._unsaved_logins = set(), {}
         self._left_changed = False
         return changes
 

@@ -111,6 +111,7 @@ _OTHERS_NOTE: Final = "others-note"
 _HEAD: Final = "head"
 _VERSION: Final = "version"
 _REMOVED: Final = "removed"
+_LOGIN: Final = "login"
 _STATEMENT: Final = "statement"
 _CHOICE: Final = "choice"
 _EVIDENCE: Final = "evidence"
@@ -186,6 +187,7 @@ class ClientState(StateDatabase):
             rows += [(_HEAD, file_id, head.pack()) for file_id, head in changes.heads.items()]
             rows += self._version_rows(changes.versions)
             rows += [(_REMOVED, _version_key(*place), b"") for place in changes.removed]
+            rows += [(_LOGIN, device, b"%d" % when) for device, when in changes.logins.items()]
             rows += [
                 (_STATEMENT, f"{one.first.hex()}:{one.n}", one.leaf.pack())
                 for one in changes.statements
@@ -202,6 +204,11 @@ class ClientState(StateDatabase):
             before = LoggedVersion.unpack(known[key]) if key in known else None
             rows.append((_VERSION, key, version.with_times_of(before).pack()))
         return rows
+
+    def last_logins(self, devices: Sequence[str]) -> dict[str, int]:
+        """Return the times (unix seconds, by the server) of the last logins in the followed log of
+        those of `devices` (device_id in hex) that have logged in."""
+        return {one: int(when) for one, when in self.vouched.get_many(_LOGIN, devices).items()}
 
     def logged_files(self) -> dict[str, LoggedFile]:
         """Return what the followed log has of all files of ours, by file_id."""
@@ -364,7 +371,7 @@ class ClientState(StateDatabase):
             self.execute("DELETE FROM meta WHERE key = 'received'")
             for table in ("file", "shared", "statement"):
                 self.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
-            for kind in (_LOG, _HEAD, _VERSION, _REMOVED, _STATEMENT):
+            for kind in (_LOG, _HEAD, _VERSION, _REMOVED, _STATEMENT, _LOGIN):
                 self.vouched.remove(kind)
         self._keep_in_keyring("")
         self._distrust = ""

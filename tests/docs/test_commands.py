@@ -41,7 +41,7 @@ CARRIED = {"sfs-keys": "tablet", "alice.checkpoint": "bob"}
 PRINTED = {
     "sfsc key show": {"FINGERPRINT": r"^fingerprint +([0-9a-f]{64})$"},
     "sfsc key recovery": {"ACCOUNT": r"^ +(sfs://\S+)$", "CODE": r"^ +((?:\w{4}-)+\w{4})$"},
-    "sfsc device list": {"DEVICE": r"^([0-9a-f]{8})[0-9a-f]+ .*(?<!this machine)$"},
+    "sfsc device list": {"DEVICE": r"^([0-9a-f]{8})  (?!.*  this machine)"},
 }
 """What the output of a command has for later ones, by the placeholder that it is for."""
 TYPED = {

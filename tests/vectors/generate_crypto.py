@@ -71,6 +71,7 @@ def keyring() -> Keyring:
             drawn("statement 2", 300), (drawn("s", 64),), drawn("bundle", 99), later
         ),
         pins=(("bob", drawn("bob", 32)),),
+        labels=((drawn("device_id", 16), "laptop"),),
     )
 
 
@@ -152,6 +153,7 @@ BUNDLE = Bundle(
     keyring().tag_key,
     keyring().pins,
     SeenCheckpoint(drawn("note", 50), drawn("server statement", 70), drawn("signature", 64)),
+    keyring().labels,
 )
 
 

@@ -220,12 +220,12 @@ def device() -> None:
 def device_drop(context: Context, device_id: str) -> None:
     """Replace your keys without DEVICE.
 
-    DEVICE is an id of `device list`, or the start of one. It may have kept what it could read until
-    now, and its copy of the old keys opens old wraps that were taken from the server. This does not
-    revoke a recovery code or a backup that the same person may have: drop the backup too, and
-    replace the code.
+    DEVICE is a label of `device list`, an id, or the start of an id. It may have kept what it could
+    read until now, and its copy of the old keys opens old wraps that were taken from the server.
+    This does not revoke a recovery code or a backup that the same person may have: drop the backup
+    too, and replace the code.
 
-    Example: sfsc device drop 3fa9
+    Example: sfsc device drop old-laptop
     """
     failures = terminal.Failures()
     with context.connect(auto_rotate=False) as store:
@@ -237,16 +237,50 @@ def device_drop(context: Context, device_id: str) -> None:
 @device.command("list")
 @click.pass_obj
 def device_list(context: Context) -> None:
-    """List your devices, and when each got your keys. A `key backup` is a device too.
+    """List what has your keys: machines, backups, and the recovery code.
+
+    Each has the start of its id, its label (at first the host name), since when it has your keys,
+    and when it logged in last, by the server's log. A backup that has logged in was used.
 
     Example: sfsc device list
     """
     with context.connect() as store:
         devices = store.devices()
+    width = max(len(printable(one.label)) for one in devices)
     for one in devices:
-        device_id, here = one.device_id.hex(), "  this machine" if one.here else ""
-        shown = {"device": device_id, "here": one.here, "since": one.since}
-        context.answer(shown, f"{device_id}  since {human_time(one.since)}{here}")
+        shown = {
+            "device": one.device_id.hex(),
+            "label": one.label,
+            "kind": one.kind,
+            "since": one.since,
+            "last_login": one.last_login or None,
+            "here": one.here,
+        }
+        kind = "this machine" if one.here else one.kind
+        login = f"login {human_time(one.last_login)[:16]}Z" if one.last_login else "no login"
+        line = (
+            f"{one.device_id.hex()[:8]}  {printable(one.label):<{width}}  {kind:<12}  "
+            f"since {human_time(one.since)[:10]}  {login}"
+        )
+        context.answer(shown, line if one.kind != "recovery" else line.removesuffix("  no login"))
+
+
+@device.command("label")
+@click.argument("device_id", metavar="DEVICE")
+@click.argument("label")
+@click.pass_obj
+def device_label(context: Context, device_id: str, label: str) -> None:
+    """Name DEVICE in `device list`, on all your machines. The server does not see LABEL.
+
+    DEVICE is its present label, an id, or the start of an id.
+
+    Example: sfsc device label 3fa9 old-laptop
+    """
+    with context.connect() as store:
+        found = _find_device(store, device_id)
+        store.label_device(found, label)
+    shown = {"device": found.hex(), "label": label}
+    context.confirm(shown, f"{found.hex()[:8]} is now {printable(label)}")
 
 
 @click.command()
@@ -375,13 +409,19 @@ def _link_line(one: StatementSummary) -> str:
 
 
 def _find_device(store: Store, start: str) -> bytes:
-    """Return the id of the device whose id in hex starts with `start`. Raises `NotFound` unless
-    there is exactly one."""
-    found = [one for one in store.devices() if one.device_id.hex().startswith(start.lower())]
+    """Return the id of the device with the label `start`, or whose id in hex starts with it. Raises
+    `NotFound` unless there is exactly one, and `UsageError` for a recovery code."""
+    found = [
+        one
+        for one in store.devices()
+        if one.label == start or one.device_id.hex().startswith(start.lower())
+    ]
     if len(found) != 1:
-        count = f"the ids of {counted(len(found), 'device')}" if found else "no device id starts"
-        cause = f"{count} start with {start}" if found else f"{count} with {start}"
+        ids = ", ".join(one.device_id.hex()[:8] for one in found)
+        cause = f"{start} may be {ids}" if found else f"no device has the label or id {start}"
         raise NotFound(cause, "run `sfsc device list` to see them")
+    if found[0].kind == "recovery":
+        raise UsageError("this is the recovery code", "`sfsc key recovery` replaces it")
     return found[0].device_id
 
 

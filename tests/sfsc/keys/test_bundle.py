@@ -17,7 +17,7 @@ from protocol.wire.messages.base import MAX_BUNDLE
 from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered
 from sfsc.keys.bundle import Bundle, SeenCheckpoint, open_bundle, seal_bundle
-from sfsc.keys.keyring import MAX_PINS, GenerationKeys
+from sfsc.keys.keyring import MAX_PINS, GenerationKeys, Labels
 
 SERVER = b"S" * 32
 SIGN = SigningKey.from_seed(b"s" * 32)
@@ -29,6 +29,7 @@ BUNDLE = Bundle(
     b"t" * 32,
     (("bob", b"B" * 32),),
     SeenCheckpoint(b"checkpoint", b"statement", b"g" * 64),
+    ((b"D" * 16, "laptop"),),
 )
 
 
@@ -117,12 +118,14 @@ class AnyNameKeys(Struct):
     tag_key: Bytes32
     pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(9)]
     checkpoint: SeenCheckpoint | None
+    labels: Labels
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_a_bundle_has_one_name_key(count: int) -> None:
     keys = tuple(bytes([number]) * 32 for number in range(count))
-    loose = AnyNameKeys(BUNDLE.generations, keys, BUNDLE.tag_key, BUNDLE.pins, BUNDLE.checkpoint)
+    known = BUNDLE.tag_key, BUNDLE.pins, BUNDLE.checkpoint, BUNDLE.labels
+    loose = AnyNameKeys(BUNDLE.generations, keys, *known)
     sealed = _sealed(cast(Bundle, loose))
     if count == 1:
         assert open_bundle(sealed, _statement(sealed), [DEVICE]).name_keys == keys
