@@ -20,6 +20,7 @@ from sfsc.crypto.segments import (
     Decryptor,
     Encryptor,
     Geometry,
+    open_small,
 )
 from sfsc.errors import LocalError, Tampered
 from tests.sfsc.crypto.streams import decrypt_stream, encrypt_stream
@@ -193,6 +194,28 @@ def test_tampering_with_a_blob_whose_last_segment_is_full(name: str) -> None:
     decryptor = Decryptor(DEK, CONTENT, blob[:HEADER_SIZE], len(blob), TINY)
     with pytest.raises(Tampered):
         list(decrypt_stream(decryptor, io.BytesIO(changed)))
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, SEGMENTS_1MB.capacity(0)])
+def test_a_whole_small_blob(size: int) -> None:
+    """It opens as with a decryptor; changed in any part, longer, shorter or of another content, not
+    at all."""
+    blob = _encrypt(_plaintext(size))
+    assert open_small(DEK, CONTENT, blob) == _plaintext(size)
+    places = (0, 1, 33, HEADER_SIZE, len(blob) - 1)
+    changed = [blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :] for at in places]
+    for false in (*changed, blob[:-1], blob + b"\0", blob[: HEADER_SIZE + 1], b""):
+        with pytest.raises(Tampered):
+            open_small(DEK, CONTENT, false)
+    for dek, content in ((CONTENT * 2, CONTENT), (DEK, DEK[:16])):
+        with pytest.raises(Tampered):
+            open_small(dek, content, blob)
+
+
+def test_a_segment_that_is_not_the_last_is_no_small_blob() -> None:
+    blob = _encrypt(_plaintext(SEGMENTS_1MB.capacity(0) + 1))
+    with pytest.raises(Tampered):
+        open_small(DEK, CONTENT, blob[:SEGMENT_SIZE])
 
 
 def test_another_key_or_content_id_does_not_open() -> None:
