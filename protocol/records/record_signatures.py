@@ -117,10 +117,6 @@ class SignatureCache:
         self._valid.add(whole)
         return True
 
-    def has(self, label: Label, body: bytes, signature: bytes, public: bytes) -> bool:
-        """Return whether the signature was found valid before."""
-        return _cache_key(label, body, signature, public) in self._valid
-
 
 def signed_body(
     server: bytes, owner_first: bytes, generation: int, count: int, root: bytes

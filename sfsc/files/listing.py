@@ -43,7 +43,6 @@ from sfsc.session.server_errors import damaged_version
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
 from sfsc.trust.server_log import REPORT
-from sfsc.trust.signature_cache import verify_in_background
 from sfsc.trust.state import KnownFile, MadeRecord, unpack_entry
 
 _Result = TypeVar("_Result")
@@ -218,13 +217,12 @@ class Files:
         them. `since` is the size to which the log was followed when they were asked for."""
         session, account = self._session, self._session.account
         files: list[tuple[VerifiedFile, int]] = []
-        with verify_in_background(account.signature_checks([view for _, view in views])):
-            for wanted, view in views:
-                try:
-                    files.append((account.verify_newest(view, wanted, None), view.at))
-                except IntegrityError as exc:
-                    session.keep_evidence(exc)
-                    learnt.unreadable[wanted or parse_record(view.content).file_id] = exc
+        for wanted, view in views:
+            try:
+                files.append((account.verify_newest(view, wanted, None), view.at))
+            except IntegrityError as exc:
+                session.keep_evidence(exc)
+                learnt.unreadable[wanted or parse_record(view.content).file_id] = exc
         if any(at > session.followed_size for _, at in files):
             session.refresh_log()
         saved = session.state.logged_heads([file.file_id for file, _ in files])

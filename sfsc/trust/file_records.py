@@ -5,7 +5,6 @@ What a method returns was verified, unless it says otherwise."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final
 
@@ -41,7 +40,7 @@ from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, Damaged, Fork, NotFound, Rollback, Tampered
 from sfsc.keys.bundle import private_keys
 from sfsc.keys.keyring import Keyring
-from sfsc.trust.signature_cache import SignatureCheck, signature_is_valid
+from sfsc.trust.signature_cache import signature_is_valid
 
 SETTINGS: Final = "\0settings"
 """Name from which the id of the account's settings is derived. No file can have it."""
@@ -287,32 +286,6 @@ class FileOwner(Value):
         _check_current(record)
         return record
 
-    def signature_checks(self, views: Iterable[FileView]) -> list[SignatureCheck]:
-        """Return most of the signatures that `verify_newest` will check, for
-        `verify_in_background`. A hint only; nothing is decided here."""
-        found = []
-        for view in views:
-            for one in (view.content,) if view.head is None else (view.content, view.head):
-                # With several signatures, only the parsed record tells which is its own.
-                if len(one.signatures) == 1 and one.signatures[0].generation in self.signers:
-                    own = one.signatures[0]
-                    public = self.signers[own.generation]
-                    with suppress(SignatureError):
-                        digest = record_hash(one.record)
-                        covered = self._covered(own.signature, digest, own.generation)
-                        found.append((Label.RECORDS, *covered, public))
-        return found
-
-    def _covered(self, packed: bytes, digest: bytes, generation: int) -> tuple[bytes, bytes]:
-        """Return (body, signature) of a packed signature. Raises `SignatureError`."""
-        return unpack_signature(
-            packed,
-            digest,
-            server=self.server_id,
-            owner_first=self.first,
-            generation=generation,
-        )
-
     def _is_signed(
         self,
         label: Label,
@@ -325,7 +298,13 @@ class FileOwner(Value):
         if packed is None or public is None:
             return False
         try:
-            body, signature = self._covered(packed, digest, generation)
+            body, signature = unpack_signature(
+                packed,
+                digest,
+                server=self.server_id,
+                owner_first=self.first,
+                generation=generation,
+            )
         except SignatureError:
             return False
         return signature_is_valid(label, body, signature, public)
