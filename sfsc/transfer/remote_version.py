@@ -4,7 +4,6 @@ any of its ciphertext is read."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -172,6 +171,18 @@ class RemoteVersion:
         self._key: ContentKey
         self._download: DownloadStream | None = None
 
+    def _verified(
+        self, saved: Mapping[str, LoggedHead], alone: KnownRevisions
+    ) -> RemoteVersion | SfscError:
+        try:
+            self._verify(saved, alone)
+            self._unwrap()
+            self._open_metadata()
+        except SfscError as exc:
+            self.add_proof(exc)
+            return exc
+        return self
+
     def _verify(self, saved: Mapping[str, LoggedHead], alone: KnownRevisions) -> None:
         """Verify the file's records. `alone` is what is known of records that were signed alone.
         Raises `NotFound` and `IntegrityError`."""
@@ -219,13 +230,11 @@ class RemoteVersion:
             return NotFound(f"{name} has no version {version}", hint)
         return NotFound(f"the content of version {version} of {name} was removed", hint)
 
-    def _confirm(self) -> None:
-        """Confirm that the file's records name this content. Raises as `confirm_version`."""
+    def _unwrap(self) -> None:
+        """Confirm that the file's records name this content, and decrypt its key. Raises as
+        `confirm_version`, and `KeyringError` if we have no key for it."""
         if self.file.metadata:  # else there is nothing to open
             self.file = self._session.confirm_version(self.file, self.owner)
-
-    def _unwrap(self) -> None:
-        """Decrypt the content key. Raises `KeyringError` if we have no key for it."""
         try:
             self._key = self._session.account.open_content_key(self.file, self.owner)
         except KeyringError as exc:
@@ -236,13 +245,12 @@ class RemoteVersion:
             raise KeyringError(f"version {version} was not shared with you", hint) from exc
 
     def _open_metadata(self) -> None:
-        """Decrypt the metadata, and check the name. Raises `Tampered`."""
+        """Decrypt the metadata, check the name, and remember a file of another user: of ours, the
+        followed log is remembered. Raises `Tampered`."""
         self.metadata = self._session.account.open_metadata(self._key, self.file, self.owner)
         if self.wanted.name is not None and self.metadata.name != self.wanted.name:
             raise Tampered("the server returned another file than the one requested")
-
-    def _remember(self) -> None:
-        if self.owner is not None:  # of ours, the followed log is remembered
+        if self.owner is not None:
             known = KnownSharedFile.from_file(self.file, None)
             PeerState(self._session.state).remember_file(known)
 
@@ -256,25 +264,10 @@ class RemoteVersion:
         cls, session: Session, versions: Sequence[RemoteVersion]
     ) -> list[RemoteVersion | SfscError]:
         """Verify versions; return each, or its error: `NotFound`, `IntegrityError`, or
-        `KeyringError` if we have no key for it.
-
-        Each step is done for all versions before the next: interleaved with other steps, above all
-        with cryptography, a step loses its code and tables from the processor's caches and takes a
-        sixth longer.
-        """
+        `KeyringError` if we have no key for it."""
         own = [version.wanted.file_id for version in versions if version.owner is None]
-        saved = session.state.logged_heads(own)
-        verify = partial(cls._verify, saved=saved, alone=_signed_alone(session, versions))
-        failures: dict[int, SfscError] = {}
-        for step in (verify, cls._confirm, cls._unwrap, cls._open_metadata, cls._remember):
-            for place, version in enumerate(versions):
-                if place not in failures:
-                    try:
-                        step(version)
-                    except SfscError as exc:
-                        version.add_proof(exc)
-                        failures[place] = exc
-        return [failures.get(place) or version for place, version in enumerate(versions)]
+        saved, alone = session.state.logged_heads(own), _signed_alone(session, versions)
+        return [cls._verified(version, saved, alone) for version in versions]
 
     @classmethod
     def open_own(cls, session: Session, name: str, version: int) -> RemoteVersion:

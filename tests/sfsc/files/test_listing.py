@@ -26,7 +26,6 @@ from sfsc.errors import (
 from sfsc.files.listing import Files
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
-from sfsc.trust import signature_cache
 from sfsc.trust.file_records import Entry, KnownRevision, OwnAccount, VerifiedFile
 from tests.changes import changes_no_content, has_op, relined
 from tests.sfsc.simulator import DropConnection, Simulator
@@ -255,15 +254,8 @@ def test_listing_of_another_history(server: Simulator, session: Session, other: 
 
 @pytest.mark.parametrize("at", [0, -1])
 def test_listing_with_a_forged_record(
-    server: Simulator,
-    session: Session,
-    other: Session,
-    at: int,
-    monkeypatch: pytest.MonkeyPatch,
+    server: Simulator, session: Session, other: Session, at: int
 ) -> None:
-    monkeypatch.setattr(
-        signature_cache, "_MIN_BATCH", 0
-    )  # one of the two is verified by another thread
     store(session, "a", "b")
 
     def forged(_request: Request, reply: Reply) -> Reply:
