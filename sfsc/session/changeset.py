@@ -83,7 +83,7 @@ class Changeset:
                 session.sent_record(draft.record, draft.body, packed[leaves[0]], tombstone)
             )
             changes.append(
-                Change(
+                Change.of_checked(
                     draft.body,
                     leaves[0],
                     draft.metadata,
@@ -193,5 +193,6 @@ def _batched(
             if number == len(batches):
                 enc = wrap.wrapped[BATCH_ID_SIZE:-WRAP_ITEM_SIZE]
                 batches.append(WrapBatch(key[1], wrap.user, wrap.key_id, wrap.algorithm, enc))
-            wraps.append(BatchedWrap(change, version, number, wrap.wrapped[-WRAP_ITEM_SIZE:]))
+            item = wrap.wrapped[-WRAP_ITEM_SIZE:]
+            wraps.append(BatchedWrap.of_checked(change, version, number, item))
     return tuple(batches), tuple(wraps)

@@ -281,7 +281,7 @@ class SmallFile(Value):
 def metadata_of(source: SourceReader, name: str, sha256: bytes | None) -> Metadata:
     """Return the metadata of a source, after all of it was read. `sha256` is the hash of the
     plaintext, if it is known."""
-    return Metadata(
+    return Metadata.of_checked(
         SETTINGS_NAME if name == SETTINGS else name,
         source.count,
         source.mtime,
@@ -289,7 +289,8 @@ def metadata_of(source: SourceReader, name: str, sha256: bytes | None) -> Metada
         source.kind,
         source.target,
         sha256,
-        sparse=source.sparse and source.count > 0,
+        None,
+        source.sparse and source.count > 0,
     )
 
 
