@@ -48,8 +48,9 @@ CREATE TABLE shared (
 ) WITHOUT ROWID
 """
 )
-"""`file.vouched` is a MAC showing that the record's signature was found valid. `file.shown` is the
-last entry of a file while it has none."""
+"""New rows of `file` are appended, because it has a rowid; only its index is in the random order of
+the file_ids. `file.vouched` is a MAC showing that the record's signature was found valid.
+`file.shown` is the last entry of a file while it has none."""
 _BYTES_OR_NONE: Final = (bytes, NoneType)
 _COLUMNS: Final[dict[str, tuple[type, ...]]] = {
     **dict.fromkeys(("bucket", "n", "rev", "version", "deleted"), (int,)),
@@ -59,10 +60,6 @@ _COLUMNS: Final[dict[str, tuple[type, ...]]] = {
 }
 """Types of the columns by name. SQLite stores a value of any type in any column, and a file that
 somebody else has edited may have lost the constraints too."""
-_PAGE: Final = 1024
-"""Page size in bytes. A file's row is about as long, so that little else is written with it. New
-rows are appended in a table with a rowid, and only its index is in the order of the file_ids, which
-is random: without a rowid, each row took a page of that order and another one for its overflow."""
 _WAL_BYTES: Final = 4 << 20
 """Bytes of WAL that are moved into the database, and synced, together."""
 _LARGEST: Final = 2**53
@@ -132,8 +129,6 @@ class StateDatabase(Closing):
 
     def _prepare(self, account: bytes) -> None:
         """Configure SQLite, create the tables, and check the account and the key."""
-        # Effective for a new file only.
-        self._database.execute(f"PRAGMA page_size = {_PAGE}")
         self._database.execute("PRAGMA journal_mode = WAL")
         (page,) = self._database.execute("PRAGMA page_size").fetchone()
         self._database.execute(f"PRAGMA wal_autocheckpoint = {_WAL_BYTES // page}")
