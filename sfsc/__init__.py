@@ -30,6 +30,7 @@ from sfsc.errors import (
 )
 
 if TYPE_CHECKING:
+    from sfsc.account.addresses import set_addresses
     from sfsc.account.lifecycle import (
         enrol,
         export_pem,
@@ -92,6 +93,7 @@ __all__ = [
     "new_recovery_code",
     "recover",
     "restore",
+    "set_addresses",
     "take_back",
     "take_back_plan",
     "watch",

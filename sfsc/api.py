@@ -54,6 +54,7 @@ PUBLIC: Final = {
     "new_recovery_code": "account.lifecycle",
     "recover": "account.lifecycle",
     "restore": "account.lifecycle",
+    "set_addresses": "account.addresses",
     "take_back": "account.lifecycle",
     "take_back_plan": "account.lifecycle",
     "watch": "api",

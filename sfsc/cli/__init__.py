@@ -52,6 +52,7 @@ COMMANDS = {
     "rotate": ("keys", "Replace your keys."),
     "verify-rotation": ("keys", "Check that nothing uses an older key."),
     "audit": ("audit", "Read and verify the server's log."),
+    "server": ("server", "Change the address of your server."),
     "whoami": ("account", "Show your account and your key's fingerprint."),
     "status": ("account", "Show the server, your usage and your keys' age."),
 }
