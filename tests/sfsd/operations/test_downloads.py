@@ -231,8 +231,11 @@ def open_many(person: Person, *targets: tuple[str, int], owner: str = "ada") -> 
     return list(reply.results)
 
 
-def test_an_answer_shows_the_entry_of_its_downloads(served: Daemon, ada: Person) -> None:
-    """With all leaves up to it, so that the client asks for nothing of the log."""
+def test_an_answer_shows_the_entry_of_its_downloads(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all leaves up to it, so that the client asks for nothing of the log, unless these would
+    be too much beside the contents."""
     known = ada.who.known_size
     two = Open("ada", (OpenTarget(F, 0), OpenTarget(file_id(9), 0)))
     first, again = ada.ask(two), ada.ask(two)
@@ -245,6 +248,12 @@ def test_an_answer_shows_the_entry_of_its_downloads(served: Daemon, ada: Person)
     assert first.receipt.first == known
     assert first.receipt.leaves == served.context.journal.leaves(known, 256, PIECE)
     assert checkpoint.read(first.receipt.checkpoint).size == seq + 1 == ada.who.known_size
+    monkeypatch.setattr(downloads, "_RECEIPT_LEAVES", len(first.receipt.leaves) // 8)
+    served.clock.now += DAY
+    later = ada.ask(two)
+    assert isinstance(later, Opened)
+    assert later.receipt is not None
+    assert (later.receipt.first, later.receipt.leaves) == (seq + 2, b"")
 
 
 def outcomes(results: list[OpenResult]) -> list[bytes | str]:
