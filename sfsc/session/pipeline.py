@@ -33,7 +33,6 @@ _Page = TypeVar("_Page", bound=Reply)
 class _Waiting(Mutable, Generic[_Item]):
     item: _Item
     request: Request | Callable[[], Request]
-    key: str
     ticket: Ticket | None = None
 
 
@@ -49,15 +48,10 @@ class Window(Generic[_Item]):
         self._size = size
         self._waiting: deque[_Waiting[_Item]] = deque()
         self._unsent: deque[_Waiting[_Item]] = deque()
-        self._keys: set[str] = set()
         self._connection = session.connections
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    def __contains__(self, key: str) -> bool:
-        """Whether an item sent under `key` still waits for its reply."""
-        return key in self._keys
 
     @property
     def full(self) -> bool:
@@ -71,14 +65,12 @@ class Window(Generic[_Item]):
         ticket = self._waiting[0].ticket
         return ticket is not None and self._session.transport.has_reply(ticket)
 
-    def send(self, item: _Item, request: Request | Callable[[], Request], key: str = "") -> None:
+    def send(self, item: _Item, request: Request | Callable[[], Request]) -> None:
         """Send `request` for `item`; a function builds it for each connection that it is sent
-        over. `key`, if given, is unique among the waiting items."""
-        waiting = _Waiting(item, request, key)
+        over."""
+        waiting = _Waiting(item, request)
         self._waiting.append(waiting)
         self._unsent.append(waiting)
-        if key:
-            self._keys.add(key)
         self._session.with_reconnect(self._submit)
 
     def take(self) -> tuple[_Item, Reply]:
@@ -89,9 +81,7 @@ class Window(Generic[_Item]):
         except SfscError:
             self._clear()
             raise
-        oldest = self._waiting.popleft()
-        self._keys.discard(oldest.key)
-        return oldest.item, reply
+        return self._waiting.popleft().item, reply
 
     def abandon(self) -> None:
         """Drop all items and discard their replies."""
@@ -104,7 +94,6 @@ class Window(Generic[_Item]):
     def _clear(self) -> None:
         self._waiting.clear()
         self._unsent.clear()
-        self._keys.clear()
 
     def _submit(self) -> None:
         self._drop_foreign_tickets()
