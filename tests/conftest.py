@@ -29,6 +29,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the workers of ``-n auto``: one more than cores, because most tests wait at times."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture
 def disk_folder() -> Iterator[Path]:
     """Yield a folder on the disk; a module that needs one overrides `tmp_path` with it."""

@@ -20,6 +20,7 @@ from protocol.wire.messages.session import Login
 from sfsc.account import devices
 from sfsc.errors import BadRecord, Fork, NetworkError, Rollback, TakenOver
 from sfsc.keys.bundle import Bundle, SeenCheckpoint, seal_bundle
+from sfsc.session import retry
 from sfsc.store import Store
 from sfsd import server_keys
 from sfsd.rules.context import Principal
@@ -180,9 +181,10 @@ def drop_logins(who: Principal | None, request: Message, reply: Message) -> Mess
 
 @pytest.mark.parametrize("drops", [False, True])
 def test_a_machine_that_adopts_new_keys_must_pass_what_their_maker_has_seen(
-    account: Account, *, drops: bool
+    account: Account, monkeypatch: pytest.MonkeyPatch, *, drops: bool
 ) -> None:
     """The server shows this machine another log than the one that has rotated the keys."""
+    monkeypatch.setattr(retry, "PAUSES", (0.0,) * len(retry.PAUSES))
     server, honest = account.server, account.seen()
     other = changed(honest, note=server.sign_note(server.journal.size - 1, os.urandom(32)))
     account.rotate(other)
