@@ -18,7 +18,6 @@ equal by the next one.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import stat
 import time
@@ -39,7 +38,7 @@ from sfsc.errors import (
     SfscError,
     UnreadableSource,
 )
-from sfsc.files.comparison import is_same, local_item
+from sfsc.files.comparison import is_same
 from sfsc.files.filters import Filters
 from sfsc.files.listing import Files
 from sfsc.files.rename import Renames
@@ -62,8 +61,6 @@ _ATTEMPTS: Final = 5
 """How often a run begins again because another machine has changed a file meanwhile."""
 _MAX_PART: Final = 255
 """Bytes of the longest name of a file on most systems."""
-_CLOCK: Final = 2_000_000_000
-"""Nanoseconds of the largest steps in which a file system keeps times."""
 
 
 class Synced(Value):
@@ -417,7 +414,7 @@ class Sync:
             items = self._downloads(sides, plan, renamed, tree, skip)
             for got in Downloads(self._session).get_many(items, skip, None):
                 path = got.name[self._start :]
-                self._remember_fetched(path, sides.stored[path], memory)
+                memory.note_fetched(path, sides.stored[path], self._folder / path)
                 done = Synced(got.name, got.version, FETCHED, got.size)
                 yield self._kept(done, renamed[path]) if path in plan.conflicts else done
             tree.restore_folders(skip)
@@ -475,23 +472,6 @@ class Sync:
             self._session.progress.expect(entry.size)
             about = entry.name, entry.file_id, entry.version, str(tree.path / path), place
             yield DownloadItem(*about, entry.size)
-
-    def _remember_fetched(self, path: str, entry: Entry, memory: SyncMemory) -> None:
-        """Remember what was written, unless it was changed since: then it counts as changed."""
-        memory.seen.pop(path, None)
-        local = self._folder / path
-        try:
-            item = local_item(str(local), os.lstat(local))
-        except OSError:
-            return
-        if item is None or item.kind != entry.kind:
-            return
-        made = Seen.from_item(entry.version, item)
-        if entry.kind == FILE:
-            late = abs(made.mtime - (entry.mtime_ns or made.mtime)) >= _CLOCK
-            if late or made.size != entry.size:
-                made = changed(made, size=entry.size, mtime=entry.mtime_ns or 0)
-        memory.seen[path] = made
 
     # --- results
 

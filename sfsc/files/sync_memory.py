@@ -16,16 +16,23 @@ from pathlib import Path
 from typing import Final
 
 from protocol.buffers.file_status import exists
-from protocol.codec.values import Value
+from protocol.codec.values import Value, changed
 from sfsc.atomicfile import make_folder, replace_file
-from sfsc.crypto.envelope import FOLDER
+from sfsc.closing import Closing
+from sfsc.crypto.envelope import FILE, FOLDER
 from sfsc.errors import LocalError, SyncRunning
+from sfsc.files.comparison import local_item
 from sfsc.transfer.source import TreeItem
+from sfsc.trust.file_records import Entry
 from sfsc.trust.state import ClientState
 
 FOLDER_NAME: Final = "sync"
 """Folder in the client's home."""
+MAX_PAIRS: Final = 256
+"""Pairs of folders that are remembered, the latest ones."""
 _FORM: Final = 1
+_CLOCK: Final = 2_000_000_000
+"""Nanoseconds of the largest steps in which a file system keeps times."""
 
 
 class Seen(Value):
@@ -71,18 +78,40 @@ class SyncMemory:
         raises. Raises `LocalError`, and `SyncRunning` if another process holds the lock."""
         from filelock import FileLock, Timeout
 
+        lock = FileLock(self._path.with_suffix(".lock"), timeout=0)
         try:
             make_folder(self._path.parent)
-            lock = FileLock(self._path.with_suffix(".lock"), timeout=0)
-            with lock:
-                self._read()
-                try:
-                    yield
-                finally:
-                    if save:
-                        self.save()
+            lock.acquire()
         except Timeout as exc:
             raise SyncRunning("another command is synchronising this folder") from exc
+        except OSError as exc:
+            raise LocalError(f"cannot write {lock.lock_file}: {exc.strerror}") from exc
+        try:
+            self._read()
+            try:
+                yield
+            finally:
+                if save:
+                    self.save()
+        finally:
+            lock.release()
+
+    def note_fetched(self, path: str, entry: Entry, local: Path) -> None:
+        """Remember what was written to `local`, unless it was changed since: then it counts as
+        changed."""
+        self.seen.pop(path, None)
+        try:
+            item = local_item(str(local), os.lstat(local))
+        except OSError:
+            return
+        if item is None or item.kind != entry.kind:
+            return
+        made = Seen.from_item(entry.version, item)
+        if entry.kind == FILE:
+            late = abs(made.mtime - (entry.mtime_ns or made.mtime)) >= _CLOCK
+            if late or made.size != entry.size:
+                made = changed(made, size=entry.size, mtime=entry.mtime_ns or 0)
+        self.seen[path] = made
 
     @property
     def is_known(self) -> bool:
@@ -99,10 +128,20 @@ class SyncMemory:
         if text == self._saved:
             return
         try:
+            if not self._saved:
+                self._drop_oldest()
             replace_file(self._path, self._state.seal(text.encode(), self._bound))
         except OSError as exc:
             raise LocalError(f"cannot write {self._path}: {exc.strerror}") from exc
         self._saved = text
+
+    def _drop_oldest(self) -> None:
+        """Make room for another pair. Raises OSError."""
+        kept = [path for path in self._path.parent.iterdir() if not path.suffix]
+        kept.sort(key=lambda path: path.stat().st_mtime_ns)
+        for path in kept[: max(0, len(kept) + 1 - MAX_PAIRS)]:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)
 
     def _read(self) -> None:
         try:
@@ -120,3 +159,49 @@ class SyncMemory:
             self._saved = text
             self.identity = (identity[0], identity[1])
             self.seen = {path: Seen(*row) for path, row in rows.items()}
+
+
+class Copies(Closing):
+    """Remembers what `put -r` and `get -r` have made equal, so that a later `sync` of the same
+    folders knows which side has changed since. A context manager; what it remembers is saved at the
+    end. Nothing fails because it cannot be saved."""
+
+    def __init__(self, state: ClientState) -> None:
+        self._state = state
+        self._stack = contextlib.ExitStack()
+        self._memories: list[tuple[str, Path, SyncMemory]] = []
+        self._items: dict[str, TreeItem] = {}
+
+    def add(self, folder: Path, prefix: str) -> None:
+        """Remember what is copied between `folder` and `prefix` in the store."""
+        memory = SyncMemory(self._state, folder.resolve(), prefix)
+        with contextlib.suppress(LocalError):
+            self._stack.enter_context(memory.locked(save=True))
+            self._memories.append((f"{prefix}/" if prefix else "", folder, memory))
+
+    def passing(self, items: Iterator[TreeItem]) -> Iterator[TreeItem]:
+        """Yield the items, of which `note_stored` may be called."""
+        for item in items:
+            self._items[item.name] = item
+            yield item
+
+    def note_stored(self, name: str, version: int) -> None:
+        """Remember that the item `name` is equal to its stored version."""
+        item = self._items.pop(name, None)
+        if item is None:
+            return  # of a folder that two sources share
+        for start, _, memory in self._memories:
+            if name.startswith(start) and name != start:
+                memory.seen[name[len(start) :]] = Seen.from_item(version, item)
+
+    def note_fetched(self, entry: Entry) -> None:
+        """Remember that a local file is equal to what was fetched for this entry."""
+        for start, folder, memory in self._memories:
+            if entry.name.startswith(start) and entry.name != start:
+                path = entry.name[len(start) :]
+                memory.note_fetched(path, entry, folder / path)
+
+    def close(self) -> None:
+        """Save everything."""
+        with contextlib.suppress(LocalError):
+            self._stack.close()

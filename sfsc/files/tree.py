@@ -41,6 +41,7 @@ from sfsc.files.comparison import is_same, local_item
 from sfsc.files.filters import Filters
 from sfsc.files.listing import Files
 from sfsc.files.names import both_kinds, full_folders
+from sfsc.files.sync_memory import Copies
 from sfsc.local_files import is_file, is_folder
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
@@ -116,21 +117,41 @@ class Trees:
         folder, and `UsageError` for a malformed pattern."""
         prefixes = [_prefix(source, name) for source in sources]
         filters = [Filters(exclude, source) for source in sources]
-        found: Iterator[TreeItem] = (
-            item
-            for source, prefix, one in zip(sources, prefixes, filters, strict=True)
-            for item in _items(source, prefix, skip, links=links, filters=one)
-        )
+        with Copies(self._session.state) as copies:
+            if not dry_run:
+                for source, prefix in zip(sources, prefixes, strict=True):
+                    if is_folder(source):
+                        copies.add(source, prefix)
+            found = copies.passing(
+                item
+                for source, prefix, one in zip(sources, prefixes, filters, strict=True)
+                for item in _items(source, prefix, skip, links=links, filters=one)
+            )
+            start = prefixes[0] if len(prefixes) == 1 else ""
+            yield from self._put(
+                found, start, skip, copies, always=always, checksum=checksum, dry_run=dry_run
+            )
+
+    def _put(
+        self,
+        found: Iterator[TreeItem],
+        start: str,
+        skip: Skip,
+        copies: Copies,
+        *,
+        always: bool,
+        checksum: bool,
+        dry_run: bool,
+    ) -> Iterator[Put]:
+        """Store items whose names begin with `start`; for the other arguments see `put`."""
         uploads, full, unchanged = Uploads(self._session), set[str](), deque[Put]()
         known: dict[str, Entry] = {}
         if dry_run or not always:
             # A file that the server has damaged or hides is not listed, and so stored again.
-            listed = Files(self._session).ls(
-                prefixes[0] if len(prefixes) == 1 else "", lambda _name, _error: None, folders=True
-            )
+            listed = Files(self._session).ls(start, lambda _name, _error: None, folders=True)
             known = {entry.name: entry for entry in listed}
         if not always:
-            found = _changed(found, known, checksum, unchanged)
+            found = _changed(found, known, checksum, unchanged, copies)
         if dry_run:
             yield from (_planned(item, known.get(item.name)) for item in found if not item.full)
         else:
@@ -138,6 +159,7 @@ class Trees:
             for put in uploads.put_many(items, skip=skip, hash_all=checksum):
                 while unchanged:
                     yield unchanged.popleft()
+                copies.note_stored(put.name, put.version)
                 if put.name not in full:
                     yield put
         yield from unchanged
@@ -184,12 +206,22 @@ class Trees:
             )
             return
         detected = False if dry_run else None  # which makes a file for a moment
-        with DestinationTree(
-            target, folds_case=detected, foreign=owner is not None, folders=folders
-        ) as tree:
+        listed = {entry.name: entry for entry in entries}
+        with (
+            DestinationTree(
+                target, folds_case=detected, foreign=owner is not None, folders=folders
+            ) as tree,
+            Copies(self._session.state) as copies,
+        ):
+            if owner is None and not dry_run:
+                copies.add(target / folder[start:], folder)
             places = [(entry, entry.name[start:]) for entry in entries]
             decided, kept = _decide(places, tree, skip, how, links=links)
-            yield from (got for got in kept if got.name not in full)
+            for got in kept:
+                if got.status == UNCHANGED:
+                    copies.note_fetched(listed[got.name])
+                if got.name not in full:
+                    yield got
             if dry_run:
                 done = iter([_got(entry, item.location, FETCHED) for entry, item in decided])
             else:
@@ -197,6 +229,7 @@ class Trees:
                 items = [item for _, item in decided]
                 done = Downloads(self._session).get_many(items, skip, owner)
             for got in done:
+                copies.note_fetched(listed[got.name])
                 if got.name not in full:
                     yield got
             if not dry_run:
@@ -308,7 +341,11 @@ def _items(
 
 
 def _changed(
-    found: Iterator[TreeItem], known: dict[str, Entry], checksum: bool, unchanged: deque[Put]
+    found: Iterator[TreeItem],
+    known: dict[str, Entry],
+    checksum: bool,
+    unchanged: deque[Put],
+    copies: Copies,
 ) -> Iterator[TreeItem]:
     """Yield the items that differ from what is stored. Add the others to `unchanged`, without
     folders in which there is something."""
@@ -316,7 +353,9 @@ def _changed(
         entry = known.get(item.name)
         if entry is None or not is_same(entry, item, checksum=checksum):
             yield item
-        elif not item.full:
+            continue
+        copies.note_stored(item.name, entry.version)
+        if not item.full:
             about = entry.name, entry.file_id, entry.version, entry.size
             unchanged.append(Put(*about, None, b"", status=UNCHANGED))
 

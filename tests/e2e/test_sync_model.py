@@ -211,6 +211,7 @@ def interrupting(seconds: float | None) -> Iterator[None]:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="interrupts by a timer of POSIX")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 def test_nothing_is_lost_and_both_sides_become_the_same(world: World) -> None:
     choose = world.random

@@ -14,6 +14,7 @@ import pytest
 import sfsc
 from protocol.wire.messages import Message
 from protocol.wire.messages.changes import Commit
+from sfsc.files import sync_memory
 from sfsc.files.sync_memory import FOLDER_NAME
 from sfsd.rules.context import Principal
 from tests.lying_server import LyingServer
@@ -270,6 +271,61 @@ def test_a_file_that_changes_while_it_is_fetched(
     assert held("late") == {"x": "edited"}
     shell.run("sync", "--down", "late", "late")
     assert sorted(held("late").values()) == ["edited", "there"]
+
+
+def test_nothing_is_deleted_where_one_side_cannot_be_read(
+    shell: Shell, elsewhere: Elsewhere
+) -> None:
+    for name in ("a", "b"):
+        write(f"doubt/{name}", name)
+    shell.run("sync", "doubt")
+    os.unlink("doubt/a")
+    os.mkfifo("doubt/a")
+    assert shell.statuses("sync", "--delete", "doubt") == {
+        "doubt/b": ("unchanged", 1),
+        "doubt/a": ("skipped", None),
+    }
+    assert elsewhere.stored("doubt") == {"a": "a", "b": "b"}
+    os.unlink("doubt/a")
+    write("doubt/.sfsignore", "!\n")
+    _, err = shell.run("sync", "--delete", "doubt", code=1)
+    assert "is malformed" in err
+    assert elsewhere.stored("doubt") == {"a": "a", "b": "b"}
+
+
+def test_after_put_and_get_of_the_folder(shell: Shell, elsewhere: Elsewhere) -> None:
+    """What they have made equal is remembered, so that a change since is no conflict."""
+    for name in ("a", "b", "deep/c"):
+        write(f"mixed/{name}", name)
+    shell.run("put", "-r", "mixed")
+    write("mixed/a", "here")
+    elsewhere.put("mixed/b", "there")
+    told = shell.statuses("sync", "mixed")
+    assert told == {
+        "mixed/a": ("stored", 2),
+        "mixed/b": ("skipped", 2),
+        "mixed/deep/c": ("unchanged", 1),
+    }
+    shell.run("get", "-r", "mixed", "-o", "copy")
+    write("copy/mixed/a", "in the copy")
+    os.unlink("copy/mixed/b")
+    told = shell.statuses("sync", "--delete", "copy/mixed", "mixed")
+    assert told == {
+        "mixed/a": ("stored", 3),
+        "mixed/b": ("deleted", 2),
+        "mixed/deep/c": ("unchanged", 1),
+    }
+
+
+def test_only_the_latest_folders_are_remembered(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_memory, "MAX_PAIRS", 3)
+    for number in range(5):
+        write(f"pairs-{number}/a", "a")
+        shell.run("put", "-r", f"pairs-{number}")
+    kept = [path for path in (shell.home / FOLDER_NAME).iterdir() if not path.suffix]
+    assert len(kept) == 3
 
 
 def test_the_keys_stay_here(
