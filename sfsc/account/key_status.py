@@ -6,7 +6,6 @@ It is separate from `devices` and `rotate`, so that a login loads those only whe
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Final
@@ -110,6 +109,8 @@ def new_device(device_id: bytes | None = None) -> DeviceKey:
 
 def default_label() -> str:
     """Return the label of this machine if the user states none: its host name, at most 64 bytes."""
+    import socket  # a login that publishes no device needs none yet
+
     name = printable(socket.gethostname()).encode()[:MAX_LABEL].decode(errors="ignore")
     return name or "machine"
 
