@@ -318,12 +318,14 @@ def default_name(source: Source) -> str | None:
 
 
 def name_for(source: Source, name: str | None) -> str:
-    """Return the name under which to store `source`: the given one, or its default. Raises
-    `UsageError`."""
+    """Return the name under which to store `source`: the given one, or its default. With a slash at
+    its end, `name` is a folder, in which a path keeps its last part. Raises `UsageError`."""
     if isinstance(source, TreeItem):
         check_any_name(source.name)
         return source.name
     chosen = default_name(source) if name is None else name
+    if name is not None and name.endswith("/") and (own := default_name(source)) is not None:
+        chosen = name.lstrip("/") + own.rpartition("/")[2]
     if chosen is None:
         raise UsageError("a source without a path needs a name", "pass `name`")
     try:

@@ -118,6 +118,8 @@ def unshare(context: Context, name: str, user: str, *, recursive: bool, reencryp
 
     Example: sfsc unshare report.pdf bob
     """
+    if not recursive:
+        check_is_no_folder([name])
     with context.connect() as store:
         if recursive:
             _show_grants(store.unshare_tree(name, user, reencrypt=reencrypt), "unshared", context)

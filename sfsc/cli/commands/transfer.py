@@ -103,7 +103,8 @@ def put(
     """Encrypt each FILE and store it under its own path, or one FILE under --name.
 
     If the name exists, the file gets a new version. `-` reads stdin, of any length. A path that is
-    absolute or leaves the current folder is stored under its last part.
+    absolute or leaves the current folder is stored under its last part. If --name ends with a
+    slash, a file is stored in that folder, under its last part.
 
     With -r, a FILE that is a folder is stored with everything in it, below its own path or --name:
     files, empty folders, symbolic links as links, and the modes and times of folders. Links in it
@@ -535,6 +536,7 @@ def cat(
     """
     if version is not None and len(names) > 1:
         raise click.UsageError("--version is for one NAME")
+    check_is_no_folder(names)
     with context.connect() as store:
         for each in names:
             owner, name = split_owner(store, each)

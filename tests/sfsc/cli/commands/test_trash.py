@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 import sfsc
 from protocol.wire.messages import Request
 from sfsc.cli import terminal
+from sfsc.transfer.source import name_for
 from sfsd.rules.context import Principal
 from tests.lying_server import LyingServer
 from tests.sfsc.cli.commands.shell import Shell
@@ -259,13 +261,18 @@ def test_a_file_and_a_folder_of_one_name(shell: Shell) -> None:
     shell.put(x="file", x__y="in the folder")
     for arguments in (["rm", "-r", "x"], ["get", "-r", "x"], ["mv", "x", "z"]):
         assert "x is a file and a folder" in shell.run(*arguments, code=2)[1]
-    for arguments in (["get", "x/"], ["rm", "x/"], ["restore", "x/"], ["stat", "x/"]):
-        assert "x/ is a folder" in shell.run(*arguments, code=2)[1]
+    for command in ("get", "cat", "rm", "restore", "stat", "history"):
+        assert "x/ is a folder" in shell.run(command, "x/", code=2)[1]
+    for command in ("share", "unshare"):
+        assert "x/ is a folder" in shell.run(command, "x/", "bob", code=2)[1]
     shell.run("mv", "x/", "z")
     shell.run("get", "-r", "x")
     assert (shell.folder / "x").read_text() == "file"
     shell.run("rm", "-r", "x")
-    assert shell.names() == ["z/y"]
+    shell.run("put", "x", "--name", "z/")
+    assert shell.names() == ["z/x", "z/y"]
+    with pytest.raises(sfsc.UsageError):
+        name_for(io.BytesIO(), "z/")
 
 
 def test_many_files_are_changed_together(shell: Shell, server: LyingServer) -> None:
