@@ -221,16 +221,16 @@ class Sharing:
         session, wanted = self._session, iter(file_ids)
         while some := list(itertools.islice(wanted, _FETCHED)):
             since = session.followed_size
-            views = dict[str, FileView]()
-            for _, shown in newest_views(session, some):
-                views |= shown
-            yield from session.verify_all_newest(list(views.items()), since)
-            for file_id in some:
-                if file_id not in views:
-                    try:
-                        yield session.fetch_newest(file_id)
-                    except IntegrityError as exc:
-                        unreadable.append(exc)
+            found: list[VerifiedFile] = []
+            for asked, views in newest_views(session, some):
+                found += session.verify_all_newest(list(views.items()), since)
+                for file_id in asked:
+                    if file_id not in views:
+                        try:
+                            found.append(session.fetch_newest(file_id))
+                        except IntegrityError as exc:
+                            unreadable.append(exc)
+            yield from found
 
     def set_readers(self, file: VerifiedFile, readers: tuple[ReaderEntry, ...]) -> VerifiedFile:
         """Make `readers` (sorted) the readers of `file`. New ones get the newest version's key."""
