@@ -1,8 +1,7 @@
 """Runs `sfsc` and `sfsd` in processes that are forked from one that has imported them.
 
 Importing takes most of the processor time of a short command. A forked process is a separate one
-all the same: it has its own arguments, environment, folder and streams, the interpreter ends in it
-as in any other, and it can be killed.
+all the same: it has its own arguments, environment, folder and streams, and can be killed.
 
 A `ForkServer` starts ``python -m tests.forked DESCRIPTOR`` when it is first used. That process has
 one thread. A request is one packet with a JSON array, and with the descriptors of stdin, stdout,
@@ -29,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
+from typing import NoReturn
 
 MAX_REQUEST = 100_000
 """Bytes of a request, fewer than the buffer of a socket takes as one packet."""
@@ -181,11 +181,8 @@ def _read(end: int) -> bytes:
 # --- the process that forks
 
 
-def serve(connection: socket.socket) -> int:
-    """Fork a process for each request until the other side closes; return its exit code there.
-
-    Returns 0 in this process, at the end.
-    """
+def serve(connection: socket.socket) -> None:
+    """Fork a process for each request until the other side closes."""
     for package in ("protocol", "sfsc", "sfsd"):
         paths = importlib.import_module(package).__path__
         for module in pkgutil.walk_packages(paths, f"{package}."):
@@ -207,13 +204,13 @@ def serve(connection: socket.socket) -> int:
             continue
         packet, given, _, _ = socket.recv_fds(connection, 2 * MAX_REQUEST, 4)
         if not packet:
-            return 0
+            return
         *streams, telling = given
         number = os.fork()
         if number == 0:
             for one in (connection, waking, woken):
                 one.detach()
-            return _child(packet, streams)
+            _become(packet, streams)
         for stream in streams:
             os.close(stream)
         running[number] = telling
@@ -231,8 +228,8 @@ def _tell_ended(running: dict[int, int]) -> None:
         os.close(telling)
 
 
-def _child(packet: bytes, streams: list[int]) -> int:
-    """Become the program of a request, and return its exit code."""
+def _become(packet: bytes, streams: list[int]) -> NoReturn:
+    """Become the program of a request, and exit as it does."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     program, arguments, environment, cwd = json.loads(packet)
@@ -250,7 +247,13 @@ def _child(packet: bytes, streams: list[int]) -> int:
     os.chdir(cwd)
     sys.argv = [program, *arguments]
     code: int = importlib.import_module(f"{program}.cli").main()
-    return code
+    # As a process of multiprocessing ends. To take all modules apart would take longer than most
+    # commands, because it writes to all memory that this process shares with the other one.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _text(descriptor: int, mode: str, errors: str) -> TextIOWrapper:
@@ -260,4 +263,4 @@ def _text(descriptor: int, mode: str, errors: str) -> TextIOWrapper:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(socket.socket(fileno=int(sys.argv[1]))))
+    serve(socket.socket(fileno=int(sys.argv[1])))
