@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from protocol.buffers.file_status import exists
-from protocol.codec.values import Value, changed
+from protocol.codec.values import Value
 from sfsc.atomicfile import make_folder, replace_file
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import FILE, FOLDER
@@ -96,22 +96,24 @@ class SyncMemory:
         finally:
             lock.release()
 
-    def note_fetched(self, path: str, entry: Entry, local: Path) -> None:
+    def note_fetched(self, path: str, entry: Entry, local: str | Path) -> None:
         """Remember what was written to `local`, unless it was changed since: then it counts as
         changed."""
         self.seen.pop(path, None)
         try:
-            item = local_item(str(local), os.lstat(local))
+            status = os.lstat(local)
+            if entry.kind != FILE:
+                item = local_item(str(local), status)
+                if item is not None and item.kind == entry.kind:
+                    self.seen[path] = Seen.from_item(entry.version, item)
+                return
         except OSError:
             return
-        if item is None or item.kind != entry.kind:
-            return
-        made = Seen.from_item(entry.version, item)
-        if entry.kind == FILE:
-            late = abs(made.mtime - (entry.mtime_ns or made.mtime)) >= _CLOCK
-            if late or made.size != entry.size:
-                made = changed(made, size=entry.size, mtime=entry.mtime_ns or 0)
-        self.seen[path] = made
+        if stat.S_ISREG(status.st_mode):
+            size, mtime = status.st_size, status.st_mtime_ns
+            if size != entry.size or abs(mtime - (entry.mtime_ns or mtime)) >= _CLOCK:
+                size, mtime = entry.size, entry.mtime_ns or 0
+            self.seen[path] = Seen(entry.version, FILE, size, mtime)
 
     @property
     def is_known(self) -> bool:
@@ -169,7 +171,7 @@ class Copies(Closing):
     def __init__(self, state: ClientState) -> None:
         self._state = state
         self._stack = contextlib.ExitStack()
-        self._memories: list[tuple[str, Path, SyncMemory]] = []
+        self._memories: list[tuple[str, str, SyncMemory]] = []
         self._items: dict[str, TreeItem] = {}
 
     def add(self, folder: Path, prefix: str) -> None:
@@ -177,7 +179,7 @@ class Copies(Closing):
         memory = SyncMemory(self._state, folder.resolve(), prefix)
         with contextlib.suppress(LocalError):
             self._stack.enter_context(memory.locked(save=True))
-            self._memories.append((f"{prefix}/" if prefix else "", folder, memory))
+            self._memories.append((f"{prefix}/" if prefix else "", str(folder), memory))
 
     def passing(self, items: Iterator[TreeItem]) -> Iterator[TreeItem]:
         """Yield the items, of which `note_stored` may be called."""
@@ -199,7 +201,7 @@ class Copies(Closing):
         for start, folder, memory in self._memories:
             if entry.name.startswith(start) and entry.name != start:
                 path = entry.name[len(start) :]
-                memory.note_fetched(path, entry, folder / path)
+                memory.note_fetched(path, entry, f"{folder}{os.sep}{path}")
 
     def close(self) -> None:
         """Save everything."""

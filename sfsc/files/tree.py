@@ -200,9 +200,11 @@ class Trees:
         full = full_folders(entry.name for entry in entries)
         folders = [entry.name[start:] for entry in entries if entry.kind == FOLDER]
         if dry_run and not is_folder(target):
-            wanted = [(one, target / one.name[start:]) for one in entries if one.name not in full]
+            shown = [one for one in entries if one.name not in full]
             yield from (
-                _got(one, str(path), FETCHED) for one, path in wanted if one.kind != LINK or links
+                _got(one, str(target / one.name[start:]), FETCHED)
+                for one in shown
+                if one.kind != LINK or links
             )
             return
         detected = False if dry_run else None  # which makes a file for a moment
@@ -215,18 +217,18 @@ class Trees:
         ):
             if owner is None and not dry_run:
                 copies.add(target / folder[start:], folder)
-            places = [(entry, entry.name[start:]) for entry in entries]
-            decided, kept = _decide(places, tree, skip, how, links=links)
+            places = ((entry, entry.name[start:]) for entry in entries)
+            wanted, kept = _decide(places, tree, skip, how, links=links)
             for got in kept:
                 if got.status == UNCHANGED:
                     copies.note_fetched(listed[got.name])
                 if got.name not in full:
                     yield got
             if dry_run:
-                done = iter([_got(entry, item.location, FETCHED) for entry, item in decided])
+                done = iter([_got(entry, tree.location(path), FETCHED) for entry, path in wanted])
             else:
-                self._session.progress.expect(sum(entry.size for entry, _ in decided))
-                items = [item for _, item in decided]
+                self._session.progress.expect(sum(entry.size for entry, _ in wanted))
+                items = (_download(entry, path, tree) for entry, path in wanted)
                 done = Downloads(self._session).get_many(items, skip, owner)
             for got in done:
                 copies.note_fetched(listed[got.name])
@@ -248,10 +250,11 @@ class Trees:
                 raise UsageError(f"{other} and {name} would both be written to {last}", hint)
         items = [(entry, entry.name.rpartition("/")[2]) for entry in self._named(names, skip)]
         with DestinationTree(target) as tree:
-            decided, kept = _decide(items, tree, skip, replace, links=False)
+            wanted, kept = _decide(items, tree, skip, replace, links=False)
             yield from kept
-            self._session.progress.expect(sum(entry.size for entry, _ in decided))
-            yield from Downloads(self._session).get_many([item for _, item in decided], skip)
+            self._session.progress.expect(sum(entry.size for entry, _ in wanted))
+            chosen = (_download(entry, path, tree) for entry, path in wanted)
+            yield from Downloads(self._session).get_many(chosen, skip)
 
     def _named(self, names: Sequence[str], skip: Skip) -> Iterator[Entry]:
         """Yield the files of these names. Those that cannot be fetched are passed to `skip`."""
@@ -375,29 +378,33 @@ def _decide(
     replace: Replace,
     *,
     links: bool,
-) -> tuple[list[tuple[Entry, DownloadItem]], list[Got]]:
+) -> tuple[list[tuple[Entry, str]], list[Got]]:
     """Return what is to be fetched, and what stays as it is. `places` are entries with their paths
     in `tree`."""
-    wanted, kept = list[tuple[Entry, DownloadItem]](), list[Got]()
+    wanted, kept = list[tuple[Entry, str]](), list[Got]()
     for entry, below in places:
         location = tree.location(below)
         try:
             if entry.kind == LINK and not links:
                 raise NotRegularFile(f"{entry.name} is a link, and was not made", "use --links")
-            destination = tree.destination(below)
+            tree.destination(below)  # raises for a name that no file can have here
             outcome = replace.decide(entry, location, tree.status(below))
         except SfscError as exc:
             skip(entry.name, exc)
             continue
         if outcome == FETCHED:
-            about = entry.name, entry.file_id, entry.version, location, destination, entry.size
-            wanted.append((entry, DownloadItem(*about)))
+            wanted.append((entry, below))
             continue
         if entry.kind == FOLDER and outcome == UNCHANGED:
             metadata = Metadata(entry.name, 0, entry.mtime_ns, entry.mode, FOLDER)
             tree.keep_folder(below, metadata)
         kept.append(_got(entry, location, outcome))
     return wanted, kept
+
+
+def _download(entry: Entry, path: str, tree: DestinationTree) -> DownloadItem:
+    place = tree.location(path), tree.destination(path)
+    return DownloadItem(entry.name, entry.file_id, entry.version, *place, entry.size)
 
 
 def _got(entry: Entry, location: str, status: str) -> Got:
