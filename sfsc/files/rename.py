@@ -55,7 +55,8 @@ class Renames:
 
     def mv_many(self, names: Sequence[str], to: str, skip: Skip) -> Iterator[Renamed]:
         """Rename files and folders as the `mv` of a shell does; see `Store.mv_many`. Many files are
-        changed together. Raises `UsageError` and `NotFound` before anything is changed."""
+        changed together. Raises `UsageError` and `NotFound` before anything is changed, and the
+        error of a file that is the only one."""
         session = self._session
         unreadable = dict[str, SfscError]()
         entries = {
@@ -71,7 +72,11 @@ class Renames:
         new = {session.account.file_id(after): name for name, after in moves.items()}
 
         def note(file_id: str, error: SfscError) -> None:
-            skip(old.get(file_id) or new[file_id], error)
+            if report is None:
+                raise error
+            report(old.get(file_id) or new[file_id], error)
+
+        report = skip if len(moves) > 1 else None
 
         heads = session.state.logged_heads(list(new))
         places = [(file_id, head.version) for file_id, head in heads.items()]
@@ -88,7 +93,7 @@ class Renames:
         full, before = full_folders(moves.values()), {new: name for name, new in moves.items()}
         return (
             Renamed(before[entry.name], entry)
-            for entry in commit_changes(session, changes, skip)
+            for entry in commit_changes(session, changes, report)
             if entry.name not in full
         )
 

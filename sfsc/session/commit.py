@@ -402,7 +402,16 @@ def commit_changes(
     failure: SfscError | None = None
     try:
         source = iter(changes)
-        while group := list(itertools.islice(source, TOGETHER)):
+        while True:
+            try:
+                group = list(itertools.islice(source, TOGETHER))
+            except STOPPING:
+                raise
+            except SfscError as exc:  # what was sent is finished first
+                failure = exc
+                break
+            if not group:
+                break
             sent, failure = committer.prepare(group)
             for one in sent:
                 window.send(one, one.request)

@@ -178,7 +178,12 @@ def rm(
             _give_up_damaged(store, names, failures, context)
         elif recursive:
             for name in names:
-                _remove_folder(store, name, failures, context, purge=purge)
+                try:
+                    _remove_folder(store, name, failures, context, purge=purge)
+                except (NotFound, UsageError) as exc:
+                    if len(names) == 1:
+                        raise
+                    failures(name, exc)
         elif len(names) == 1:
             with folder_hint(store, names[0]):
                 _remove(store, names, None, context, purge=purge)
@@ -210,15 +215,12 @@ def _give_up_damaged(
 def _remove_folder(
     store: Store, name: str, failures: terminal.Failures, context: Context, *, purge: bool
 ) -> None:
-    try:
-        if purge:
-            for one in store.purge_tree(name, skip=failures):
-                _show_removed(one.name, one.versions, context)
-        else:
-            for entry in store.rm_tree(name, skip=failures):
-                _show_removed(entry.name, None, context)
-    except (NotFound, UsageError) as exc:
-        failures(name, exc)
+    if purge:
+        for one in store.purge_tree(name, skip=failures):
+            _show_removed(one.name, one.versions, context)
+    else:
+        for entry in store.rm_tree(name, skip=failures):
+            _show_removed(entry.name, None, context)
 
 
 def _remove(

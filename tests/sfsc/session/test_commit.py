@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from protocol.codec.values import changed
@@ -28,7 +30,7 @@ from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import VerifiedFile
 from tests.changes import has_op, relined
 from tests.sfsc.simulator import DropConnection, Simulator
-from tests.sfsc.storing import fetched, items, put
+from tests.sfsc.storing import fetched, items, once, put
 
 
 def deletion(session: Session, name: str) -> FileChange:
@@ -130,6 +132,51 @@ def test_changes_behind_one_that_cannot_be_drafted_are_not_sent(
         made.extend(one.file_id for one in done)
     assert made == [session.account.file_id(wanted[0])]
     assert names(session) == wanted[1:]
+
+
+def test_a_change_that_fails_is_skipped(
+    server: Simulator, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it cannot be drafted, or the server refuses it."""
+    wanted = stored(session, 6)
+    changes = [deletion(session, name) for name in wanted]
+    for name, change in zip(wanted, changes, strict=True):
+        change.name = name
+
+    def failing(_batches: WrapBatches) -> Draft:
+        raise LocalError("cannot be drafted")
+
+    def refuse(_request: Request, reply: Reply) -> Reply:
+        assert isinstance(reply, Committed)
+        refused = Outcome(0, b"", Error("quota", "full"))
+        return changed(reply, outcomes=(refused, *reply.outcomes[1:]))
+
+    monkeypatch.setattr(changes[2], "draft", failing)
+    server.tamper = once(Commit, refuse)
+    failed: list[tuple[str, str]] = []
+    found = commit_changes(session, changes, lambda name, error: failed.append((name, error.cause)))
+    made = [change.file_id for change in found]
+    assert made == [session.account.file_id(name) for name in (*wanted[1:2], *wanted[3:])]
+    assert [name for name, _ in failed] == ["f002", "f000"]
+
+
+def test_what_was_sent_is_finished_if_no_more_changes_come(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "TOGETHER", 2)
+    wanted = stored(session, 4)
+
+    def coming() -> Iterator[FileChange]:
+        for name in wanted[:3]:
+            yield deletion(session, name)
+        raise LocalError("the rest cannot be read")
+
+    done: list[str] = []
+    found = commit_changes(session, coming())
+    with pytest.raises(LocalError):
+        done.extend(one.file_id for one in found)
+    assert done == [session.account.file_id(name) for name in wanted[:2]]
+    assert names(session) == wanted[2:]
 
 
 def test_a_lost_reply_is_a_success_if_the_log_has_the_change(

@@ -139,7 +139,10 @@ def test_a_folder_is_purged_with_its_trash(shell: Shell) -> None:
     assert shell.names() == ["ab"]
     assert shell.json("ls", "--deleted") == []
     assert shell.json("du")[0]["total"] == 1
-    shell.run("rm", "-r", "--purge", "nowhere", code=3)
+    told = shell.run("rm", "-r", "--purge", "nowhere", code=3)[1]
+    assert told.startswith("sfsc: there is no file in nowhere\nhint: ")
+    assert "1 item failed" in shell.run("rm", "-r", "nowhere", "ab", code=3)[1]
+    assert shell.names() == []
 
 
 def test_trash_is_purged_by_age(
@@ -234,6 +237,8 @@ def test_folders_are_renamed_and_entered(shell: Shell) -> None:
     assert "cannot be moved into itself" in shell.run("mv", "new", "new/sub/", code=2)[1]
     assert "is a file" in shell.run("mv", "top/g/", "h", code=2)[1]
     shell.run("mv", "new", "top/g", code=6)
+    told = shell.run("mv", "top/g", "top/z", code=6)[1]
+    assert told.startswith("sfsc: there is a file top/z already\nhint: ")
     shell.put(top__x="in the way")
     shell.run("mv", "new/x", "new/s", "top", code=6)
     assert shell.names() == ["b/f", "new/x", "top/g", "top/s/y", "top/x", "top/z"]
