@@ -211,7 +211,7 @@ class Sync:
             if self._may_be_made(entry, sides.local.get(path)):
                 sides.stored[path] = entry
             else:
-                cause = f"{entry.name} is a link, and was not made"
+                cause = "is a link, and was not made"
                 note_stored(entry.name, NotRegularFile(cause, "use --links"))
         if self._down:
             _separate(sides, note_stored)

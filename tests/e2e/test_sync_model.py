@@ -30,7 +30,7 @@ from sfsc.store import Store
 from tests.e2e.accounts import enrolled
 from tests.harness import Client, Daemon
 
-ROUNDS = int(os.environ.get("SYNC_ROUNDS", "14"))
+ROUNDS = int(os.environ.get("SYNC_ROUNDS", "8"))
 SEED = int(os.environ.get("SYNC_SEED", "1"))
 PREFIX = "shared/tree"
 PATHS = ("a", "b", "d", "d/a", "d/b", "d/e", "d/e/a", "d/e/b", "f", "f/a", "f/g", "f/g/h")
@@ -212,7 +212,6 @@ def interrupting(seconds: float | None) -> Iterator[None]:
 
 @pytest.mark.skipif(os.name != "posix", reason="interrupts by a timer of POSIX")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.slow
 def test_nothing_is_lost_and_both_sides_become_the_same(world: World) -> None:
     choose = world.random
     for _ in range(ROUNDS):

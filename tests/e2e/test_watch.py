@@ -18,18 +18,29 @@ from tests.e2e.accounts import enrolled
 from tests.harness import Client, Daemon
 from tests.waiting import until
 
-EDITS = int(os.environ.get("SYNC_EDITS", "60"))
+EDITS = int(os.environ.get("SYNC_EDITS", "40"))
 SECONDS = 60.0
 
 
-def stored(client: Client) -> dict[str, bytes]:
-    found = {}
-    with sfsc.connect(client.home, auto_rotate=False) as store:
-        for entry in store.ls("kept/"):
-            if entry.kind == "file":
-                with contextlib.suppress(sfsc.NotFound):  # deleted since it was listed
-                    found[entry.name.removeprefix("kept/")] = store.open(entry.name).read()
-    return found
+class Stored:
+    """What the store holds; the content of each version is fetched once."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._contents: dict[tuple[str, int], bytes] = {}
+
+    def files(self) -> dict[str, bytes]:
+        time.sleep(0.2)  # for the watcher
+        found = {}
+        with sfsc.connect(self._client.home, auto_rotate=False) as store:
+            for entry in store.ls("kept/"):
+                version = entry.name, entry.version
+                if entry.kind == "file":
+                    with contextlib.suppress(sfsc.NotFound):  # deleted since it was listed
+                        if version not in self._contents:
+                            self._contents[version] = store.open(entry.name).read()
+                        found[entry.name.removeprefix("kept/")] = self._contents[version]
+        return found
 
 
 def held(folder: Path) -> dict[str, bytes]:
@@ -57,10 +68,10 @@ def test_watch_through_a_restart(daemon: Daemon, tmp_path: Path) -> None:
     client, folder = enrolled(daemon, "alice", tmp_path / "alice", "x25519"), tmp_path / "folder"
     folder.mkdir()
     (folder / "before").write_bytes(b"before")
-    chosen = random.Random(1)
+    chosen, stored = random.Random(1), Stored(client)
     process = start(client, folder)
     try:
-        until(lambda: "before" in stored(client))
+        until(lambda: "before" in stored.files())
         for number in range(EDITS):
             edit(folder, chosen, number)
             if number == EDITS // 3:
@@ -68,14 +79,14 @@ def test_watch_through_a_restart(daemon: Daemon, tmp_path: Path) -> None:
             if number == EDITS // 2:
                 daemon.start()
             time.sleep(0.002)
-        until(lambda: stored(client) == held(folder))
+        until(lambda: stored.files() == held(folder))
         # A watcher that is killed goes on where it was.
         process.kill()
         process.communicate()
         edit(folder, chosen, EDITS)
         (folder / "while it was dead").write_bytes(b"new")
         process = start(client, folder)
-        until(lambda: stored(client) == held(folder))
+        until(lambda: stored.files() == held(folder))
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=SECONDS)
         assert process.returncode == 128 + signal.SIGTERM, err
