@@ -42,6 +42,7 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.wire.messages.base import MAX_METADATA, Wrap
+from protocol.wire.messages.changes import WrapBatch
 from sfsc.crypto.primitives import (
     commitment,
     metadata_key,
@@ -138,6 +139,10 @@ def requested_version(version: int | None) -> int:
     return version
 
 
+VersionWrap = tuple[int, WrapBatch, bytes]
+"""A version, a batch, and the item (60 bytes) that wraps the version's DEK by the batch's KEK."""
+
+
 class Recipient(Value):
     """A user who may open a file, and that user's current key."""
 
@@ -204,23 +209,22 @@ class ContentKey(Value, dict=True):  # for a cached property
         return metadata
 
 
-class _WrapBatch:
+class _OpenBatch:
     """One KEK for one recipient: used for at most `BATCH_SIZE` wraps, and never stored."""
 
-    __slots__ = ("_context", "_head", "_kek", "_recipient", "left")
+    __slots__ = ("_context", "_kek", "batch", "left")
 
     def __init__(self, server: bytes, owner_first: bytes, recipient: Recipient) -> None:
         batch_id, self._kek, public = new_batch_id(), new_key(), recipient.key
         self._context = server, owner_first, batch_id, public.key_id
-        self._head = batch_id + public.wrap(self._kek, wrap_batch_info(*self._context))
-        self._recipient = recipient.user, public.key_id, public.alg
+        enc = public.wrap(self._kek, wrap_batch_info(*self._context))
+        self.batch = WrapBatch(batch_id, recipient.user, public.key_id, public.alg, enc)
         self.left = BATCH_SIZE
 
-    def wrap(self, key: ContentKey) -> Wrap:
+    def wrap(self, key: ContentKey) -> bytes:
         self.left -= 1
         info = wrap_item_info(*self._context, key.content_id, key.commitment)
-        wrapped = self._head + seal(wrap_item_key(self._kek, info), key.dek, info)
-        return Wrap.of_checked(*self._recipient, wrapped)
+        return seal(wrap_item_key(self._kek, info), key.dek, info)
 
 
 class WrapBatches:
@@ -238,19 +242,29 @@ class WrapBatches:
     def __init__(self, server: bytes, owner_first: bytes) -> None:
         self._server = server
         self._owner_first = owner_first
-        self._batches: dict[tuple[str, bytes], _WrapBatch] = {}
+        self._batches: dict[tuple[str, bytes], _OpenBatch] = {}
 
     def wrap(self, key: ContentKey, recipients: Iterable[Recipient]) -> tuple[Wrap, ...]:
-        """Wrap the DEK for each recipient, in input order."""
-        return tuple([self._batch_for(one).wrap(key) for one in recipients])
+        """Wrap the DEK for each recipient, in input order. Each wrap has the KEK of its batch."""
+        return tuple(
+            Wrap(one.user, one.key_id, one.algorithm, one.batch_id + one.enc + item)
+            for _, one, item in self.wrap_version(key, 0, recipients)
+        )
 
-    def _batch_for(self, recipient: Recipient) -> _WrapBatch:
+    def wrap_version(
+        self, key: ContentKey, version: int, recipients: Iterable[Recipient]
+    ) -> list[VersionWrap]:
+        """Like `wrap`, for a changeset, which has each batch once."""
+        opened = map(self._batch_for, recipients)
+        return [(version, one.batch, one.wrap(key)) for one in opened]
+
+    def _batch_for(self, recipient: Recipient) -> _OpenBatch:
         who = recipient.user, recipient.key.key_id
-        batch = self._batches.get(who)
-        if batch is None or not batch.left:
-            batch = _WrapBatch(self._server, self._owner_first, recipient)
-            self._batches[who] = batch
-        return batch
+        opened = self._batches.get(who)
+        if opened is None or not opened.left:
+            opened = _OpenBatch(self._server, self._owner_first, recipient)
+            self._batches[who] = opened
+        return opened
 
 
 def open_wraps(

@@ -219,8 +219,7 @@ def draft_restore(
         op=RESTORE,
         origin=(source.file_id, source.version),
     )
-    made = session.wrap(key, head.readers, batches)
-    wraps = tuple((version, wrap) for wrap in made)
+    wraps = session.wrap(key, version, head.readers, batches)
     return Draft(record, record.encode(), sealed, wraps)
 
 

@@ -187,7 +187,7 @@ class Move(PlannedChange[Entry]):
             origin=(file.file_id, file.version),
         )
         left = build_tombstone(session, file.head, file.head_body, self._file_id)
-        wraps = tuple((version, wrap) for wrap in session.wrap(key, record.readers, batches))
+        wraps = session.wrap(key, version, record.readers, batches)
         body, tombstone = record.encode(), (left, left.encode())
         return Draft(record, body, sealed, wraps, tombstone=tombstone)
 

@@ -16,8 +16,7 @@ from protocol.codec.values import Value
 from protocol.records.records import ACCESS, FileRecord, LeaveRecord, ReaderEntry
 from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import FileView, Receipt
-from protocol.wire.messages.base import Wrap
-from sfsc.crypto.envelope import Recipient, WrapBatches, check_name
+from sfsc.crypto.envelope import Recipient, VersionWrap, WrapBatches, check_name
 from sfsc.errors import Damaged, IntegrityError, NotFound, SfscError, ShareRefused, UsageError
 from sfsc.files.contacts import Contacts, Person
 from sfsc.files.history import PastReaders
@@ -236,14 +235,14 @@ class Sharing:
         """Make `readers` (sorted) the readers of `file`. New ones get the newest version's key."""
         session = self._session
 
-        def wraps(present: VerifiedFile, batches: WrapBatches) -> list[tuple[int, Wrap]]:
+        def wraps(present: VerifiedFile, batches: WrapBatches) -> list[VersionWrap]:
             having = {one[0] for one in present.head.readers}
             added = tuple(one for one in readers if one[0] not in having)
             if not added or present.deleted:
                 return []
             key, _ = session.account.open_version(with_present_wraps(session, present))
             recipients = self._contacts.recipients(added)
-            return [(present.version, wrap) for wrap in batches.wrap(key, recipients)]
+            return batches.wrap_version(key, present.version, recipients)
 
         return self._change(file, _ReaderChange(lambda _head: readers, wraps))
 
@@ -283,7 +282,7 @@ class Sharing:
             end = _kept_expiry(present, user, default) if expires is None else expires
             return tuple(sorted([*others, (user, first, end)]))
 
-        def wraps(present: VerifiedFile, batches: WrapBatches) -> list[tuple[int, Wrap]]:
+        def wraps(present: VerifiedFile, batches: WrapBatches) -> list[VersionWrap]:
             # Looked up for each attempt, because the user's key may have changed.
             recipient = self._contacts.recipient(self._contacts.find_by_first(user, first))
             found = [
@@ -295,7 +294,7 @@ class Sharing:
 
     def _wrap(
         self, file: VerifiedFile, version: int, recipient: Recipient, batches: WrapBatches
-    ) -> tuple[int, Wrap] | None:
+    ) -> VersionWrap | None:
         """Wrap one version's key for a reader; None if its content was removed or is damaged."""
         session = self._session
         try:
@@ -305,8 +304,7 @@ class Sharing:
         if not shown.metadata:
             return None
         key = session.account.open_content_key(shown)
-        (wrap,) = batches.wrap(key, [recipient])
-        return version, wrap
+        return batches.wrap_version(key, version, [recipient])[0]
 
     def _change(self, file: VerifiedFile, change: _ReaderChange) -> VerifiedFile:
         """Append an access record to `file`, and return the file as it is then."""
@@ -324,7 +322,7 @@ class _ReaderChange(Value):
     """Computes the new readers from a file's head, and the (version, wrap) that they need."""
 
     readers: Callable[[FileRecord], tuple[ReaderEntry, ...]]
-    wraps: Callable[[VerifiedFile, WrapBatches], list[tuple[int, Wrap]]]
+    wraps: Callable[[VerifiedFile, WrapBatches], list[VersionWrap]]
 
 
 class _Access(PlannedChange[VerifiedFile]):

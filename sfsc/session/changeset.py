@@ -10,9 +10,9 @@ from protocol.codec.encoding import MAX_BODY, Buffer
 from protocol.codec.merkle import HASH_SIZE, leaf_hash
 from protocol.codec.values import Value
 from protocol.records.record_signatures import MAX_SIGNED, RecordTree
-from protocol.records.records import BATCH_ID_SIZE, WRAP_ITEM_SIZE, FileRecord, record_hash
+from protocol.records.records import WRAP_ITEM_SIZE, FileRecord, record_hash
 from protocol.wire.messages import Error, Receipt, Reply
-from protocol.wire.messages.base import MAX_REQUEST, Wrap
+from protocol.wire.messages.base import MAX_REQUEST
 from protocol.wire.messages.changes import (
     MAX_BATCHES,
     MAX_CHANGE_WRAPS,
@@ -23,6 +23,7 @@ from protocol.wire.messages.changes import (
     Committed,
     WrapBatch,
 )
+from sfsc.crypto.envelope import VersionWrap
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.server_log import SentChange
@@ -38,14 +39,14 @@ _ENVELOPE: Final = 4096
 class Draft(Value):
     """A change that is ready to be signed: its record with the exact bytes, and what it describes.
 
-    `metadata` is encrypted. `wraps` are (version, wrap). A new ciphertext is `content`, at most 256
+    `metadata` is encrypted. A new ciphertext is `content`, at most 256
     KiB, or has been uploaded as `upload`. `tombstone` is the second record of a move.
     """
 
     record: FileRecord
     body: bytes
     metadata: bytes = b""
-    wraps: tuple[tuple[int, Wrap], ...] = ()
+    wraps: tuple[VersionWrap, ...] = ()
     content: Buffer = b""
     upload: bytes | None = None
     tombstone: tuple[FileRecord, bytes] | None = None
@@ -140,14 +141,14 @@ class _Room:
         self._wraps = MAX_CHANGE_WRAPS
         self._head = MAX_REQUEST - _ENVELOPE
         self._body = MAX_BODY - _ENVELOPE
-        self._batches: set[tuple[str, bytes]] = set()
+        self._batches: dict[int, WrapBatch] = {}
 
     def takes(self, draft: Draft) -> bool:
         """Take the room that the draft needs, and return whether it was there."""
-        opened = {_batch_of(wrap): len(wrap.wrapped) for _, wrap in draft.wraps}
-        new = {batch: size for batch, size in opened.items() if batch not in self._batches}
+        new = {id(batch): batch for _, batch, _ in draft.wraps if id(batch) not in self._batches}
         head = sum(map(len, draft.bodies)) + len(draft.metadata) + _CHANGE_BYTES
-        head += len(draft.wraps) * _WRAP_BYTES + sum(new.values()) + len(new) * _BATCH_BYTES
+        head += len(draft.wraps) * _WRAP_BYTES
+        head += sum(len(batch.enc) + _BATCH_BYTES for batch in new.values())
         self._records -= len(draft.bodies)
         self._wraps -= len(draft.wraps)
         self._head -= head
@@ -175,24 +176,17 @@ def _tree_of(drafts: Sequence[Draft]) -> tuple[RecordTree, list[tuple[int, ...]]
     return tree, [tuple(place[next(counted)] for _ in draft.bodies) for draft in drafts]
 
 
-def _batch_of(wrap: Wrap) -> tuple[str, bytes]:
-    return wrap.user, wrap.wrapped[:BATCH_ID_SIZE]
-
-
 def _batched(
     drafts: Sequence[Draft],
 ) -> tuple[tuple[WrapBatch, ...], tuple[BatchedWrap, ...]]:
-    """Return the wraps of all drafts, with the encrypted KEK of each batch once."""
-    numbers: dict[tuple[str, bytes], int] = {}
+    """Return the wraps of all drafts, and their batches, each once."""
+    numbers: dict[int, int] = {}
     batches: list[WrapBatch] = []
     wraps: list[BatchedWrap] = []
     for change, draft in enumerate(drafts):
-        for version, wrap in draft.wraps:
-            key = _batch_of(wrap)
-            number = numbers.setdefault(key, len(numbers))
+        for version, batch, item in draft.wraps:
+            number = numbers.setdefault(id(batch), len(numbers))
             if number == len(batches):
-                enc = wrap.wrapped[BATCH_ID_SIZE:-WRAP_ITEM_SIZE]
-                batches.append(WrapBatch(key[1], wrap.user, wrap.key_id, wrap.algorithm, enc))
-            item = wrap.wrapped[-WRAP_ITEM_SIZE:]
+                batches.append(batch)
             wraps.append(BatchedWrap.of_checked(change, version, number, item))
     return tuple(batches), tuple(wraps)

@@ -31,7 +31,7 @@ from protocol.records.records import key_id as hash_of_key
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
 from protocol.wire.messages import session as opening
-from protocol.wire.messages.base import SignedRecord, Wrap
+from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.changes import Committed
 from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, Stat, Stated
 from protocol.wire.messages.log import (
@@ -46,7 +46,13 @@ from protocol.wire.messages.log import (
 from protocol.wire.messages.rotation import GetBundle, NewStatement, RotateBegin
 from protocol.wire.messages.sharing import Lookup
 from protocol.wire.messages.uploads import ALL_UPLOADS, PutAbort
-from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor, WrapBatches
+from sfsc.crypto.envelope import (
+    ContentKey,
+    Recipient,
+    RecordAuthor,
+    VersionWrap,
+    WrapBatches,
+)
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
     BadReceipt,
@@ -341,17 +347,18 @@ class Session:
     def wrap(
         self,
         key: ContentKey,
+        version: int,
         readers: tuple[ReaderEntry, ...],
-        batches: WrapBatches | None = None,
-    ) -> tuple[Wrap, ...]:
+        batches: WrapBatches,
+    ) -> tuple[VersionWrap, ...]:
         """Wrap the DEK of a version of ours for ourselves and for `readers`, all or some of the
-        file's readers, in `batches` or else in fresh ones. Raises what `Readers` does."""
-        if not readers:
-            return self.account.wrap_for_readers(key, (), batches)
-        if self.readers is None:
-            raise LocalError("no lookup of other users' keys")
-        recipients = self.readers().recipients(readers)
-        return self.account.wrap_for_readers(key, recipients, batches)
+        file's readers. Raises what `Readers` does."""
+        recipients = [Recipient(self.account.user, self.account.own_key)]
+        if readers:
+            if self.readers is None:
+                raise LocalError("no lookup of other users' keys")
+            recipients += self.readers().recipients(readers)
+        return tuple(batches.wrap_version(key, version, recipients))
 
     # --- opening ------------------------------------------------------------------------------
 

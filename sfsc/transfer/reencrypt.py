@@ -97,8 +97,7 @@ class Reencryption:
                 created=int(time.time()),
                 op=REENCRYPT,
             )
-            made = session.wrap(key, self._readers_of(onto, version), batches)
-            wraps = tuple((version, wrap) for wrap in made)
+            wraps = session.wrap(key, version, self._readers_of(onto, version), batches)
             return Draft(record, record.encode(), sealed, wraps, ciphertext, upload)
 
         change_file(session, FileChange(session.fetch_newest(source.file.file_id), build))

@@ -212,7 +212,7 @@ class NewVersion(PlannedChange[Put]):
             seen=session.seen,
             created=int(time.time()),
         )
-        wraps = tuple([(version, wrap) for wrap in session.wrap(key, readers, batches)])
+        wraps = session.wrap(key, version, readers, batches)
         return Draft(record, record.encode(), sealed, wraps, self.ciphertext, self.upload)
 
     def _check_head(self) -> tuple[ReaderEntry, ...]:

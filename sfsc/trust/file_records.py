@@ -4,7 +4,7 @@ What a method returns was verified, unless it says otherwise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final
 
@@ -31,7 +31,6 @@ from sfsc.crypto.envelope import (
     ContentKey,
     Metadata,
     Nanoseconds,
-    Recipient,
     WrapBatches,
     open_wraps,
 )
@@ -426,14 +425,6 @@ class OwnAccount(FileOwner, dict=True):  # for cached properties
     def wrap_batches(self, owner: FileOwner | None = None) -> WrapBatches:
         """Return fresh wrap batches for files of `owner`, or for our own if that is None."""
         return WrapBatches(self.server_id, (self if owner is None else owner).first)
-
-    def wrap_for_readers(
-        self, key: ContentKey, readers: Iterable[Recipient] = (), batches: WrapBatches | None = None
-    ) -> tuple[Wrap, ...]:
-        """Wrap the DEK of a version of our own for this account and `readers`, in `batches` or else
-        in fresh ones."""
-        own = Recipient(self.user, self.own_key)
-        return (batches or self.wrap_batches()).wrap(key, [own, *readers])
 
     def listing_entry(self, file: VerifiedFile, owner: FileOwner | None = None) -> Entry:
         """Return the listing entry of a version. Raises as `open_version` does."""

@@ -15,11 +15,16 @@ from protocol.records.record_signatures import verify_record_signature
 from protocol.records.records import DELETE, PUT, FileRecord, ReaderEntry, record_hash
 from protocol.records.signatures import Label
 from protocol.wire.messages import encode
-from protocol.wire.messages.base import MAX_REQUEST, MAX_SMALL, Wrap
-from protocol.wire.messages.changes import MAX_BATCHES, MAX_CHANGE_WRAPS, MAX_CHANGES, Commit
+from protocol.wire.messages.base import MAX_REQUEST, MAX_SMALL
+from protocol.wire.messages.changes import (
+    MAX_BATCHES,
+    MAX_CHANGE_WRAPS,
+    MAX_CHANGES,
+    Commit,
+    WrapBatch,
+)
 from sfsc.session.changeset import Changeset, Draft, fitting
 from sfsc.session.session import Session
-from tests.changes import wrapped
 
 READERS: tuple[ReaderEntry, ...] = (("bob", bytes(32), 0),)
 
@@ -53,8 +58,8 @@ def draft(number: int, readers: tuple[ReaderEntry, ...] = ()) -> Draft:
     return Draft(made, made.encode())
 
 
-def wrap(user: str, batch: bytes, size: int = 80) -> Wrap:
-    return Wrap(user, bytes(32), "x25519", batch + os.urandom(size + 60))
+def batch_for(user: str) -> WrapBatch:
+    return WrapBatch(os.urandom(16), user, bytes(32), "x25519", os.urandom(80))
 
 
 @dataclass(frozen=True)
@@ -79,14 +84,14 @@ shapes = st.builds(
 @settings(max_examples=40, deadline=None)
 @given(st.lists(shapes, max_size=60), st.integers(1, 8))
 def test_what_is_said_to_fit_one_request_fits(kinds: list[Shape], repeated: int) -> None:
-    batches = [os.urandom(16) for _ in range(257)]
+    batches = [batch_for(f"user{at}") for at in range(257)]
     made, other = record(1, READERS), record(2, READERS)
     drafts = [
         Draft(
             made,
             made.encode(),
             bytes(kind.metadata),
-            tuple((1, wrap(f"user{at}", batches[at])) for at in range(kind.wraps)),
+            tuple((1, batches[at], bytes(60)) for at in range(kind.wraps)),
             bytes(kind.content),
             None,
             (other, other.encode()) if kind.moved else None,
@@ -99,7 +104,7 @@ def test_what_is_said_to_fit_one_request_fits(kinds: list[Shape], repeated: int)
         assert group
         assert sum(len(one.bodies) for one in group) <= MAX_CHANGES
         assert sum(len(one.wraps) for one in group) <= MAX_CHANGE_WRAPS
-        names = {wrap.wrapped[:16] for one in group for _, wrap in one.wraps}
+        names = {batch.batch_id for one in group for _, batch, _ in one.wraps}
         assert len(names) <= MAX_BATCHES
 
 
@@ -117,7 +122,7 @@ def request_of(session: Session, drafts: list[Draft]) -> Commit:
 def test_a_full_request_fits_a_frame(session: Session) -> None:
     drafts = list(next(iter(fitting(draft(number, READERS) for number in range(300)))))
     full = [
-        Draft(one.record, one.body, bytes(300), ((1, wrap("ada", bytes(16))),), bytes(2000))
+        Draft(one.record, one.body, bytes(300), ((1, batch_for("ada"), bytes(60)),), bytes(2000))
         for one in drafts
     ]
     for group in fitting(full):
@@ -174,21 +179,20 @@ def test_every_record_is_signed(session: Session) -> None:
 
 
 def test_the_encrypted_kek_of_a_batch_travels_once(session: Session) -> None:
-    shared, alone = os.urandom(16), os.urandom(16)
-    head = os.urandom(80)
-    wraps = [Wrap("ada", bytes(32), "x25519", shared + head + os.urandom(60)) for _ in range(3)]
-    other = wrap("bob", alone)
+    shared, alone = batch_for("ada"), batch_for("bob")
+    items = [os.urandom(60) for _ in range(4)]
+    wraps = [((1, shared, items[0]),), ((1, shared, items[1]), (2, alone, items[2]))]
+    wraps.append(((1, shared, items[3]),))
     drafts = [draft(number) for number in range(3)]
     with_wraps = [
-        Draft(one.record, one.body, wraps=((1, wraps[at]), *(((2, other),) if at == 1 else ())))
-        for at, one in enumerate(drafts)
+        Draft(one.record, one.body, wraps=own) for one, own in zip(drafts, wraps, strict=True)
     ]
     request = request_of(session, with_wraps)
-    assert [batch.batch_id for batch in request.batches] == [shared, alone]
+    assert request.batches == (shared, alone)
     assert [(one.change, one.version, one.batch) for one in request.wraps] == [
         (0, 1, 0),
         (1, 1, 0),
         (1, 2, 1),
         (2, 1, 0),
     ]
-    assert [wrapped(request, one) for one in request.wraps] == [wraps[0], wraps[1], other, wraps[2]]
+    assert [one.item for one in request.wraps] == items
