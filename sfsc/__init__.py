@@ -32,6 +32,7 @@ from sfsc.errors import (
 if TYPE_CHECKING:
     from sfsc.account.addresses import set_addresses
     from sfsc.account.lifecycle import (
+        change_passphrase,
         enrol,
         export_pem,
         import_pem,
@@ -85,6 +86,7 @@ __all__ = [
     "UsageError",
     "Whoami",
     "accept",
+    "change_passphrase",
     "check_proof",
     "connect",
     "enrol",

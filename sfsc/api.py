@@ -46,6 +46,7 @@ PUBLIC: Final = {
     "Transaction": "files.transaction",
     "Whoami": "keys.account_info",
     "accept": "api",
+    "change_passphrase": "account.lifecycle",
     "check_proof": "api",
     "connect": "api",
     "enrol": "account.lifecycle",

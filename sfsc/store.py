@@ -65,7 +65,8 @@ class Status(Value):
 
     `server_id` is 32 bytes. `log_size` is the number of entries of the server's log at login,
     proven to continue the log seen before. The keys are to be rotated by `due`, and other users
-    stop using them after `expires`. `log_vkey` is the log's verification key (C2SP).
+    stop using them after `expires`. `log_vkey` is the log's verification key (C2SP). `recovery`
+    tells whether there is a recovery code.
     """
 
     user: str
@@ -82,6 +83,7 @@ class Status(Value):
     due: int
     expires: int
     log_vkey: str
+    recovery: bool
 
 
 @single_threaded
@@ -790,6 +792,7 @@ class Store(Closing):
             due=newest.due,
             expires=newest.expires,
             log_vkey=self._session.trust.log_vkey,
+            recovery=self.has_recovery(),
         )
 
     def close(self) -> None:

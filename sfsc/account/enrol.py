@@ -61,6 +61,16 @@ def read_invitation(text: str) -> Invitation:
         raise UsageError(str(exc), "paste the whole line that `sfsd user add` printed") from exc
 
 
+def check_server(invitation: Invitation, timeouts: Timeouts | None = None) -> None:
+    """Connect to the server of an invitation, and end the connection. Raises `NetworkError`, and
+    `WrongServer` and other `IntegrityError`s unless it is the pinned one."""
+    transport = dial((invitation.address,), timeouts)
+    try:
+        ServerTrust(invitation.pin).accept_welcome(transport.welcome(), transport.peer_spki_sha256)
+    finally:
+        transport.close()
+
+
 def enrol_account(
     invitation: Invitation,
     home: Path,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from protocol.codec.errors import MessageError
 from protocol.records.invitation import AccountLink, parse_account_link
 from protocol.records.signatures import SigningKey
-from sfsc.account.enrol import enrol_account, read_invitation
+from sfsc.account.enrol import check_server, enrol_account, read_invitation
 from sfsc.account.join import AccountCredentials, TakeBackOptions, join_account
 from sfsc.account.recover import (
     AccountRecovery,
@@ -41,6 +41,23 @@ if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys
 
 
+def change_passphrase(
+    *,
+    home: Home = None,
+    passphrase: Passphrase = None,
+    new: Passphrase = None,
+    no_passphrase: bool = False,
+) -> None:
+    """Lock the keyring in `home`, which `passphrase` unlocks, with the passphrase `new` (a text, or
+    a function that is called once the keyring is unlocked), or with none. The keys stay the same,
+    so a copy of the old file still opens the account with the old passphrase. Raises
+    `WrongPassphrase`, and `ConflictError` if another process changes the keyring meanwhile."""
+    file = unlock_home(home_folder(home), passphrase)
+    if not no_passphrase and new is None:
+        raise UsageError("the new passphrase is missing", "or use --no-passphrase")
+    file.change_passphrase(None if no_passphrase else find_passphrase(new))
+
+
 def enrol(
     invitation: str,
     *,
@@ -56,6 +73,8 @@ def enrol(
     that asks for it, or None for the environment. With `no_passphrase` only the file mode protects
     the keyring. Raises `SfscError`."""
     invited = read_invitation(invitation)
+    if callable(passphrase) and not no_passphrase:
+        check_server(invited)  # before the user thinks of a passphrase
     stated = None if no_passphrase else require_passphrase(passphrase)
     imported_keys = None if pem is None else _load_pem(pem, pem_passphrase)
     return describe_account(

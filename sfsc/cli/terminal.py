@@ -31,6 +31,7 @@ from sfsc.errors import (
     UsageError,
 )
 
+_TRIES: Final = 3
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -166,15 +167,30 @@ def _from_environment() -> str:
 
 def new_passphrase(purpose: str = "") -> str | None:
     """Ask twice for the passphrase of a new keyring, or of what `purpose` (`` for …``) says. Return
-    None if the environment names it. Raises `UsageError` if it is empty or the two differ."""
-    if _is_in_environment():
-        return None
-    first = _prompt(f"New passphrase{purpose}: ")
-    if not first:
-        raise UsageError("the passphrase is empty", "use --no-passphrase to have none")
-    if first != _prompt("Repeat the passphrase: "):
-        raise UsageError("the two passphrases differ", "nothing was written; run the command again")
-    return first
+    None if the environment names it. Raises as `ask_new_passphrase`."""
+    return None if _is_in_environment() else ask_new_passphrase(purpose)
+
+
+def ask_new_passphrase(purpose: str = "") -> str:
+    """Ask twice for a new passphrase, up to three times if the two differ. Warn of a weak one.
+    Raises `UsageError` if it is empty, or if the two differ again and again."""
+    for _ in range(_TRIES):
+        first = _prompt(f"New passphrase{purpose}: ")
+        if not first:
+            raise UsageError("the passphrase is empty", "use --no-passphrase to have none")
+        _warn_if_weak(first)
+        if first == _prompt("Repeat the passphrase: "):
+            return first
+        say("sfsc: the two passphrases differ; type both again")
+    raise UsageError("the two passphrases differ", "nothing was written; run the command again")
+
+
+def _warn_if_weak(passphrase: str) -> None:
+    from sfsc.keys.passphrase_strength import is_weak
+
+    if is_weak(passphrase):
+        say("sfsc: warning: this passphrase is easy to guess for somebody who has your keyring")
+        say("hint: five words that you draw by lot are hard to guess")
 
 
 def new_passphrase_source() -> Callable[[], str] | None:

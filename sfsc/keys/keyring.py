@@ -241,6 +241,17 @@ class KeyringFile:
         self.contents = contents
         self._stored_sha256 = hashlib.sha256(stored).digest()
 
+    def change_passphrase(self, passphrase: str | None) -> None:
+        """Replace the file by one that another passphrase locks, or none (None). Raises as `save`,
+        and `UsageError` for an empty passphrase. Other processes that have the file open can
+        neither save nor reload it any more."""
+        lock = _KeyringHeader.generate(passphrase)
+        with _lock_file(self.path):
+            self.check_unchanged()
+            stored = _write(self.path, self.contents, lock)
+        self._lock = lock
+        self._stored_sha256 = hashlib.sha256(stored).digest()
+
     def update(self, change: Callable[[Keyring], Keyring]) -> None:
         """Save what `change` makes of `contents`; if another process was first, reload and retry.
         Raises `ConflictError` if others keep writing, and as `save` and `reload` do."""

@@ -6,6 +6,7 @@ positions, three at odd ones, so that a listener notices omitted or swapped word
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 _TWO_SYLLABLES: Final = """
@@ -61,6 +62,26 @@ ultimate undaunted underfoot unicorn unify universe unravel upcoming vacancy vag
 virginia visitor vocalist voyager warranty waterloo whimsical wichita wilmington wyoming
 yesteryear yucatan
 """
+
+
+def all_words() -> list[str]:
+    """Return the 512 words of the list."""
+    return [*_TWO_SYLLABLES.split(), *_THREE_SYLLABLES.split()]
+
+
+def parse_words(words: Sequence[str]) -> bytes:
+    """Return the bytes of these words, in upper or lower case. Raises `ValueError`, which names the
+    first word that is not in the list, or that is at a wrong place."""
+    even, odd = _TWO_SYLLABLES.split(), _THREE_SYLLABLES.split()
+    found = bytearray()
+    for place, word in enumerate(words):
+        known = odd if place % 2 else even
+        if word.lower() not in known:
+            elsewhere = word.lower() in (even if place % 2 else odd)
+            wrong = "is at a wrong place: one is missing or twice" if elsewhere else "is no word"
+            raise ValueError(f"word {place + 1} {wrong}: {word[:40]}")
+        found.append(known.index(word.lower()))
+    return bytes(found)
 
 
 def pgp_words(data: bytes) -> list[str]:

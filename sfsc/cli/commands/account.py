@@ -65,8 +65,9 @@ def init(
 ) -> None:
     """Make keys and enrol with INVITATION, an sfs:// line from the operator.
 
-    `-` reads INVITATION from stdin. It holds a secret, and other users of the machine can see the
-    arguments of a command.
+    Without INVITATION the command asks for it; `-` does the same, or reads it from stdin if that is
+    no terminal. It holds a secret, and other users of the machine can see the arguments of a
+    command. The server is checked before a passphrase is asked for.
 
     With --recovery, or with --import-key FILE and no INVITATION, open an existing account on this
     machine. --recovery asks for the account line (sfs://…&first=…) and the recovery code, or reads
@@ -74,7 +75,7 @@ def init(
     the code, --take-back undoes the attacker's statements and changes to files. All other machines
     then lose access to the account.
 
-    Example: sfsc init -
+    Example: sfsc init
     """
     if (take_back or undo_from is not None) and not recovery:
         raise UsageError("--take-back and --undo-from need --recovery")
@@ -83,8 +84,11 @@ def init(
     if recovery:
         _recover(context, undo_from, take_back=take_back, no_passphrase=no_passphrase)
         return
-    if invitation == "-":
+    if invitation == "-" or (invitation is None and pem is None):
         invitation = terminal.ask("Invitation: ")
+        if not invitation:
+            hint = "paste it when `sfsc init` asks, or use --recovery or --import-key FILE"
+            raise UsageError("INVITATION is missing", hint)
     keys = None if pem is None else pem.read(_MAX_KEY_FILE + 1)
     passphrase = None if no_passphrase else terminal.new_passphrase_source()
     pem_passphrase = terminal.passphrase_source("Passphrase of the key file: ")
@@ -98,18 +102,17 @@ def init(
             passphrase=passphrase,
             no_passphrase=no_passphrase,
         )
-    elif keys is not None:
+    else:
         me = sfsc.import_pem(
-            keys,
+            keys or b"",
             home=context.home,
             pem_passphrase=pem_passphrase,
             passphrase=passphrase,
             no_passphrase=no_passphrase,
         )
-    else:
-        hint = "run `sfsc init -` and paste it, or use --recovery or --import-key FILE"
-        raise UsageError("INVITATION is missing", hint)
     show_identity(me, context)
+    if invitation is not None:
+        terminal.say("make a recovery code now: sfsc key recovery")
 
 
 def _recover(
@@ -193,4 +196,5 @@ def status(context: Context) -> None:
         f"log       {entries}, consistent with the log seen before",
         f"log key   {printable(now.log_vkey)}",
         f"keys      generation {now.generation}, to be rotated by {due}",
+        f"recovery  {'there is a code' if now.recovery else 'no code; run `sfsc key recovery`'}",
     )

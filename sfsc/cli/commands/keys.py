@@ -88,6 +88,29 @@ def key_verify(context: Context, user: str, fingerprint: str | None) -> None:
     )
 
 
+@key.command("passphrase")
+@click.option("--no-passphrase", is_flag=True, help="Protect the keyring by its file mode only.")
+@click.pass_obj
+def key_passphrase(context: Context, *, no_passphrase: bool) -> None:
+    """Change the passphrase of the keyring on this machine.
+
+    The present one is asked for, or taken from the environment (SFSC_PASSPHRASE); the new one is
+    asked for twice. The keys stay the same, so somebody who has copied the keyring and knows the
+    old passphrase still has your account: run `sfsc rotate --compromised` then. Backups keep their
+    own passphrases.
+
+    Example: sfsc key passphrase
+    """
+    sfsc.change_passphrase(
+        home=context.home,
+        passphrase=terminal.passphrase_source("Present passphrase: "),
+        new=terminal.ask_new_passphrase,
+        no_passphrase=no_passphrase,
+    )
+    done = "the keyring has no passphrase" if no_passphrase else "the passphrase was changed"
+    context.confirm({"passphrase": not no_passphrase}, done)
+
+
 @key.command("backup")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(

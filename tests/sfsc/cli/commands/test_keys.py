@@ -1,4 +1,4 @@
-"""`sfsc device`: labels, kinds and logins of an account's devices."""
+"""`sfsc device`, and passphrases: what `init` and `key passphrase` ask."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sfsc.keys.home import unlock_home
 from tests.lying_server import LyingServer
 from tests.sfsc.cli.shell import Shell
+from tests.terminal import converse
 
 OPEN = "--no-passphrase"
 
@@ -69,11 +71,43 @@ def test_devices_have_labels_on_all_machines(
     assert f"  this machine  since {day}  login 20" in lines[0]
     assert max(map(len, lines)) <= 80
 
-    code = one.json("key", "recovery")[0]["code"]
+    assert one.json("status")[0]["recovery"] is False
+    one.run("key", "recovery")
+    assert one.json("status")[0]["recovery"] is True
+    assert two.json("status")[0]["recovery"] is True
     recovery = one.json("device", "list")[3]
     assert (recovery["kind"], recovery["label"]) == ("recovery", "recovery code")
     assert "key recovery" in one.run("device", "drop", "recovery code", code=2)[1]
     one.run("device", "drop", "old")
     assert [row["kind"] for row in one.json("device", "list")] == ["machine", "backup", "recovery"]
     assert one.json("device", "list")[0]["label"].startswith("tower")
-    assert code
+
+
+def test_passphrases_are_asked_for_on_the_terminal(server: LyingServer, tmp_path: Path) -> None:
+    home, invitation = tmp_path / "eve", server.invite("eve")
+    new, again = "New passphrase: ", "Repeat the passphrase: "
+    # Another server than the invitation names, or none: seen before a passphrase is asked for.
+    pin = invitation.partition("?pin=")[2][:64]
+    for wrong, code in ((invitation.replace(pin, "0" * 64), 5), ("sfs://nonsense", 2)):
+        converse(home, "init", answers=[("Invitation: ", wrong)], code=code)
+    answers = [
+        ("Invitation: ", invitation),
+        *((new, "P@ssw0rd123"), (again, "P@ssw0rd124")),
+        *((new, "late moss orbit five"), (again, "late moss orbit five")),
+    ]
+    enrolled = converse(home, "init", answers=answers)
+    assert enrolled.stderr.count("warning: this passphrase is easy to guess") == 1
+    assert "the two passphrases differ; type both again" in enrolled.stderr
+    assert enrolled.stderr.endswith("make a recovery code now: sfsc key recovery\n")
+    assert unlock_home(home, "late moss orbit five").contents.user == "eve"
+
+    answers = [
+        ("Present passphrase: ", "late moss orbit five"),
+        (new, "tin rye"),
+        (again, "tin rye"),
+    ]
+    before = (home / "keyring").read_bytes()
+    changed = converse(home, "key", "passphrase", answers=answers)
+    assert changed.stderr.endswith("the passphrase was changed\n")
+    assert unlock_home(home, "tin rye").contents.user == "eve"
+    assert (home / "keyring").read_bytes()[30:46] != before[30:46]  # another salt
