@@ -386,7 +386,7 @@ def _decide(
         location = tree.location(below)
         try:
             if entry.kind == LINK and not links:
-                raise NotRegularFile(f"{entry.name} is a link, and was not made", "use --links")
+                raise NotRegularFile("is a link, and was not made without --links")
             tree.destination(below)  # raises for a name that no file can have here
             outcome = replace.decide(entry, location, tree.status(below))
         except SfscError as exc:
