@@ -661,6 +661,28 @@ def test_an_odd_tree(alice: Client, tmp_path: Path) -> None:
     assert read(tmp_path / "out" / "t") == expected
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="special files of Linux")
+def test_special_files_and_folders_in_use(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """None of them hangs, grows without end or ends with a traceback."""
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "f").write_bytes(b"x")
+    (tmp_path / "t" / "f").chmod(0o644)
+    (tmp_path / "lnk").symlink_to("t")
+    os.mkfifo(tmp_path / "ff")
+    for odd in ("ff", "lnk", "/dev/zero"):
+        assert alice.run("put", odd, "--name", "z", code=1, cwd=tmp_path).stderr.count("\n") == 2
+    alice.run("put", "-r", "lnk", "--name", "top", cwd=tmp_path)
+    alice.run("put", "/proc/cpuinfo")
+    assert alice.run("cat", "cpuinfo").stdout.startswith(b"processor")
+    alice.run("put", "-r", "/proc/self/task", "--name", "task", code=1)
+    alice.run("put", "-r", alice.home, "--name", "home")
+    alice.run("put", "-r", daemon.root / "store", "--name", "root")  # which grows meanwhile
+    assert alice.run("ls").lines == ["cpuinfo", "home/", "root/", "task/", "top/"]
+    assert alice.run("ls", "top/").lines == ["top/f"]
+    alice.run("get", "top/f", "-o", "/dev/null")
+    assert "cannot write /proc/nope" in alice.run("get", "top/f", "-o", "/proc/nope", code=1).stderr
+
+
 def test_an_empty_folder(alice: Client, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     nothing = alice.run("put", "-r", ".", cwd=tmp_path / "empty")
