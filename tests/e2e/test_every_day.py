@@ -119,7 +119,7 @@ def test_upload_and_download_of_a_folder(daemon: Daemon, alice: Client, tmp_path
     back.mkdir()
     got = alice.run("get", "-r", "tree", cwd=back)
     for odd in ("link", "loop"):
-        assert f"tree/{odd} is a link, and was not made" in got.stderr
+        assert f"tree/{odd}: is a link, and was not made" in got.stderr
     assert read(back / "tree") == files | {"modes/run": b"#!"}
     status = (back / "tree" / "modes" / "run").stat()
     assert (status.st_mode & 0o777, int(status.st_mtime)) == (0o751, 1_500_000_000)
