@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from protocol.codec.values import Value, changed
-from protocol.records.records import MOVE
+from protocol.records.records import MOVE, record_hash
 from protocol.wire.messages import FileView, Receipt
 from sfsc.crypto.envelope import Metadata, WrapBatches, check_any_name, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, SfscError, UsageError
 from sfsc.files.listing import Files
 from sfsc.files.names import NameTree, both_kinds, full_folders
-from sfsc.files.versions import fetch_versions, is_within
+from sfsc.files.versions import fetch_versions, is_within, planned
 from sfsc.session.changeset import Draft
 from sfsc.session.commit import (
     PlannedChange,
@@ -85,11 +85,16 @@ class Renames:
         targets |= dict.fromkeys(new.keys() - heads.keys())
         ready = {name: targets[file_id] for file_id, name in new.items() if file_id in targets}
         places = [(entries[name].file_id, entries[name].version) for name in ready]
-        changes = (
-            Move(session, name, moves[name], (file, ready[name]))
-            for file in fetch_versions(session, places, note)
-            for name in (old[file.file_id],)
-        )
+
+        def moved(file: VerifiedFile) -> Move:
+            name = old[file.file_id]
+            target = ready[name]
+            fresh = target is None or record_hash(target.head_body) == heads[target.file_id].hash
+            # What another device has changed since the listing is asked for again.
+            found = (file, target) if fresh and file.head.current == file.version else None
+            return Move(session, name, moves[name], found)
+
+        changes = planned(fetch_versions(session, places, note), moved, note)
         full, before = full_folders(moves.values()), {new: name for name, new in moves.items()}
         return (
             Renamed(before[entry.name], entry)

@@ -17,7 +17,7 @@ from sfsc.errors import NotFound, SfscError, UsageError
 from sfsc.files.history import draft_restore, remember_restored
 from sfsc.files.listing import deletions
 from sfsc.files.names import full_folders
-from sfsc.files.versions import StoredFile, StoredFiles, fetch_versions, is_trash
+from sfsc.files.versions import StoredFile, StoredFiles, fetch_versions, is_trash, planned
 from sfsc.session.changeset import Draft
 from sfsc.session.commit import (
     PlannedChange,
@@ -105,10 +105,11 @@ class Restores:
         def note(file_id: str, error: SfscError) -> None:
             skip(found[file_id][0].name, error)
 
-        changes = (
-            _Restoration(self._session, found[source.file_id][0].name, source, only_deleted)
-            for source in fetch_versions(self._session, places, note)
-        )
+        def restoration(source: VerifiedFile) -> _Restoration:
+            name = found[source.file_id][0].name
+            return _Restoration(self._session, name, source, only_deleted=only_deleted)
+
+        changes = planned(fetch_versions(self._session, places, note), restoration, note)
         return commit_changes(self._session, changes, skip)
 
 
@@ -123,7 +124,7 @@ class _Restoration(PlannedChange[Restored]):
     device has stored or restored the file meanwhile."""
 
     def __init__(
-        self, session: Session, name: str, source: VerifiedFile, only_deleted: bool
+        self, session: Session, name: str, source: VerifiedFile, *, only_deleted: bool
     ) -> None:
         self.name = name
         self._session = session

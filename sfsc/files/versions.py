@@ -8,8 +8,8 @@ are asked for.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, TypeVar
 
 from protocol.codec.values import Value, changed
 from protocol.records.records import record_hash
@@ -28,6 +28,7 @@ from sfsc.trust.followed_log import LoggedVersion, VersionFacts
 from sfsc.trust.server_log import REPORT
 from sfsc.trust.state import LoggedFile, unpack_entry
 
+_Change = TypeVar("_Change")
 _TOGETHER: Final = 256
 """Versions that are verified together."""
 Place = tuple[str, int]
@@ -262,6 +263,22 @@ def fetch_versions(
                 skip(place[0], exc)
             else:
                 yield confirmed
+
+
+def planned(
+    files: Iterable[VerifiedFile], plan: Callable[[VerifiedFile], _Change], skip: Skip
+) -> Iterator[_Change]:
+    """Yield the change that `plan` makes of each file. One that fails is passed to `skip` with the
+    file_id."""
+    for file in files:
+        try:
+            change = plan(file)
+        except STOPPING:
+            raise
+        except SfscError as exc:
+            skip(file.file_id, exc)
+        else:
+            yield change
 
 
 def _confirmed(file: VerifiedFile, logged: LoggedVersion | None) -> VerifiedFile:

@@ -11,6 +11,7 @@ import pytest
 from protocol.codec.values import changed
 from protocol.records.records import MOVE
 from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.files import Stat
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
@@ -188,3 +189,36 @@ def test_refusals_are_raised(server: Simulator, session: Session) -> None:
         with pytest.raises(error):
             Renames(session).mv("a", "c")
     assert names(session) == ["a"]
+
+
+def test_what_another_device_changes_meanwhile_is_moved_too(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    """After the listing: a new version, a file at the new name that comes and goes, a deletion."""
+    for name in ("a/1", "a/2", "a/3", "b"):
+        put(session, name)
+    Files(session).rm("b")
+
+    def change() -> None:
+        put(other, "a/1", b"newer")
+        put(other, "n/2", b"in between")
+        Files(other).rm("n/2")
+        Files(other).rm("a/3")
+
+    steps = [change]
+
+    def hook(request: Request) -> Reply | None:
+        if isinstance(request, Stat) and steps:
+            step = steps.pop()
+            server._lock.release()
+            step()
+            server._lock.acquire()
+        return None
+
+    server.intercept = hook
+    failed: list[str] = []
+    moved = Renames(session).mv_many(["a"], "n", lambda name, _error: failed.append(name))
+    assert [(one.before, one.entry.name) for one in moved] == [("a/1", "n/1"), ("a/2", "n/2")]
+    assert (get(session, "n/1"), get(session, "n/2")) == (b"newer", b"content")
+    assert failed == ["a/3"]
+    assert not steps
