@@ -22,6 +22,7 @@ from sfsc.closing import Closing
 from sfsc.crypto.envelope import FILE, FOLDER
 from sfsc.errors import LocalError, SyncRunning
 from sfsc.files.comparison import local_item
+from sfsc.local_files import status_of
 from sfsc.transfer.source import TreeItem
 from sfsc.trust.file_records import Entry
 from sfsc.trust.state import ClientState
@@ -205,5 +206,9 @@ class Copies(Closing):
 
     def close(self) -> None:
         """Save everything."""
+        for _, folder, memory in self._memories:
+            with contextlib.suppress(LocalError):
+                if (status := status_of(folder)) is not None:
+                    memory.identity = status.st_dev, status.st_ino
         with contextlib.suppress(LocalError):
             self._stack.close()

@@ -317,6 +317,14 @@ def test_after_put_and_get_of_the_folder(shell: Shell, elsewhere: Elsewhere) -> 
     }
 
 
+def test_a_folder_that_was_put_and_emptied(shell: Shell, elsewhere: Elsewhere) -> None:
+    write("emptied/a", "a")
+    shell.run("put", "-r", "emptied")
+    os.unlink("emptied/a")
+    assert shell.statuses("sync", "--delete", "emptied") == {"emptied/a": ("deleted", 1)}
+    assert elsewhere.stored("emptied") == {}
+
+
 def test_only_the_latest_folders_are_remembered(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
