@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         take_back,
         take_back_plan,
     )
-    from sfsc.api import accept, check_proof, connect, watch, whoami
+    from sfsc.api import accept, check_proof, connect, people, watch, whoami
     from sfsc.files.contacts import Person
     from sfsc.files.inbox import Shared
     from sfsc.files.purge import Purged
@@ -93,6 +93,7 @@ __all__ = [
     "export_pem",
     "import_pem",
     "new_recovery_code",
+    "people",
     "recover",
     "restore",
     "set_addresses",

@@ -53,6 +53,7 @@ PUBLIC: Final = {
     "export_pem": "account.lifecycle",
     "import_pem": "account.lifecycle",
     "new_recovery_code": "account.lifecycle",
+    "people": "api",
     "recover": "account.lifecycle",
     "restore": "account.lifecycle",
     "set_addresses": "account.addresses",
@@ -151,6 +152,13 @@ def whoami(home: Home = None, *, passphrase: Passphrase = None) -> Whoami:
     """Return the account of the keyring in `home`, without asking the server. Arguments as in
     `connect`. Raises `KeyringError`."""
     return describe_account(unlock_home(home_folder(home), passphrase).contents)
+
+
+def people(home: Home = None, *, passphrase: Passphrase = None) -> list[tuple[str, bytes]]:
+    """Return the users who are trusted here, as (name, fingerprint of 32 bytes), by name: their
+    fingerprints were compared, or accepted at first use. The server is not asked. Arguments as in
+    `connect`. Raises `KeyringError`."""
+    return list(unlock_home(home_folder(home), passphrase).contents.pins)
 
 
 def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> VerifiedProof:

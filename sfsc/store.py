@@ -575,6 +575,11 @@ class Store(Closing):
         """Return the users who may read `name`, without ourselves."""
         return self._sharing.readers(name)
 
+    def shares(self, *, skip: Skip | None = None) -> Iterator[Grant]:
+        """Yield who may read which of our files, and until when, by name and user. Files that the
+        server has damaged or lost are passed to `skip`, as in `ls`."""
+        return self._sharing.list_grants(skip)
+
     def shared_folders(self) -> tuple[Folder, ...]:
         """Return the folders whose new files are shared, one for each reader."""
         return self._shared_folders.list_folders()

@@ -41,6 +41,8 @@ COMMANDS = {
     "batch": ("batch", "Make several changes, all or none."),
     "share": ("sharing", "Let another user read a file or folder."),
     "unshare": ("sharing", "Stop sharing a file or folder."),
+    "shares": ("sharing", "List what you share, with whom and until when."),
+    "people": ("sharing", "List the users whose fingerprints you have verified."),
     "inbox": ("sharing", "List what others share with you; leave a file, block a user."),
     "history": ("files", "Show every version of a file."),
     "restore": ("trash", "Bring back deleted files, old versions, or a folder as it was."),

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Final
 
 from protocol.codec.errors import MessageError
 from protocol.codec.names import check_user_name
@@ -309,8 +310,21 @@ def _check_logged(session: Session, user: str, first: bytes, shown: ShownChain) 
 
 
 def parse_fingerprint(text: str) -> bytes:
-    """Return the 32 bytes of a typed fingerprint in hex, spaces allowed. Raises `UsageError`."""
-    digits = "".join(text.split())
-    if not re.fullmatch("[0-9a-fA-F]{64}", digits):
-        raise UsageError("a fingerprint is 64 hex digits", "see `sfsc key show`")
-    return bytes.fromhex(digits)
+    """Return the 32 bytes of a typed fingerprint: 64 hex digits, or 32 words; spaces between them
+    are ignored. Raises `UsageError`, which names a word that is not in the list."""
+    from sfsc.keys.pgp_words import parse_words
+
+    words = text.split()
+    digits = "".join(words)
+    if re.fullmatch("[0-9a-fA-F]{64}", digits):
+        return bytes.fromhex(digits)
+    try:
+        found = parse_words(words)
+    except ValueError as exc:
+        raise UsageError(str(exc), _HOW_TO_COMPARE) from exc
+    if len(found) != 32:
+        raise UsageError(f"a fingerprint has 32 words, not {len(found)}", _HOW_TO_COMPARE)
+    return found
+
+
+_HOW_TO_COMPARE: Final = "a fingerprint is 64 hex digits or 32 words: see `sfsc key show`"

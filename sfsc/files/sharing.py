@@ -34,7 +34,7 @@ from sfsc.session.commit import (
     verify_head,
     with_present_wraps,
 )
-from sfsc.session.pipeline import newest_views
+from sfsc.session.pipeline import Skip, newest_views
 from sfsc.session.session import Session
 from sfsc.transfer.reencrypt import Reencryption
 from sfsc.trust.file_records import VerifiedFile
@@ -201,6 +201,22 @@ class Sharing:
         """Return the other readers of `name`, by user."""
         head = find_current_file(self._session, name).head
         return [Grant(name, user, expires) for user, _, expires in head.readers]
+
+    def list_grants(self, skip: Skip | None = None) -> Iterator[Grant]:
+        """Yield who may read each present file, by name and user. Files that cannot be listed are
+        passed to `skip`; without it, the first of their errors is raised at the end."""
+        state = self._session.state
+        found = Files(self._session).ls("", skip, folders=True)
+        while some := list(itertools.islice(found, _FETCHED)):
+            ids = [entry.file_id for entry in some]
+            heads, known = state.logged_heads(ids), state.verified_files(ids)
+            for entry in some:
+                file, head = known.get(entry.file_id), heads.get(entry.file_id)
+                if file is None or head is None or file.hash != head.hash:
+                    yield from self.readers(entry.name)  # it has changed since it was listed
+                    continue
+                for user, _, expires in FileRecord.parse(file.record).readers:
+                    yield Grant(entry.name, user, expires)
 
     def _list_folder(self, prefix: str, unreadable: list[SfscError]) -> dict[str, str]:
         """Return the names of the present files of a folder by file_id, by name. Add the errors of

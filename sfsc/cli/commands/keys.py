@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +15,7 @@ from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.account import no_passphrase_option, show_identity
+from sfsc.cli.commands.sharing import word_lines
 from sfsc.errors import NotFound, SfscError, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from sfsc.account.rotate import RotationPlan, RotationResult
     from sfsc.store import Store
 
-_WORDS_PER_LINE: Final = 8
 _VERSIONS_PER_SECOND: Final = 2000
 """Approximate speed of wrapping; `make bench` measures it."""
 
@@ -49,42 +48,39 @@ def key_show(context: Context) -> None:
         shown = {"user": me.user, "fingerprint": me.fingerprint.hex(), "words": words}
         terminal.answer_json(shown)
     else:
-        show_identity(me, context, *_word_lines(me.words))
-
-
-def _word_lines(words: Sequence[str]) -> Iterator[str]:
-    for start in range(0, len(words), _WORDS_PER_LINE):
-        label = "in words" if start == 0 else ""
-        yield f"{label:<12} {' '.join(words[start : start + _WORDS_PER_LINE])}"
+        show_identity(me, context, *word_lines(me.fingerprint))
 
 
 @key.command("verify")
 @click.argument("user")
-@click.argument("fingerprint", required=False)
+@click.argument("fingerprint", nargs=-1)
 @click.pass_obj
-def key_verify(context: Context, user: str, fingerprint: str | None) -> None:
+def key_verify(context: Context, user: str, fingerprint: tuple[str, ...]) -> None:
     """Remember USER by a compared FINGERPRINT. USER shows it with `sfsc key show`.
+
+    FINGERPRINT is the 64 hex digits or the 32 words.
 
     Compare it with USER by telephone or on paper, not through this server. Without FINGERPRINT,
     show the one that the server gives, to compare.
 
     Example: sfsc key verify bob
     """
-    with context.connect() as store:
-        from sfsc.files.contacts import parse_fingerprint
-        from sfsc.keys.pgp_words import pgp_words
+    from sfsc.files.contacts import parse_fingerprint
+    from sfsc.keys.pgp_words import pgp_words
 
-        if fingerprint is None:
+    compared = parse_fingerprint(" ".join(fingerprint)) if fingerprint else None
+    with context.connect() as store:
+        if compared is None:
             person = store.person(user)
         else:
-            person = store.verify_person(user, parse_fingerprint(fingerprint))
+            person = store.verify_person(user, compared)
     shown, words = person.fingerprint.hex(), pgp_words(person.fingerprint)
     about = {"user": user, "fingerprint": shown, "words": " ".join(words)}
     context.answer(
         {**about, "verified": person.pinned},
         f"user         {user}, {'verified' if person.pinned else 'unverified'}",
         f"fingerprint  {shown}",
-        *_word_lines(words),
+        *word_lines(person.fingerprint),
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
+import sfsc
 from protocol.codec.terminal_text import human_time, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _Result = TypeVar("_Result")
+_WORDS_PER_LINE: Final = 8
 _OWNER: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):(.+)", re.DOTALL)
 
 
@@ -134,6 +136,46 @@ def _show_grants(grants: Iterable[Grant], done: str, context: Context) -> None:
         shown = {"name": one.name, "user": one.user, "expires": one.expires, done: True}
         until = terminal.until(one.expires)
         context.confirm(shown, f"{text} {printable(one.name)} with {one.user}{until}")
+
+
+@click.command()
+@click.pass_obj
+def shares(context: Context) -> None:
+    """List everything that you share: first the folders, then the files, each with a user and the
+    end of the access.
+
+    A folder also shares what is put there later. Its files are listed too, because a file may be
+    shared longer or with others.
+
+    Example: sfsc shares
+    """
+    failures = terminal.Failures()
+    with context.connect() as store:
+        for folder in store.shared_folders():
+            _show_share(f"{folder.prefix}/", "folder", folder.user, folder.expires, context)
+        for one in store.shares(skip=failures):
+            _show_share(one.name, "file", one.user, one.expires, context)
+    failures.check()
+
+
+def _show_share(name: str, kind: str, user: str, expires: int, context: Context) -> None:
+    shown = {"name": name, "kind": kind, "user": user, "expires": expires}
+    context.answer(shown, f"{printable(name)}  {user}{terminal.until(expires)}")
+
+
+@click.command()
+@click.pass_obj
+def people(context: Context) -> None:
+    """List the users whose fingerprints you have verified, or accepted at first use, with them.
+
+    Example: sfsc people
+    """
+    from sfsc.keys.pgp_words import pgp_words
+
+    for user, fingerprint in sfsc.people(context.home, passphrase=terminal.passphrase_source()):
+        shown = {"user": user, "fingerprint": fingerprint.hex()}
+        shown["words"] = " ".join(pgp_words(fingerprint))
+        context.answer(shown, f"{user:<8}  {fingerprint.hex()}")
 
 
 @click.group(invoke_without_command=True)
@@ -266,10 +308,22 @@ def confirm_trust(action: Callable[[bool], _Result], *, first_use: bool) -> _Res
         if not terminal.is_interactive():
             raise
         terminal.say(f"sfsc: {printable(exc.cause)}")
+        for line in word_lines(bytes.fromhex(exc.fingerprint)):
+            terminal.say(line)
         said = terminal.ask_user("Have you compared this fingerprint with the user? [y/N] ")
         if said.strip().lower() not in ("y", "yes"):
             raise
         return action(True)
+
+
+def word_lines(fingerprint: bytes) -> Iterator[str]:
+    """Yield lines with the words of a fingerprint, which are easier to read aloud than hex."""
+    from sfsc.keys.pgp_words import pgp_words
+
+    words = pgp_words(fingerprint)
+    for start in range(0, len(words), _WORDS_PER_LINE):
+        label = "in words" if start == 0 else ""
+        yield f"{label:<12} {' '.join(words[start : start + _WORDS_PER_LINE])}"
 
 
 def parse_expiry(text: str, now: float) -> int:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sfsc.cli import terminal
 from sfsc.cli.commands.sharing import confirm_trust
 from sfsc.errors import Untrusted
+from sfsc.keys.pgp_words import pgp_words
+from tests.lying_server import LyingServer
+from tests.sfsc.cli.shell import Shell
+from tests.terminal import converse
+
+PAIR = ("ada", "bob")
 
 
 def need_trust(first_use: bool) -> str:
@@ -36,3 +44,49 @@ def test_nobody_is_asked_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(Untrusted):
         confirm_trust(need_trust, first_use=False)
     assert confirm_trust(need_trust, first_use=True) == "shared"
+
+
+def test_people_and_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SFSC_AUTO_ROTATE", "0")
+    monkeypatch.chdir(tmp_path)
+    with LyingServer(tmp_path / "lying") as server:
+        ada, bob = (Shell(server.enrol(one, key_type="x25519"), tmp_path, capsys) for one in PAIR)
+        (shown,) = bob.json("key", "show")
+        words = str(shown["words"]).split()
+        assert ada.run("people") == ada.run("shares") == ("", "")
+        for typed, said in (
+            (words[:-1], "32 words, not 31"),
+            ([*words[:4], "zzz", *words[5:]], "word 5 is no word: zzz"),
+            ([words[0], words[0], *words[2:]], "word 2 is at a wrong place"),
+            (["12ab"], "word 1 is no word"),
+        ):
+            assert said in ada.run("key", "verify", "bob", *typed, code=2)[1]
+        other = pgp_words(bytes(32))
+        assert "is not that of bob" in ada.run("key", "verify", "bob", *other, code=5)[1]
+        assert ada.json("key", "verify", "bob", " ".join(words).upper())[0]["verified"]
+        (bob_,) = ada.json("people")
+        assert bob_ == {"user": "bob"} | {key: shown[key] for key in ("fingerprint", "words")}
+        assert ada.run("people")[0] == f"bob       {shown['fingerprint']}\n"
+
+        for name in ("d/a", "d/b", "c"):
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_bytes(name.encode())
+        ada.run("put", "d/a", "d/b", "c")
+        ada.run("share", "-r", "d", "bob")
+        ada.run("share", "d/b", "bob", "--expires", "2099-12-31")
+        ends = [("d/", "folder", 0), ("d/a", "file", 0), ("d/b", "file", 4_102_444_800)]
+        found = ada.json("shares")
+        assert [(one["name"], one["kind"], one["expires"]) for one in found] == ends
+        assert {one["user"] for one in found} == {"bob"}
+        assert ada.run("shares")[0].splitlines()[2] == "d/b  bob until 2100-01-01 00:00:00Z"
+        ada.run("unshare", "d/b", "bob")
+        assert [one["name"] for one in ada.json("shares")] == ["d/", "d/a"]
+
+        # The question shows the words, which can be read aloud.
+        bob.run("put", "c")
+        question = [("Have you compared", "n")]
+        asked = converse(bob.home, "share", "c", "ada", answers=question, stdin=b"", code=4)
+        (mine,) = ada.json("key", "show")
+        assert all(word in asked.stderr for word in str(mine["words"]).split())
