@@ -13,7 +13,7 @@ from protocol.log.auditlog import EntryDraft
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.changes import Commit
-from protocol.wire.messages.log import LogHead, LogLeaves, LogLines
+from protocol.wire.messages.log import LogHead, LogLeaves, LogLines, LogProof
 from protocol.wire.messages.uploads import PutOpen
 from sfsc.errors import (
     BadReceipt,
@@ -185,6 +185,18 @@ def test_a_connection_lost_between_a_receipt_and_the_log(
     assert [put.version for put in done] == [1] * 30
     assert session.connections == 2
     assert session.trust.newest.size == server.log.size
+
+
+def test_more_files_than_entries_are_kept(
+    server: Simulator, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each receipt is checked when the log has its checkpoint, and asks for nothing later."""
+    monkeypatch.setattr("sfsc.session.session._OWN_ENTRIES", 16)
+    server.all_leaves = True
+    before = len(server.asked(LogLeaves))
+    assert len(list(Uploads(session).put_many(items(24)))) == 24
+    assert len(server.asked(LogLeaves)) == before
+    assert not server.asked(LogProof)
 
 
 # --- lost connections
