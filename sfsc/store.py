@@ -481,7 +481,8 @@ class Store(Closing):
         With `at`, in Unix seconds, make the folder what it was then, by the clocks of the machines
         that changed it: changed files get the version of that time, and files that did not exist
         are deleted. Nothing is lost: what was current before stays an older version, or trash.
-        Files that were not changed since are not yielded. Raises `NotFound`."""
+        Files that were not changed since are not yielded. Raises `NotFound`, also if no file was in
+        the folder then: nothing is changed."""
         return self._shared_again(self._restores.folder(name, at, skip or _raise))
 
     def _shared_again(self, restored: Iterable[Restored]) -> Iterator[Restored]:

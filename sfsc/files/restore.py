@@ -6,7 +6,7 @@ files are fetched as a pipeline and committed together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from protocol.codec.values import Value
@@ -69,7 +69,7 @@ class Restores:
         """Bring back every deleted file in `folder` ("": all). With `at`, in unix seconds, make the
         folder what it was then: changed files get the version of that time, and files that did not
         exist are deleted. Files that were not changed since are left out; those that fail are
-        passed to `skip`. Raises `NotFound` if no file is or was in the folder."""
+        passed to `skip`. Raises `NotFound` if no file is or was in the folder, or was then."""
         found = self._stored.in_folder(folder, skip)
         full = full_folders(file.name for file in found)
         for one in self._restore_folder(found, at, skip):
@@ -77,15 +77,18 @@ class Restores:
                 yield one
 
     def _restore_folder(
-        self, found: Iterable[StoredFile], at: int | None, skip: Skip
+        self, found: Sequence[StoredFile], at: int | None, skip: Skip
     ) -> Iterator[Restored]:
         if at is None:
             wanted = [(one, one.logged.kept[-1]) for one in found if is_trash(one.logged)]
             yield from self._restore(wanted, skip, only_deleted=True)
             return
         wanted, later = [], list[StoredFile]()
+        versions = {file.file_id: file.logged.version_at(at) for file in found}
+        if not any(versions.values()):
+            raise NotFound("there was no file in it at that time", "`sfsc rm -r` deletes a folder")
         for file in found:
-            version = file.logged.version_at(at)
+            version = versions[file.file_id]
             current = 0 if file.logged.deleted else file.logged.head.version
             if not version and current:
                 later.append(file)

@@ -12,7 +12,7 @@ from protocol.codec.terminal_text import counted, human_time, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
 from sfsc.cli.times import before_age, parse_moment
-from sfsc.errors import UsageError
+from sfsc.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from sfsc.files.purge import Purged
@@ -82,8 +82,16 @@ def restore(
     with context.connect() as store:
         if recursive:
             for name in names:
-                found = store.restore_tree(name, at=when, skip=failures)
-                if not _show_restored(found, context):
+                try:
+                    count = _show_restored(
+                        store.restore_tree(name, at=when, skip=failures), context
+                    )
+                except (NotFound, UsageError) as exc:
+                    if len(names) == 1:
+                        raise
+                    failures(name, exc)
+                    continue
+                if not count:
                     terminal.say(f"nothing to restore in {printable(name)}")
         elif len(names) > 1:
             _show_restored(store.restore_many(names, skip=failures), context)
