@@ -406,14 +406,14 @@ def test_garbage_from_a_sharer_does_not_block_rotation(daemon: Daemon, tmp_path:
         put(store, "bad", b"bad")
         store.share("good", "oli", trust_first_use=True)
         with pytest.MonkeyPatch.context() as patch:
-            wrap = WrapBatches.wrap
+            wrap = WrapBatches.wrap_version
             patch.setattr(
                 WrapBatches,
-                "wrap",
-                lambda batches, key, who: tuple(
-                    one if one.user == "ned" else changed(one, wrapped=bytes(1244))
-                    for one in wrap(batches, key, who)
-                ),
+                "wrap_version",
+                lambda *asked: [
+                    (version, changed(batch, enc=bytes(1168)), item)
+                    for version, batch, item in wrap(*asked)
+                ],
             )
             store.share("bad", "oli")
     with connect(oli) as store:
