@@ -6,7 +6,8 @@
     │   │   └── NotRegularFile      a pipe or device that is not stored, a link that is not made
     │   ├── CommandFailed           a command whose output was to be stored; has `.code`
     │   ├── BadDestination          a name that cannot be a file here, or leads elsewhere
-    │   └── UnsupportedKind         a stored folder or link, which has no content
+    │   ├── UnsupportedKind         a stored folder or link, which has no content
+    │   └── SyncRunning             another process synchronises the same folder
     ├── UsageError               2  an invalid call
     ├── NotFound                 3  no such file or user, or not visible to this account
     ├── Denied                   4  the server refuses an authenticated request

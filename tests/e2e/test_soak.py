@@ -83,7 +83,7 @@ def test_a_large_file_uses_constant_memory(alice: Client, tmp_path: Path) -> Non
 
 @pytest.fixture
 def sealed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, bytes]]:
-    """Record (hash of the key, nonce) of every encrypted segment."""
+    """Record (hash of the key, nonce) of everything that is encrypted by `Aead.seal_into`."""
     seen: list[tuple[bytes, bytes]] = []
     names: dict[int, bytes] = {}
     build, seal = primitives.Aead.__init__, primitives.Aead.seal_into
@@ -114,9 +114,9 @@ def test_a_repeatedly_interrupted_upload(
             put = store.put(tmp_path / "file", name="file")
         assert put.version == 1
         assert proxy.accepted > CUTS // 2
-    assert (
-        len(sealed) == len(set(sealed)) == segments.segment_count(segments.ciphertext_size(UPLOAD))
-    )
+    # Each segment, and its hash in the upload's journal.
+    count = segments.segment_count(segments.ciphertext_size(UPLOAD))
+    assert len(sealed) == len(set(sealed)) == 2 * count
     alice.run("get", "file", "-o", tmp_path / "back", seconds=600)
     assert same(tmp_path / "file", tmp_path / "back")
 

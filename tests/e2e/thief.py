@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import sfsc
@@ -41,9 +42,10 @@ def _alone(
     generations: tuple[GenerationKeys, ...],
     signers: tuple[SigningKey, ...],
     keys: GenerationKeys | None = None,
+    **labels: Any,
 ) -> PendingStatement:
     alone = changed(draft, devices=(public_device(self._keyring.device),))
-    return _build_statement(self, alone, generations, signers, keys)
+    return _build_statement(self, alone, generations, signers, keys, **labels)
 
 
 class Thief:
