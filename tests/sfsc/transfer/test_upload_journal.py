@@ -231,6 +231,25 @@ def test_an_older_journal_in_its_place(server: Simulator, session: Session, sour
     assert len(server.asked(PutOpen)) == 2
 
 
+def test_an_older_journal_and_a_server_that_goes_along(
+    server: Simulator, session: Session, source: Path
+) -> None:
+    """No hash shows that the last pieces were sent, but the source's times show that it changed."""
+    cut(server, session, source, 4)
+    (journal,) = journals(session)
+    data = journal.read_bytes()
+    journal.write_bytes(data[: 2 + int.from_bytes(data[:2]) + 48])
+    edit(source, 3 * PIECE)
+
+    def tamper(request: Request, reply: Reply) -> Reply:
+        return UploadState(request.upload, PIECE) if isinstance(request, PutResume) else reply
+
+    server.tamper = tamper
+    Uploads(session).put(source, "file")
+    check_nonces(server)
+    assert len(server.asked(PutOpen)) == 2
+
+
 def test_hashes_are_on_the_disk_before_their_pieces_are_sent(
     server: Simulator, session: Session, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
