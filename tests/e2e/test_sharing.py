@@ -595,6 +595,12 @@ def test_an_older_statement_of_a_reader_is_refused(trio: Trio) -> None:
         assert store.readers("mine") == []
 
 
+def of_now(shown: Reply, reply: Opened) -> Reply:
+    """Return what another request was shown, with the log entry of the present one."""
+    assert isinstance(shown, Opened)
+    return changed(shown, receipt=reply.receipt)
+
+
 def test_wraps_and_contents_of_other_files_are_refused(trio: Trio) -> None:
     with connect(trio.ben) as store:
         ids = {one.entry.name: one.entry.file_id for one in store.inbox()}
@@ -612,7 +618,7 @@ def test_wraps_and_contents_of_other_files_are_refused(trio: Trio) -> None:
     with lying(wrapped), connect(trio.ben) as store, pytest.raises(Tampered):
         fetched(store, "ada", "shared")
     with (
-        lying(lambda reply: other if isinstance(reply, Opened) else reply),
+        lying(lambda reply: of_now(other, reply) if isinstance(reply, Opened) else reply),
         connect(trio.ben) as store,
         pytest.raises(BadRecord),
     ):
@@ -634,7 +640,7 @@ def test_a_file_attributed_to_another_owner_is_refused(trio: Trio) -> None:
             store.inbox()
     opened = captured(trio.ada, Opened, lambda store: fetched(store, "ben", "bens"))
     with (
-        lying(lambda reply: opened if isinstance(reply, Opened) else reply),
+        lying(lambda reply: of_now(opened, reply) if isinstance(reply, Opened) else reply),
         connect(trio.ada) as store,
         pytest.raises(BadRecord),
     ):
