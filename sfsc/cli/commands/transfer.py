@@ -106,6 +106,9 @@ def put(
     absolute or leaves the current folder is stored under its last part. If --name ends with a
     slash, a file is stored in that folder, under its last part.
 
+    If a crash or a lost network cuts the upload of a file of 8 MiB or more, the same command
+    continues it within 24 hours, unless the file has changed.
+
     With -r, a FILE that is a folder is stored with everything in it, below its own path or --name:
     files, empty folders, symbolic links as links, and the modes and times of folders. Links in it
     are never followed; pipes and devices are left out. A file that cannot be read is reported, the
