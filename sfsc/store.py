@@ -608,6 +608,11 @@ class Store(Closing):
         """Return the owners whom we block, by name."""
         return self._inbox.blocked()
 
+    def stat_shared(self, owner: str, name: str, *, file_id: str | None = None) -> Shared:
+        """Return the present version of the file `name` that `owner` shares, without its content.
+        Raises `ConflictError` if several have this name and `file_id` does not choose one."""
+        return self._inbox.stat(owner, name, file_id)
+
     def get_shared(
         self,
         owner: str,

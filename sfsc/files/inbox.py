@@ -249,28 +249,40 @@ class ReceivedFiles:
         """Return the owners whom we block, by name, as the server says."""
         return self._session.call(ListBlocked(), BlockedOwners).owners
 
+    def stat(self, owner: str, name: str, file_id: str | None = None) -> Shared:
+        """Return the file `name` that `owner` shares, verified; `file_id` chooses among several of
+        that name. Raises `NotFound`, and `ConflictError` if there are several."""
+        found = self._find(self._contacts.find(owner), name)
+        ids = [one.entry.file_id for one in found]
+        if file_id is None and len(ids) == 1:
+            return found[0]
+        if file_id in ids:
+            return found[ids.index(file_id)]
+        raise _not_one(owner, name, ids if file_id is None else [])
+
     def _find_file_id(self, person: Person, name: str) -> str:
+        ids = [one.entry.file_id for one in self._find(person, name)]
+        if len(ids) != 1:
+            raise _not_one(person.user, name, ids)
+        return ids[0]
+
+    def _find(self, person: Person, name: str) -> list[Shared]:
+        """Return the files of this name that a user shares. Raises the error of one that may be it,
+        if there is none."""
         wrong: list[SfscError] = []
 
         def note(what: str, error: SfscError) -> None:
             if what.startswith(f"{person.user}:") and isinstance(error, IntegrityError):
                 wrong.append(error)
 
-        ids = [
-            one.entry.file_id
+        found = [
+            one
             for one in self.list_files(note)
             if one.owner == person.user and one.entry.name == name
         ]
-        if not ids and wrong:
+        if not found and wrong:
             raise wrong[0]  # it may be this file, so do not claim that there is none
-        if not ids:
-            raise NotFound(f"{person.user} shares no file {name}", "see `sfsc inbox`")
-        if len(ids) > 1:
-            raise ConflictError(
-                f"{person.user} shares {len(ids)} files with that name: {', '.join(ids)}",
-                "select one with --id",
-            )
-        return ids[0]
+        return found
 
     def _changed_items(self, since: int, damaged: list[DamagedVersion]) -> Iterator[SharedFile]:
         """Yield the listed files; add those that the server calls damaged to `damaged`."""
@@ -326,3 +338,10 @@ class ReceivedFiles:
             if (user, first) == (account.user, account.first):
                 return expires
         raise BadRecord("the server shows a file that its owner does not share with us")
+
+
+def _not_one(owner: str, name: str, ids: list[str]) -> SfscError:
+    if not ids:
+        return NotFound(f"{owner} shares no file {name}", "see `sfsc inbox`")
+    cause = f"{owner} shares {len(ids)} files with that name: {', '.join(ids)}"
+    return ConflictError(cause, "select one with --id")

@@ -16,12 +16,14 @@ from protocol.codec.values import Value
 from sfsc import local_files
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
+from sfsc.cli.commands.sharing import own_name
 from sfsc.cli.commands.transfer import no_file
 from sfsc.cli.progress import ProgressBar
 from sfsc.errors import LocalError, UsageError
 
 if TYPE_CHECKING:
     from sfsc.files.transaction import Changed, Transaction
+    from sfsc.store import Store
 
 _KEYS: Final = {"put": "source", "rm": None, "mv": "to"}
 """The ops, and the key that each needs beside `op` and `name`."""
@@ -57,11 +59,17 @@ def batch(context: Context, file: str) -> None:
     """
     asked = list(_read(file))
     with ProgressBar() as bar, context.connect(bar) as store:
+        asked = [_of_own_files(store, one) for one in asked]
         with store.transaction() as change:
             for one in asked:
                 one.ask(change)
         for done in change.results:
             _show(done, context)
+
+
+def _of_own_files(store: Store, one: _Asked) -> _Asked:
+    other = own_name(store, one.other) if one.op == "mv" else one.other
+    return _Asked(one.op, own_name(store, one.name), other)
 
 
 class _Asked(Value):

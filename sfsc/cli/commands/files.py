@@ -11,12 +11,13 @@ from protocol.codec.terminal_text import counted, human_time, printable
 from protocol.codec.values import Mutable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
-from sfsc.cli.commands.sharing import show_inbox
+from sfsc.cli.commands.sharing import list_inbox, own_name, show_inbox, split_owner
 from sfsc.cli.commands.trash import show_deleted
 from sfsc.errors import NetworkError, NotFound, SfscError, UsageError
 
 if TYPE_CHECKING:
     from sfsc.files.history import Revision
+    from sfsc.files.inbox import Shared
     from sfsc.session.pipeline import Skip
     from sfsc.store import Store
     from sfsc.trust.file_records import Entry
@@ -38,6 +39,8 @@ def ls(
     with exit code 3 if there is no such folder. With -R only empty folders have a line. Files that
     the server has damaged or lost are named on stderr, and the exit code is 5.
 
+    OWNER:PREFIX lists what OWNER shares with you, as --shared does for everybody.
+
     --deleted lists what `sfsc restore` can bring back; with -l, the last version, its size, and
     when it was deleted.
 
@@ -53,6 +56,10 @@ def ls(
         return
     empty = True
     with context.connect() as store:
+        owner, prefix = split_owner(store, prefix)
+        if owner is not None:
+            list_inbox(store, context, f"{owner}:{prefix}", long=long)
+            return
         unreadable = terminal.Failures()
         found = store.ls(prefix, skip=unreadable)
         for item in found if recursive else _level(found, prefix):
@@ -107,12 +114,17 @@ def _level(entries: Iterable[Entry], prefix: str) -> Iterator[Entry | _Folder]:
 @click.argument("name")
 @click.pass_obj
 def stat(context: Context, name: str) -> None:
-    """Show the version, sizes, times, id and readers of NAME, all verified.
+    """Show the version, sizes, times, id and readers of NAME, all verified. OWNER:NAME is a file
+    that OWNER shares with you.
 
     Example: sfsc stat report.pdf
     """
     check_is_no_folder([name])
     with context.connect() as store, folder_hint(store, name):
+        owner, name = split_owner(store, name)
+        if owner is not None:
+            _show_shared_file(store.stat_shared(owner, name), context)
+            return
         entry, readers = store.stat(name), store.readers(name)
     shared = [{"user": one.user, "expires": one.expires} for one in readers]
     context.answer(
@@ -124,6 +136,22 @@ def stat(context: Context, name: str) -> None:
         f"stored      {human_time(entry.created)}",
         f"file id     {entry.file_id}",
         *(f"shared      with {one.user}{terminal.until(one.expires)}" for one in readers),
+    )
+
+
+def _show_shared_file(one: Shared, context: Context) -> None:
+    entry = one.entry
+    shown = {"owner": one.owner, "expires": one.expires, "verified": one.verified}
+    unverified = "" if one.verified else ", unverified"
+    context.answer(
+        {**shown, **terminal.fields_of(entry)},
+        f"name        {one.owner}:{printable(entry.name)}",
+        f"version     {entry.version} (revision {entry.revision})",
+        f"size        {counted(entry.size, 'byte')}, {entry.ciphertext_size} encrypted",
+        f"modified    {human_time(entry.mtime)}",
+        f"stored      {human_time(entry.created)}",
+        f"file id     {entry.file_id}",
+        f"shared      by {one.owner}{unverified}{terminal.until(one.expires)}",
     )
 
 
@@ -173,6 +201,7 @@ def rm(
         terminal.require_yes(f"Delete every file{more}?", yes=yes)
     # A damaged file must not start a rotation that it may hinder.
     with context.connect(auto_rotate=None if not damaged else False) as store:
+        names = tuple(own_name(store, name) for name in names)
         failures = terminal.Failures()
         if damaged:
             _give_up_damaged(store, names, failures, context)
@@ -264,6 +293,7 @@ def mv(context: Context, names: tuple[str, ...]) -> None:
         raise UsageError("NEW_NAME is missing", "see `sfsc mv --help`")
     failures = terminal.Failures()
     with context.connect() as store:
+        *sources, target = (own_name(store, name) for name in names)
         for one in store.mv_many(sources, target, skip=failures):
             shown = {**terminal.fields_of(one.entry), "before": one.before}
             before, after = printable(one.before), printable(one.entry.name)
@@ -286,6 +316,10 @@ def history(context: Context, name: str) -> None:
     """
     check_is_no_folder([name])
     with context.connect() as store:
+        owner, name = split_owner(store, name)
+        if owner is not None:
+            cause = f"only {owner} sees the records of {owner}:{name}"
+            raise UsageError(cause, "`sfsc stat OWNER:NAME` shows its present version")
         damaged = terminal.Failures()
         for one in store.history(name, skip=damaged):
             context.answer(one, _revision_line(one))

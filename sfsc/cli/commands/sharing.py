@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _Result = TypeVar("_Result")
 _WORDS_PER_LINE: Final = 8
-_OWNER: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):(.+)", re.DOTALL)
+_OWNER: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):(.*)", re.DOTALL)
 
 
 @click.command()
@@ -86,6 +86,7 @@ def share(
             return
         if name is None or user is None:
             raise UsageError("NAME and USER are needed", "or use --list; see `sfsc share --help`")
+        name = own_name(store, name)
         until = None if expires is None else parse_expiry(expires, time.time())
 
         def grant(first_use: bool) -> list[Grant]:
@@ -123,6 +124,7 @@ def unshare(context: Context, name: str, user: str, *, recursive: bool, reencryp
     if not recursive:
         check_is_no_folder([name])
     with context.connect() as store:
+        name = own_name(store, name)
         if recursive:
             _show_grants(store.unshare_tree(name, user, reencrypt=reencrypt), "unshared", context)
         else:
@@ -257,11 +259,16 @@ def inbox_blocked(context: Context) -> None:
 
 def show_inbox(context: Context, prefix: str, *, long: bool) -> None:
     """List the shared files whose OWNER:NAME starts with `prefix`."""
-    failures = terminal.Failures()
     with context.connect() as store:
-        for item in store.inbox(skip=failures):
-            if f"{item.owner}:{item.entry.name}".startswith(prefix):
-                _show_shared(item, context, long=long)
+        list_inbox(store, context, prefix, long=long)
+
+
+def list_inbox(store: Store, context: Context, prefix: str, *, long: bool) -> None:
+    """Like `show_inbox`, in an open store."""
+    failures = terminal.Failures()
+    for item in store.inbox(skip=failures):
+        if f"{item.owner}:{item.entry.name}".startswith(prefix):
+            _show_shared(item, context, long=long)
     failures.check()
 
 
@@ -284,6 +291,17 @@ def split_owner(store: Store, text: str) -> tuple[str | None, str]:
         return None, text
     owner, name = matched[1], matched[2]
     return (None if owner == store.whoami().user else owner), name
+
+
+def own_name(store: Store, text: str) -> str:
+    """Return the name of a file of our own, which a command is about to change. Raises `UsageError`
+    for ``OWNER:NAME``: only its owner changes a file."""
+    owner, name = split_owner(store, text)
+    if owner is not None:
+        cause = f"{text} is a file of {owner}, and only {owner} can change it"
+        hint = f"for a file of your own with this name, write {store.whoami().user}:{text}"
+        raise UsageError(cause, hint)
+    return name
 
 
 def trust_options(command: _Command) -> _Command:

@@ -14,6 +14,7 @@ import sfsc
 from protocol.codec.terminal_text import printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
+from sfsc.cli.commands.sharing import own_name
 from sfsc.cli.folder_options import (
     dry_run_option,
     exclude_options,
@@ -78,6 +79,7 @@ def sync(
     outcomes = Outcomes(json=context.json)
     excluded = patterns(exclude, exclude_from)
     with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
+        prefix = None if prefix is None else own_name(store, prefix)
         for done in store.sync(
             Path(folder or ""),
             prefix,

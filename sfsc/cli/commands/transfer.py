@@ -17,7 +17,7 @@ from protocol.codec.terminal_text import counted, printable
 from sfsc import local_files
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
-from sfsc.cli.commands.sharing import confirm_trust, split_owner, trust_options
+from sfsc.cli.commands.sharing import confirm_trust, own_name, split_owner, trust_options
 from sfsc.cli.folder_options import (
     check_folder_options,
     compare_options,
@@ -158,6 +158,9 @@ def put(
         _check_names(paths, items, excluded)
     outcomes = Outcomes(json=context.json)
     with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
+        if name is not None:
+            name = own_name(store, name)
+            items = [(source, name) for source, _ in items]
         if paths:
             found = store.put_tree(
                 paths,
@@ -197,7 +200,7 @@ def _put_command(
         raise UsageError("the output of a command has no name", "use --name NAME")
     _check_receipt(receipt, (command,), recursive=False)
     with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
-        done = store.put_command(command, name, expected=expected)
+        done = store.put_command(command, own_name(store, name), expected=expected)
         if receipt is not None:
             terminal.write_private(receipt, store.proof_of(done))
         _show_put(done, context, Outcomes(json=context.json))

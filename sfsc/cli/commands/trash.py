@@ -11,6 +11,7 @@ import click
 from protocol.codec.terminal_text import counted, human_time, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
+from sfsc.cli.commands.sharing import own_name
 from sfsc.cli.times import before_age, parse_moment
 from sfsc.errors import NotFound, UsageError
 
@@ -80,6 +81,7 @@ def restore(
         check_is_no_folder(names)
     failures = terminal.Failures()
     with context.connect() as store:
+        names = tuple(own_name(store, name) for name in names)
         if recursive:
             for name in names:
                 try:
@@ -140,6 +142,7 @@ def prune(context: Context, prefix: str, *, keep: int, recursive: bool) -> None:
         check_is_no_folder([prefix])
     failures = terminal.Failures()
     with context.connect() as store:
+        prefix = own_name(store, prefix)
         if recursive:
             _show_purged(store.prune_tree(prefix, keep=keep, skip=failures), context)
         else:

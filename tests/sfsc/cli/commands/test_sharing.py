@@ -90,3 +90,39 @@ def test_people_and_shares(
         asked = converse(bob.home, "share", "c", "ada", answers=question, stdin=b"", code=4)
         (mine,) = ada.json("key", "show")
         assert all(word in asked.stderr for word in str(mine["words"]).split())
+        shared_files_are_read_and_not_changed(ada, bob)
+
+
+def shared_files_are_read_and_not_changed(ada: Shell, bob: Shell) -> None:
+    """`d/a` is shared with bob."""
+    (listed,) = bob.json("ls", "ada:d/")
+    (shown,) = bob.json("stat", "ada:d/a")
+    assert listed == shown
+    assert (shown["owner"], shown["name"], shown["size"]) == ("ada", "d/a", 3)
+    assert "shared      by ada, unverified\n" in bob.run("stat", "ada:d/a")[0]
+    assert bob.run("ls", "ada:")[0] == "ada:d/a\n"
+    assert "ada shares no file c" in bob.run("stat", "ada:c", code=3)[1]
+    Path("changes").write_text('{"op":"rm","name":"ada:d/a"}\n')
+    for command in (
+        ("rm", "ada:d/a"),
+        ("rm", "-r", "ada:d"),
+        ("rm", "--purge", "ada:d/a"),
+        ("mv", "ada:d/a", "x"),
+        ("mv", "c", "ada:d/x"),
+        ("put", "c", "--name", "ada:d/a"),
+        ("put", "-r", "d", "--name", "ada:d"),
+        ("put", "--command", "echo x", "--name", "ada:x"),
+        ("restore", "ada:d/a"),
+        ("prune", "ada:d/a", "--keep", "1"),
+        ("share", "ada:d/a", "carol"),
+        ("unshare", "ada:d/a", "bob"),
+        ("sync", "d", "ada:d"),
+        ("batch", "changes"),
+    ):
+        assert "only ada can change it" in bob.run(*command, code=2)[1], command
+    assert bob.run("ls", "-R")[0] == "c\n"
+    # A file of one's own with such a name is written with one's own name in front.
+    bob.run("put", "c", "--name", "bob:ada:d/a")
+    assert bob.json("stat", "bob:ada:d/a")[0]["name"] == "ada:d/a"
+    bob.run("mv", "bob:ada:d/a", "plain")
+    assert bob.run("ls", "-R")[0] == "c\nplain\n"
