@@ -613,6 +613,13 @@ class Store(Closing):
         Raises `ConflictError` if several have this name and `file_id` does not choose one."""
         return self._inbox.stat(owner, name, file_id)
 
+    def shared_history(
+        self, owner: str, name: str, *, file_id: str | None = None
+    ) -> list[Revision]:
+        """Return every record of the file `name` that `owner` shares, oldest first, all verified.
+        Raises as `stat_shared`."""
+        return self._history.shared_history(*self._inbox.newest(owner, name, file_id))
+
     def get_shared(
         self,
         owner: str,

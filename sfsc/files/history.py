@@ -36,7 +36,7 @@ from sfsc.session.commit import (
 )
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
-from sfsc.trust.file_records import Entry, VerifiedFile
+from sfsc.trust.file_records import Entry, FileOwner, VerifiedFile
 from sfsc.trust.state import KnownFile
 
 BuildDraft = Callable[[VerifiedFile, WrapBatches], Draft]
@@ -151,16 +151,24 @@ class FileHistory:
             raise NotFound(f"the content of version {version} was removed", "see `sfsc history`")
         return found
 
-    def records(self, newest: VerifiedFile) -> list[FileRecord]:
-        """Return every record of the file in order; `newest` is its newest version. Raises like
-        `history`."""
+    def shared_history(self, owner: FileOwner, newest: VerifiedFile) -> list[Revision]:
+        """Return every record of a file that another user shares, like `history`; `newest` is its
+        newest version."""
+        records = self.records(newest, owner)
+        gone = {version for record in records for version in record.purged or ()}
+        return [_revision(record, gone, voided=owner.is_voided(record)) for record in records]
+
+    def records(self, newest: VerifiedFile, owner: FileOwner | None = None) -> list[FileRecord]:
+        """Return every record of the file in order; `newest` is its newest version, `owner` another
+        user whose file it is. Raises like `history`."""
         session, file_id = self._session, newest.file_id
+        signer = session.account if owner is None else owner
         records: list[FileRecord] = []
         prev, first = b"", 1
         while first:
-            page = session.call(History(session.account.user, file_id, first), HistoryPage)
+            page = session.call(History(signer.user, file_id, first), HistoryPage)
             for signed in page.records:
-                record = session.account.verify_record(signed, file_id, historic=True)
+                record = signer.verify_record(signed, file_id, historic=True)
                 if (record.rev, record.prev) != (len(records) + 1, prev):
                     raise BadRecord(
                         f"record {len(records) + 1} of the file does not follow the one before it"

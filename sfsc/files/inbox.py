@@ -260,6 +260,17 @@ class ReceivedFiles:
             return found[ids.index(file_id)]
         raise _not_one(owner, name, ids if file_id is None else [])
 
+    def newest(
+        self, owner: str, name: str, file_id: str | None = None
+    ) -> tuple[FileOwner, VerifiedFile]:
+        """Return the owner of a file as `stat` finds it, and its newest version, verified."""
+        found = self.stat(owner, name, file_id).entry.file_id
+        person = self._contacts.find(owner)
+        view = expect_reply(self._session.ask(Stat(owner, found, 0)), Stated).view
+        shared = self._remembered.shared_files()
+        known = [one.revision for one in shared if (one.owner, one.file_id) == (owner, found)]
+        return person.owner, person.owner.verify_newest(view, found, next(iter(known), None))
+
     def _find_file_id(self, person: Person, name: str) -> str:
         ids = [one.entry.file_id for one in self._find(person, name)]
         if len(ids) != 1:

@@ -306,6 +306,7 @@ def mv(context: Context, names: tuple[str, ...]) -> None:
 @click.pass_obj
 def history(context: Context, name: str) -> None:
     """Show every record of NAME, deleted or not, oldest first. All of them are verified.
+    OWNER:NAME is a file that OWNER shares with you.
 
     `sfsc get NAME --version N` fetches a version, `sfsc restore` makes it the current one, `sfsc
     prune` removes the content of old ones. What a file held before it was renamed is in the history
@@ -318,8 +319,9 @@ def history(context: Context, name: str) -> None:
     with context.connect() as store:
         owner, name = split_owner(store, name)
         if owner is not None:
-            cause = f"only {owner} sees the records of {owner}:{name}"
-            raise UsageError(cause, "`sfsc stat OWNER:NAME` shows its present version")
+            for one in store.shared_history(owner, name):
+                context.answer(one, _revision_line(one))
+            return
         damaged = terminal.Failures()
         for one in store.history(name, skip=damaged):
             context.answer(one, _revision_line(one))

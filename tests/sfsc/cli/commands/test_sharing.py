@@ -101,6 +101,9 @@ def shared_files_are_read_and_not_changed(ada: Shell, bob: Shell) -> None:
     assert (shown["owner"], shown["name"], shown["size"]) == ("ada", "d/a", 3)
     assert "shared      by ada, unverified\n" in bob.run("stat", "ada:d/a")[0]
     assert bob.run("ls", "ada:")[0] == "ada:d/a\n"
+    made, granted = bob.json("history", "ada:d/a")
+    assert (made["op"], made["version"], granted["op"]) == ("put", 1, "access")
+    assert "ada shares no file c" in bob.run("history", "ada:c", code=3)[1]
     assert "ada shares no file c" in bob.run("stat", "ada:c", code=3)[1]
     Path("changes").write_text('{"op":"rm","name":"ada:d/a"}\n')
     for command in (
