@@ -244,7 +244,7 @@ def ask_user(question: str) -> str:
     return _ask_at_terminal(question, secret=False) or ""
 
 
-_NAMES: Final = ("CONIN$", "CONOUT$") if os.name == "nt" else ("/dev/tty", "/dev/tty")
+_NAMES: Final = ("CONIN$", "CONOUT$") if sys.platform == "win32" else ("/dev/tty", "/dev/tty")
 """The terminal of this process, for reading and for writing."""
 
 
@@ -266,13 +266,11 @@ def _open_terminal() -> Iterator[tuple[TextIO, TextIO] | None]:
 
 
 def _stdin_names() -> list[tuple[str, str]]:
-    if os.name == "nt" or not sys.stdin.isatty():
-        return []
-    try:
-        name = os.ttyname(sys.stdin.fileno())
-    except OSError:  # its name is in another container's /dev
-        return []
-    return [(name, name)]
+    if sys.platform != "win32" and sys.stdin.isatty():
+        with contextlib.suppress(OSError):  # its name may be in another container's /dev
+            name = os.ttyname(sys.stdin.fileno())
+            return [(name, name)]
+    return []
 
 
 def _ask_at_terminal(prompt: str, *, secret: bool) -> str | None:
@@ -282,13 +280,15 @@ def _ask_at_terminal(prompt: str, *, secret: bool) -> str | None:
     with _open_terminal() as terminal:
         if terminal is None:
             return None
-        if secret and os.name == "nt":
+        if secret and sys.platform == "win32":
             import getpass
 
             return getpass.getpass(prompt)  # reads keys from the console, not stdin
         reading, writing = terminal
         try:
-            with _without_echo(reading, writing) if secret else contextlib.nullcontext():
+            with contextlib.ExitStack() as stack:
+                if secret and sys.platform != "win32":
+                    stack.enter_context(_without_echo(reading, writing))
                 writing.write(prompt)
                 writing.flush()
                 return reading.readline().rstrip("\r\n")
@@ -299,24 +299,26 @@ def _ask_at_terminal(prompt: str, *, secret: bool) -> str | None:
             raise LocalError(f"cannot ask at the terminal: {exc.strerror}") from exc
 
 
-@contextlib.contextmanager
-def _without_echo(reading: TextIO, writing: TextIO) -> Iterator[None]:
-    """Do not show what is typed, and end the line that the user has not seen."""
-    import termios
+if sys.platform != "win32":
 
-    descriptor = reading.fileno()
-    try:
-        before = termios.tcgetattr(descriptor)
-        silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-        termios.tcsetattr(descriptor, termios.TCSAFLUSH, silent)
-    except termios.error as exc:
-        raise OSError(*exc.args) from exc
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
-        writing.write("\n")
-        writing.flush()
+    @contextlib.contextmanager
+    def _without_echo(reading: TextIO, writing: TextIO) -> Iterator[None]:
+        """Do not show what is typed, and end the line that the user has not seen."""
+        import termios
+
+        descriptor = reading.fileno()
+        try:
+            before = termios.tcgetattr(descriptor)
+            silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+            termios.tcsetattr(descriptor, termios.TCSAFLUSH, silent)
+        except termios.error as exc:
+            raise OSError(*exc.args) from exc
+        try:
+            yield
+        finally:
+            termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+            writing.write("\n")
+            writing.flush()
 
 
 def require_terminal(*, yes: bool) -> None:
