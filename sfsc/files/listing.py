@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import TypeVar
 
 from protocol.codec.values import Mutable, field
 from protocol.records.records import FileRecord, record_hash
 from protocol.wire.messages import FileView, Receipt
-from sfsc.crypto.envelope import WrapBatches
+from sfsc.crypto.envelope import WrapBatches, check_any_name
 from sfsc.errors import (
     Damaged,
     IntegrityError,
@@ -24,6 +24,7 @@ from sfsc.errors import (
     NotFound,
     Rollback,
     SfscError,
+    UsageError,
 )
 from sfsc.files.names import full_folders
 from sfsc.session.changeset import Draft
@@ -86,6 +87,33 @@ class Files:
         for name, error in unreadable:
             skip(name, error)
         return iter(found)
+
+    def named(self, names: Iterable[str], damaged: Set[str]) -> dict[str, Entry]:
+        """Return the current versions of the files, links and folders with these names, by name,
+        without looking at others. Left out are invalid names, files whose id is in `damaged`, and
+        what cannot be listed."""
+        session, state = self._session, self._session.state
+        file_ids = [session.account.file_id(name) for name in names if _is_valid(name)]
+        heads = {
+            file_id: head
+            for file_id, head in state.logged_heads(file_ids).items()
+            if not head.facts.ended and file_id not in damaged
+        }
+        logged = {file_id: (head.hash, head.seq) for file_id, head in heads.items()}
+        cached = _Cached(logged, {}, {file_id: seq for file_id, (_, seq) in logged.items()})
+        entries = state.cached_entries(list(heads))
+        cached.update({file_id: (digest, packed) for file_id, digest, packed in entries})
+        if cached.missing:
+            learnt = _Learnt()
+            self._ask_for(sorted(cached.missing), learnt)
+            cached.update(learnt.files)
+        found = [unpack_entry(*one) for one in cached.current.items()]
+        return {entry.name: entry for entry in found}
+
+    def damaged(self) -> set[str]:
+        """Return the ids of the files that the server has damaged or lost."""
+        pages = changed_since(self._session, self._session.followed_size)
+        return {one.file_id for page in pages for one in page.damaged}
 
     def stat(self, name: str) -> Entry:
         """Return the current version of `name` from the server. Raises `NotFound`."""
@@ -244,6 +272,14 @@ class Files:
                 learnt.unreadable[file.file_id] = exc
             found.append((known_file(file), entry))
         session.state.remember_files(found)
+
+
+def _is_valid(name: str) -> bool:
+    try:
+        check_any_name(name)
+    except UsageError:
+        return False
+    return True
 
 
 class _Learnt(Mutable):

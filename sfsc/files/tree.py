@@ -54,6 +54,8 @@ from sfsc.trust.file_records import Entry, FileOwner
 
 MAX_DEPTH: Final = 512
 """Maximum nesting of folders; a name of 1,024 bytes has no more."""
+_LOOKED_UP: Final = 512
+"""Items of which is looked up together what is stored."""
 _ANNOUNCED: Final = 32
 """Files that are announced together, before the first of them is put."""
 SharedEntries = tuple[FileOwner, list[Entry]]
@@ -127,15 +129,13 @@ class Trees:
                 for source, prefix, one in zip(sources, prefixes, filters, strict=True)
                 for item in _items(source, prefix, skip, links=links, filters=one)
             )
-            start = prefixes[0] if len(prefixes) == 1 else ""
             yield from self._put(
-                found, start, skip, copies, always=always, checksum=checksum, dry_run=dry_run
+                found, skip, copies, always=always, checksum=checksum, dry_run=dry_run
             )
 
     def _put(
         self,
         found: Iterator[TreeItem],
-        start: str,
         skip: Skip,
         copies: Copies,
         *,
@@ -143,19 +143,17 @@ class Trees:
         checksum: bool,
         dry_run: bool,
     ) -> Iterator[Put]:
-        """Store items whose names begin with `start`; for the other arguments see `put`."""
+        """Store items; for the other arguments see `put`."""
         uploads, full, unchanged = Uploads(self._session), set[str](), deque[Put]()
-        known: dict[str, Entry] = {}
+        pairs: Iterator[tuple[TreeItem, Entry | None]] = ((item, None) for item in found)
         if dry_run or not always:
-            # A file that the server has damaged or hides is not listed, and so stored again.
-            listed = Files(self._session).ls(start, lambda _name, _error: None, folders=True)
-            known = {entry.name: entry for entry in listed}
+            pairs = self._with_stored(found)
         if not always:
-            found = _changed(found, known, checksum, unchanged, copies)
+            pairs = _changed(pairs, checksum, unchanged, copies)
         if dry_run:
-            yield from (_planned(item, known.get(item.name)) for item in found if not item.full)
+            yield from (_planned(item, entry) for item, entry in pairs if not item.full)
         else:
-            items = _announced(uploads, found, full)
+            items = _announced(uploads, (item for item, _ in pairs), full)
             for put in uploads.put_many(items, skip=skip, hash_all=checksum):
                 while unchanged:
                     yield unchanged.popleft()
@@ -163,6 +161,15 @@ class Trees:
                 if put.name not in full:
                     yield put
         yield from unchanged
+
+    def _with_stored(self, found: Iterator[TreeItem]) -> Iterator[tuple[TreeItem, Entry | None]]:
+        """Yield each item with what is stored under its name. A file that the server has damaged or
+        hides counts as not stored, and so is stored again."""
+        files = Files(self._session)
+        damaged = files.damaged()
+        while some := list(islice(found, _LOOKED_UP)):
+            known = files.named([item.name for item in some], damaged)
+            yield from ((item, known.get(item.name)) for item in some)
 
     def get(
         self,
@@ -344,18 +351,16 @@ def _items(
 
 
 def _changed(
-    found: Iterator[TreeItem],
-    known: dict[str, Entry],
+    pairs: Iterator[tuple[TreeItem, Entry | None]],
     checksum: bool,
     unchanged: deque[Put],
     copies: Copies,
-) -> Iterator[TreeItem]:
-    """Yield the items that differ from what is stored. Add the others to `unchanged`, without
-    folders in which there is something."""
-    for item in found:
-        entry = known.get(item.name)
+) -> Iterator[tuple[TreeItem, Entry | None]]:
+    """Yield the items that differ from what is stored, which is beside them. Add the others to
+    `unchanged`, without folders in which there is something."""
+    for item, entry in pairs:
         if entry is None or not is_same(entry, item, checksum=checksum):
-            yield item
+            yield item, entry
             continue
         copies.note_stored(item.name, entry.version)
         if not item.full:

@@ -502,12 +502,18 @@ class ClientState(StateDatabase):
         `LocalError` if one does not decrypt: the file was changed."""
         return ((file_id, entry) for file_id, _, entry in self.cached_entries())
 
-    def cached_entries(self) -> Iterator[tuple[str, bytes, bytes]]:
-        """Like `entries`, but yield (file_id, hash of the record that the entry describes, entry).
-        The hash is sealed with the entry, so that no other row of the file says which it is."""
-        for file_id, sealed in self.fetch_rows(
-            "SELECT file_id, entry FROM file WHERE entry NOT NULL"
-        ):
+    def cached_entries(
+        self, file_ids: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, bytes, bytes]]:
+        """Like `entries`, of these files or of all, but yield (file_id, hash of the record that the
+        entry describes, entry). The hash is sealed with the entry, so that no other row of the file
+        says which it is."""
+        query = "SELECT file_id, entry FROM file WHERE entry NOT NULL"
+        if file_ids is None:
+            rows = self.fetch_rows(query)
+        else:
+            rows = self._query_files(f"{query} AND", (), file_ids)
+        for file_id, sealed in rows:
             plain = self.unseal(sealed, file_id)
             yield file_id, plain[:32], plain[32:]
 

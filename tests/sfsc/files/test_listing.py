@@ -53,6 +53,20 @@ def test_names_sorted_and_by_prefix(session: Session, other: Session) -> None:
         assert names(device, "nothing") == names(device, "\udc80") == []
 
 
+def test_what_is_stored_under_some_names(session: Session, other: Session) -> None:
+    """Others are not looked at, on a machine that knows the files and on one that does not."""
+    store(session, "a", "b", "c", "d")
+    Files(session).rm("c")
+    asked = ["d", "a", "c", "none", "bad\udc80", ""]
+    for device in (session, other):
+        files = Files(device)
+        found = files.named(asked, files.damaged())
+        assert sorted(found) == ["a", "d"]
+        assert found["a"] == files.stat("a")
+        assert files.named(asked, {found["a"].file_id}).keys() == {"d"}
+    assert list(other.state.cached_entries([other.account.file_id("b")])) == []
+
+
 def test_entry_fields(session: Session, other: Session) -> None:
     store(session, "a", "a", "b")
     (a, b) = Files(other).ls()
