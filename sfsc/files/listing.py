@@ -111,9 +111,15 @@ class Files:
         return {entry.name: entry for entry in found}
 
     def damaged(self) -> set[str]:
-        """Return the ids of the files that the server has damaged or lost."""
-        pages = changed_since(self._session, self._session.followed_size)
-        return {one.file_id for page in pages for one in page.damaged}
+        """Return the ids of the files that the server has damaged or lost, and follow the log to
+        what other devices have changed."""
+        damaged, changed = set[str](), False
+        for page in changed_since(self._session, self._session.followed_size):
+            damaged |= {one.file_id for one in page.damaged}
+            changed = changed or bool(page.views)
+        if changed:
+            self._session.refresh_log()
+        return damaged
 
     def stat(self, name: str) -> Entry:
         """Return the current version of `name` from the server. Raises `NotFound`."""
