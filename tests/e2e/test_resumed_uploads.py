@@ -15,6 +15,7 @@ import pytest
 from protocol.wire.messages import Reply, Request
 from protocol.wire.messages.uploads import Data, PutOpen, PutResume
 from sfsc.crypto.segments import HEADER_SIZE
+from sfsc.session.limits import MAX_WINDOW
 from sfsd.rules.context import Principal
 from tests.harness import Client, command, environment
 from tests.lying_server import DropConnection, LyingServer
@@ -128,7 +129,11 @@ def test_a_killed_put_is_resumed(wire: Wire, source: Path, tmp_path: Path) -> No
     assert wire.used() < SIZE + 10_000
     wire.check(source, tmp_path / "back")
     # Interrupted, it is dropped on both sides.
-    wire.killed(source, 6, signal.SIGTERM)
+    # All of `source` may be on its way by then, and its record behind it.
+    longer = tmp_path / "longer"
+    with longer.open("wb") as file:
+        file.truncate(3 * MAX_WINDOW)
+    wire.killed(longer, 6, signal.SIGTERM)
     assert wire.journals() == []
     assert wire.used() < SIZE + 10_000
     wire.killed(source, 6)
