@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+import sfsc
 from sfsc.cli import main
+from sfsc.session.pipeline import Skip
 
 
 class Shell:
@@ -36,3 +38,24 @@ class Shell:
         return {
             one["name"]: (one["status"], one["version"]) for one in self.json(*arguments, code=code)
         }
+
+    def put(self, **contents: str) -> None:
+        """Store texts; a double underscore in a name stands for a slash."""
+        with sfsc.connect(self.home, auto_rotate=False) as store:
+            sources = []
+            for name, text in contents.items():
+                path = self.folder / name
+                path.write_text(text)
+                sources.append((path, name.replace("__", "/")))
+            list(store.put_many(sources))
+
+    def text(self, name: str) -> str:
+        """Return the content of a file."""
+        with sfsc.connect(self.home, auto_rotate=False) as store, store.open(name) as file:
+            return file.read().decode()
+
+    def names(self, skip: Skip | None = None) -> list[str]:
+        """Return the names of all files. One that cannot be listed is passed to `skip`; without it,
+        its error is raised."""
+        with sfsc.connect(self.home, auto_rotate=False) as store:
+            return [entry.name for entry in store.ls(skip=skip)]

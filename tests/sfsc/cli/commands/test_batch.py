@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from sfsc.cli import main
 from tests.lying_server import LyingServer
+from tests.sfsc.cli.shell import Shell
 
 
 @pytest.fixture(scope="module")
@@ -21,37 +21,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield server.enrol("ada", key_type="x25519")
 
 
-class Shell:
-    """Runs `sfsc` in a folder, with the keys of `home`."""
-
-    def __init__(self, home: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.home = home
-        self.folder = folder
-        self._capsys = capsys
-
-    def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
-        assert main(["--home", str(self.home), *arguments]) == code
-        shown = self._capsys.readouterr()
-        return shown.out, shown.err
-
-    def write(self, *lines: object) -> str:
-        """Write a file of changes and return its name; a text is written as it is."""
-        texts = [one if isinstance(one, str) else json.dumps(one) for one in lines]
-        (self.folder / "changes").write_text("\n".join(texts), "utf-8", newline="")
-        return "changes"
-
-    def names(self) -> list[str]:
-        with sfsc.connect(self.home, auto_rotate=False) as store:
-            return [entry.name for entry in store.ls()]
-
-
-@pytest.fixture
-def shell(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Shell:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SFSC_AUTO_ROTATE", "0")
-    return Shell(home, tmp_path, capsys)
+def write(shell: Shell, *lines: object) -> str:
+    """Write a file of changes and return its name; a text is written as it is."""
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in lines]
+    (shell.folder / "changes").write_text("\n".join(texts), "utf-8", newline="")
+    return "changes"
 
 
 PUT = {"op": "put", "name": "a", "source": "source"}
@@ -83,7 +57,7 @@ def test_what_is_wrong_is_refused_before_anything_is_sent(
     (shell.folder / "source").write_bytes(b"1")
     (shell.folder / "half").write_bytes(bytes(120_000))
     lines = WRONG[what]
-    out, err = shell.run("batch", shell.write(*lines), code=2)
+    out, err = shell.run("batch", write(shell, *lines), code=2)
     assert out == ""
     if len(lines) <= 2:
         assert f"line {len(lines)} of changes" in err
@@ -102,7 +76,7 @@ def test_a_source_that_is_no_file_is_refused_before_anything_is_sent(
 ) -> None:
     monkeypatch.setattr(sfsc, "connect", None)
     make(shell.folder)
-    assert "source" in shell.run("batch", shell.write(PUT), code=1)[1]
+    assert "source" in shell.run("batch", write(shell, PUT), code=1)[1]
     assert "cannot read missing" in shell.run("batch", "missing", code=1)[1]
 
 
@@ -117,7 +91,7 @@ def test_bytes_that_are_no_text_are_refused(shell: Shell, monkeypatch: pytest.Mo
 def test_all_changes_are_made(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     (shell.folder / "source").write_bytes(b"content")
     (shell.folder / "large").write_bytes(bytes(300_000))
-    first = shell.write(PUT | {"name": "old"}, "", PUT | {"name": "draft"})
+    first = write(shell, PUT | {"name": "old"}, "", PUT | {"name": "draft"})
     out, err = shell.run("batch", first)
     assert out == "old  version 1, 7 B\ndraft  version 1, 7 B\n"
     assert err == ""
@@ -145,7 +119,7 @@ def test_all_changes_are_made(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> 
     assert [one.get("size") for one in shown] == [7, 300_000, None, 7]
     assert shown[3]["to"] == "final"
     assert shell.names() == sorted(["big", "final", "näu"])
-    out, err = shell.run("batch", shell.write({"op": "rm", "name": "näu"}))
+    out, err = shell.run("batch", write(shell, {"op": "rm", "name": "näu"}))
     assert (out, err) == ("", "deleted näu\n")
 
 
@@ -156,7 +130,7 @@ def test_one_refused_change_makes_none(shell: Shell) -> None:
         ({"op": "rm", "name": "nothing"}, 3),
         ({"op": "mv", "name": "nothing", "to": "x"}, 3),
     ):
-        out, err = shell.run("batch", shell.write(PUT | {"name": "not made"}, bad), code=code)
+        out, err = shell.run("batch", write(shell, PUT | {"name": "not made"}, bad), code=code)
         assert out == ""
         assert "nothing" in err
     assert shell.names() == before

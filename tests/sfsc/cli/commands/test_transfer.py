@@ -31,15 +31,6 @@ def home(server: LyingServer) -> Path:
     return server.enrol("ada", key_type="x25519")
 
 
-@pytest.fixture
-def shell(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Shell:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SFSC_AUTO_ROTATE", "0")
-    return Shell(home, tmp_path, capsys)
-
-
 def write(path: Path, content: bytes, when: int | None = LONG_AGO) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)

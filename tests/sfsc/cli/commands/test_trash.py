@@ -16,7 +16,7 @@ from sfsc.cli import terminal
 from sfsc.transfer.source import name_for
 from sfsd.rules.context import Principal
 from tests.lying_server import LyingServer
-from tests.sfsc.cli.commands.shell import Shell
+from tests.sfsc.cli.shell import Shell
 from tests.terminal import converse
 
 DAY = 86_400
@@ -43,16 +43,9 @@ _USERS = itertools.count()
 
 
 @pytest.fixture
-def shell(
-    server: LyingServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Shell:
-    """A new user each."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SFSC_AUTO_ROTATE", "0")
-    return Shell(server.enrol(f"ada{next(_USERS)}", key_type="x25519"), tmp_path, capsys)
+def home(server: LyingServer) -> Path:
+    """Return the home of a new user."""
+    return server.enrol(f"ada{next(_USERS)}", key_type="x25519")
 
 
 def test_deleted_files_are_found_and_restored(shell: Shell, server: LyingServer) -> None:
@@ -325,6 +318,6 @@ def test_one_damaged_file_does_not_keep_the_others(shell: Shell, server: LyingSe
     sidecar.write_bytes(b"{}")
     server.start()
     assert "d/3" in shell.run("restore", "-r", "d", code=5)[1]
-    assert shell.names() == [name for name in names if name != "d/3"]
+    assert shell.names(lambda _name, _error: None) == [name for name in names if name != "d/3"]
     assert "d/3" in shell.run("rm", "-r", "--purge", "d", code=5)[1]
-    assert shell.names() == []
+    assert shell.names(lambda _name, _error: None) == []
