@@ -106,7 +106,7 @@ class SignedChangeset(Changeset):
             self.is_valid = True
         parts = self._parts
         signer = self._server.admission.signer(self._who.user)
-        heads = FileHead.load_many(
+        heads = FileHead.load_for_changes(
             self._server.index.for_user(self._who.user),
             [one.record.file_id for at in places for one in (parts[at], parts[at].left) if one],
         )

@@ -81,12 +81,15 @@ class FileHead(Value):
         return head
 
     @classmethod
-    def load_all(cls, files: OwnerFiles, file_ids: Sequence[str]) -> list[FileHead]:
-        """Batch version of `load`; results in input order."""
+    def load_all(
+        cls, files: OwnerFiles, file_ids: Sequence[str], *, cached: bool = False
+    ) -> list[FileHead]:
+        """Batch version of `load`; results in input order. With `cached`, a sidecar that was
+        verified or written here is not read again: see `Documents.cached_sidecar`."""
         at = files.published_size()  # before reading: what is read may be newer, never older
         versions = [files.newest(file_id) for file_id in file_ids]
         places = [one for one in zip(file_ids, versions, strict=True) if one[1]]
-        documents = iter(files.sidecars(places))
+        documents = iter(files.sidecars(places, cached=cached))
         heads = list[FileHead]()
         for file_id, version in zip(file_ids, versions, strict=True):
             document = next(documents) if version else None
@@ -95,29 +98,16 @@ class FileHead(Value):
         return heads
 
     @classmethod
-    def load_many(
+    def load_for_changes(
         cls, files: OwnerFiles, file_ids: Sequence[str]
     ) -> dict[str, FileHead | OperationError]:
-        """Return the head of each file, or its error, for changes: a sidecar that was verified or
-        written here is not read again, and the committer compares it with the disk's."""
-        at = files.published_size()  # before reading, as in `load`
-        versions = {file_id: files.newest(file_id) for file_id in file_ids}
-        places = [place for place in versions.items() if place[1]]
-        found: dict[str, FileHead | OperationError] = {
-            file_id: cls(files, file_id, 0, None, at) for file_id in file_ids
-        }
+        """Return the head of each file, or its error. The committer compares cached sidecars with
+        the disk's."""
         try:
-            documents = files.readable_sidecars(places, cached=True)
-        except (SfsdError, OSError):
-            for file_id, _ in places:
-                found[file_id] = outcome_of(partial(cls.load, files, file_id))
-            return found
-        for (file_id, version), one in zip(places, documents, strict=True):
-            if isinstance(one, DamagedError):
-                found[file_id] = one
-            else:
-                found[file_id] = cls(files, file_id, version, one, max(at, one.value.seq + 1))
-        return found
+            heads = cls.load_all(files, file_ids, cached=True)
+        except (SfsdError, OSError):  # of one of them: each is read by itself
+            return {one: outcome_of(partial(cls.load, files, one)) for one in file_ids}
+        return {head.file_id: head for head in heads}
 
     @property
     def newest(self) -> Document[Sidecar]:
