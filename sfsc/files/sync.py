@@ -17,7 +17,6 @@ equal by the next one.
 
 from __future__ import annotations
 
-import itertools
 import re
 import stat
 import time
@@ -41,6 +40,7 @@ from sfsc.errors import (
 from sfsc.files.comparison import is_same
 from sfsc.files.filters import Filters
 from sfsc.files.listing import Files
+from sfsc.files.names import full_folders
 from sfsc.files.rename import Renames
 from sfsc.files.sync_memory import Seen, SyncMemory
 from sfsc.files.tree import folder_name, walk_folder
@@ -512,13 +512,7 @@ def _separate(sides: _Sides, note: Callable[[str, SfscError], None]) -> None:
 def _full_folders(sides: _Sides) -> set[str]:
     """Return the names of folders with something in them; they have no result."""
     full = {item.name for item in sides.local.values() if item.full}
-    names = sorted(entry.name for entry in sides.stored.values())
-    full.update(
-        name
-        for name, following in itertools.pairwise(names)
-        if name.endswith("/") and following.startswith(name)
-    )
-    return full
+    return full | full_folders(entry.name for entry in sides.stored.values())
 
 
 def conflict_name(path: str, taken: set[str]) -> str:
