@@ -483,17 +483,15 @@ class ClientState(StateDatabase):
             return
         keep = [known for record, known in files if record.current and record.op not in CONTENT_OPS]
         with self.transaction():
-            query = "SELECT file_id, entry FROM file WHERE entry NOT NULL AND"
             wanted = [known.file_id for known in keep] if self.is_current else []
-            sealed = dict(self._query_files(query, (), wanted))
+            cached = {file_id: rest for file_id, *rest in self.cached_entries(wanted)}
             found: list[tuple[KnownFile, bytes | None]] = []
             for record, known in files:
-                entry, file_id = None, known.file_id
-                if file_id in sealed:
-                    plain = self.unseal(sealed[file_id], file_id)
-                    if plain[:32] == record.prev:
-                        before = unpack_entry(file_id, plain[32:])
-                        entry = changed(before, revision=record.rev).pack()
+                digest, packed = cached.get(known.file_id, (b"", b""))
+                entry = None
+                if packed and digest == record.prev:
+                    before = unpack_entry(known.file_id, packed)
+                    entry = changed(before, revision=record.rev).pack()
                 found.append((known, entry))
             self.remember_files(found)
 
