@@ -11,7 +11,7 @@ import contextlib
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from protocol.codec.values import Mutable, field
 from protocol.records.records import FileRecord, record_hash
@@ -43,6 +43,7 @@ from sfsc.session.pipeline import Skip, changed_since, newest_views
 from sfsc.session.server_errors import damaged_version
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
+from sfsc.trust.followed_log import LoggedHead
 from sfsc.trust.server_log import REPORT
 from sfsc.trust.state import KnownFile, MadeRecord, unpack_entry
 
@@ -99,8 +100,7 @@ class Files:
             for file_id, head in state.logged_heads(file_ids).items()
             if not head.facts.ended and file_id not in damaged
         }
-        logged = {file_id: (head.hash, head.seq) for file_id, head in heads.items()}
-        cached = _Cached(logged, {}, {file_id: seq for file_id, (_, seq) in logged.items()})
+        cached = _Cached.of_log(heads)
         entries = state.cached_entries(list(heads))
         cached.update({file_id: (digest, packed) for file_id, digest, packed in entries})
         if cached.missing:
@@ -185,14 +185,13 @@ class Files:
     def _cached(self) -> _Cached:
         """Return what is cached of all files."""
         state = self._session.state
-        logged = {file_id: (one.hash, one.seq) for file_id, one in state.logged_heads().items()}
-        cached = _Cached(logged, {}, {file_id: seq for file_id, (_, seq) in logged.items()})
+        cached = _Cached.of_log(state.logged_heads())
         cached.update(
             {file_id: (digest, None) for file_id, digest in state.deleted_files().items()}
         )
         entries = {file_id: (digest, packed) for file_id, digest, packed in state.cached_entries()}
         # What was known before must be in the log.
-        cached.missing |= dict.fromkeys(entries.keys() - logged.keys(), 0)
+        cached.missing |= dict.fromkeys(entries.keys() - cached.logged.keys(), 0)
         cached.update(entries)
         return cached
 
@@ -309,6 +308,12 @@ class _Cached(Mutable):
     current: dict[str, bytes]
     missing: dict[str, int]
     hashes: set[bytes] | None = None
+
+    @classmethod
+    def of_log(cls, heads: Mapping[str, LoggedHead]) -> Self:
+        """Return a cache of these files in which all of them are missing."""
+        logged = {file_id: (head.hash, head.seq) for file_id, head in heads.items()}
+        return cls(logged, {}, {file_id: head.seq for file_id, head in heads.items()})
 
     def update(self, files: Mapping[str, tuple[bytes, bytes | None]]) -> None:
         """Add files, as `_Learnt` has them. One of another record than the log has is ignored."""
