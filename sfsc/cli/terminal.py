@@ -13,7 +13,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -26,6 +26,7 @@ from sfsc.errors import (
     IntegrityError,
     KeyringError,
     LocalError,
+    NotFound,
     NotRegularFile,
     SfscError,
     UsageError,
@@ -128,6 +129,17 @@ class Failures:
         # An integrity error decides the exit code, otherwise the first error.
         if self._worst is None or isinstance(error, IntegrityError):
             self._worst = error
+
+    @contextlib.contextmanager
+    def of_one(self, name: str, names: Sequence[str]) -> Iterator[None]:
+        """Take an error that says that there is no such `name`; raise it if that is the only one of
+        `names`, since nothing else was done then."""
+        try:
+            yield
+        except (NotFound, UsageError) as exc:
+            if len(names) == 1:
+                raise
+            self(name, exc)
 
     def check(self) -> None:
         """Raise an error of the class of the worst failure, if there was any."""

@@ -207,12 +207,8 @@ def rm(
             _give_up_damaged(store, names, failures, context)
         elif recursive:
             for name in names:
-                try:
+                with failures.of_one(name, names):
                     _remove_folder(store, name, failures, context, purge=purge)
-                except (NotFound, UsageError) as exc:
-                    if len(names) == 1:
-                        raise
-                    failures(name, exc)
         elif len(names) == 1:
             with folder_hint(store, names[0]):
                 _remove(store, names, None, context, purge=purge)

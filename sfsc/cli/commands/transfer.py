@@ -28,7 +28,7 @@ from sfsc.cli.folder_options import (
 )
 from sfsc.cli.outcomes import Outcomes
 from sfsc.cli.progress import ProgressBar
-from sfsc.errors import LocalError, NetworkError, NotFound, SfscError, UsageError
+from sfsc.errors import LocalError, NetworkError, SfscError, UsageError
 from sfsc.local_files import check_new_file
 from sfsc.transfer.status import FETCHED, SKIPPED, STORED, UNCHANGED
 
@@ -486,12 +486,8 @@ def _fetch_folders(
         def get(trust: bool, name: str = name, owner: str | None = owner) -> Iterator[Got]:
             return get_tree(name, owner=owner, trust_first_use=trust)
 
-        try:
+        with failures.of_one(each, names):
             yield from confirm_trust(get, first_use=first_use)
-        except (NotFound, UsageError) as exc:
-            if len(names) == 1:
-                raise
-            failures(each, exc)
 
 
 def _fetch_files(

@@ -13,7 +13,7 @@ from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
 from sfsc.cli.commands.sharing import own_name
 from sfsc.cli.times import before_age, parse_moment
-from sfsc.errors import NotFound, UsageError
+from sfsc.errors import UsageError
 
 if TYPE_CHECKING:
     from sfsc.files.purge import Purged
@@ -84,17 +84,10 @@ def restore(
         names = tuple(own_name(store, name) for name in names)
         if recursive:
             for name in names:
-                try:
-                    count = _show_restored(
-                        store.restore_tree(name, at=when, skip=failures), context
-                    )
-                except (NotFound, UsageError) as exc:
-                    if len(names) == 1:
-                        raise
-                    failures(name, exc)
-                    continue
-                if not count:
-                    terminal.say(f"nothing to restore in {printable(name)}")
+                with failures.of_one(name, names):
+                    found = store.restore_tree(name, at=when, skip=failures)
+                    if not _show_restored(found, context):
+                        terminal.say(f"nothing to restore in {printable(name)}")
         elif len(names) > 1:
             _show_restored(store.restore_many(names, skip=failures), context)
         else:
