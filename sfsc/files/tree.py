@@ -265,9 +265,10 @@ class Trees:
 
     def _named(self, names: Sequence[str], skip: Skip) -> Iterator[Entry]:
         """Yield the files of these names. Those that cannot be fetched are passed to `skip`."""
-        unreadable = dict[str, SfscError]()
-        listed = Files(self._session).ls("", unreadable.__setitem__)
-        known = {entry.name: entry for entry in listed}
+        files, unreadable = Files(self._session), dict[str, SfscError]()
+        known = files.named(names, files.damaged())
+        if not known.keys() >= set(names):  # only the listing of all files says why
+            known = {entry.name: entry for entry in files.ls("", unreadable.__setitem__)}
         for name in dict.fromkeys(names):
             entry = known.get(name)
             if entry is None:
