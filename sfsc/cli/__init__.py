@@ -48,7 +48,7 @@ COMMANDS = {
     "restore": ("trash", "Bring back deleted files, old versions, or a folder as it was."),
     "prune": ("trash", "Remove the content of old versions."),
     "purge": ("trash", "Remove the content of deleted files."),
-    "du": ("trash", "Show how much room files, old versions and trash take."),
+    "du": ("trash", "Show the space that files, old versions and trash take."),
     "key": ("keys", "Show, back up and restore your keys."),
     "device": ("keys", "List and remove the machines that have your keys."),
     "rotate": ("keys", "Replace your keys."),

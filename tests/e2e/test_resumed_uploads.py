@@ -129,7 +129,7 @@ def test_a_killed_put_is_resumed(wire: Wire, source: Path, tmp_path: Path) -> No
     assert wire.used() < SIZE + 10_000
     wire.check(source, tmp_path / "back")
     # Interrupted, it is dropped on both sides.
-    # All of `source` may be on its way by then, and its record behind it.
+    # All of `source` may be on its way by then, followed by its record.
     longer = tmp_path / "longer"
     with longer.open("wb") as file:
         file.truncate(3 * MAX_WINDOW)

@@ -199,7 +199,7 @@ def purge(context: Context, *, trash: bool, older_than: str | None, yes: bool) -
 @click.argument("prefix", default="")
 @click.pass_obj
 def du(context: Context, prefix: str) -> None:
-    """Show how much room your files take: current versions, older versions, and trash.
+    """Show the space that your files take: current versions, older versions, and trash.
 
     PREFIX is a file, or a folder with everything in it; without it, all files count. Sizes are
     those of the contents; --json shows them in bytes. A content that several versions share counts
