@@ -33,7 +33,6 @@ from sfsc.errors import (
 )
 
 _TRIES: Final = 3
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 @contextlib.contextmanager
@@ -146,12 +145,6 @@ class Failures:
         if self._worst is not None:
             cause = f"{counted(self._count, 'item')} failed, the others were done"
             raise type(self._worst)(cause, self._worst.hint)
-
-
-def human_size(size: int) -> str:
-    """Format `size` bytes in the largest unit that leaves at least one: ``1.5 MiB``."""
-    power = min(max(size.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
-    return f"{size / 1024**power:.1f} {_UNITS[power]}" if power else f"{size} B"
 
 
 def until(expires: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 import sfsc
-from protocol.codec.terminal_text import counted, human_time, printable
+from protocol.codec.terminal_text import counted, human_size, human_time, printable
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
@@ -181,10 +181,10 @@ def status(context: Context) -> None:
     """
     with context.connect() as store:
         now = store.status()
-    server, used = now.server_id.hex(), terminal.human_size(now.used)
-    live, versions, trash = map(terminal.human_size, (now.live, now.versions, now.trash))
+    server, used = now.server_id.hex(), human_size(now.used)
+    live, versions, trash = map(human_size, (now.live, now.versions, now.trash))
     shown = {"user": now.user, "address": now.address, "server": server}
-    quota = f"of {terminal.human_size(now.quota)}" if now.quota else "no quota"
+    quota = f"of {human_size(now.quota)}" if now.quota else "no quota"
     entries, due = counted(now.log_size, "entry", "entries"), human_time(now.due)
     others = {key: value for key, value in terminal.fields_of(now).items() if key != "server_id"}
     context.answer(

@@ -11,7 +11,7 @@ import click
 
 from protocol.codec.errors import MessageError
 from protocol.codec.names import check_file_name
-from protocol.codec.terminal_text import printable
+from protocol.codec.terminal_text import human_size, printable
 from protocol.codec.values import Value
 from sfsc import local_files
 from sfsc.cli import terminal
@@ -179,6 +179,6 @@ def _show(done: Changed, context: Context) -> None:
     if done.to is not None:
         context.confirm({**shown, "to": done.to}, f"renamed {name} to {printable(done.to)}")
         return
-    context.answer(shown, f"{name}  version {done.version}, {terminal.human_size(done.size or 0)}")
+    context.answer(shown, f"{name}  version {done.version}, {human_size(done.size or 0)}")
     if done.unstable:
         terminal.warn_unstable(done.name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from protocol.codec.terminal_text import counted, human_time, printable
+from protocol.codec.terminal_text import counted, human_size, human_time, printable
 from protocol.codec.values import Mutable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
@@ -72,7 +72,7 @@ def ls(
                 if not isinstance(item, _Folder):
                     version = str(item.version)
                     line += "" if item.target is None else f" -> {printable(item.target)}"
-                size, modified = terminal.human_size(item.size), human_time(item.mtime)
+                size, modified = human_size(item.size), human_time(item.mtime)
                 line = f"{version:>4}  {size:>11}  {modified}  {line}"
             context.answer(item, line)
         unreadable.check()
@@ -334,5 +334,5 @@ def _revision_line(one: Revision) -> str:
         return f"{one.revision:>4}  {when}  {op:<8} {about}".rstrip() + undone
     origin = "" if one.restored is None else f"  from version {one.restored}"
     gone = "" if one.kept else "  (content removed)"
-    about = f"version {one.version}, {terminal.human_size(one.size)}{origin}{gone}{undone}"
+    about = f"version {one.version}, {human_size(one.size)}{origin}{gone}{undone}"
     return f"{one.revision:>4}  {when}  {one.op:<8} {about}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 import sfsc
-from protocol.codec.terminal_text import counted, human_time, printable
+from protocol.codec.terminal_text import counted, human_size, human_time, printable
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
@@ -460,7 +460,7 @@ def _left_out(done: RotationResult) -> list[str]:
 
 def _show_plan(plan: RotationPlan, context: Context, again: str) -> None:
     """Show a plan; `again` says what content is encrypted again, "" for none."""
-    size, seconds = terminal.human_size(plan.size), plan.versions / _VERSIONS_PER_SECOND
+    size, seconds = human_size(plan.size), plan.versions / _VERSIONS_PER_SECOND
     transfer = ", and the transfer of the content" if again else ""
     content = f"{again} is encrypted and stored again" if again else "it stays unchanged"
     context.answer(

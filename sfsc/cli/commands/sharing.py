@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import click
 
 import sfsc
-from protocol.codec.terminal_text import human_time, printable
+from protocol.codec.terminal_text import human_size, human_time, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder
 from sfsc.cli.times import parse_age
@@ -276,7 +276,7 @@ def _show_shared(item: Shared, context: Context, *, long: bool) -> None:
     entry, line = item.entry, f"{item.owner}:{printable(item.entry.name)}"
     shown = {"owner": item.owner, "expires": item.expires, "verified": item.verified}
     if long:
-        size, modified = terminal.human_size(entry.size), human_time(entry.mtime)
+        size, modified = human_size(entry.size), human_time(entry.mtime)
         until = f" {terminal.until(item.expires)}" if item.expires else ""
         unverified = "" if item.verified else "  unverified"
         line = f"{entry.version:>4}  {size:>11}  {modified}  {line}{until}{unverified}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import click
 
 from protocol.codec.names import fits_windows
-from protocol.codec.terminal_text import counted, printable
+from protocol.codec.terminal_text import counted, human_size, printable
 from sfsc import local_files
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
@@ -340,7 +340,7 @@ def _show_put(done: Put, context: Context, outcomes: Outcomes, *, dry_run: bool 
         terminal.answer_json({**about, "size": done.size, "status": done.status})
     elif done.status == STORED:
         what = "would be stored" if dry_run else f"version {done.version}"
-        terminal.answer(f"{printable(done.name)}  {what}, {terminal.human_size(done.size)}")
+        terminal.answer(f"{printable(done.name)}  {what}, {human_size(done.size)}")
     if done.unstable:
         terminal.warn_unstable(done.name)
 
@@ -581,7 +581,7 @@ def _fetch(
 def _show_got(got: Got, context: Context, *, dry_run: bool = False) -> None:
     path = got.location or ""
     shown = {"name": got.name, "version": got.version, "size": got.size, "path": path}
-    size = terminal.human_size(got.size)
+    size = human_size(got.size)
     about = "would be fetched" if dry_run else f"version {got.version}"
     what = f"{printable(path)}  {about}, {size}"
     if got.status == SKIPPED:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from protocol.codec.terminal_text import counted, human_time, printable
+from protocol.codec.terminal_text import counted, human_size, human_time, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
 from sfsc.cli.commands.sharing import own_name
@@ -32,7 +32,7 @@ def show_deleted(context: Context, prefix: str, *, long: bool) -> None:
 
 
 def _deleted_line(one: DeletedFile) -> str:
-    size, when = terminal.human_size(one.size), human_time(one.deleted)
+    size, when = human_size(one.size), human_time(one.deleted)
     return f"{one.version:>4}  {size:>11}  {when}  {printable(one.name)}"
 
 
@@ -100,7 +100,7 @@ def _show_restored(found: Iterable[Restored], context: Context) -> int:
     count = 0
     for one in found:
         count += 1
-        size = terminal.human_size(one.size)
+        size = human_size(one.size)
         what = f"version {one.version}, {size}" if one.version else "deleted: it was stored later"
         context.answer(one, f"{printable(one.name)}  {what}")
     return count
@@ -108,7 +108,7 @@ def _show_restored(found: Iterable[Restored], context: Context) -> int:
 
 def _show_entry(entry: Entry, context: Context) -> None:
     shown = {**terminal.fields_of(entry), "status": "restored"}
-    size = terminal.human_size(entry.size)
+    size = human_size(entry.size)
     context.answer(shown, f"{printable(entry.name)}  version {entry.version}, {size}")
 
 
@@ -188,7 +188,7 @@ def purge(context: Context, *, trash: bool, older_than: str | None, yes: bool) -
         if not found:
             terminal.say("the trash is empty" if before is None else "nothing is that old")
         else:
-            size = terminal.human_size(sum(one.size for one in found))
+            size = human_size(sum(one.size for one in found))
             what = f"{counted(len(found), 'deleted file')}, {size} in their last versions"
             terminal.require_yes(f"Permanently remove {what}?", yes=yes)
             _show_purged(store.purge_trash(before=before, skip=failures), context)
@@ -212,7 +212,7 @@ def du(context: Context, prefix: str) -> None:
         space = store.du(prefix, skip=failures)
     shown = {"prefix": prefix, **terminal.fields_of(space), "total": space.total}
     sizes = [space.live, space.versions, space.trash, space.total]
-    live, versions, trash, total = (f"{terminal.human_size(size):>11}" for size in sizes)
+    live, versions, trash, total = (f"{human_size(size):>11}" for size in sizes)
     context.answer(
         shown,
         f"live      {live}  {counted(space.files, 'file')}",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import unicodedata
+from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 from hypothesis import given
@@ -10,6 +14,8 @@ from hypothesis import strategies as st
 
 from protocol.codec.terminal_text import (
     counted,
+    human_duration,
+    human_size,
     human_time,
     printable,
     printable_lines,
@@ -76,6 +82,72 @@ def test_lines_stay_lines() -> None:
 )
 def test_human_time(seconds: int, shown: str) -> None:
     assert human_time(seconds) == shown
+
+
+@pytest.fixture
+def zone(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """The time zone of the test's parameter, as that of the machine."""
+    if sys.platform == "win32":
+        pytest.skip("Windows takes its zone from the system only")
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("zone", "seconds", "shown"),
+    [
+        ("CET-1CEST,M3.5.0,M10.5.0/3", 1_764_000_000, "2025-11-24 17:00:00+01:00"),
+        ("CET-1CEST,M3.5.0,M10.5.0/3", 1_752_000_000, "2025-07-08 20:40:00+02:00"),
+        ("NPT-5:45", 1_764_000_000, "2025-11-24 21:45:00+05:45"),
+        ("UTC0", 1_764_000_000, "2025-11-24 16:00:00Z"),
+        ("NPT-5:45", 253_402_300_799, "9999-12-31 23:59:59Z"),
+        ("EST5", -62_135_596_800, "0001-01-01 00:00:00Z"),
+        ("EST5", 2**53, "9007199254740992 s"),
+    ],
+    indirect=["zone"],
+)
+@pytest.mark.usefixtures("zone")
+def test_local_time_has_its_zone_and_can_be_read_again(seconds: int, shown: str) -> None:
+    assert human_time(seconds, local=True) == shown
+    if not shown.endswith("s"):
+        assert datetime.fromisoformat(shown).timestamp() == seconds
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (1 << 20, "1.0 MiB"),
+        (5 << 40, "5.0 TiB"),
+        (1 << 60, "1024.0 PiB"),
+    ],
+)
+def test_human_size(size: int, shown: str) -> None:
+    assert human_size(size) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (-5, "0 s"),
+        (0.9, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (200, "3 min 20 s"),
+        (3600 + 59, "1 h"),
+        (7500, "2 h 5 min"),
+        (86_400 + 5, "1 d"),
+        (4 * 86_400 + 3 * 3600 + 61, "4 d 3 h"),
+    ],
+)
+def test_human_duration(seconds: float, shown: str) -> None:
+    assert human_duration(seconds) == shown
 
 
 def test_counted() -> None:

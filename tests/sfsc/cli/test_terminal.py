@@ -42,22 +42,6 @@ def test_json_is_one_ascii_line(value: dict[str, str]) -> None:
     assert json.loads(written) == value
 
 
-@pytest.mark.parametrize(
-    ("size", "shown"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1536, "1.5 KiB"),
-        (1 << 20, "1.0 MiB"),
-        (5 << 40, "5.0 TiB"),
-        (1 << 60, "1024.0 PiB"),
-    ],
-)
-def test_human_size(size: int, shown: str) -> None:
-    assert terminal.human_size(size) == shown
-
-
 @pytest.mark.skipif(os.name == "nt", reason="no such limit")
 def test_a_partly_written_private_file_is_removed(tmp_path: Path) -> None:
     import resource
