@@ -7,6 +7,7 @@ import io
 import sys
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from protocol import VERSION
 from protocol.buffers.core_dumps import disable_core_dumps
@@ -17,6 +18,7 @@ from protocol.codec.standard_streams import (
     print_error,
     was_raised_by,
 )
+from protocol.codec.tables import asks_for_json, error_json
 from protocol.codec.terminal_text import printable
 from sfsd.errors import OWNER_HINT, SfsdError
 
@@ -71,41 +73,49 @@ def main(arguments: list[str] | None = None) -> int:
     disable_core_dumps()
     open_closed_streams()
     accept_any_text()
+    as_json = asks_for_json(sys.argv[1:] if arguments is None else arguments)
+
+    def fail(code: int, cause: str, hint: str | None = None) -> int:
+        if as_json:
+            print_error(error_json(code, cause, hint or ""))
+            return code
+        print_error(f"sfsd: {printable(cause)}")
+        if hint:
+            print_error(f"hint: {printable(hint)}")
+        return code
+
     try:
         outcome = group.main(arguments, prog_name="sfsd", standalone_mode=False)
         click.echo(nl=False)  # flushes stdout
         return outcome if isinstance(outcome, int) else 0
     except click.ClickException as exc:
+        if as_json:
+            where = (
+                exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "sfsd"
+            )
+            missing = isinstance(exc, NoArgsIsHelpError)
+            cause = "no command is given" if missing else exc.format_message()
+            return fail(USAGE, cause, f"run `{where} --help`")
         shown = io.StringIO()
         exc.show(shown)
         print_error(shown.getvalue().removesuffix("\n"))
         return USAGE
     except SfsdError as exc:
-        _print_error(exc.cause, exc.hint)
+        fail(exc.exit_code, exc.cause, exc.hint)
         finish_stdout()
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
-        _print_error("interrupted", None)
-        return INTERRUPTED
+        return fail(INTERRUPTED, "interrupted")
     except OSError as exc:
         if was_raised_by(exc, click.echo):
             if not isinstance(exc, BrokenPipeError):  # as in `sfsd audit log | head`
-                _print_error(f"cannot write to stdout: {exc.strerror}", _OUTPUT_HINT)
+                fail(SfsdError.exit_code, f"cannot write to stdout: {exc.strerror}", _OUTPUT_HINT)
             finish_stdout()
             return SfsdError.exit_code
         # Disk or permissions: the error names a path, which is no secret.
         where = f": {exc.filename}" if exc.filename else ""
-        _print_error(
-            f"{exc.strerror or type(exc).__name__}{where}",
-            OWNER_HINT if isinstance(exc, PermissionError) else "check the disk",
-        )
-        return SfsdError.exit_code
-
-
-def _print_error(cause: str, hint: str | None) -> None:
-    print_error(f"sfsd: {printable(cause)}")
-    if hint:
-        print_error(f"hint: {printable(hint)}")
+        hint = OWNER_HINT if isinstance(exc, PermissionError) else "check the disk"
+        return fail(SfsdError.exit_code, f"{exc.strerror or type(exc).__name__}{where}", hint)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Both `sfsc` and `sfsd` show their lists this way, and their errors with --json.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Final, Self, TextIO
 
@@ -124,3 +124,10 @@ def error_json(code: int, message: str, hint: str) -> str:
 
     error = {"code": code, "message": message, "hint": hint}
     return json.dumps({"error": error}, separators=(",", ":"))
+
+
+def asks_for_json(arguments: Sequence[str]) -> bool:
+    """Return whether --json is among the arguments of a command, before a ``--`` that ends the
+    options. Their parser may have failed before it got there."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options

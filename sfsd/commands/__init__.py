@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +13,7 @@ import click
 
 from protocol.codec.errors import MessageError
 from protocol.codec.names import check_user_name
+from protocol.codec.tables import Table
 from protocol.codec.terminal_text import printable
 from sfsd.errors import ConfigError
 
@@ -25,6 +28,13 @@ def answer(text: str) -> None:
 def answer_json(value: Mapping[str, object]) -> None:
     """Print one JSON object on one line of stdout."""
     click.echo(json.dumps(value, separators=(",", ":")))
+
+
+def table(*headers: str, right: Collection[str] = ()) -> Table:
+    """Return a table on stdout; `right` has the headers of the columns aligned to the right."""
+    return Table(
+        *headers, stream=sys.stdout, right=right, write=functools.partial(click.echo, nl=False)
+    )
 
 
 def parse_with(parse: Callable[[str], _T]) -> Callable[..., _T | None]:
@@ -70,3 +80,5 @@ root_option = click.option(
     help="The daemon's folder (SFSD_ROOT).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+utc_option = click.option("--utc", is_flag=True, help="Show times in UTC, not in local time.")
+"""For a command that shows times by ``human_time(seconds, local=not utc)``."""

@@ -10,14 +10,15 @@ from msgspec import structs
 
 from protocol.codec.terminal_text import counted, human_time
 from protocol.wire.messages.accounts import Status, StatusAnswer
-from sfsd.commands import answer, answer_json, json_option, operator_client, root_option
+from sfsd.commands import answer, answer_json, json_option, operator_client, root_option, utc_option
 from sfsd.log.journal import log_warnings
 
 
 @click.command()
 @root_option
 @json_option
-def command(root: Path, as_json: bool) -> None:
+@utc_option
+def command(root: Path, as_json: bool, utc: bool) -> None:
     """Show where the daemon listens, since when, and the size of the log and the disk.
 
     Example: sfsd status --root /srv/sfs
@@ -27,7 +28,8 @@ def command(root: Path, as_json: bool) -> None:
     if as_json:
         answer_json({**structs.asdict(status), "warnings": warnings})
         return
-    running = f"{status.address}, since {human_time(status.started)}" if status.address else "no"
+    since = human_time(status.started, local=not utc)
+    running = f"{status.address}, since {since}" if status.address else "no"
     answer(f"running      {running}")
     answer(f"version      {status.version}")
     answer(f"connections  {status.connections}, of which {status.sessions} logged in")

@@ -10,7 +10,7 @@ from typing import cast
 import click
 from msgspec import structs
 
-from protocol.codec.terminal_text import counted, human_time
+from protocol.codec.terminal_text import counted, human_size, human_time
 from protocol.records.invitation import TOKEN_SIZE, Invitation, parse_address
 from protocol.wire.messages.accounts import (
     Account,
@@ -29,11 +29,14 @@ from sfsd.commands import (
     parse_with,
     reason_option,
     root_option,
+    table,
     user_name,
+    utc_option,
 )
 from sfsd.config import Config, parse_duration, parse_size
 from sfsd.errors import CommandError, ConfigError
 
+_NUMBERS = ("files", "stored", "quota")
 _ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104
 
 
@@ -111,25 +114,25 @@ def _public_address(root: Path, config: Config) -> str:
 @root_option
 @json_option
 def list_(root: Path, as_json: bool) -> None:
-    """List all accounts, including invited users.
-
-    Columns: name, state, number of files, bytes of ciphertext.
+    """List all accounts, including invited users: what they store, and how much of it they may.
 
     Example: sfsd user list --json
     """
-    for account in operator_client.all_accounts(root):
-        if as_json:
-            answer_json(_to_json(account))
-        else:
-            state = _state(account)
-            answer(f"{account.user:<32} {state:<9} {account.files:>8} {account.used:>15}")
+    with table("user", "state", "files", "stored", "quota", right=_NUMBERS) as rows:
+        for account in operator_client.all_accounts(root):
+            if as_json:
+                answer_json(_to_json(account))
+                continue
+            quota = human_size(account.quota) if account.quota else "none"
+            rows.add(account.user, _state(account), account.files, human_size(account.used), quota)
 
 
 @command.command()
 @_name
 @root_option
 @json_option
-def show(name: str, root: Path, as_json: bool) -> None:
+@utc_option
+def show(name: str, root: Path, as_json: bool, utc: bool) -> None:
     """Show one account.
 
     Example: sfsd user show alice
@@ -143,8 +146,9 @@ def show(name: str, root: Path, as_json: bool) -> None:
     answer(f"state        {_state(account)}")
     answer(f"fingerprint  {account.fingerprint.hex() or '-'}")
     answer(f"keys         generation {account.generation}, {account.wrap_alg or '-'}")
-    answer(f"rotate by    {human_time(account.due) if account.due else '-'}")
-    invited = f"until {human_time(account.invited_until)}" if account.invited_until else "-"
+    due, invited_until = account.due, account.invited_until
+    answer(f"rotate by    {human_time(due, local=not utc) if due else '-'}")
+    invited = f"until {human_time(invited_until, local=not utc)}" if invited_until else "-"
     answer(f"invited      {invited}")
     answer(f"stored       {counted(account.files, 'file')}, {counted(account.used, 'byte')}")
     answer(f"quota        {account.quota or 'none'}")

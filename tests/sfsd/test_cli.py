@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,16 +50,17 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture
-def run_failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
+def run_failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run a command that raises an error; return the exit code."""
 
-    def run(error: BaseException) -> int:
+    def run(error: BaseException, *options: str) -> int:
         @click.command()
+        @click.option("--json", is_flag=True, expose_value=False)
         def command() -> None:
             raise error
 
         monkeypatch.setattr(cli.DaemonCommands, "get_command", lambda *_: command)
-        return main(["status"])
+        return main(["status", *options])
 
     return run
 
@@ -72,7 +74,7 @@ def run_failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], in
     ],
 )
 def test_error_message_is_cause_and_hint(
-    run_failing: Callable[[BaseException], int],
+    run_failing: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
     code: int,
@@ -83,37 +85,68 @@ def test_error_message_is_cause_and_hint(
     assert said.err == "sfsd: cause\nhint: do this\n"
 
 
-def test_damaged_log(
-    run_failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "code", "message", "hint"),
+    [
+        (CommandError("cause \x1b[2J", "do this", exit_code=6), 6, "cause \x1b[2J", "do this"),
+        (OSError(28, "No space left", "/srv"), 1, "No space left: /srv", "check the disk"),
+        (KeyboardInterrupt(), 130, "interrupted", ""),
+        (click.UsageError("no such thing"), 2, "no such thing", "run `sfsd status --help`"),
+    ],
+)
+def test_with_json_an_error_is_an_object_on_stderr(
+    run_failing: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    message: str,
+    hint: str,
 ) -> None:
+    assert run_failing(error, "--json") == code
+    said = capsys.readouterr()
+    assert json.loads(said.err) == {"error": {"code": code, "message": message, "hint": hint}}
+    assert (said.out, said.err.strip().count("\n"), "\x1b" in said.err) == ("", 0, False)
+
+
+def test_with_json_the_errors_of_the_parser_are_objects(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for arguments, start, where in [
+        (["status", "--nonsense", "--json"], "No such option", "sfsd status"),
+        (["user", "show", "--json"], "Missing argument", "sfsd user show"),
+        (["--json"], "No such option", "sfsd"),
+    ]:
+        assert main(arguments) == 2
+        error = json.loads(capsys.readouterr().err)["error"]
+        assert error["message"].startswith(start)
+        assert (error["code"], error["hint"]) == (2, f"run `{where} --help`")
+
+
+def test_damaged_log(run_failing: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_failing(JournalDamagedError("not what was written", seq=17)) == 5
     assert "entry 17" in capsys.readouterr().err
 
 
-def test_full_disk(
-    run_failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_disk(run_failing: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_failing(OSError(28, "No space left on device", "/srv/root")) == 1
     said = capsys.readouterr().err
     assert said.startswith("sfsd: No space left on device: /srv/root\nhint: ")
 
 
 def test_error_messages_are_printable(
-    run_failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+    run_failing: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_failing(UnreachableError("says \x1b]0;title\x07\r\u202eevil", "\x9b2J")) == 7
     said = capsys.readouterr().err
     assert said == "sfsd: says \\x1b]0;title\\x07\\r\\u202eevil\nhint: \\x9b2J\n"
 
 
-def test_interrupt(
-    run_failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupt(run_failing: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_failing(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err.endswith("interrupted\n")
 
 
-def test_bug_ends_in_a_traceback(run_failing: Callable[[BaseException], int]) -> None:
+def test_bug_ends_in_a_traceback(run_failing: Callable[..., int]) -> None:
     with pytest.raises(ZeroDivisionError):
         run_failing(ZeroDivisionError())
 

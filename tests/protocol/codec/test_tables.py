@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.codec.tables import Table, bold, error_json, has_colours, width_of
+from protocol.codec.tables import (
+    Table,
+    asks_for_json,
+    bold,
+    error_json,
+    has_colours,
+    width_of,
+)
 from protocol.codec.terminal_text import printable
 
 CELLS = st.lists(st.tuples(st.text(), st.integers(), st.text()), max_size=5)
@@ -128,3 +135,10 @@ def test_an_error_is_one_json_object_on_one_line(code: int, message: str, hint: 
     assert text.isascii()
     assert "\n" not in text
     assert json.loads(text) == {"error": {"code": code, "message": message, "hint": hint}}
+
+
+def test_json_is_asked_for_before_the_end_of_the_options() -> None:
+    asked = [["ls", "--json"], ["--json", "x", "--", "y"]]
+    assert all(map(asks_for_json, asked))
+    not_asked = [[], ["ls", "--jsonl"], ["put", "--", "--json"]]
+    assert not any(map(asks_for_json, not_asked))

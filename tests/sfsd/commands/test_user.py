@@ -103,6 +103,11 @@ def test_list_and_show(root: Path, sfsd: Sfsd) -> None:
     listed = [json.loads(line) for line in sfsd("user", "list", "--json").lines]
     assert [entry["user"] for entry in listed] == ["ada", "bob", "carol"]
     assert listed[0] == json.loads(sfsd("user", "show", "ada", "--json").out)
+    sfsd("user", "quota", "bob", "1500000")
+    assert sfsd("user", "list").lines[:2] == [
+        "ada\tinvited\t0\t0 B\tnone",
+        "bob\tinvited\t0\t0 B\t1.4 MiB",
+    ]
     shown = dict(line.split(maxsplit=1) for line in sfsd("user", "show", "ada").lines[:2])
     assert shown == {"user": "ada", "state": "invited"}
 
