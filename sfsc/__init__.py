@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sfsc.api import accept, check_proof, connect, people, watch, whoami
     from sfsc.files.contacts import Person
     from sfsc.files.inbox import Shared
+    from sfsc.files.known_names import KnownNames, known_names
     from sfsc.files.purge import Purged
     from sfsc.files.rename import Renamed
     from sfsc.files.restore import Restored
@@ -68,6 +69,7 @@ __all__ = [
     "Grant",
     "IntegrityError",
     "KeyringError",
+    "KnownNames",
     "LocalError",
     "NetworkError",
     "NotFound",
@@ -92,6 +94,7 @@ __all__ = [
     "enrol",
     "export_pem",
     "import_pem",
+    "known_names",
     "new_recovery_code",
     "people",
     "recover",

@@ -93,6 +93,13 @@ def unlock_home(home: Path, passphrase: Passphrase) -> KeyringFile:
     return unlock_keyring(path, passphrase)
 
 
+def unlock_without_asking(home: Path) -> KeyringFile | None:
+    """Unlock the keyring in `home` if that takes no passphrase; None if it does. Raises
+    `KeyringError` and `LocalError`."""
+    path = keyring_path(home)
+    return None if needs_passphrase(path) else KeyringFile.unlock(path, None)
+
+
 def check_no_keyring(home: Path) -> None:
     """Raise `LocalError` if `home` already has an account."""
     if local_files.exists(keyring_path(home)):

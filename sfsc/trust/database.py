@@ -105,6 +105,27 @@ class StateDatabase(Closing):
         return opened
 
     @classmethod
+    def open_for_reading(cls, path: Path, account: bytes, key: bytes) -> Self:
+        """Open the existing file of `account` without writing to it, nor waiting for a process that
+        does. Only methods that read may be called. Raises as `open_database`, also if there is no
+        file, or if it is encrypted with another key than `key`."""
+        with translate_errors(path):
+            database = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=0.0, isolation_level=None
+            )
+            opened = cls(path, database, key)
+            try:
+                (version,) = database.execute("PRAGMA user_version").fetchone()
+                opened._check_version(version)
+                opened._check_account(account)
+                if not opened.adopt_current_key(key):
+                    raise LocalError(f"{path} is encrypted with another key", "run `sfsc ls`")
+            except BaseException:
+                database.close()
+                raise
+        return opened
+
+    @classmethod
     def open_copy(cls, path: Path, account: bytes, key: bytes) -> Self:
         """Open a copy in memory of the file at `path`, which cannot be written; an empty one if
         there is no such file. What is changed is lost at the end. Raises as `open_database`, also
@@ -142,20 +163,27 @@ class StateDatabase(Closing):
                     self._database.execute(statement)
                 self._database.execute("INSERT INTO meta VALUES ('account', ?)", (account,))
                 self._database.execute(f"PRAGMA user_version = {SCHEMA}")
-            elif version != SCHEMA:
-                raise LocalError(
-                    f"{self._path} has version {version}, not {SCHEMA}",
-                    "use the sfsc that wrote it, or move the file away",
-                )
+            else:
+                self._check_version(version)
+        self._check_account(account)
+        self.vouched = VouchedRows(self, account, vouched_rows_key(self._key))
+        with self._begin_immediate():
+            if not self.adopt_current_key(self._key):
+                self.replace_key(self._key)
+
+    def _check_version(self, version: int) -> None:
+        if version != SCHEMA:
+            raise LocalError(
+                f"{self._path} has version {version}, not {SCHEMA}",
+                "use the sfsc that wrote it, or move the file away",
+            )
+
+    def _check_account(self, account: bytes) -> None:
         if self.meta_value("account") != account:
             raise LocalError(
                 f"{self._path} belongs to another account",
                 "use another --home, or move this file away",
             )
-        self.vouched = VouchedRows(self, account, vouched_rows_key(self._key))
-        with self._begin_immediate():
-            if not self.adopt_current_key(self._key):
-                self.replace_key(self._key)
 
     def adopt_current_key(self, key: bytes) -> bool:
         """Use `key` if the file is encrypted with it, as after another process of this machine has

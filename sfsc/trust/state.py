@@ -605,6 +605,16 @@ def open_client_state(home: Path, file: KeyringFile, *, must_be_saved: bool = Tr
     return state
 
 
+def open_state_for_reading(home: Path, file: KeyringFile) -> ClientState:
+    """Open the state of the account of the keyring `file` for reading only, without waiting for a
+    process that writes. Raises `LocalError`, also if there is no state yet, or if it belongs to
+    another account or another key."""
+    keyring = file.contents
+    account = keyring.server_id + keyring.user.encode()
+    key = state_key(keyring.device.xwing_private)
+    return ClientState.open_for_reading(state_path(home), account, key)
+
+
 def _warn_of_copy(home: Path, cause: str) -> None:
     import logging  # rarely needed
 

@@ -1,0 +1,66 @@
+"""Names that this machine remembers: for the completion of a command line, without the server.
+
+The state holds names encrypted under a key from the keyring, and nothing else on this machine has
+them. So a keyring that is locked gives none: asking for a passphrase, or deriving its key, has no
+place in a completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from protocol.codec.values import Value
+from sfsc.keys.home import Home, home_folder, unlock_without_asking
+from sfsc.trust.file_records import OwnAccount
+from sfsc.trust.peer_state import PeerState
+from sfsc.trust.state import ClientState, open_state_for_reading, unpack_entry
+
+
+class KnownNames(Value):
+    """What is remembered: the names of files of `user` that exist (`own`), those of `deleted` ones,
+    and files of others as ``OWNER:NAME`` (`shared`), each in no order. `people` are the trusted
+    users."""
+
+    user: str
+    own: tuple[str, ...]
+    deleted: tuple[str, ...]
+    shared: tuple[str, ...]
+    people: tuple[str, ...]
+
+
+def known_names(prefix: str = "", *, home: Home = None) -> KnownNames | None:
+    """Return the names that start with `prefix`, and the trusted users, as this machine knows them
+    since it last listed or changed files; None if the keyring in `home` is locked. The server is
+    not asked. Raises `KeyringError` and `LocalError`."""
+    where = home_folder(home)
+    file = unlock_without_asking(where)
+    if file is None:
+        return None
+    keyring = file.contents
+    account = OwnAccount.from_keyring(keyring)
+    with open_state_for_reading(where, file) as state:
+        own, deleted = set[str](), set[str]()
+        for file_id, packed in state.entries():
+            own.update(_names(file_id, packed, prefix, account))
+        for file_id, packed in state.last_entries():
+            deleted.update(_names(file_id, packed, prefix, account))
+        shared = set(_shared_names(state, prefix))
+    people = tuple(user for user, _ in keyring.pins)
+    return KnownNames(keyring.user, tuple(own), tuple(deleted - own), tuple(shared), people)
+
+
+def _names(file_id: str, packed: bytes, prefix: str, account: OwnAccount) -> Iterator[str]:
+    """Yield the name of a listing entry if it starts with `prefix`. An entry without these bytes
+    is not unpacked."""
+    if prefix.encode(errors="surrogatepass") in packed and not account.is_settings(file_id):
+        name = unpack_entry(file_id, packed).name
+        if name.startswith(prefix):
+            yield name
+
+
+def _shared_names(state: ClientState, prefix: str) -> Iterator[str]:
+    for one in PeerState(state).shared_files():
+        if one.entry is not None:
+            name = f"{one.owner}:{unpack_entry(one.file_id, one.entry).name}"
+            if name.startswith(prefix):
+                yield name
