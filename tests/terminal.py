@@ -15,8 +15,9 @@ from pathlib import Path
 from tests.harness import CommandFailed, command, environment
 
 _SECONDS = 60.0
-_OWN_TERMINAL = 'exec 3<>"$0" 3>&-; exec "$@"'
-"""The first terminal that the leader of a session opens becomes that of the session."""
+OWN_TERMINAL = 'exec 3<>"$0" 3>&-; exec "$@"'
+"""Script of `sh`, with the name of a terminal and a command: the first terminal that the leader of
+a session opens becomes that of the session."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def converse(
     code is `code` and every question was asked, in this order.
     """
     ours, theirs = pty.openpty()
-    start = ["sh", "-c", _OWN_TERMINAL, os.ttyname(theirs)] if own_terminal else []
+    start = ["sh", "-c", OWN_TERMINAL, os.ttyname(theirs)] if own_terminal else []
     process = subprocess.Popen(
         [*start, *command("sfsc"), *map(str, arguments)],
         stdin=theirs if stdin is None else subprocess.PIPE,

@@ -7,10 +7,12 @@ import contextlib
 import gc
 import importlib
 import io
+import os
 import signal
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,6 +28,9 @@ from sfsc.cli.commands import Context
 from sfsc.cli.terminal import output_error, report, say, stdout_errors
 from sfsc.errors import SfscError, UsageError
 from sfsc.interrupts import deferred
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "init": ("account", "Enrol on a server with an invitation."),
@@ -55,6 +60,7 @@ COMMANDS = {
     "verify-rotation": ("keys", "Check that nothing uses an older key."),
     "audit": ("audit", "Read and verify the server's log."),
     "server": ("server", "Change the address of your server."),
+    "completion": ("completion", "Print the script that lets a shell complete commands."),
     "whoami": ("account", "Show your account and your key's fingerprint."),
     "status": ("account", "Show the server, your usage and your keys' age."),
 }
@@ -79,6 +85,17 @@ class ClientCommands(click.Group):
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         _add_json_option(command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Complete the name of a command, or an option, without importing any command."""
+        from click.shell_completion import CompletionItem
+
+        found = [
+            CompletionItem(name, help=text)
+            for name, (_, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -142,6 +159,10 @@ def main(arguments: list[str] | None = None) -> int:
     open_closed_streams()
     accept_any_text()
     _handle_signals()
+    if "_SFSC_COMPLETE" in os.environ:
+        from sfsc.cli.completion import register
+
+        register()
     try:
         outcome = group.main(arguments, prog_name="sfsc", standalone_mode=False)
         with stdout_errors():

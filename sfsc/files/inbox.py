@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import ClassVar
 
-from protocol.codec.errors import EncodingError, MessageError
-from protocol.codec.fields import Count, Struct
+from protocol.codec.errors import MessageError
 from protocol.codec.names import check_file_id, check_user_name
 from protocol.codec.values import Value
 from protocol.records.records import LeaveRecord, key_id, record_hash
@@ -36,7 +34,6 @@ from sfsc.errors import (
     BadRecord,
     ConflictError,
     IntegrityError,
-    LocalError,
     NetworkError,
     NotFound,
     ProtocolFailure,
@@ -50,7 +47,7 @@ from sfsc.session.server_errors import damaged_version, expect_reply
 from sfsc.session.session import Session
 from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.trust.file_records import Entry, FileOwner, VerifiedFile
-from sfsc.trust.peer_state import KnownSharedFile, PeerState
+from sfsc.trust.peer_state import KnownSharedFile, PeerState, SharedEntry
 from sfsc.trust.server_log import REPORT, SentChange
 
 
@@ -62,20 +59,6 @@ class Shared(Value):
     entry: Entry
     expires: int
     verified: bool
-
-
-class _CachedEntry(Struct):
-    AS_MAP: ClassVar[bool] = True
-
-    entry: Entry
-    expires: Count
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> _CachedEntry:
-        try:
-            return cls.parse(packed)
-        except (EncodingError, MessageError) as exc:
-            raise LocalError(f"the cached entry of a shared file is malformed: {exc}") from exc
 
 
 class ReceivedFiles:
@@ -316,21 +299,21 @@ class ReceivedFiles:
             raise BadRecord("the server lists our own file as shared by another user")
         person = self._contacts.find(item.owner)
         if item.view is None and known is not None and known.entry is not None:
-            cached = _CachedEntry.unpack(known.entry)
+            cached = SharedEntry.unpack(known.entry)
         else:
             cached = self._verified(item, known, person)
         return Shared(item.owner, cached.entry, cached.expires, person.pinned)
 
     def _verified(
         self, item: SharedFile, known: KnownSharedFile | None, person: Person
-    ) -> _CachedEntry:
+    ) -> SharedEntry:
         session, owner = self._session, person.owner
         view = item.view or self._stat(item)
         file = owner.verify_newest(view, item.file_id, None if known is None else known.revision)
         if file.deleted:
             raise NotFound("the file was deleted")
         expires = self._expires(file)
-        cached = _CachedEntry(session.account.listing_entry(file, owner), expires)
+        cached = SharedEntry(session.account.listing_entry(file, owner), expires)
         packed = cached.encode()
         self._remembered.remember_file(KnownSharedFile.from_file(file, packed))
         return cached

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from protocol.codec.values import Value
 from sfsc.keys.home import Home, home_folder, unlock_without_asking
 from sfsc.trust.file_records import OwnAccount
-from sfsc.trust.peer_state import PeerState
+from sfsc.trust.peer_state import PeerState, SharedEntry
 from sfsc.trust.state import ClientState, open_state_for_reading, unpack_entry
 
 
 class KnownNames(Value):
-    """What is remembered: the names of files of `user` that exist (`own`), those of `deleted` ones,
+    """Names that are remembered: of the files of `user` that exist (`own`), of `deleted` ones,
     and files of others as ``OWNER:NAME`` (`shared`), each in no order. `people` are the trusted
     users."""
 
@@ -61,6 +61,6 @@ def _names(file_id: str, packed: bytes, prefix: str, account: OwnAccount) -> Ite
 def _shared_names(state: ClientState, prefix: str) -> Iterator[str]:
     for one in PeerState(state).shared_files():
         if one.entry is not None:
-            name = f"{one.owner}:{unpack_entry(one.file_id, one.entry).name}"
+            name = f"{one.owner}:{SharedEntry.unpack(one.entry).entry.name}"
             if name.startswith(prefix):
                 yield name

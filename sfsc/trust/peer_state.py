@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import ClassVar, Final
 
+from protocol.codec.errors import EncodingError, MessageError
+from protocol.codec.fields import Count, Struct
 from protocol.codec.values import Value
 from protocol.records.records import record_hash
-from sfsc.trust.file_records import KnownRevision, VerifiedFile
+from sfsc.errors import LocalError
+from sfsc.trust.file_records import Entry, KnownRevision, VerifiedFile
 from sfsc.trust.state import ClientState
 
 _RECEIVED: Final = "received"
@@ -34,6 +37,24 @@ class KnownSharedFile(Value):
     @property
     def revision(self) -> KnownRevision:
         return KnownRevision(self.rev, self.hash)
+
+
+class SharedEntry(Struct):
+    """The listing entry of a file of another user, as it is cached, and the end of the access in
+    Unix seconds (0 for none)."""
+
+    AS_MAP: ClassVar[bool] = True
+
+    entry: Entry
+    expires: Count
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> SharedEntry:
+        """Decode the output of `encode`. Raises `LocalError`."""
+        try:
+            return cls.parse(packed)
+        except (EncodingError, MessageError) as exc:
+            raise LocalError(f"the cached entry of a shared file is malformed: {exc}") from exc
 
 
 class PeerState:

@@ -12,6 +12,7 @@ import sfsc
 from protocol.codec.terminal_text import counted, printable, printable_lines
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
+from sfsc.cli.suggestions import past_names
 from sfsc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def audit() -> None:
 
 
 @audit.command("log")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=past_names)
 @click.pass_obj
 def audit_log(context: Context, name: str | None) -> None:
     """Show who did what, and when. With NAME, only what concerns that file.

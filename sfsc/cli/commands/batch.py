@@ -16,9 +16,10 @@ from protocol.codec.values import Value
 from sfsc import local_files
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
-from sfsc.cli.commands.sharing import own_name
 from sfsc.cli.commands.transfer import no_file
+from sfsc.cli.owners import own_name
 from sfsc.cli.progress import ProgressBar
+from sfsc.cli.suggestions import paths
 from sfsc.errors import LocalError, UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _MAX_BYTES: Final = 4 << 20
 
 
 @click.command()
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=paths)
 @click.pass_obj
 def batch(context: Context, file: str) -> None:
     """Make the changes that FILE lists, all of them or none. `-` reads them from stdin.

@@ -11,8 +11,10 @@ from protocol.codec.terminal_text import counted, human_size, human_time, printa
 from protocol.codec.values import Mutable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
-from sfsc.cli.commands.sharing import list_inbox, own_name, show_inbox, split_owner
+from sfsc.cli.commands.sharing import list_inbox, show_inbox
 from sfsc.cli.commands.trash import show_deleted
+from sfsc.cli.owners import own_name, split_owner
+from sfsc.cli.suggestions import any_names, own_names, past_names
 from sfsc.errors import NetworkError, NotFound, SfscError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("prefix", default="")
+@click.argument("prefix", default="", shell_complete=any_names)
 @click.option("-l", "--long", is_flag=True, help="Show version, size and time too.")
 @click.option("-R", "--recursive", is_flag=True, help="List the files in folders too.")
 @click.option("--shared", is_flag=True, help="List what others share with you, as OWNER:NAME.")
@@ -111,7 +113,7 @@ def _level(entries: Iterable[Entry], prefix: str) -> Iterator[Entry | _Folder]:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=any_names)
 @click.pass_obj
 def stat(context: Context, name: str) -> None:
     """Show the version, sizes, times, id and readers of NAME, all verified. OWNER:NAME is a file
@@ -156,7 +158,7 @@ def _show_shared_file(one: Shared, context: Context) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=own_names)
 @click.option(
     "-r", "--recursive", is_flag=True, help="Delete all files in the folder NAME (`/`: all)."
 )
@@ -270,7 +272,9 @@ def _show_removed(name: str, purged: tuple[int, ...] | None, context: Context) -
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME... NEW_NAME")
+@click.argument(
+    "names", nargs=-1, required=True, metavar="NAME... NEW_NAME", shell_complete=own_names
+)
 @click.pass_obj
 def mv(context: Context, names: tuple[str, ...]) -> None:
     """Rename the file or folder NAME to NEW_NAME. No content is sent again.
@@ -298,7 +302,7 @@ def mv(context: Context, names: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=past_names)
 @click.pass_obj
 def history(context: Context, name: str) -> None:
     """Show every record of NAME, deleted or not, oldest first. All of them are verified.

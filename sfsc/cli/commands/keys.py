@@ -16,6 +16,7 @@ from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.account import no_passphrase_option, show_identity
 from sfsc.cli.commands.sharing import word_lines
+from sfsc.cli.suggestions import own_names, users
 from sfsc.errors import NotFound, SfscError, UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def key_show(context: Context) -> None:
 
 
 @key.command("verify")
-@click.argument("user")
+@click.argument("user", shell_complete=users)
 @click.argument("fingerprint", nargs=-1)
 @click.pass_obj
 def key_verify(context: Context, user: str, fingerprint: tuple[str, ...]) -> None:
@@ -207,7 +208,7 @@ def key_export(context: Context, file: Path, *, no_passphrase: bool) -> None:
 
 
 @key.command("export-dek")
-@click.argument("name")
+@click.argument("name", shell_complete=own_names)
 @click.option("--version", type=click.IntRange(min=1), help="Show the key of an older version.")
 @click.pass_obj
 def key_export_dek(context: Context, name: str, version: int | None) -> None:
@@ -324,7 +325,7 @@ def device_label(context: Context, device_id: str, label: str) -> None:
     help="With --recovery: undo statement N and all later ones.",
 )
 @click.option("--yes", is_flag=True, help="With --recovery: do not ask for confirmation.")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=own_names)
 @click.pass_obj
 def rotate(
     context: Context,

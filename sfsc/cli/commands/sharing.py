@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -14,6 +13,8 @@ import sfsc
 from protocol.codec.terminal_text import human_size, human_time, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder
+from sfsc.cli.owners import own_name, split_owner
+from sfsc.cli.suggestions import own_names, shared_names, users
 from sfsc.cli.times import parse_age
 from sfsc.errors import Untrusted, UsageError
 
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _Result = TypeVar("_Result")
 _WORDS_PER_LINE: Final = 8
-_OWNER: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):(.*)", re.DOTALL)
 
 
 @click.command()
-@click.argument("name", required=False)
-@click.argument("user", required=False)
+@click.argument("name", required=False, shell_complete=own_names)
+@click.argument("user", required=False, shell_complete=users)
 @click.option("-r", "--recursive", is_flag=True, help="Share the folder NAME (`/`: everything).")
 @click.option(
     "--expires",
@@ -108,8 +108,8 @@ def share(
 
 
 @click.command()
-@click.argument("name")
-@click.argument("user")
+@click.argument("name", shell_complete=own_names)
+@click.argument("user", shell_complete=users)
 @click.option("-r", "--recursive", is_flag=True, help="NAME is a folder that was shared with -r.")
 @click.option("--reencrypt", is_flag=True, help="Encrypt the current version again.")
 @click.pass_obj
@@ -196,7 +196,7 @@ def inbox(ctx: click.Context) -> None:
 
 
 @inbox.command("leave")
-@click.argument("file", metavar="OWNER:NAME")
+@click.argument("file", metavar="OWNER:NAME", shell_complete=shared_names)
 @click.option("--id", "file_id", metavar="ID", help="Choose among shared files of the same name.")
 @click.pass_obj
 def inbox_leave(context: Context, file: str, file_id: str | None) -> None:
@@ -218,7 +218,7 @@ def inbox_leave(context: Context, file: str, file_id: str | None) -> None:
 
 
 @inbox.command("block")
-@click.argument("owner")
+@click.argument("owner", shell_complete=users)
 @click.pass_obj
 def inbox_block(context: Context, owner: str) -> None:
     """Show nothing that OWNER shares, and let the server refuse what OWNER shares with you later.
@@ -233,7 +233,7 @@ def inbox_block(context: Context, owner: str) -> None:
 
 
 @inbox.command("unblock")
-@click.argument("owner")
+@click.argument("owner", shell_complete=users)
 @click.pass_obj
 def inbox_unblock(context: Context, owner: str) -> None:
     """Show what OWNER shares with you again.
@@ -281,27 +281,6 @@ def _show_shared(item: Shared, context: Context, *, long: bool) -> None:
         unverified = "" if item.verified else "  unverified"
         line = f"{entry.version:>4}  {size:>11}  {modified}  {line}{until}{unverified}"
     context.answer({**shown, **terminal.fields_of(entry)}, line)
-
-
-def split_owner(store: Store, text: str) -> tuple[str | None, str]:
-    """Split ``OWNER:NAME`` into (owner, name); owner None for a file of our own. A file of our own
-    whose name contains a colon can be written with our own user name as OWNER."""
-    matched = _OWNER.fullmatch(text)
-    if matched is None:
-        return None, text
-    owner, name = matched[1], matched[2]
-    return (None if owner == store.whoami().user else owner), name
-
-
-def own_name(store: Store, text: str) -> str:
-    """Return the name of a file of our own, which a command is about to change. Raises `UsageError`
-    for ``OWNER:NAME``: only its owner changes a file."""
-    owner, name = split_owner(store, text)
-    if owner is not None:
-        cause = f"{text} is a file of {owner}, and only {owner} can change it"
-        hint = f"for a file of your own with this name, write {store.whoami().user}:{text}"
-        raise UsageError(cause, hint)
-    return name
 
 
 def trust_options(command: _Command) -> _Command:

@@ -14,7 +14,6 @@ import sfsc
 from protocol.codec.terminal_text import printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
-from sfsc.cli.commands.sharing import own_name
 from sfsc.cli.folder_options import (
     dry_run_option,
     exclude_options,
@@ -22,7 +21,9 @@ from sfsc.cli.folder_options import (
     patterns,
 )
 from sfsc.cli.outcomes import Outcomes
+from sfsc.cli.owners import own_name
 from sfsc.cli.progress import ProgressBar
+from sfsc.cli.suggestions import by_direction, own_names, paths
 from sfsc.errors import SfscError
 from sfsc.transfer.status import CONFLICT, DELETED, FETCHED, SKIPPED, STORED, UNCHANGED
 
@@ -33,8 +34,13 @@ TOTALS = (STORED, FETCHED, DELETED, CONFLICT, UNCHANGED, SKIPPED)
 
 
 @click.command()
-@click.argument("source", metavar="DIR")
-@click.argument("target", required=False, metavar="[PREFIX]")
+@click.argument("source", metavar="DIR", shell_complete=by_direction(down=own_names, up=paths))
+@click.argument(
+    "target",
+    required=False,
+    metavar="[PREFIX]",
+    shell_complete=by_direction(down=paths, up=own_names),
+)
 @click.option("--down", is_flag=True, help="Copy from PREFIX to DIR: `sync --down PREFIX DIR`.")
 @click.option("--delete", is_flag=True, help="Delete in the target what was deleted in the source.")
 @click.option("--checksum", is_flag=True, help="Compare contents, not times.")
@@ -98,7 +104,7 @@ def sync(
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("prefix", required=False, metavar="[PREFIX]")
+@click.argument("prefix", required=False, metavar="[PREFIX]", shell_complete=own_names)
 @click.option("--delete", is_flag=True, help="Delete in the store what is deleted in DIR.")
 @click.option("--checksum", is_flag=True, help="Compare contents, not times.")
 @exclude_options

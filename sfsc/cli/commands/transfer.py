@@ -17,7 +17,7 @@ from protocol.codec.terminal_text import counted, human_size, printable
 from sfsc import local_files
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
-from sfsc.cli.commands.sharing import confirm_trust, own_name, split_owner, trust_options
+from sfsc.cli.commands.sharing import confirm_trust, trust_options
 from sfsc.cli.folder_options import (
     check_folder_options,
     compare_options,
@@ -27,7 +27,9 @@ from sfsc.cli.folder_options import (
     patterns,
 )
 from sfsc.cli.outcomes import Outcomes
+from sfsc.cli.owners import own_name, split_owner
 from sfsc.cli.progress import ProgressBar
+from sfsc.cli.suggestions import any_names, own_names, paths
 from sfsc.errors import LocalError, NetworkError, SfscError, UsageError
 from sfsc.local_files import check_new_file
 from sfsc.transfer.status import FETCHED, SKIPPED, STORED, UNCHANGED
@@ -42,10 +44,12 @@ _SHOWN_NAMES: Final = 5
 
 
 @click.command()
-@click.argument("files", nargs=-1, metavar="FILE...")
+@click.argument("files", nargs=-1, metavar="FILE...", shell_complete=paths)
 @click.option("-r", "--recursive", is_flag=True, help="Store folders too, with all their files.")
 @click.option(
-    "--name", help="Name in the store, for one FILE; required for `-` (stdin) and --command."
+    "--name",
+    shell_complete=own_names,
+    help="Name in the store, for one FILE; required for `-` (stdin) and --command.",
 )
 @click.option(
     "--command",
@@ -346,8 +350,14 @@ def _show_put(done: Put, context: Context, outcomes: Outcomes, *, dry_run: bool 
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("-o", "--output", metavar="PATH", help="File or folder to write to; `-`: stdout.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=any_names)
+@click.option(
+    "-o",
+    "--output",
+    metavar="PATH",
+    shell_complete=paths,
+    help="File or folder to write to; `-`: stdout.",
+)
 @click.option(
     "-r", "--recursive", is_flag=True, help="Fetch every file in the folder NAME (`/`: all)."
 )
@@ -516,7 +526,7 @@ def _fetch_files(
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=any_names)
 @click.option("--version", type=click.IntRange(min=1), help="Fetch an older version of one NAME.")
 @trust_options
 @click.pass_obj

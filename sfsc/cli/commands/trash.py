@@ -11,7 +11,8 @@ import click
 from protocol.codec.terminal_text import counted, human_size, human_time, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
-from sfsc.cli.commands.sharing import own_name
+from sfsc.cli.owners import own_name
+from sfsc.cli.suggestions import own_names, past_names
 from sfsc.cli.times import before_age, parse_moment
 from sfsc.errors import UsageError
 
@@ -37,7 +38,7 @@ def _deleted_line(one: DeletedFile) -> str:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=past_names)
 @click.option("-r", "--recursive", is_flag=True, help="Restore the folder NAME (`/`: everything).")
 @click.option(
     "--at",
@@ -113,7 +114,7 @@ def _show_entry(entry: Entry, context: Context) -> None:
 
 
 @click.command()
-@click.argument("prefix", metavar="NAME")
+@click.argument("prefix", metavar="NAME", shell_complete=own_names)
 @click.option(
     "--keep",
     type=click.IntRange(min=1),
@@ -196,7 +197,7 @@ def purge(context: Context, *, trash: bool, older_than: str | None, yes: bool) -
 
 
 @click.command()
-@click.argument("prefix", default="")
+@click.argument("prefix", default="", shell_complete=own_names)
 @click.pass_obj
 def du(context: Context, prefix: str) -> None:
     """Show the space that your files take: current versions, older versions, and trash.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import sfsc
-from sfsc.cli import main
+from sfsc.cli import COMMANDS, group, main
 from sfsc.session.pipeline import Skip
 
 
@@ -59,3 +61,14 @@ class Shell:
         its error is raised."""
         with sfsc.connect(self.home, auto_rotate=False) as store:
             return [entry.name for entry in store.ls(skip=skip)]
+
+
+def all_commands() -> Iterator[tuple[str, click.Command]]:
+    """Yield every command, group and subcommand with the words that call it."""
+    for name in COMMANDS:
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        yield name, command
+        if isinstance(command, click.Group):
+            for inner, subcommand in command.commands.items():
+                yield f"{name} {inner}", subcommand

@@ -7,25 +7,14 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 
-from sfsc.cli import COMMANDS, group, main
+from sfsc.cli import COMMANDS, main
 from tests.harness import command, environment
-
-
-def commands() -> Iterator[tuple[str, click.Command]]:
-    """Yield every command, group and subcommand with the words that call it."""
-    for name in COMMANDS:
-        command = group.get_command(click.Context(group), name)
-        assert command is not None
-        yield name, command
-        if isinstance(command, click.Group):
-            for inner, subcommand in command.commands.items():
-                yield f"{name} {inner}", subcommand
+from tests.sfsc.cli.shell import all_commands
 
 
 def test_every_command_has_a_help_text_and_a_valid_example(
@@ -33,7 +22,7 @@ def test_every_command_has_a_help_text_and_a_valid_example(
 ) -> None:
     """The options and arguments of each example are parsed; the files that it names exist."""
     monkeypatch.chdir(tmp_path)
-    for words, one in commands():
+    for words, one in all_commands():
         assert one.help
         text, _, example = inspect.cleandoc(one.help).rpartition("\n\nExample: sfsc ")
         assert text
@@ -46,7 +35,7 @@ def test_every_command_has_a_help_text_and_a_valid_example(
 
 
 def test_every_option_has_a_help_text() -> None:
-    for words, one in commands():
+    for words, one in all_commands():
         for option in one.params:
             if isinstance(option, click.Option):
                 assert option.help, (words, option.name)
