@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from datetime import UTC, datetime
+import functools
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, cast
 
 import click
 
-from protocol.codec.errors import LogError
+from protocol.codec.errors import MessageError
+from protocol.codec.names import check_file_id, check_principal
 from protocol.codec.terminal_text import counted
-from protocol.codec.values import Value
-from protocol.log import auditlog
 from protocol.log.auditlog import LogEntry
 from protocol.wire.messages.log import LogCheckpoint, LogHead
-from sfsd.commands import answer, answer_json, json_option, operator_client, root_option
+from sfsd.commands import (
+    answer,
+    answer_json,
+    json_option,
+    operator_client,
+    parse_with,
+    root_option,
+    table,
+    user_name,
+    utc_option,
+)
+from sfsd.config import parse_duration
 from sfsd.datadir import lock_root
-from sfsd.errors import CommandError, ConfigError, JournalDamagedError, RootBusyError
+from sfsd.errors import CommandError, ConfigError, RootBusyError
+from sfsd.log.descriptions import OPERATIONS, describe, shown_time
+from sfsd.log.export import FORMATS, export
 from sfsd.log.path_table import NAME, TABLE_HINT, TableComparison
+from sfsd.log.query import BEGINNING, EntryFilter, last_entries, read_entries
 from sfsd.log.verify import complete_lines, verify_links, verify_log
 
 _ROTATION: Final = frozenset({"enrol", "rotate-force", "rotate-begin", "rewrap", "rotate-finish"})
 _STEP_DETAILS: Final = ("generation", "reason", "files")
-_DETAILS: Final = ("address", "count", "codes", "users", "reason")
+_MAX_TAIL: Final = 100_000
+"""Most entries of ``--tail``: they are held in memory, each with about 2 KB."""
+_NAMES: Final = 10_000
+"""User names of the log that are remembered for a hint."""
+_POLL_SECONDS: Final = 0.25
+"""Seconds between reads of a log that is followed."""
 
 
 @click.group()
@@ -35,70 +54,215 @@ def command() -> None:
     """
 
 
-def _entry_time(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    """Convert a date or time (ISO 8601, default UTC) to the form in entries; a click callback."""
-    if value is None:
+class _Selection:
+    """The entries that a command shows. Knows whether the user that it asks for is in the log."""
+
+    def __init__(self, wanted: EntryFilter, *, utc: bool) -> None:
+        self.local = not utc
+        """Whether times are shown in this machine's time zone."""
+        self._wanted = wanted
+        self._names: set[str] = set()
+        self._any = False
+
+    def matches(self, entry: LogEntry) -> bool:
+        """Return whether the entry is to be shown."""
+        if len(self._names) < _NAMES:
+            self._names.update(entry.accounts, (entry.actor, entry.owner or entry.actor))
+        matched = self._wanted.matches(entry)
+        self._any |= matched
+        return matched
+
+    def check_found(self) -> None:
+        """Raise `CommandError` if entries of a user were wanted, and the log that was read has no
+        such user."""
+        user = self._wanted.user
+        if user is not None and not self._any and user not in self._names:
+            hint = _meant(user, self._names) or "`sfsd user list` shows all users"
+            raise CommandError(f"no user {user} in the log", hint, exit_code=CommandError.NOT_FOUND)
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    """Return a hint that names the most similar known word, or an empty text."""
+    from difflib import get_close_matches  # hardly any command needs it
+
+    similar = get_close_matches(word, known, 1)
+    return f"did you mean {similar[0]}?" if similar else ""
+
+
+def _known_operations(
+    _context: click.Context, _option: click.Parameter, ops: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Refuse an operation that no entry can have; a click callback."""
+    for op in ops:
+        if op not in OPERATIONS:
+            hint = _meant(op, OPERATIONS) or f"known are: {', '.join(OPERATIONS)}"
+            raise click.BadParameter(f"no such operation: {op}; {hint}")
+    return ops
+
+
+@parse_with
+def _actor(name: str) -> str:
+    try:
+        check_principal(name)
+    except MessageError as exc:
+        names = "a user name has a to z, 0 to 9, - and _, at most 32 of them"
+        raise ConfigError(str(exc), names) from exc
+    return name
+
+
+@parse_with
+def _file_id(file_id: str) -> str:
+    try:
+        check_file_id(file_id)
+    except MessageError as exc:
+        raise ConfigError(str(exc), "`sfsd audit log` shows the ids of files") from exc
+    return file_id
+
+
+def _entry_time(text: str | None, option: str, *, utc: bool) -> str | None:
+    """Convert a date, a time or an age to the form in entries. What has no time zone is local, or
+    UTC with `utc`. Raises `click.BadParameter`."""
+    if text is None:
         return None
     try:
-        moment = datetime.fromisoformat(value)
-        moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
-    except (ValueError, OverflowError) as exc:
-        raise click.BadParameter("not like 2026-11-24 or 2026-11-24T09:30:00Z") from exc
+        moment = _moment(text, utc=utc).astimezone(UTC)
+    except (ValueError, OverflowError, OSError) as exc:
+        forms = "not like 2026-11-24, 2026-11-24T09:30:00Z or 7d (7 days ago)"
+        raise click.BadParameter(forms, param_hint=f"'{option}'") from exc
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class _Filter(Value):
-    """Selects entries; None or an empty tuple selects all."""
+def _moment(text: str, *, utc: bool) -> datetime:
+    try:
+        return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
+    except ConfigError:
+        moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC) if utc else moment.astimezone()
+    return moment
 
-    user: str | None
-    file: str | None
-    ops: tuple[str, ...]
-    since: str | None
-    until: str | None
 
-    def matches(self, entry: LogEntry) -> bool:
-        return (
-            (self.user is None or self.user in (entry.actor, entry.owner, *entry.accounts))
-            and (self.file is None or any(self.file == file for file, _ in entry.versions))
-            and (not self.ops or entry.op in self.ops)
-            and (self.since is None or self.since <= entry.time)
-            and (self.until is None or entry.time < self.until)
-        )
+def _selects(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that select entries to a command; they are passed as one `_Selection`."""
+
+    @functools.wraps(function)
+    def run(
+        *,
+        user: str | None,
+        file_id: str | None,
+        ops: tuple[str, ...],
+        since: str | None,
+        until: str | None,
+        utc: bool,
+        **others: object,
+    ) -> None:
+        first = _entry_time(since, "--since", utc=utc)
+        last = _entry_time(until, "--until", utc=utc)
+        if first is not None and last is not None and first >= last:
+            raise click.BadParameter("is not after --since", param_hint="'--until'")
+        wanted = EntryFilter(user, file_id, ops, first, last)
+        function(selection=_Selection(wanted, utc=utc), **others)
+
+    for option in (
+        utc_option,
+        click.option("--until", metavar="TIME", help="Only before this time."),
+        click.option(
+            "--since",
+            metavar="TIME",
+            help="Only from this time on: ISO 8601, or an age such as 7d.",
+        ),
+        click.option(
+            "--op",
+            "ops",
+            metavar="OP",
+            multiple=True,
+            callback=_known_operations,
+            help="Only this operation (repeatable).",
+        ),
+        click.option(
+            "--file", "file_id", metavar="ID", callback=_file_id, help="Only about this file id."
+        ),
+        click.option("--user", metavar="USER", callback=_actor, help="Only by USER or about USER."),
+    ):
+        run = option(run)
+    return run
 
 
 @command.command()
 @root_option
 @click.option("--json", "as_json", is_flag=True, help="Print the lines of the log unchanged.")
-@click.option("--user", metavar="USER", help="Only entries by USER or about USER.")
-@click.option("--file", "file_id", metavar="ID", help="Only entries about this file id.")
-@click.option("--op", "ops", metavar="OP", multiple=True, help="Only this op (repeatable).")
+@_selects
 @click.option(
-    "--since", metavar="TIME", callback=_entry_time, help="Only from this time on (ISO 8601, UTC)."
+    "--tail", metavar="N", type=click.IntRange(1, _MAX_TAIL), help="Only the last N of them."
 )
-@click.option("--until", metavar="TIME", callback=_entry_time, help="Only before this time.")
 @click.option("--follow", is_flag=True, help="Print new entries too, until interrupted.")
-def log(
-    root: Path,
-    as_json: bool,
-    user: str | None,
-    file_id: str | None,
-    ops: tuple[str, ...],
-    since: str | None,
-    until: str | None,
-    follow: bool,
-) -> None:
-    """Print the log, one entry a line: time, user and operation.
+def log(root: Path, as_json: bool, selection: _Selection, tail: int | None, follow: bool) -> None:
+    """Show who did what, and when: one entry a line.
 
-    Example: sfsd audit log --user alice --since 2026-11-24
+    On a terminal this is a table, in a pipe columns separated by tabs: number, time, user,
+    operation, and what was done.
+
+    Example: sfsd audit log --user alice --since 7d --tail 20
     """
-    wanted = _Filter(user, file_id, ops, since, until)
-    for entry, line in _entries(root, follow=follow):
-        if not wanted.matches(entry):
-            continue
-        if as_json:
+    place, found = BEGINNING, list[tuple[LogEntry, bytes]]()
+    if tail is not None:
+        found, place = last_entries(root, selection.matches, tail)
+    entries = _Entries(as_json=as_json, local=selection.local)
+    with entries.table:
+        for entry, line in found:
+            entries.show(entry, line)
+        if tail is None or follow:
+            for entry, line in read_entries(root, place, wait=entries.wait if follow else None):
+                if selection.matches(entry):
+                    entries.show(entry, line)
+    selection.check_found()
+
+
+class _Entries:
+    """Shows entries as a table, or with `as_json` as the lines of the log, unchanged."""
+
+    def __init__(self, *, as_json: bool, local: bool) -> None:
+        self._as_json = as_json
+        self._local = local
+        self.table = table("entry", "time", "user", "operation", "what", right=("entry",))
+
+    def show(self, entry: LogEntry, line: bytes) -> None:
+        """Show one entry, whose line of the log is `line`."""
+        if self._as_json:
             click.echo(line)
-        else:
-            answer(_format(entry))
+            return
+        when = shown_time(entry, local=self._local)
+        what = describe(entry, local=self._local)
+        self.table.add(entry.seq, when, entry.actor, entry.op, what)
+
+    def wait(self) -> None:
+        """Write the rows that were kept, and return after a moment."""
+        self.table.close()
+        time.sleep(_POLL_SECONDS)
+
+
+@command.command("export")
+@root_option
+@click.option(
+    "--format",
+    "format_name",
+    required=True,
+    type=click.Choice(list(FORMATS)),
+    help="JSON lines, CSV, or ArcSight's Common Event Format.",
+)
+@_selects
+def export_(root: Path, format_name: str, selection: _Selection) -> None:
+    """Print entries for another program; docs/log.md lists the fields.
+
+    Times are in UTC. Every entry is checked against the one before while it is read. The exit code
+    is 5 if one does not fit: what was printed up to there is valid.
+
+    Example: sfsd audit export --format csv --since 2026-11-01 > november.csv
+    """
+    selected = (entry for entry, _ in read_entries(root) if selection.matches(entry))
+    for line in export(selected, format_name):
+        click.echo(line, nl=False)
+    selection.check_found()
 
 
 @command.command("checkpoint")
@@ -110,17 +274,6 @@ def checkpoint_(root: Path) -> None:
     """
     head = cast(LogCheckpoint, operator_client.send_requests(root, [LogHead()])[0])
     click.echo(head.checkpoint, nl=False)
-
-
-def _format(entry: LogEntry) -> str:
-    what = entry.owner or ""
-    if entry.versions:
-        files = [file + (f" v{version}" if version else "") for file, version in entry.versions]
-        what += ":" + ", ".join(files)
-    # Of the other details, operators need most who was refused, and from where.
-    details = {key: entry.detail[key] for key in _DETAILS if key in entry.detail}
-    text = " ".join(f"{key}={json.dumps(value)}" for key, value in details.items())
-    return f"{entry.seq:>8} {entry.time} {entry.op:<16} {entry.actor:<12} {what} {text}".rstrip()
 
 
 @command.command()
@@ -137,14 +290,14 @@ def verify(root: Path, as_json: bool, *, strict: bool) -> None:
     Example: sfsd audit verify --strict
     """
     found = verify_log(root) if strict else verify_links(root)
-    table, not_compared, differs = _compare_table(root, found.entries)
+    compared, not_compared, differs = _compare_table(root, found.entries)
     if as_json:
         answer_json(
             {
                 "entries": found.entries,
                 "signed": found.signed,
                 "root": found.root.hex(),
-                "table": table,
+                "table": compared,
             }
         )
     else:
@@ -155,8 +308,8 @@ def verify(root: Path, as_json: bool, *, strict: bool) -> None:
         answer(f"root {found.root.hex()}")
         if not_compared is not None:
             answer(f"the table of newest files was not compared: {not_compared}")
-        elif table:
-            answer(f"the table of newest files is that of {counted(table, 'entry', 'entries')}")
+        elif compared:
+            answer(f"the table of newest files is that of {counted(compared, 'entry', 'entries')}")
     if differs is not None:
         raise CommandError(
             f"{NAME}: the table of newest files differs from the log, first for entry {differs}",
@@ -171,34 +324,38 @@ def _compare_table(root: Path, entries: int) -> tuple[int | None, str | None, in
     does not apply. Raises `TableUnreadableError`."""
     try:
         with lock_root(root):  # so that no daemon starts meanwhile
-            table = TableComparison(root / "logs" / "tree")
+            newest = TableComparison(root / "logs" / "tree")
     except RootBusyError:
         return None, "a daemon uses it", None
     except (OSError, ConfigError) as exc:
         why = exc.cause if isinstance(exc, ConfigError) else f"no lock: {exc.strerror}"
         return None, why, None
-    if not table.size:
+    if not newest.size:
         return 0, "there is none, and a start makes it", None
-    return table.size, None, table.compare(complete_lines(root), entries)
+    return newest.size, None, newest.compare(complete_lines(root), entries)
 
 
 @command.command()
 @root_option
 @json_option
-@click.argument("user")
-def rotation(root: Path, as_json: bool, user: str) -> None:
+@click.argument("user", callback=user_name)
+@utc_option
+def rotation(root: Path, as_json: bool, user: str, utc: bool) -> None:
     """Show every step of USER's rotations, and whether the last one is finished.
 
     `sfsd audit log --json --user USER` shows the entries with the signed statements.
 
     Example: sfsd audit rotation alice
     """
-    steps = [entry for entry, _ in _entries(root) if entry.owner == user and entry.op in _ROTATION]
+    steps = [
+        entry for entry, _ in read_entries(root) if entry.owner == user and entry.op in _ROTATION
+    ]
     if not steps:
         raise CommandError(
             f"no enrolled user {user} in the log", "`sfsd user list` shows all users", exit_code=3
         )
     wrapped = 0
+    rows = table("entry", "time", "operation", "what", right=("entry",))
     for entry in steps:
         if entry.op == "rewrap":
             wrapped += int(entry.detail.get("count", 0))
@@ -211,17 +368,9 @@ def rotation(root: Path, as_json: bool, user: str) -> None:
         if as_json:
             answer_json({"seq": entry.seq, "time": entry.time, "op": entry.op, **details})
         else:
-            text = " ".join(f"{key}={json.dumps(value)}" for key, value in details.items())
-            answer(f"{entry.seq:>8} {entry.time} {entry.op:<16} {text}".rstrip())
+            what = describe(entry, local=not utc)
+            rows.add(entry.seq, shown_time(entry, local=not utc), entry.op, what)
+    rows.close()
     begun = [entry.op for entry in steps if entry.op in ("rotate-begin", "rotate-finish")]
     if begun and begun[-1] == "rotate-begin" and not as_json:
         answer(f"not finished: {counted(wrapped, 'version')} wrapped so far")
-
-
-def _entries(root: Path, *, follow: bool = False) -> Iterator[tuple[LogEntry, bytes]]:
-    """Yield each entry and its line."""
-    for seq, line in enumerate(complete_lines(root, follow=follow)):
-        try:
-            yield auditlog.parse(line, seq=seq), line
-        except LogError as exc:
-            raise JournalDamagedError.from_log_error(exc) from exc

@@ -7,11 +7,10 @@ import hashlib
 import mmap
 import os
 import re
-import time
 from binascii import hexlify
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from protocol.codec import merkle
 from protocol.codec.errors import LogError
@@ -32,9 +31,8 @@ _COVERED: Final = -75
 """A line ends in ``,"prev":"…","hash":"…"}``: its hash covers the bytes before ``,"hash"``."""
 _PREV: Final = slice(-140, -76)
 _HASH: Final = slice(-66, -2)
-_SEQ: Final = re.compile(rb'\{"v":2,"seq":(0|[1-9][0-9]{0,15}),')
-_POLL_SECONDS: Final = 0.25
-"""Seconds between reads of a log that is followed."""
+SEQ: Final = re.compile(rb'\{"v":2,"seq":(0|[1-9][0-9]{0,15}),')
+"""How a line begins; its group is the seq."""
 
 
 class VerifiedLog(Value):
@@ -131,7 +129,7 @@ def _verify_part(path: Path, start: int, end: int, signed: int) -> _VerifiedPart
     lines = data[:whole].split(b"\n")[:-1]
     if not lines:
         return None
-    begins = _SEQ.match(lines[0])
+    begins = SEQ.match(lines[0])
     if begins is None or max(map(len, lines)) > auditlog.MAX_LINE:
         raise ValueError("malformed log lines")
     first = int(begins[1])
@@ -236,37 +234,61 @@ def signed_checkpoint(root: Path) -> checkpoint.Checkpoint:
         raise ConfigError(f"logs/checkpoint cannot be read: {exc.strerror}") from exc
 
 
-def complete_lines(root: Path, *, follow: bool = False) -> Iterator[bytes]:
-    """Yield the log's lines; data past the last newline is being written, or torn, and left out,
-    and so is the beginning of an atomic set whose end is not there. With `follow` this waits for
-    more lines and does not end by itself."""
-    try:
-        with (root / "logs" / "audit.jsonl").open("rb") as file:
-            begun: list[bytes] = []
-            while True:
-                line = file.readline(auditlog.MAX_LINE + 1)
-                if line.endswith(b"\n"):
-                    line = line[:-1]
-                    begun.append(line)
-                    in_set = auditlog.set_of(line)
-                    begins = in_set is not None and in_set == auditlog.set_of(begun[0])
-                    if in_set is None or not begins or len(begun) == in_set[1]:
-                        yield from begun
-                        begun.clear()
-                elif len(line) > auditlog.MAX_LINE:
+def complete_lines(
+    root: Path, start: int = 0, *, wait: Callable[[], None] | None = None
+) -> Iterator[bytes]:
+    """Yield the log's lines from offset `start` on, which begins a line that does not continue an
+    atomic set. Data past the last newline is being written, or torn, and left out, and so is the
+    beginning of an atomic set whose end is not there. With `wait` this does not end by itself: it
+    is called each time that all lines were read, and returns when there may be more. Raises
+    `ConfigError`."""
+    with opened_log(root) as file:
+        file.seek(start)
+        begun: list[bytes] = []
+        while True:
+            line = read_log(file, auditlog.MAX_LINE + 1, line=True)
+            if line.endswith(b"\n"):
+                line = line[:-1]
+                begun.append(line)
+                in_set = auditlog.set_of(line)
+                begins = in_set is not None and in_set == auditlog.set_of(begun[0])
+                if in_set is None or not begins or len(begun) == in_set[1]:
                     yield from begun
-                    yield line
-                    return
-                elif follow:
-                    # After a crash, a start removes both and writes other lines in their place.
-                    place = file.tell() - len(line) - sum(len(one) + 1 for one in begun)
                     begun.clear()
-                    time.sleep(_POLL_SECONDS)
-                    file.seek(0, os.SEEK_END)  # else the buffer would still have the old bytes
-                    file.seek(place)
-                else:
-                    return
+            elif len(line) > auditlog.MAX_LINE:
+                yield from begun
+                yield line
+                return
+            elif wait is not None:
+                # After a crash, a start removes both and writes other lines in their place.
+                place = file.tell() - len(line) - sum(len(one) + 1 for one in begun)
+                begun.clear()
+                wait()
+                file.seek(0, os.SEEK_END)  # else the buffer would still have the old bytes
+                file.seek(place)
+            else:
+                return
+
+
+def opened_log(root: Path) -> BinaryIO:
+    """Open the log of `root` for reading. Raises `ConfigError`."""
+    path = root / "logs" / "audit.jsonl"
+    try:
+        return path.open("rb")
     except FileNotFoundError as exc:
-        raise ConfigError(f"no log in {root / 'logs'}", "has this root ever been served?") from exc
+        raise ConfigError(f"no log in {path.parent}", "has this root ever been served?") from exc
     except OSError as exc:
-        raise ConfigError(f"the log cannot be read: {exc.strerror}") from exc
+        raise _unreadable(exc) from exc
+
+
+def read_log(file: BinaryIO, size: int, *, line: bool = False) -> bytes:
+    """Read `size` bytes of the opened log, fewer at its end, or with `line` up to a newline. Raises
+    `ConfigError`."""
+    try:
+        return file.readline(size) if line else file.read(size)
+    except OSError as exc:
+        raise _unreadable(exc) from exc
+
+
+def _unreadable(exc: OSError) -> ConfigError:
+    return ConfigError(f"the log cannot be read: {exc.strerror}")

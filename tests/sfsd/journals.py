@@ -13,6 +13,7 @@ from protocol.log.auditlog import EntryDraft, LogEntry
 from protocol.log.checkpoint import Checkpoint, Verifier
 from protocol.log.tags import account_tag
 from protocol.records.signatures import SigningKey
+from sfsd import server_keys
 from sfsd.fs.files import Files
 from sfsd.log.journal import AppendedEntry, Journal
 
@@ -112,3 +113,20 @@ def set_after(line: bytes, first: int, op: str, actor: str) -> list[bytes]:
         )
         lines.append(added)
     return lines
+
+
+def append_to_log(root: Path, drafts: Sequence[EntryDraft], times: Sequence[datetime] = ()) -> None:
+    """Append entries to the log of a root, signed with its log key, as if the daemon had. The
+    entries have the `times`, or the present one."""
+    keys = server_keys.load(root / "keys")
+    clock = iter(times)
+    journal = SmallJournal(
+        root / "logs", keys.log_key, keys.origin, clock=lambda: next(clock, datetime.now(UTC))
+    )
+    try:
+        for draft in drafts:
+            journal.append([draft])
+        journal.mark_published()
+        journal.checkpoint()
+    finally:
+        journal.close()

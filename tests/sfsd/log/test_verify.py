@@ -107,10 +107,11 @@ def test_a_follower_reads_what_a_start_wrote_in_place_of_a_torn_end(
         tags=(),
         prev=auditlog.line_hash(log.splitlines()[-1]),
     )
-    monkeypatch.setattr(
-        "sfsd.log.verify.time.sleep", lambda _seconds: path.write_bytes(log + other + b"\n")
-    )
-    shown = list(islice(complete_lines(root, follow=True), ENTRIES + 1))
+
+    def wait() -> None:
+        path.write_bytes(log + other + b"\n")
+
+    shown = list(islice(complete_lines(root, wait=wait), ENTRIES + 1))
     assert shown == [*log.splitlines(), other]
 
 
