@@ -30,6 +30,11 @@
     trash_days = 0  # content of files deleted that many days ago
     versions = 0  # all but that many newest versions of a file
 
+    [health]  # when `sfsd status --check` and /healthz fail
+    checkpoint_age = "1m"  # entries of the log that long without a stored checkpoint
+    free_space = "1 GiB"  # less room on a disk of the root
+    free_files = 10000  # fewer files that can still be created there
+
 An unknown key is an error: a mistyped limit would silently not apply.
 """
 
@@ -147,6 +152,20 @@ class RetentionPolicy(Value):
             )
 
 
+class HealthBounds(Value):
+    """Table ``[health]``: `checkpoint_age` in seconds, `free_space` in bytes, `free_files`."""
+
+    checkpoint_age: int = 60
+    free_space: int = 1024**3
+    free_files: int = 10_000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.checkpoint_age <= 30 * DAY:
+            raise ConfigError("health.checkpoint_age is not between 1 second and 30 days")
+        if not 0 <= self.free_files <= 10**12:
+            raise ConfigError("health.free_files is not between 0 and 10^12")
+
+
 class Config(Value):
     """Settings of one root. `quota` is the bytes of a user added without --quota; 0: no limit."""
 
@@ -156,6 +175,7 @@ class Config(Value):
     limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     rotation: RotationPolicy = field(default_factory=RotationPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    health: HealthBounds = field(default_factory=HealthBounds)
 
     def __post_init__(self) -> None:
         _with_name("listen", lambda: check_listen_address(self.listen))
@@ -197,6 +217,7 @@ class Config(Value):
             limits=ConnectionLimits(**values["limits"]),
             rotation=RotationPolicy(**values["rotation"]),
             retention=RetentionPolicy(**values["retention"]),
+            health=HealthBounds(**values["health"]),
         )
 
 
@@ -249,9 +270,12 @@ _SETTINGS: dict[str, Callable[[object], str | int]] = {
     "rotation.jitter": _number,
     "retention.trash_days": _number,
     "retention.versions": _number,
+    "health.checkpoint_age": lambda value: parse_duration(_text(value)),
+    "health.free_space": _size,
+    "health.free_files": _number,
 }
 """Parser of the TOML value of each setting, by its full name."""
-_TABLES = ("limits", "rotation", "retention")
+_TABLES = ("limits", "rotation", "retention", "health")
 
 
 def _flattened(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:

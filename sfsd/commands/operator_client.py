@@ -20,9 +20,16 @@ from protocol.records.records import login_body
 from protocol.records.signatures import Label
 from protocol.wire.connection import Connection, Role
 from protocol.wire.messages import Error, Message, Reply, Request
-from protocol.wire.messages.accounts import Account, AccountsPage, UserList
+from protocol.wire.messages.accounts import (
+    Account,
+    AccountsPage,
+    Status,
+    StatusAnswer,
+    UserList,
+)
 from protocol.wire.messages.session import PROTOCOL_VERSION, Login, Session, Welcome
 from sfsd import server_keys
+from sfsd.config import Config
 from sfsd.datadir import lock_root, open_server_context
 from sfsd.errors import CommandError, RootBusyError, UnreachableError
 from sfsd.net.dispatch import Dispatcher
@@ -31,6 +38,8 @@ from sfsd.server_keys import ServerKeys
 
 SECONDS: Final = 30.0
 GENERATION: Final = 1
+MONITOR_GENERATION: Final = 0
+"""In a login of the operator: for a session that is not logged and may only ask for the status."""
 _HINT: Final = "nothing was changed; see what the daemon printed"
 _REFUSALS: Final = {
     "not-found": (3, "`sfsd user list` shows all users"),
@@ -57,6 +66,32 @@ def send_requests(root: Path, messages: Sequence[Request]) -> list[Reply]:
             return _in_process(root, messages)
     except RootBusyError:
         return _over_the_wire(root, messages)
+
+
+def ask_status(root: Path, message: Status) -> StatusAnswer:
+    """Return the status; the daemon does not log who asked. Raises as `send_requests`."""
+    try:
+        with lock_root(root):
+            [found] = _in_process(root, [message])
+    except RootBusyError:
+        return ask_running(root, message)
+    return cast(StatusAnswer, found)
+
+
+def ask_running(root: Path, message: Status) -> StatusAnswer:
+    """Return the status of the running daemon, as `ask_status`. Takes no lock: a daemon may start
+    at the same time. Raises `CommandError`, `ConfigError`, and `UnreachableError` if none runs."""
+    Config.load(root)
+    try:
+        written = (root / "run" / "address").read_bytes().strip()
+    except FileNotFoundError:
+        written = b""
+    if not written:
+        raise UnreachableError(f"no daemon serves {root}", "start it with `sfsd serve`")
+    [found] = _over_the_wire(root, [message], MONITOR_GENERATION)
+    if not isinstance(found, StatusAnswer):
+        raise UnreachableError("the daemon sent another reply than its status")
+    return found
 
 
 def all_accounts(root: Path) -> Iterator[Account]:
@@ -123,21 +158,25 @@ def accepted_reply(reply: Message) -> Reply:
     return reply
 
 
-def _over_the_wire(root: Path, messages: Sequence[Request]) -> list[Reply]:
+def _over_the_wire(
+    root: Path, messages: Sequence[Request], generation: int = GENERATION
+) -> list[Reply]:
     address = _address(root)
     try:
         host, port = parse_address(address)
         # A daemon that listens on every address is reached by the loopback address.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
         with socket.create_connection((host, port), timeout=SECONDS) as plain:
-            return _send_over_tls(root, plain, messages)
+            return _send_over_tls(root, plain, messages, generation)
     except (OSError, RemoteProtocolError) as exc:
         raise UnreachableError(
             f"the daemon at {address} does not answer: {exc}", "see what the daemon printed"
         ) from exc
 
 
-def _send_over_tls(root: Path, plain: socket.socket, messages: Sequence[Request]) -> list[Reply]:
+def _send_over_tls(
+    root: Path, plain: socket.socket, messages: Sequence[Request], generation: int
+) -> list[Reply]:
     keys = server_keys.load(root / "keys")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -150,7 +189,7 @@ def _send_over_tls(root: Path, plain: socket.socket, messages: Sequence[Request]
                 f"another server than that of {root} answers at its address",
                 "restart the daemon if its keys were replaced",
             )
-        return _converse(tls, root, keys, messages)
+        return _converse(tls, root, keys, messages, generation)
 
 
 def _peer_spki(tls: ssl.SSLSocket) -> bytes | None:
@@ -161,7 +200,11 @@ def _peer_spki(tls: ssl.SSLSocket) -> bytes | None:
 
 
 def _converse(
-    tls: ssl.SSLSocket, root: Path, keys: ServerKeys, messages: Sequence[Request]
+    tls: ssl.SSLSocket,
+    root: Path,
+    keys: ServerKeys,
+    messages: Sequence[Request],
+    generation: int,
 ) -> list[Reply]:
     """Log in, then send one request at a time: commands need no pipeline."""
     connection = Connection(Role.CLIENT)
@@ -190,10 +233,10 @@ def _converse(
         version=PROTOCOL_VERSION,
         user=OPERATOR,
         device_id=None,
-        generation=GENERATION,
+        generation=generation,
     )
     signature = server_keys.operator_key(root / "keys").sign(Label.LOGIN, body)
-    login = Login(PROTOCOL_VERSION, OPERATOR, None, GENERATION, 0, signature)
+    login = Login(PROTOCOL_VERSION, OPERATOR, None, generation, 0, signature)
     if not isinstance(call(login), Session):
         raise UnreachableError("the daemon does not open a session")
     return [call(message) for message in messages]

@@ -1,16 +1,16 @@
-"""`sfsd status`: show the state of the daemon."""
+"""`sfsd status`: show the state of the daemon, and tell whether it is well."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import click
 from msgspec import structs
 
-from protocol.codec.terminal_text import counted, human_time
-from protocol.wire.messages.accounts import Status, StatusAnswer
+from protocol.codec.terminal_text import counted, human_size, human_time
+from protocol.wire.messages.accounts import Status
 from sfsd.commands import answer, answer_json, json_option, operator_client, root_option, utc_option
+from sfsd.errors import CommandError, SfsdError
 from sfsd.log.journal import log_warnings
 
 
@@ -18,16 +18,25 @@ from sfsd.log.journal import log_warnings
 @root_option
 @json_option
 @utc_option
-def command(root: Path, as_json: bool, utc: bool) -> None:
+@click.option("--check", is_flag=True, help="Exit with 1 and say why if the daemon is not well.")
+def command(root: Path, as_json: bool, utc: bool, check: bool) -> int:
     """Show where the daemon listens, since when, and the size of the log and the disk.
 
+    With --check, print nothing and exit with 0 if the daemon runs, can write to its disks, has
+    signed what it has logged, has room and no failed job (the bounds are in [health] of sfsd.toml).
+    Else print the reasons, one a line, and exit with 1. Asking adds nothing to the log.
+
     Example: sfsd status --root /srv/sfs
+
+    Example: sfsd status --check || mail -s "sfs is not well" ops
     """
-    status = cast(StatusAnswer, operator_client.send_requests(root, [Status()])[0])
+    if check:
+        return _check(root, as_json)
+    status = operator_client.ask_status(root, Status())
     warnings = log_warnings(root / "logs")
     if as_json:
         answer_json({**structs.asdict(status), "warnings": warnings})
-        return
+        return 0
     since = human_time(status.started, local=not utc)
     running = f"{status.address}, since {since}" if status.address else "no"
     answer(f"running      {running}")
@@ -35,10 +44,31 @@ def command(root: Path, as_json: bool, utc: bool) -> None:
     answer(f"connections  {status.connections}, of which {status.sessions} logged in")
     answer(f"users        {status.users}")
     answer(f"log          {counted(status.log_size, 'entry', 'entries')}")
-    answer(f"disk         {counted(status.disk_free, 'byte')} free")
+    files = "" if status.files_free is None else f", room for {counted(status.files_free, 'file')}"
+    answer(f"disk         {human_size(status.disk_free)} free{files}")
+    if status.metrics:
+        answer(f"metrics      http://{status.metrics}/metrics")
     for warning in warnings:
         answer(f"WARNING      {warning}")
     for user in status.damaged:
         answer(f"DAMAGED      the account of {user}: `sfsd fsck` shows more")
     if status.failed:
         answer(f"FAILED       {status.failed}")
+    return 0
+
+
+def _check(root: Path, as_json: bool) -> int:
+    """Print why the daemon of `root` is not well; return the exit code."""
+    shown: dict[str, object] = {}
+    try:
+        status = operator_client.ask_running(root, Status(check=True))
+    except SfsdError as exc:
+        reasons = [exc.cause]
+    else:
+        reasons, shown = list(status.reasons), structs.asdict(status)
+    if as_json:
+        answer_json({**shown, "healthy": not reasons, "reasons": reasons})
+    else:
+        for reason in reasons:
+            answer(reason)
+    return CommandError.exit_code if reasons else 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from sfsd.errors import (
     UnreadableError,
 )
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
+from sfsd.histogram import Histogram
 
 if sys.platform != "win32":
     import resource
@@ -65,6 +67,8 @@ class SyncGuard:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._lock = threading.Lock()
+        self.seconds = Histogram()
+        """How long successful syncs took."""
         self.failed: str | None = None
         """Why nothing can be made durable any more, or None."""
         self.awaits_room = False
@@ -105,12 +109,16 @@ class SyncGuard:
 
     def _run(self, doing: str, sync: Callable[[], _Result], *, opens: bool = False) -> _Result:
         self.check()
+        began = time.perf_counter()
         try:
-            return sync()
+            done = sync()
         except OSError as exc:
             if opens and exc.errno in NO_DESCRIPTORS:
                 raise store_error(exc, doing) from exc
             self.fail(doing, exc)
+        with self._lock:
+            self.seconds.add(time.perf_counter() - began)
+        return done
 
 
 def descriptor_limit() -> int:

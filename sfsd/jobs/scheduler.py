@@ -11,7 +11,7 @@ from protocol.codec.names import SERVER
 from protocol.codec.values import changed
 from protocol.log.auditlog import EntryDraft
 from sfsd.config import DAY, RetentionPolicy
-from sfsd.errors import DamagedError, Stale
+from sfsd.errors import DamagedError, SfsdError, Stale
 from sfsd.jobs.retention import retention_changes
 from sfsd.rules.context import ServerContext
 from sfsd.storage.change import Change, Write
@@ -19,6 +19,7 @@ from sfsd.storage.paths import account_path
 
 FIRST_PAUSE: Final = 60.0
 """Seconds until the first run, so that clients that wait for the daemon come first."""
+RETENTION_JOB: Final = "retention"
 PAUSE: Final = 600.0
 """Seconds between checks of the clock, which may be set at any time."""
 CommitChange = Callable[[Change], Awaitable[int]]
@@ -40,7 +41,8 @@ class JobScheduler:
         return seconds
 
     async def run(self) -> int:
-        """Run the jobs if a day has passed; return the number of changes made."""
+        """Run the jobs if a day has passed; return the number of changes made. Why a run failed is
+        in `ServerMetrics.failed_jobs` until the next one has succeeded."""
         policy, now = self._context.config.retention, self._context.clock()
         # A clock that was set back must not postpone the jobs for years.
         if self._last is not None and 0 <= now - self._last < DAY:
@@ -48,6 +50,16 @@ class JobScheduler:
         self._last = now
         if self._context.failed is not None:
             return 0
+        failed = self._context.metrics.failed_jobs
+        try:
+            made = await self._run_all(policy)
+        except (SfsdError, OSError) as exc:
+            failed[RETENTION_JOB] = str(exc)
+            raise
+        failed.pop(RETENTION_JOB, None)
+        return made
+
+    async def _run_all(self, policy: RetentionPolicy) -> int:
         made = 0
         for owner in await asyncio.to_thread(self._context.journal.latest.users):
             changes = self._changes(owner, policy)

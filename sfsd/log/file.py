@@ -31,6 +31,7 @@ from sfsd.errors import (
     JournalUnreadableError,
 )
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
+from sfsd.histogram import Histogram
 
 RESERVE_SIZE = 16 * 1024 * 1024
 _CHUNK = 128 << 10
@@ -52,6 +53,8 @@ class LogFile:
         self.end = files.size(self._handle)
         self._tail = tail
         self._allocated = 0
+        self.sync_seconds = Histogram()
+        """How long successful syncs of appended entries took."""
         self._allocate_tail()
 
     def append(self, data: bytes) -> None:
@@ -69,10 +72,12 @@ class LogFile:
         if written != len(data):
             self._undo_write()
             raise JournalFullError(f"the disk is full: it took {written} of {len(data)} bytes")
+        began = time.perf_counter()
         try:
             self._files.sync_data(self._handle)
         except OSError as exc:
             raise JournalFailedError(f"the log could not be synced: {exc.strerror}") from exc
+        self.sync_seconds.add(time.perf_counter() - began)
         self._await_untouched(self.end + written)
         self.end += written
         self._allocate_tail()

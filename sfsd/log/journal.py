@@ -39,6 +39,7 @@ from sfsd.errors import (
     StoreFailedError,
 )
 from sfsd.fs.files import Files
+from sfsd.histogram import Histogram
 from sfsd.log import replay
 from sfsd.log.cut import past_cuts
 from sfsd.log.file import RESERVE_SIZE, DiskReserve, LogFile
@@ -115,6 +116,7 @@ class Journal:
         self._signed: tuple[int, bytes] | None = None
         self._checkpoint_stale = False
         self._recent: dict[int, bytes] = {}
+        self._stored = 0
         self._published: LogState | None = None
         self._publishing = threading.Condition()
         self._publish_failed = False
@@ -123,7 +125,9 @@ class Journal:
         self._file = LogFile(folder / "audit.jsonl", self._files, reserve)
         self._tree = LogTree(folder / "tree", self._files)
         try:
-            found = replay.replay(self._file, self._tree, self._signed_before())
+            signed = self._signed_before()
+            self._stored = signed.size
+            found = replay.replay(self._file, self._tree, signed)
             self._file.truncate(found.state.end)
             self._files.sync_folder(folder)
         except (JournalError, OSError):
@@ -190,6 +194,26 @@ class Journal:
             self._published = self._published_state
             self._publish_failed = True
             self._publishing.notify_all()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the log."""
+        return self._folder
+
+    @property
+    def stored_size(self) -> int:
+        """How many entries logs/checkpoint signs for, as far as it was written since the start."""
+        return self._stored
+
+    @property
+    def byte_size(self) -> int:
+        """How many bytes the entries have in logs/audit.jsonl."""
+        return self._state.end
+
+    @property
+    def sync_seconds(self) -> Histogram:
+        """How long the syncs of appended entries took."""
+        return self._file.sync_seconds
 
     @property
     def full(self) -> bool:
@@ -459,6 +483,7 @@ class Journal:
                 try:
                     self._files.replace_soon(self._folder / "checkpoint", note)
                     self._checkpoint_stale = False
+                    self._stored = state.size
                 except OSError as exc:
                     # The previous stored checkpoint remains valid; the next start verifies fewer
                     # lines by it.

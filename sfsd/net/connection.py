@@ -80,6 +80,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._dispatcher = dispatcher
+        self._metrics = dispatcher.context.metrics
         self._limits = limits
         self._address = address
         self._deadline = deadline
@@ -121,6 +122,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         return self._connection.get_buffer(sizehint)
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._metrics.received += nbytes
         if self._rate is not None:
             self._rate.take(size=nbytes, now=self._loop.time())
         self._receive(nbytes)
@@ -293,9 +295,11 @@ class ClientConnection(asyncio.BufferedProtocol):
             reply = Error("unknown-request", "this server does not know that request")
         else:
             # The protocol accepts requests only after a login.
+            began = self._loop.time()
             reply = await self._dispatcher.handle(
                 cast(Principal, self.principal), cast(Request, message)
             )
+            self._metrics.count_request(type(message).__name__, self._loop.time() - began)
         while not self._writable.is_set():  # again, because another waiter may fill the queue
             await self._writable.wait()
         self._send(incoming.request_id, reply)
@@ -304,6 +308,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         if self._draining:
             self._refuse(request_id, _SHUTTING_DOWN)
             return
+        began = self._loop.time()
         self.user = message.user  # from now on, disabling the account closes this connection
         try:
             principal, reply = await self._dispatcher.open_session(
@@ -312,6 +317,8 @@ class ClientConnection(asyncio.BufferedProtocol):
         except Refused as exc:
             self._refuse(request_id, Error(exc.code, exc.cause))
             return
+        finally:
+            self._metrics.count_request(type(message).__name__, self._loop.time() - began)
         if self._transport is None or self._transport.is_closing():
             self._dispatcher.close_session(principal)
             return
@@ -337,8 +344,10 @@ class ClientConnection(asyncio.BufferedProtocol):
         if transport is None or queue is None or transport.is_closing():
             return
         frame = self._connection.respond(request_id, reply)
+        size = sum(map(len, frame))
+        self._metrics.sent += size
         if self._rate is not None:
-            self._rate.take(size=sum(map(len, frame)), now=self._loop.time())
+            self._rate.take(size=size, now=self._loop.time())
         queue.put(frame)
         self._check_unsent()
 

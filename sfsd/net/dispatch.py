@@ -117,6 +117,7 @@ class Dispatcher:
         outcome = await self._batches.run(f"login from {source_network(address)}", decide)
         if isinstance(outcome, OperationError):
             error = _error_of(outcome)
+            self.context.metrics.refusals[error.code] += 1
             if error.code in _LOGGED_CODES:
                 self.context.refusals.note(address, message.user, error.code)
             raise Refused(error.code, error.text) from outcome
@@ -226,6 +227,7 @@ class Dispatcher:
     def _refusal(self, who: Principal, message: Request, outcome: OperationError) -> Error:
         """Count a refused request, or change of one, and return its error."""
         error = _error_of(outcome)
+        self.context.metrics.refusals[error.code] += 1
         if error.code in _LOGGED_CODES or (error.code == "not-found" and _is_foreign(who, message)):
             self.context.refusals.note(who.address, who.user, error.code)
         if isinstance(outcome, (JournalRefusedError, StoreRefusedError)):
@@ -262,7 +264,7 @@ class Dispatcher:
     def _is_superseded(self, who: Principal) -> bool:
         """Tell whether the session was opened with keys that its user has replaced, or by a device
         that was dropped since."""
-        if who.access in (Access.RECOVERY, Access.OPERATOR):
+        if who.access in (Access.RECOVERY, Access.OPERATOR, Access.MONITOR):
             return False
         found = self.context.users.chain(who.user)
         if found is None:

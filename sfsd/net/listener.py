@@ -150,6 +150,7 @@ class Server:
 
     def incident(self, kind: str) -> None:
         self._incidents.count(kind)
+        self.context.metrics.disconnected[kind] += 1
 
     async def _log_event(self, op: str, detail: dict[str, str]) -> None:
         made = self.context.committer.submit(Change(EntryDraft(op=op, actor=SERVER, detail=detail)))
@@ -168,6 +169,7 @@ class Server:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             _log.error("a background task failed", exc_info=exc)
+            self.context.metrics.failed_jobs["background task"] = type(exc).__name__
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -237,6 +239,9 @@ class Server:
                 await self.dispatcher.tick()
             except (SfsdError, OSError) as exc:
                 _log.warning("housekeeping: %s", exc)
+                self.context.metrics.failed_jobs["housekeeping"] = str(exc)
+            else:
+                self.context.metrics.failed_jobs.pop("housekeeping", None)
             self._rates.forget_idle(self._limiter.users(), asyncio.get_running_loop().time())
             self._report_failure()
             self._reopen_if_room()
@@ -454,6 +459,7 @@ def _verify(context: ServerContext, stop: threading.Event) -> None:
         _log.critical("the log is damaged: serving read-only metadata until restart: %s", exc)
     except JournalError as exc:
         _log.error("the log could not be verified: %s", exc)
+        context.metrics.failed_jobs["verification of the log"] = str(exc)
 
 
 def _check_accounts(context: ServerContext, stop: threading.Event) -> None:

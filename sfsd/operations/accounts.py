@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import shutil
 from collections.abc import Mapping
 from typing import Final
 
@@ -26,7 +25,9 @@ from protocol.wire.messages.accounts import (
     UserShow,
 )
 from sfsd.errors import DamagedError, Refused
+from sfsd.operations.health import find_problems
 from sfsd.rules.context import (
+    MONITORING,
     OPERATOR,
     USER,
     Principal,
@@ -42,6 +43,8 @@ from sfsd.storage.paths import account_path, statements_path
 
 PER_PAGE: Final = 256
 """Accounts in one reply to UserList."""
+MAX_REASONS: Final = 64
+"""Reasons in one reply to Status."""
 
 
 @operation(Usage, access=USER, slow=True)
@@ -141,10 +144,13 @@ def user_show(server: ServerContext, who: Principal, message: UserShow) -> Accou
     return AccountsPage((_summary(server, message.user, account.value),), "")
 
 
-@operation(Status, access=OPERATOR)
+@operation(Status, access=MONITORING, slow=True)
 def status(server: ServerContext, who: Principal, message: Status) -> StatusAnswer:  # noqa: ARG001
-    """Return the daemon's version, address, counters, free disk space and failure."""
-    metrics = server.metrics
+    """Return the daemon's version, address, counters, free disk space and failure, and on demand
+    whether it is well."""
+    metrics, files, disks = server.metrics, server.store.files, server.disks
+    reasons = find_problems(server)[:MAX_REASONS] if message.check else ()
+    files_free = [left for one in disks if (left := files.free_files(one)) is not None]
     return StatusAnswer(
         version=VERSION,
         address=metrics.address,
@@ -154,9 +160,12 @@ def status(server: ServerContext, who: Principal, message: Status) -> StatusAnsw
         sessions=metrics.sessions,
         users=len(server.journal.latest.users()),
         # The store may be on a disk of its own; the one that is full first counts.
-        disk_free=min(shutil.disk_usage(one).free for one in (server.root, server.store.users)),
+        disk_free=min(map(files.free, disks)),
         failed=shortened(server.failed or ""),
         damaged=tuple(server.documents.damaged_accounts()[:PER_PAGE]),
+        files_free=min(files_free, default=None),
+        metrics=metrics.metrics_address,
+        reasons=tuple(map(shortened, reasons)),
     )
 
 

@@ -84,8 +84,10 @@ def log_in(
     who = Principal(
         message.user, message.generation, access, -1, message.known_size, address, signer=public
     )
-    if server.failed is not None:
-        # The login cannot be logged. The session may list files; changes and downloads are refused.
+    if access is Access.MONITOR or server.failed is not None:
+        # A monitor changes nothing, and asks so often that its logins would fill the log.
+        # After a failure no login can be logged. The session may list files; changes and downloads
+        # are refused.
         return who, _session(server, who, user)
     detail = {"address": address, "generation": message.generation, "access": access.name.lower()}
     if message.device_id is not None:
@@ -188,6 +190,10 @@ def enrol(
     return Transaction(change, answer)
 
 
+_OPERATORS: Final = {1: Access.OPERATOR, 0: Access.MONITOR}
+"""The access of the operator's key, by the generation that the login names."""
+
+
 class _LoginKey(Value):
     """The public key that must have signed a login, and what the login is good for. `user` is None
     for the operator."""
@@ -205,8 +211,9 @@ def _find_login_key(server: ServerContext, message: Login) -> _LoginKey | None:
     """
     device_id, generation = message.device_id, message.generation
     if message.user == OPERATOR:
-        known = device_id is None and generation == 1
-        return _LoginKey(server.identity.operator_public, Access.OPERATOR, None) if known else None
+        access = _OPERATORS.get(generation) if device_id is None else None
+        key = server.identity.operator_public
+        return None if access is None else _LoginKey(key, access, None)
     user = server.users.find(message.user)
     if user is None or user.account.value.disabled:
         return None

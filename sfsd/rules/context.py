@@ -6,20 +6,23 @@ the matrix of which session may send which request, and it lists the log entry e
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
 
-from protocol.codec.values import Mutable, Value
+from protocol.codec.values import Mutable, Value, field
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import ServerStatement, server_id
 from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from sfsd.config import Config
 from sfsd.errors import OperationError, Refused, SfsdError
 from sfsd.fs.descriptors import DescriptorBudget
+from sfsd.histogram import Histogram
 from sfsd.log.journal import Journal
 from sfsd.rules.access import Visibility
 from sfsd.rules.reader_wishes import ReaderWishes
@@ -45,6 +48,7 @@ class Access(Enum):
     JOINING = "the user's newest signing key: the same, and a statement that adds a device"
     RECOVERY = "the user's recovery key: the same, and a statement that recovers the account"
     OPERATOR = "the operator's key: accounts and the daemon itself, no files"
+    MONITOR = "the operator's key: only the status; not logged, so that it may be asked for often"
 
 
 class Principal(Mutable):
@@ -91,12 +95,33 @@ class ServerIdentity(Value):
 
 
 class ServerMetrics(Mutable):
-    """Address and counters for the operator's `status`; `sfsd.net.listener` keeps them current."""
+    """Address and counters of the running daemon, since its start. Only the loop's thread changes
+    them.
+
+    `metrics_address` is that of the metrics, if they are served. `received` and `sent` are bytes
+    inside TLS. `requests` has the seconds from the start of a request to its reply, by the name of
+    its message. `refusals` are requests, changes and logins by error code; `disconnected` are
+    connections by a few fixed words. `failed_jobs` says of each job whose last run failed why.
+    """
 
     address: str = ""
+    metrics_address: str = ""
     started: int = 0
     connections: int = 0
     sessions: int = 0
+    received: int = 0
+    sent: int = 0
+    requests: dict[str, Histogram] = field(default_factory=dict)
+    refusals: Counter[str] = field(default_factory=Counter)
+    disconnected: Counter[str] = field(default_factory=Counter)
+    failed_jobs: dict[str, str] = field(default_factory=dict)
+
+    def count_request(self, name: str, seconds: float) -> None:
+        """Count an answered request."""
+        found = self.requests.get(name)
+        if found is None:
+            found = self.requests[name] = Histogram()
+        found.add(seconds)
 
 
 class ServerContext:
@@ -140,6 +165,14 @@ class ServerContext:
     def now(self) -> int:
         """Current time in Unix seconds."""
         return int(self.clock())
+
+    @property
+    def disks(self) -> list[Path]:
+        """A folder on each disk that the root is on: of the log, the stage and the store."""
+        found: dict[int, Path] = {}
+        for folder in (self.journal.folder, self.store.staging, self.store.users):
+            found.setdefault(os.stat(folder).st_dev, folder)
+        return list(found.values())
 
     @property
     def failed(self) -> str | None:
@@ -261,6 +294,8 @@ class Operation(Value):
 EVERYONE: Final = frozenset(Access)
 USER: Final = frozenset({Access.FULL})
 OPERATOR: Final = frozenset({Access.OPERATOR})
+MONITORING: Final = frozenset({Access.OPERATOR, Access.MONITOR})
+"""Sessions that may ask how the daemon is."""
 OWN_KEYS: Final = frozenset({Access.FULL, Access.RESTRICTED, Access.JOINING, Access.RECOVERY})
 """Sessions of a user, including those that may only find the newest keys."""
 

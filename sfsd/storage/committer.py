@@ -35,10 +35,13 @@ from sfsd.errors import (
     StoreError,
     StoreFailedError,
     StoreFullError,
+    StoreRefusedError,
     StoreWaitsError,
 )
 from sfsd.fair_queue import FairQueue
+from sfsd.fs.descriptors import store_error
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS
+from sfsd.histogram import Histogram
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Change, Write
 from sfsd.storage.prepare import PreparedGroup
@@ -56,6 +59,8 @@ _CALLABLE_SIZE = 8 << 10
 _PUBLISH_SECONDS = 60.0
 """The longest time that a logged group waits for a free descriptor, or for room on the disk."""
 _PUBLISH_PAUSE = 0.02
+_PROOF = ".write-proof"
+_GROUP_SIZES = tuple(float(1 << power) for power in range(10))
 _RESERVE_EVERY = 10.0
 """Seconds between attempts to create the reserve again after a full disk."""
 Made = int | SfsdError
@@ -154,6 +159,8 @@ class GroupCommitter:
         self._tag_keys = TagKeys(store)
         self._reserve_tried = 0.0
         self.keep_spares = False
+        self.group_sizes = Histogram(_GROUP_SIZES)
+        """How many changes were logged and published together."""
 
     @property
     def failed(self) -> str | None:
@@ -199,6 +206,22 @@ class GroupCommitter:
                 self._journal.reserve.refill()
             if self.keep_spares:
                 self._store.refill_spares()
+
+    def prove_writing(self) -> None:
+        """Write, sync and remove a file beside the log and one on each disk of the store. Raises
+        `StoreFailedError` as changes do, StoreRefusedError."""
+        if self.failed is not None:
+            raise StoreFailedError(self.failed)
+        files = self._store.files
+        for folder in dict.fromkeys(
+            (self._journal.folder, self._store.staging, self._store.uploads)
+        ):
+            try:
+                files.remove(folder / _PROOF)  # left over from a crash
+                files.write_new(folder / _PROOF, b"proof\n", durable=True)
+                files.remove(folder / _PROOF)
+            except OSError as exc:
+                raise store_error(exc, f"writing to {folder.name}/") from exc
 
     def _commit(self, units: Sequence[_Unit]) -> None:
         while units:
@@ -263,6 +286,7 @@ class GroupCommitter:
                 change.on_published(seq)
         self._journal.mark_published()
         self._journal.checkpoint()
+        self.group_sizes.add(len(changes))
         seq = prepared.first_seq
         for unit in accepted:
             unit.make(seq)
@@ -315,6 +339,7 @@ class Committer:
         self._settle_after = settle_after
         self._changed = threading.Condition()
         self._waiting = FairQueue[str, Pending]()
+        self._proof: Future[None] | None = None
         self._closing = False
         self._stopped: str | None = None
         self._published = threading.Event()
@@ -333,6 +358,23 @@ class Committer:
     def awaits_room(self) -> bool:
         """See `GroupCommitter.awaits_room`."""
         return self._stopped is None and self._point.awaits_room
+
+    @property
+    def group_sizes(self) -> Histogram:
+        """See `GroupCommitter.group_sizes`."""
+        return self._point.group_sizes
+
+    def prove_writing(self) -> Future[None]:
+        """Prove between two groups that changes can be made now, without making one; callers that
+        wait at the same time share a proof. The future fails with `StoreFailedError`,
+        StoreRefusedError or `ShuttingDown`. It is late if the disk is."""
+        with self._changed:
+            if self._proof is None:
+                self._proof = Future()
+                if self._closing or self._stopped is not None:
+                    self._proof.set_exception(ShuttingDown("the daemon is stopping"))
+                self._changed.notify()
+            return self._proof
 
     def submit(self, change: Change) -> Future[int]:
         """Submit a change; return a future of its entry's seq, set once it is durable and
@@ -414,14 +456,25 @@ class Committer:
                 left = group
                 while self._waiting:
                     left.append(self._waiting.take())
+                if self._proof is not None and not self._proof.done():
+                    self._proof.set_exception(ShuttingDown("the committer has stopped"))
             for one in left:
                 one.fail(StoreFailedError("the committer has stopped"))
 
     def _gather(self) -> list[Pending]:
         """Return the next group, in which actors take turns; an empty one at the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            return self._take()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing or self._proof)
+                if self._proof is None or self._closing:
+                    return self._take()
+                proof, self._proof = self._proof, None
+            try:
+                self._point.prove_writing()
+            except (StoreFailedError, StoreRefusedError) as exc:
+                proof.set_exception(exc)
+            else:
+                proof.set_result(None)
 
     def _take(self) -> list[Pending]:
         """Return a group: the changes whose turn it is, and what fits beside them. What does not

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sfsd.config import Config, ConnectionLimits, RetentionPolicy, RotationPolicy
+from sfsd.config import Config, ConnectionLimits, HealthBounds, RetentionPolicy, RotationPolicy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "operating.md").read_text("utf-8")
@@ -17,6 +17,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "limits": ConnectionLimits.__struct_fields__,
     "rotation": RotationPolicy.__struct_fields__,
     "retention": RetentionPolicy.__struct_fields__,
+    "health": HealthBounds.__struct_fields__,
 }
 READ_BY_USER_ADD = {"public", "quota"}
 """Settings that `sfsd user add` reads by itself; the daemon reads all others once, at its start."""

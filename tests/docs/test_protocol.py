@@ -53,6 +53,7 @@ SESSIONS = {
     context.JOINING: "user, joining",
     context.RECOVERING: "user, recovery",
     context.OPERATOR: "operator",
+    context.MONITORING: "operator, monitor",
 }
 
 

@@ -495,7 +495,7 @@ MESSAGES: list[tuple[int, Message]] = [
     (20, accounts.UserShow("alice")),
     (21, accounts.UserAdd("bob", hashlib.sha256(TOKEN).digest(), NOW + 7 * DAY, 0)),
     (22, accounts.UserAccess("bob", True, "left the team")),
-    (23, accounts.Status()),
+    (23, accounts.Status(check=True)),
     (
         23,
         accounts.StatusAnswer(
@@ -509,6 +509,9 @@ MESSAGES: list[tuple[int, Message]] = [
             disk_free=10**12,
             failed="",
             damaged=("bob",),
+            files_free=10**6,
+            metrics="127.0.0.1:9373",
+            reasons=("retention: the disk failed",),
         ),
     ),
     (24, log.LogHead()),

@@ -95,7 +95,11 @@ class UserAccess(Request):
 @message(104)
 class StatusAnswer(Reply):
     """Status of the daemon. `failed` is empty, or why changes are refused since a failed sync.
-    `damaged` has users whose stored account differs from the log, as far as it was read."""
+    `damaged` has users whose stored account differs from the log, as far as it was read.
+    `disk_free` and `files_free` are the least bytes and files for which a disk of the root has
+    room; `files_free` is None if no disk has a limit of its own. `metrics` is the address of the
+    metrics, "" if they are not served. `reasons` are lines why the daemon is not well, if a check
+    was asked for."""
 
     version: Annotated[str, AtMost(64)]
     address: Text
@@ -107,6 +111,9 @@ class StatusAnswer(Reply):
     disk_free: Count
     failed: Text
     damaged: Annotated[tuple[UserName, ...], AtMost(256)] = ()
+    files_free: Count | None = None
+    metrics: Text = ""
+    reasons: Annotated[tuple[Text, ...], AtMost(64)] = ()
 
 
 @message(142, replies=(Done,))
@@ -130,4 +137,6 @@ class ForceRotation(Request):
 
 @message(103, replies=(StatusAnswer,))
 class Status(Request):
-    """Get the daemon's status; operator only."""
+    """Get the daemon's status; operator only. `check` asks for a proof that it is well."""
+
+    check: bool = False

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
+
+import pytest
 
 from protocol.wire.messages.accounts import UserAccess
 from sfsd.config import DAY
+from sfsd.errors import JournalRefusedError
 from sfsd.jobs.scheduler import JobScheduler
 from tests.sfsd.builders import Daemon, Person, daemon, done
+from tests.sfsd.faults import FaultyFiles
 from tests.sfsd.operations.test_rotation import begun
 
 
@@ -84,3 +89,23 @@ def test_jobs_run_once_a_day(served: Daemon, ada: Person) -> None:
     assert served.run(scheduler.run()) == 0
     served.clock.now += 0.1 * DAY
     assert served.run(scheduler.run()) == 1
+
+
+def test_a_failed_run_is_told_until_one_succeeds(tmp_path: Path) -> None:
+    disk = FaultyFiles()
+    with daemon(tmp_path, files=disk) as served:
+        ada, committer = served.person("ada"), served.context.committer
+        scheduler = JobScheduler(
+            served.context, lambda one: asyncio.wrap_future(committer.submit(one))
+        )
+        served.clock.now = ada.first.due
+        disk.fail("write", "audit.jsonl", errno.EIO)
+        with pytest.raises(JournalRefusedError):
+            served.run(scheduler.run())
+        failed = served.context.metrics.failed_jobs
+        assert failed == {"retention": "the log could not be written: Input/output error"}
+        assert served.run(scheduler.run()) == 0
+        assert failed
+        served.clock.now += DAY
+        assert served.run(scheduler.run()) == 1
+        assert failed == {}

@@ -57,6 +57,7 @@ from sfsd.storage.paths import VersionPaths
 from tests.opens import open_one
 from tests.sfsd.builders import (
     ADDRESS,
+    OPERATOR_KEY,
     SERVER_KEY,
     Clock,
     Daemon,
@@ -78,6 +79,7 @@ RECOVERING = {Access.FULL, Access.RECOVERY}
 OWN_KEYS = {Access.FULL, Access.RESTRICTED, Access.JOINING, Access.RECOVERY}
 EVERYONE = set(Access)
 OPERATORS = {Access.OPERATOR}
+MONITORING = {Access.OPERATOR, Access.MONITOR}
 
 MATRIX: dict[Request, set[Access]] = {
     Ping(): EVERYONE,
@@ -107,7 +109,7 @@ MATRIX: dict[Request, set[Access]] = {
     UserShow("ada"): OPERATORS,
     UserAdd("bob", bytes(32), 2**40, 0): OPERATORS,
     UserAccess("ada", disabled=False, reason=""): OPERATORS,
-    Status(): OPERATORS,
+    Status(): MONITORING,
     UserQuota("ada", 0): OPERATORS,
     NewStatement(b"", (), b""): JOINING,
     GetBundle(0): OWN_KEYS,
@@ -145,7 +147,9 @@ def principals(served: Daemon) -> dict[Access, Principal]:
     restricted = ada.log_in(generation=2)
     joining = served.open(login("ada", ada.key))[0]
     recovery = served.open(login("ada", code, generation=0))[0]
-    found = {who.access: who for who in (full, restricted, joining, recovery, operator)}
+    monitor = served.open(login("operator", OPERATOR_KEY, generation=0))[0]
+    everyone = (full, restricted, joining, recovery, operator, monitor)
+    found = {who.access: who for who in everyone}
     assert set(found) == set(Access)
     return found
 

@@ -12,7 +12,7 @@ from protocol.log.checkpoint import verify
 from protocol.records.records import RecoveryKey, Statement, login_body, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done
-from protocol.wire.messages.accounts import UserAccess
+from protocol.wire.messages.accounts import Status, StatusAnswer, UserAccess, UserList
 from protocol.wire.messages.rotation import GetBundle, SealedBundle
 from protocol.wire.messages.session import Enroll, Login, Ping, Pong
 from protocol.wire.messages.sharing import Identity, Lookup
@@ -158,6 +158,20 @@ def test_the_operator_logs_in_with_the_operator_key(served: Daemon) -> None:
     who = served.operator()
     assert who.access is Access.OPERATOR
     refused(served.ask(who, PutOpen("ada", "0" * 32, 0)), "not-allowed")
+
+
+def test_a_monitor_is_the_operator_who_may_only_ask_for_the_status(
+    served: Daemon, ada: Person
+) -> None:
+    """It may ask every few seconds, so its login is not logged."""
+    size = served.context.journal.size
+    who, session = served.open(login("operator", OPERATOR_KEY, generation=0))
+    assert (who.access, session.receipt) == (Access.MONITOR, None)
+    assert isinstance(served.ask(who, Status()), StatusAnswer)
+    refused(served.ask(who, UserList("")), "not-allowed")
+    refused(served.ask(who, PutOpen("ada", "0" * 32, 0)), "not-allowed")
+    assert served.context.journal.size == size
+    assert refusal(served, login("operator", ada.key, generation=0)).code == "refused"
 
 
 def test_an_enrolment_opens_a_session_and_returns_a_receipt(served: Daemon) -> None:

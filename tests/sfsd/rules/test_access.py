@@ -181,7 +181,9 @@ def requests_about_no_file() -> set[type[Request]]:
     """Return the requests that reveal no file: accounts, and the asker's own keys."""
     named = {"Ping", "Usage", "LogHead", "NewStatement", "GetBundle", "RotateBegin", "RotateFinish"}
     named |= {"ListBlocked"}
-    alone = {name for name, one in OPERATIONS.items() if one.access == {Access.OPERATOR}}
+    alone = {
+        name for name, one in OPERATIONS.items() if one.access <= {Access.OPERATOR, Access.MONITOR}
+    }
     return alone | {request for request in OPERATIONS if request.__name__ in named}
 
 
