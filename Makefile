@@ -15,7 +15,7 @@ DIST_VENV := .venv-dist
 DIST_TOOLS := 'build>=1.3' 'twine>=6.2'
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test test-pythons demo dist vectors clean
+.PHONY: help venv lint format test test-pythons demo man dist vectors clean
 .PHONY: flood soak crash-sweep changeset-model sync-model fault-sweep rotation-sweep audit-sweep fuzz
 .PHONY: bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation
 
@@ -26,6 +26,7 @@ help:
 	@echo "make test-pythons     a short selection of the tests with each other Python that setup.cfg names"
 	@echo "make demo             run a daemon with two users and real files, then search the server's disk"
 	@echo "make dist             build wheel and sdist in dist/, check both, run the demo from the installed wheel"
+	@echo "make man              write the manual pages to build/man: man -M build/man sfsc-put"
 	@echo "make vectors          write tests/vectors/*.json again, from fixed seeds"
 	@echo "make clean            remove the virtual environments, the builds and all caches"
 	@echo
@@ -80,6 +81,9 @@ test-pythons: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m contrib.demo
+
+man: $(STAMP)
+	$(BIN)/python -m contrib.man_pages build/man
 
 # The tools have a venv of their own: nothing else needs them.
 dist:

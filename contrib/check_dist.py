@@ -1,8 +1,9 @@
 """``make dist``: check what was built, and run the demo from the wheel in an empty venv.
 
 Run as ``python -m contrib.check_dist DIST``. The wheel and the sdist must hold every module of the
-three packages and their ``py.typed``. The demo then runs in a temporary folder that has the demo
-and what drives it, but none of the packages, so that only the installed wheel can serve it.
+three packages and their ``py.typed``, and the wheel the manual pages. The demo then runs in a
+temporary folder that has the demo and what drives it, but none of the packages, so that only the
+installed wheel can serve it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("protocol", "sfsd", "sfsc")
-DRIVERS = ("contrib/demo.py", "contrib/search.py", "tests/harness.py")
+DRIVERS = ("contrib/demo.py", "contrib/search.py", "tests/forked.py", "tests/harness.py")
 """What the demo needs beside the packages."""
+PAGES = ("sfsc.1", "sfsc-put.1", "sfsc-key-recovery.1", "sfsd.1", "sfsd-serve.1")
+"""Some of the manual pages, of which a test checks that there is one for each command."""
 PLACES = "import protocol, sfsc, sfsd; print(protocol.__file__, sfsc.__file__, sfsd.__file__)"
 
 
@@ -39,9 +42,11 @@ def modules() -> set[str]:
 
 
 def wheel_paths(wheel: Path) -> set[str]:
-    """Return the paths in a wheel, those of its metadata left out."""
+    """Return the paths in a wheel, those of its metadata left out, and of its data below their
+    place in the environment."""
     with zipfile.ZipFile(wheel) as archive:
-        return {name for name in archive.namelist() if ".dist-info/" not in name}
+        paths = {name for name in archive.namelist() if ".dist-info/" not in name}
+    return {path.partition(".data/data/")[2] or path for path in paths}
 
 
 def sdist_paths(sdist: Path) -> set[str]:
@@ -53,8 +58,11 @@ def sdist_paths(sdist: Path) -> set[str]:
 def check(wheel: Path, sdist: Path) -> None:
     """Raise `DistError` if a module is missing, or the wheel installs something else."""
     wanted, in_wheel = modules(), wheel_paths(wheel)
-    if in_wheel != wanted:
-        raise DistError(f"{wheel.name} differs in {sorted(in_wheel ^ wanted)[:5]}")
+    pages = {path for path in in_wheel if path.startswith("share/man/")}
+    if in_wheel - pages != wanted:
+        raise DistError(f"{wheel.name} differs in {sorted((in_wheel - pages) ^ wanted)[:5]}")
+    if missing := {f"share/man/man1/{name}" for name in PAGES} - pages:
+        raise DistError(f"{wheel.name} lacks {sorted(missing)}")
     if missing := (wanted | set(DRIVERS)) - sdist_paths(sdist):
         raise DistError(f"{sdist.name} lacks {sorted(missing)[:5]}")
     print(f"{wheel.name}, {sdist.name}: all {len(wanted)} modules and markers", flush=True)

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from contrib.check_dist import DRIVERS, DistError, check, modules
+from contrib.check_dist import DRIVERS, PAGES, DistError, check, modules
 
 
-def wheel(folder: Path, paths: Iterable[str]) -> Path:
+def wheel(folder: Path, paths: Iterable[str], pages: Iterable[str] = PAGES) -> Path:
     made = folder / "one.whl"
     with zipfile.ZipFile(made, "w") as archive:
         for path in (*paths, "one.dist-info/METADATA"):
             archive.writestr(path, b"")
+        for name in pages:
+            archive.writestr(f"one.data/data/share/man/man1/{name}", b"")
     return made
 
 
@@ -49,3 +51,8 @@ def test_a_wheel_that_differs_is_refused(tmp_path: Path, change: set[str]) -> No
 def test_an_sdist_that_lacks_a_module_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DistError):
         check(wheel(tmp_path, modules()), sdist(tmp_path, modules() - {"sfsd/cli.py"}))
+
+
+def test_a_wheel_without_manual_pages_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DistError):
+        check(wheel(tmp_path, modules(), PAGES[1:]), sdist(tmp_path, modules() | set(DRIVERS)))

@@ -24,14 +24,17 @@ def test_every_command_has_a_help_text_and_a_valid_example(
     monkeypatch.chdir(tmp_path)
     for words, one in all_commands():
         assert one.help
-        text, _, example = inspect.cleandoc(one.help).rpartition("\n\nExample: sfsc ")
+        text, *examples = inspect.cleandoc(one.help).split("\n\nExample: ")
         assert text
-        assert example.startswith(words)
-        arguments = shlex.split(example.removeprefix(words).partition(" > ")[0])
-        for name in arguments:
-            Path(name.rstrip("/")).touch()
-        if not isinstance(one, click.Group):
-            one.make_context(words, arguments).close()
+        assert examples, words
+        for example in examples:
+            called = f"sfsc {words}"
+            assert example.startswith(called)
+            arguments = shlex.split(example.removeprefix(called).partition(" > ")[0])
+            for name in arguments:
+                Path(name.rstrip("/")).touch()
+            if not isinstance(one, click.Group):
+                one.make_context(words, arguments).close()
 
 
 def test_every_option_has_a_help_text() -> None:
