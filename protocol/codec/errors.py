@@ -39,6 +39,16 @@ class UnknownMessage(MessageError):
         self.request_id = request_id
 
 
+class QuantityError(ProtocolError):
+    """Text that is no size, duration, count or percentage. `cause` says that, and `hint` how to
+    write one."""
+
+    def __init__(self, cause: str, hint: str) -> None:
+        super().__init__(f"{cause}; {hint}")
+        self.cause = cause
+        self.hint = hint
+
+
 class ChainError(RemoteProtocolError):
     """An identity statement that does not follow from the one before it."""
 

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import click
 
+from protocol.codec.errors import QuantityError
+from protocol.codec.quantities import parse_rate
 from sfsc.errors import UsageError
 
-_UNITS: Final = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
-_RATE: Final = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)([kmg]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 
+class Quantity(click.ParamType[int]):
+    """A quantity that `parse` reads and that is at least `least`. `parse` is a function of
+    `protocol.codec.quantities`."""
 
-class _Rate(click.ParamType[int]):
-    """A number of bytes in a second, such as ``5MiB`` or ``800k``."""
+    name = "quantity"
 
-    name = "rate"
+    def __init__(self, parse: Callable[[str], int], *, least: int = 0) -> None:
+        self._parse = parse
+        self._least = least
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
         if isinstance(value, int):
             return value
-        found = _RATE.fullmatch(str(value).strip())
-        if found is None:
-            self.fail(f"{value!r} is no rate such as 5MiB", param, ctx)
-        return int(float(found[1]) * _UNITS[found[2].lower()])
+        try:
+            quantity = self._parse(str(value))
+        except QuantityError as exc:
+            self.fail(str(exc), param, ctx)
+        if quantity < self._least:
+            self.fail(f"less than {self._least}", param, ctx)
+        return quantity
 
 
 def _add(*options: Callable[[Callable[..., None]], Callable[..., None]]) -> _Decorator:
@@ -66,7 +72,7 @@ dry_run_option: Final = click.option(
 )
 limit_rate_option: Final = click.option(
     "--limit-rate",
-    type=_Rate(),
+    type=Quantity(parse_rate),
     metavar="RATE",
     help="Send and receive at most RATE bytes a second, such as 5MiB.",
 )

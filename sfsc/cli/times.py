@@ -6,17 +6,20 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from protocol.codec.errors import QuantityError
+from protocol.codec.quantities import parse_duration
 from sfsc.errors import UsageError
 
-_SECONDS: Final = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
-_AGE: Final = re.compile(r"([1-9][0-9]{0,4})([hdw])")
 _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def parse_age(text: str) -> int | None:
-    """Return the seconds of ``12h``, ``30d`` or ``4w``; None for any other text."""
-    matched = _AGE.fullmatch(text)
-    return None if matched is None else int(matched[1]) * _SECONDS[matched[2]]
+    """Return the seconds of a duration that is not 0, such as ``12h``, ``30d``, ``4w`` or
+    ``90 min``; None for any other text."""
+    try:
+        return parse_duration(text) or None
+    except QuantityError:
+        return None
 
 
 def before_age(text: str, now: float) -> int:

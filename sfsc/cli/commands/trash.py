@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from protocol.codec.quantities import parse_count
 from protocol.codec.terminal_text import counted, human_size, human_time, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
+from sfsc.cli.folder_options import Quantity
 from sfsc.cli.owners import own_name
 from sfsc.cli.suggestions import own_names, past_names
 from sfsc.cli.times import before_age, parse_moment
@@ -117,7 +119,7 @@ def _show_entry(entry: Entry, context: Context) -> None:
 @click.argument("prefix", metavar="NAME", shell_complete=own_names)
 @click.option(
     "--keep",
-    type=click.IntRange(min=1),
+    type=Quantity(parse_count, least=1),
     required=True,
     metavar="N",
     help="Number of versions to keep of each file.",

@@ -254,5 +254,5 @@ def test_a_limited_rate(shell: Shell) -> None:
     received = time.monotonic()
     assert min(sent - start, received - sent) > 300_000 / 2**20
     assert Path("back").read_bytes() == Path("bulk").read_bytes()
-    assert "is no rate" in shell.run("put", "bulk", "--limit-rate", "fast", code=2)[1]
+    assert "not a size" in shell.run("put", "bulk", "--limit-rate", "fast", code=2)[1]
     assert "at least" in shell.run("put", "bulk", "--limit-rate", "10k", code=2)[1]
