@@ -24,6 +24,7 @@ from sfsd.errors import OWNER_HINT, SfsdError
 
 COMMANDS = {
     "init": "Make a new root: keys, settings and empty folders.",
+    "check-config": "Report all mistakes in sfsd.toml.",
     "serve": "Serve the root until SIGTERM or SIGINT.",
     "user": "Invite, list, disable and enable users, and set quotas.",
     "rotate": "Require users to rotate their keys.",

@@ -1,88 +1,47 @@
-"""Settings of the operator: ``ROOT/sfsd.toml``. Every key has a default.
+"""Settings of the operator: ``ROOT/sfsd.toml``.
 
-::
-
-    listen = "127.0.0.1:7373"  # where `serve` binds when no --listen is given
-    public = "files.example:7373"  # what invitations tell users to connect to
-    quota = "50 GiB"  # of a new user; "0" is no limit
-
-    [limits]  # against floods and stuck clients
-    login_seconds = 10  # TLS handshake and login together
-    unauthenticated = 256  # connections before login, in total and of one address
-    unauthenticated_per_address = 64
-    connections = 512  # connections after login, in total, of one address and of one user
-    connections_per_address = 64
-    user_connections = 32
-    user_requests_per_second = 0  # of one user; 0 is no limit
-    user_bytes_per_second = "0"  # in both directions together
-    user_log_lines_per_day = 10000000  # of changes, and as many of logins; 0 is no limit
-    idle_seconds = 600  # without a request
-    write_seconds = 60  # without reading its answers
-    rotations = 40  # begun by one account within 30 days
-    user_shared_files = 10000  # that one user can share with one other user
-
-    [rotation]  # policy for users' keys
-    max_age = "90d"
-    grace = "30d"
-    jitter = 10  # percent of max_age
-
-    [retention]  # removed automatically; 0: nothing
-    trash_days = 0  # content of files deleted that many days ago
-    versions = 0  # all but that many newest versions of a file
-
-    [health]  # when `sfsd status --check` and /healthz fail
-    checkpoint_age = "1m"  # entries of the log that long without a stored checkpoint
-    free_space = "1 GiB"  # less room on a disk of the root
-    free_files = 10000  # fewer files that can still be created there
-
-An unknown key is an error: a mistyped limit would silently not apply.
+Each setting is one annotated field below: its default, what it accepts and what it means. The file
+that ``sfsd init`` writes and the JSON schema for editors are made of these (`sfsd.config_text`),
+and a test compares docs/operating.md with them. An unknown name is an error: a mistyped limit would
+silently not apply.
 """
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Final, Self, get_args, get_origin, get_type_hints
 
-from protocol.codec.errors import MessageError
+from protocol.codec.terminal_text import counted
 from protocol.codec.values import Value, field
-from protocol.records.invitation import parse_address
 from sfsd.errors import ConfigError
+from sfsd.setting_kinds import (
+    DAY,
+    Count,
+    Duration,
+    ListenAddress,
+    Percent,
+    PublicAddress,
+    Rate,
+    Setting,
+    Size,
+)
+from sfsd.toml_lines import Statement, SyntaxProblem, read_statements
 
-FILE_NAME = "sfsd.toml"
-MAX_CONFIG = 64 * 1024
-LEAST_BYTES = 64 * 1024
+FILE_NAME: Final = "sfsd.toml"
+MAX_CONFIG: Final = 64 * 1024
+LEAST_BYTES: Final = 64 * 1024
 """Least limit on a user's bytes a second. With a lower one, clients would time out."""
-DAY = 86_400
-
-_T = TypeVar("_T")
-_SIZE = re.compile(r"(\d{1,16})\s*(?:([KMGTP])i?B?|B)?", re.IGNORECASE)
-_UNITS = {unit: 1024**power for power, unit in enumerate("KMGTP", 1)}
-_DURATION = re.compile(r"(\d{1,9})\s*([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": DAY, "w": 7 * DAY}
-_MAX_SIZE = 2**53
-
-
-def parse_size(text: str) -> int:
-    """Parse ``1048576``, ``50G`` or ``50 GiB`` (powers of 1024) to bytes. Raises `ConfigError`."""
-    matched = _SIZE.fullmatch(text.strip()) if text.isascii() else None
-    size = int(matched[1]) * _UNITS.get((matched[2] or "").upper(), 1) if matched else _MAX_SIZE + 1
-    if size > _MAX_SIZE:
-        raise ConfigError(f"not a size: {text[:40]!r}", "write it like 500M or 50 GiB")
-    return size
-
-
-def parse_duration(text: str) -> int:
-    """Parse ``90s``, ``15m``, ``12h``, ``7d`` or ``2w`` to seconds. Raises `ConfigError`."""
-    matched = _DURATION.fullmatch(text.strip()) if text.isascii() else None
-    if matched is None or int(matched[1]) * _SECONDS[matched[2]] > 100 * 366 * DAY:
-        raise ConfigError(f"not a duration: {text[:40]!r}", "write it like 12h or 7d")
-    return int(matched[1]) * _SECONDS[matched[2]]
-
-
-_LARGE = ("user_bytes_per_second", "user_log_lines_per_day")
+_LONGEST_LIFE: Final = 730 * DAY
+"""Clients limit the lifetime of a key to 2 years."""
+_PARTS: Final = (
+    ("limits.unauthenticated_per_address", "limits.unauthenticated"),
+    ("limits.connections_per_address", "limits.connections"),
+    ("limits.user_connections", "limits.connections"),
+)
+"""Limits on a part of something, and the limit on all of it."""
 
 
 class ConnectionLimits(Value):
@@ -90,50 +49,141 @@ class ConnectionLimits(Value):
 
     Statements that keep the keys may be twice as many as `rotations`. `user_shared_files` are those
     that one user can share with one other user. `user_requests_per_second`,
-    `user_bytes_per_second` and `user_log_lines_per_day` are 0 for no limit; each other limit is at
-    least 1.
+    `user_bytes_per_second` and `user_log_lines_per_day` are 0 for no limit.
     """
 
-    login_seconds: int = 10
-    unauthenticated: int = 256
-    unauthenticated_per_address: int = 64
-    connections: int = 512
-    connections_per_address: int = 64
-    idle_seconds: int = 600
-    write_seconds: int = 60
-    rotations: int = 40
-    user_shared_files: int = 10_000
-    user_connections: int = 32
-    user_requests_per_second: int = 0
-    user_bytes_per_second: int = 0
-    user_log_lines_per_day: int = 10_000_000
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            least = 0 if name.endswith("_per_second") else 1
-            if name in _LARGE:
-                continue
-            if not least <= getattr(self, name) <= 10**6:
-                raise ConfigError(f"limits.{name} is not between {least} and 1,000,000")
-        if not 0 <= self.user_log_lines_per_day <= 10**9:
-            raise ConfigError("limits.user_log_lines_per_day is not between 0 and 1,000,000,000")
-        if 0 < self.user_bytes_per_second < LEAST_BYTES:
-            raise ConfigError(f"limits.user_bytes_per_second is not 0 or at least {LEAST_BYTES}")
+    login_seconds: Annotated[
+        int,
+        Duration("Time for the TLS handshake and the login together.", least=1, plain=True),
+    ] = 10
+    unauthenticated: Annotated[
+        int,
+        Count(
+            "Connections that have not logged in, in total: half of them before the TLS handshake "
+            "is done, half after it. One more closes the oldest one of the address that has the "
+            "most.",
+            least=1,
+        ),
+    ] = 256
+    unauthenticated_per_address: Annotated[
+        int,
+        Count(
+            "The same, from one address (IPv6: one /64 network). One more closes the oldest one of "
+            "that address.",
+            least=1,
+        ),
+    ] = 64
+    connections: Annotated[
+        int,
+        Count(
+            "Connections that have logged in. Users cannot take the last 4, so that the operator "
+            "can log in. Together with unauthenticated at most a quarter of the file descriptors "
+            "that the system allows the daemon, whatever is set.",
+            least=1,
+        ),
+    ] = 512
+    connections_per_address: Annotated[
+        int,
+        Count(
+            "Connections of users that have logged in, from one address. A login beyond it is "
+            "answered with busy.",
+            least=1,
+        ),
+    ] = 64
+    idle_seconds: Annotated[
+        int,
+        Duration("A connection without a request is closed after this time.", least=1, plain=True),
+    ] = 600
+    write_seconds: Annotated[
+        int,
+        Duration(
+            "A client that accepts no bytes of a reply is disconnected after this time.",
+            least=1,
+            plain=True,
+        ),
+    ] = 60
+    rotations: Annotated[
+        int,
+        Count(
+            "Key rotations that one account may begin within 30 days. Twice as many statements may "
+            "keep its keys (new devices, recovery keys); a fifth as many may be recoveries.",
+            least=1,
+        ),
+    ] = 40
+    user_shared_files: Annotated[
+        int,
+        Count(
+            "Files that one user can share with one other user. So nobody can fill somebody else's "
+            "inbox, or the disk's inode table with its entries.",
+            least=1,
+        ),
+    ] = 10_000
+    user_connections: Annotated[
+        int,
+        Count(
+            "Connections of one user that have logged in. A login beyond it is answered with busy.",
+            least=1,
+        ),
+    ] = 32
+    user_requests_per_second: Annotated[
+        int,
+        Count(
+            "Requests of one user, over all connections of the user. Further ones wait, and "
+            "nothing more is read from their connection. A user who was idle may send those of one "
+            "second at once.",
+            zero="no limit",
+        ),
+    ] = 0
+    user_bytes_per_second: Annotated[
+        int,
+        Rate(
+            "Bytes that one user sends and receives, over all connections; as above. Use at least "
+            "1 MiB for users with many connections, whose clients would wait longer than their 120 "
+            "seconds.",
+            least=LEAST_BYTES,
+            zero="no limit",
+        ),
+    ] = 0
+    user_log_lines_per_day: Annotated[
+        int,
+        Count(
+            "Lines that the changes of one user add to the log, and as many that the user's logins "
+            "add: about 9 GB each, for the log is never cut. A user who was idle may add those of "
+            "one day at once. Beyond it, changes and logins are answered with busy and the time to "
+            "wait. Key statements and rotations are not counted here but in rotations, and the "
+            "operator has no limit.",
+            most=10**9,
+            zero="no limit",
+        ),
+    ] = 10_000_000
 
 
 class RotationPolicy(Value):
     """Table ``[rotation]``: `max_age` and `grace` in seconds, `jitter` in percent of max_age."""
 
-    max_age: int = 90 * DAY
-    grace: int = 30 * DAY
-    jitter: int = 10
-
-    def __post_init__(self) -> None:
-        # A client limits a statement's lifetime to between 1 day and 2 years.
-        if not DAY <= self.max_age <= 730 * DAY or not 0 <= self.grace <= 730 * DAY:
-            raise ConfigError("rotation.max_age is 1 to 730 days, rotation.grace at most 730")
-        if not 0 <= self.jitter <= 100:
-            raise ConfigError("rotation.jitter is 0 to 100 percent")
+    max_age: Annotated[
+        int,
+        Duration(
+            "Age at which a user's keys are due for rotation. 1 to 730 days.",
+            least=DAY,
+            most=_LONGEST_LIFE,
+        ),
+    ] = 90 * DAY
+    grace: Annotated[
+        int,
+        Duration(
+            "Time after that in which the user may still write. Then only reads, a rotation, rm, "
+            "rm --purge and unshare are allowed. At most 730 days.",
+            most=_LONGEST_LIFE,
+        ),
+    ] = 30 * DAY
+    jitter: Annotated[
+        int,
+        Percent(
+            "Random part of max_age by which keys are due earlier, so that not all users rotate on "
+            "one day."
+        ),
+    ] = 10
 
 
 class RetentionPolicy(Value):
@@ -142,163 +192,284 @@ class RetentionPolicy(Value):
     Content is removed of files deleted `trash_days` days ago, and of all but the newest `versions`.
     """
 
-    trash_days: int = 0
-    versions: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.trash_days <= 36_500 or not 0 <= self.versions <= 10**6:
-            raise ConfigError(
-                "retention.trash_days is 0 to 36,500, retention.versions to 1,000,000"
-            )
+    trash_days: Annotated[
+        int,
+        Duration(
+            "The content of files deleted this long ago is removed. At most 36,500 days.",
+            most=36_500,
+            zero="nothing is removed",
+            unit=DAY,
+            plain=True,
+        ),
+    ] = 0
+    versions: Annotated[
+        int,
+        Count(
+            "The content of all but this many newest versions of a file is removed.",
+            zero="nothing is removed",
+        ),
+    ] = 0
 
 
 class HealthBounds(Value):
     """Table ``[health]``: `checkpoint_age` in seconds, `free_space` in bytes, `free_files`."""
 
-    checkpoint_age: int = 60
-    free_space: int = 1024**3
-    free_files: int = 10_000
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.checkpoint_age <= 30 * DAY:
-            raise ConfigError("health.checkpoint_age is not between 1 second and 30 days")
-        if not 0 <= self.free_files <= 10**12:
-            raise ConfigError("health.free_files is not between 0 and 10^12")
+    checkpoint_age: Annotated[
+        int,
+        Duration(
+            "sfsd status --check fails if the log has had entries for longer than this that no "
+            "stored checkpoint signs for. An idle log is healthy. 1 second to 30 days.",
+            least=1,
+            most=30 * DAY,
+        ),
+    ] = 60
+    free_space: Annotated[int, Size("It fails if a disk of the root has less room.")] = 1024**3
+    free_files: Annotated[
+        int,
+        Count(
+            "It fails if fewer files can be created on a disk of the root. Does not apply to a "
+            "file system without such a limit.",
+            most=10**12,
+        ),
+    ] = 10_000
 
 
 class Config(Value):
     """Settings of one root. `quota` is the bytes of a user added without --quota; 0: no limit."""
 
-    listen: str = "127.0.0.1:7373"
-    public: str = ""
-    quota: int = 0
+    listen: Annotated[
+        str,
+        ListenAddress(
+            "Address that serve listens on. The option --listen overrides it. Port 0 takes a free "
+            "port, and [::] is every address of the machine, IPv4 and IPv6."
+        ),
+    ] = "127.0.0.1:7373"
+    public: Annotated[
+        str,
+        PublicAddress(
+            "Address that invitations name. If it is empty, invitations name the address that the "
+            "daemon listens on, which is refused if that is 0.0.0.0 or [::].",
+            optional=True,
+        ),
+    ] = ""
+    quota: Annotated[
+        int,
+        Size(
+            "Quota of users who are invited from now on without --quota.",
+            zero="no limit",
+        ),
+    ] = 0
     limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     rotation: RotationPolicy = field(default_factory=RotationPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     health: HealthBounds = field(default_factory=HealthBounds)
 
-    def __post_init__(self) -> None:
-        _with_name("listen", lambda: check_listen_address(self.listen))
-        if self.public:
-            _with_name("public", lambda: check_public_address(self.public))
-
     @classmethod
     def load(cls, root: Path) -> Self:
         """Load the settings of `root`. Raises `ConfigError`, also if there is no root."""
-        path = root / FILE_NAME
+        return cls.read(root / FILE_NAME)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Load a file of settings. Raises `ConfigError`, for the first problem in it."""
         try:
-            with path.open("rb") as file:
-                raw = file.read(MAX_CONFIG + 1)
-        except FileNotFoundError as exc:
-            hint = "make one with `sfsd init`, or name it with --root or SFSD_ROOT"
-            raise ConfigError(f"no sfsd root at {root}", hint) from exc
-        except OSError as exc:
-            raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
-        try:
-            return cls.parse(raw)
+            return cls.parse(read_file(path))
         except ConfigError as exc:
-            raise ConfigError(f"{path}: {exc.cause}", exc.hint) from exc
+            raise ConfigError(f"{path.absolute()}, {exc.cause}", exc.hint) from exc
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        """Parse a TOML document of at most 64 KiB. Raises `ConfigError`."""
-        if len(raw) > MAX_CONFIG:
-            raise ConfigError(f"longer than {MAX_CONFIG} bytes")
-        try:
-            document = tomllib.loads(raw.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise ConfigError(f"not TOML: {exc}") from exc
-        values: dict[str, dict[str, Any]] = {table: {} for table in ("", *_TABLES)}
-        for name, value in _flattened(document):
-            table, _, key = name.rpartition(".")
-            values[table][key] = _converted(name, value)
-        return cls(
-            **values[""],
-            limits=ConnectionLimits(**values["limits"]),
-            rotation=RotationPolicy(**values["rotation"]),
-            retention=RetentionPolicy(**values["retention"]),
-            health=HealthBounds(**values["health"]),
-        )
+        """Parse a TOML document of at most 64 KiB. Raises `ConfigError` for the first problem."""
+        values, problems = _examine(raw)
+        if problems:
+            first, *others = problems
+            more = f" (and {counted(len(others), 'further error')}: see `sfsd check-config`)"
+            raise ConfigError(f"{first}{more if others else ''}", first.hint)
+        tables: dict[str, Any] = {
+            name: made(**values[name]) for name, made in _tables().items() if name
+        }
+        return cls(**values[""], **tables)
 
 
-def check_listen_address(address: str) -> str:
-    """Return `address` if it is ``HOST:PORT`` (0: any free port). Raises `ConfigError`."""
+class Problem(Value):
+    """An error in a document. `line` counts from 1; `setting` is the full name of the setting or
+    table, empty if there is none; `hint` may be None."""
+
+    line: int
+    setting: str
+    message: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.setting and self.setting + ': '}{self.message}"
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file of settings, at most `MAX_CONFIG` + 1. Raises `ConfigError`."""
     try:
-        parse_address(address)
-    except MessageError as exc:
-        raise ConfigError(str(exc)) from exc
-    return address
+        with path.open("rb") as file:
+            return file.read(MAX_CONFIG + 1)
+    except FileNotFoundError as exc:
+        if path.name != FILE_NAME:
+            raise ConfigError(f"no such file: {path.absolute()}") from exc
+        hint = "make one with `sfsd init`, or name it with --root or SFSD_ROOT"
+        raise ConfigError(f"no sfsd root at {path.absolute().parent}", hint) from exc
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path.absolute()}: {exc.strerror}") from exc
 
 
-def check_public_address(address: str) -> str:
-    """Return `address` if it is ``HOST:PORT`` with a port that is not 0. Raises `ConfigError`."""
-    if parse_address(check_listen_address(address))[1] == 0:
-        raise ConfigError("no client can connect to port 0")
-    return address
+def problems_in(raw: bytes) -> list[Problem]:
+    """Return all errors of a document, by line."""
+    return _examine(raw)[1]
 
 
-def initial_text(public: str) -> str:
-    """Return the file that `init` writes: the public address, if given, and a pointer to docs."""
-    stated = f'public = "{public}"\n' if public else '# public = "HOST:PORT"\n'
-    return f"# Settings of this sfsd root; docs/format.md lists them all.\n{stated}"
+@cache
+def settings() -> Mapping[str, Setting]:
+    """Return every setting by its full name, such as ``limits.connections``, in order."""
+    found: dict[str, Setting] = {}
+    for table, made in _tables().items():
+        for name, hint in get_type_hints(made, include_extras=True).items():
+            if get_origin(hint) is Annotated:
+                found[f"{table}.{name}" if table else name] = get_args(hint)[1]
+    return found
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ConfigError("not text")
+@cache
+def default(name: str) -> int | str:
+    """Return the default of the setting with a full name."""
+    table, _, key = name.rpartition(".")
+    value: int | str = getattr(_tables()[table](), key)
     return value
 
 
-def _number(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError("not a whole number")
-    return value
+@cache
+def _tables() -> Mapping[str, type[Value]]:
+    """Return the class of each table by its name; that of the top level is empty."""
+    made = get_type_hints(Config)
+    tables = {name: made[name] for name in Config.__struct_fields__ if name in made}
+    return {"": Config} | {
+        name: hint
+        for name, hint in tables.items()
+        if isinstance(hint, type) and issubclass(hint, Value)
+    }
 
 
-def _size(value: object) -> int:
-    return value if type(value) is int and 0 <= value <= _MAX_SIZE else parse_size(_text(value))
-
-
-_SETTINGS: dict[str, Callable[[object], str | int]] = {
-    "listen": _text,
-    "public": _text,
-    "quota": _size,
-    **{f"limits.{name}": _number for name in ConnectionLimits.__struct_fields__},
-    "limits.user_bytes_per_second": _size,
-    "rotation.max_age": lambda value: parse_duration(_text(value)),
-    "rotation.grace": lambda value: parse_duration(_text(value)),
-    "rotation.jitter": _number,
-    "retention.trash_days": _number,
-    "retention.versions": _number,
-    "health.checkpoint_age": lambda value: parse_duration(_text(value)),
-    "health.free_space": _size,
-    "health.free_files": _number,
-}
-"""Parser of the TOML value of each setting, by its full name."""
-_TABLES = ("limits", "rotation", "retention", "health")
-
-
-def _flattened(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Yield the settings of a document by full name; an unknown table is yielded whole."""
-    for name, value in document.items():
-        if isinstance(value, dict) and name in _TABLES:
-            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+def _examine(raw: bytes) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """Return the values that a document states, by table, and all of its errors, by line."""
+    examined = _Examination()
+    if len(raw) > MAX_CONFIG:
+        return {}, [Problem(1, "", f"longer than {MAX_CONFIG} bytes")]
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as exc:
+        line = raw.count(b"\n", 0, exc.start) + 1
+        return {}, [Problem(line, "", "not TOML: not UTF-8", "save the file as UTF-8")]
+    for one in read_statements(text):
+        if isinstance(one, SyntaxProblem):
+            examined.problems.append(Problem(one.line, "", f"not TOML: {one.cause}"))
+        elif one.is_header:
+            examined.take_header(one)
         else:
-            yield name, value
+            examined.take_setting(one)
+    examined.compare()
+    if not examined.problems:
+        try:
+            tomllib.loads(text)  # the last word: what is left are names that are used twice
+        except (tomllib.TOMLDecodeError, RecursionError) as exc:
+            examined.problems.append(Problem(1, "", f"not TOML: {exc}"))
+    return examined.values, sorted(examined.problems, key=lambda one: one.line)
 
 
-def _converted(name: str, value: object) -> str | int:
-    convert = _SETTINGS.get(name)
-    if convert is None and name in _TABLES:
-        raise ConfigError(f"{name}: not a table", f"write it as a line [{name}] above its settings")
-    if convert is None:
-        raise ConfigError(f"unknown setting {name[:60]!r}", "docs/format.md lists them all")
-    return _with_name(name, lambda: convert(value))
+class _Examination:
+    """Values and errors of a document, statement by statement."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, dict[str, Any]] = {table: {} for table in _tables()}
+        self.problems: list[Problem] = []
+        self._lines: dict[str, int] = {}
+        self._unknown_tables: set[str] = set()
+
+    def take_header(self, one: Statement) -> None:
+        """Note a table, or that there is no such table."""
+        name = ".".join(one.path)
+        header = f"[{name}]"
+        known = [table for table in _tables() if table]
+        if name not in known:
+            self._unknown_tables.add(name)
+            near = _nearest(name, known)
+            tables = ", ".join(f"[{table}]" for table in known)
+            hint = f"did you mean [{near}]?" if near else f"the tables are {tables}"
+            self._add(one.line, header[:60], "unknown table", hint)
+        elif one.is_list:
+            self._add(one.line, name, "not a table", f"write it as {header}")
+        elif header in self._lines:
+            hint = "put all settings of the table below one line"
+            self._add(one.line, header, f"is in line {self._lines[header]} too", hint)
+        else:
+            self._lines[header] = one.line
+
+    def take_setting(self, one: Statement) -> None:
+        """Note the value of a setting, or what is wrong with it."""
+        name, table, key = ".".join(one.path), ".".join(one.path[:-1]), one.path[-1]
+        if table in self._unknown_tables:
+            return  # was reported
+        if not table and one.commented_table and f"{one.commented_table}.{key}" in settings():
+            hint = f"remove the # before [{one.commented_table}] too, or put the line further up"
+            self._add(one.line, name, "the line above that names its table is a comment", hint)
+        elif name in _tables():
+            if one.value != {}:
+                hint = f"write it as a line [{name}] above its settings"
+                self._add(one.line, name, "not a table", hint)
+        elif name not in settings():
+            self._add(one.line, name[:60], "unknown setting", _suggestion(table, key))
+        elif name in self._lines:
+            self._add(one.line, name, f"is set in line {self._lines[name]} too", "remove one")
+        else:
+            self._lines[name] = one.line
+            try:
+                self.values[table][key] = settings()[name].read(one.value)
+            except ConfigError as exc:
+                self._add(one.line, name, exc.cause, exc.hint)
+
+    def compare(self) -> None:
+        """Note settings that cannot have the effect that they state, because of another."""
+        for part, total in _PARTS:
+            if (stated := self._stated(part)) is not None and stated > (most := self._value(total)):
+                hint = f"{total} is {most:,}, and counts these too: raise it, or lower this"
+                self._add(self._lines[part], part, f"more than {total}", hint)
+        lives = self._value("rotation.max_age") + self._value("rotation.grace")
+        if self._stated("rotation.grace") is not None and lives > _LONGEST_LIFE:
+            cause = "more than 730 days together with rotation.max_age"
+            hint = "clients let no key live longer: lower one of them"
+            self._add(self._lines["rotation.grace"], "rotation.grace", cause, hint)
+
+    def _stated(self, name: str) -> int | None:
+        table, _, key = name.rpartition(".")
+        value: int | None = self.values[table].get(key)
+        return value
+
+    def _value(self, name: str) -> int:
+        stated = self._stated(name)
+        return int(default(name)) if stated is None else stated
+
+    def _add(self, line: int, name: str, cause: str, hint: str | None) -> None:
+        self.problems.append(Problem(line, name, cause, hint))
 
 
-def _with_name(name: str, read: Callable[[], _T]) -> _T:
-    """Return `read()`. Prefixes the setting's `name` to the cause of a `ConfigError`."""
-    try:
-        return read()
-    except ConfigError as exc:
-        raise ConfigError(f"{name}: {exc.cause}", exc.hint) from exc
+def _suggestion(table: str, key: str) -> str:
+    """Return what the operator may have meant by an unknown setting."""
+    names = list(settings())
+    places = [name.rpartition(".")[0] for name in names if name.rpartition(".")[2] == key]
+    if places:
+        below = f"below a line [{places[0]}]" if places[0] else "above the first [table]"
+        return f"it belongs {below}"
+    near = _nearest(f"{table}.{key}" if table else key, names) or _nearest(
+        key, [name.rpartition(".")[2] for name in names]
+    )
+    return f"did you mean {near}?" if near else "docs/operating.md lists all settings"
+
+
+def _nearest(name: str, names: list[str]) -> str | None:
+    from difflib import get_close_matches  # takes a few ms, and only a mistake needs it
+
+    return next(iter(get_close_matches(name[:100], names, 1)), None)

@@ -62,7 +62,6 @@ from protocol.wire.messages.session import (
 )
 from sfsd import server_keys
 from sfsd.commands import init
-from sfsd.config import DAY
 from sfsd.datadir import lock_root, open_server_context
 from sfsd.errors import Refused
 from sfsd.log.journal import Journal
@@ -70,6 +69,7 @@ from sfsd.net.dispatch import Dispatcher
 from sfsd.net.listener import Server
 from sfsd.rules.context import Access, Principal, ServerContext
 from sfsd.server_keys import ServerKeys
+from sfsd.setting_kinds import DAY
 from sfsd.storage.change import Change
 
 SECONDS = 20.0

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import click
 
-from protocol.codec.errors import MessageError
+from protocol.codec.errors import MessageError, QuantityError
 from protocol.codec.names import check_user_name
 from protocol.codec.tables import Table
 from protocol.codec.terminal_text import printable
@@ -45,7 +45,7 @@ def parse_with(parse: Callable[[str], _T]) -> Callable[..., _T | None]:
             return None if text is None else parse(text)
         except ConfigError as exc:
             raise click.BadParameter("; ".join(filter(None, (exc.cause, exc.hint)))) from exc
-        except MessageError as exc:
+        except (MessageError, QuantityError) as exc:
             raise click.BadParameter(str(exc)) from exc
 
     return read

@@ -11,8 +11,9 @@ from typing import Final, cast
 
 import click
 
-from protocol.codec.errors import MessageError
+from protocol.codec.errors import MessageError, QuantityError
 from protocol.codec.names import check_file_id, check_principal
+from protocol.codec.quantities import parse_duration
 from protocol.codec.terminal_text import counted
 from protocol.log.auditlog import LogEntry
 from protocol.wire.messages.log import LogCheckpoint, LogHead
@@ -27,7 +28,6 @@ from sfsd.commands import (
     user_name,
     utc_option,
 )
-from sfsd.config import parse_duration
 from sfsd.datadir import lock_root
 from sfsd.errors import CommandError, ConfigError, RootBusyError
 from sfsd.log.descriptions import OPERATIONS, describe, shown_time
@@ -135,7 +135,7 @@ def _entry_time(text: str | None, option: str, *, utc: bool) -> str | None:
 def _moment(text: str, *, utc: bool) -> datetime:
     try:
         return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
-    except ConfigError:
+    except QuantityError:
         moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         return moment.replace(tzinfo=UTC) if utc else moment.astimezone()

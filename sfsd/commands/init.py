@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
 import click
 
 from protocol.buffers.file_status import exists
-from sfsd import config, server_keys
+from protocol.codec.terminal_text import printable_lines
+from protocol.records.invitation import parse_address
+from sfsd import config, config_text, server_keys, setting_kinds
 from sfsd.commands import parse_with, root_option
 from sfsd.errors import ConfigError
 from sfsd.fs.files import Files
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @click.command()
@@ -19,19 +24,26 @@ from sfsd.fs.files import Files
 @click.option(
     "--public",
     metavar="HOST:PORT",
-    callback=parse_with(config.check_public_address),
+    callback=parse_with(setting_kinds.check_public_address),
     help="Address at which users reach the daemon.",
 )
-def command(root: Path, public: str | None) -> None:
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    callback=parse_with(setting_kinds.check_listen_address),
+    help="Address that the daemon listens on; [::]:7373 is every address of this machine.",
+)
+def command(root: Path, public: str | None, listen: str | None) -> None:
     """Make a new root: keys, settings and empty folders. Prints the server's id.
 
-    Back up keys/: without these keys, clients reject the server.
+    Both addresses are written to sfsd.toml in the root, where every setting is listed. Back up
+    keys/: without these keys, clients reject the server.
 
     Example: sfsd init --root /srv/sfs --public files.example:7373
     """
     settings = root / config.FILE_NAME
     if exists(settings):
-        raise ConfigError(f"{root} is already a root", "choose another folder")
+        raise ConfigError(f"{root.absolute()} is already a root", "choose another folder")
     Files().make_folder(root)
     files = Files.below(root)
     # One by one, because parents made implicitly would not get mode 0700.
@@ -39,5 +51,28 @@ def command(root: Path, public: str | None) -> None:
         files.make_folder(root / name)
     keys = server_keys.create(root / "keys", int(time.time()), files)
     # Last: a folder without settings is not a root, so an interrupted init is never served.
-    files.replace_durable(settings, config.initial_text(public or "").encode())
+    text = config_text.initial_text(public=public or "", listen=listen or "")
+    files.replace_durable(settings, text.encode())
     click.echo(keys.server_id.hex())
+    click.echo(printable_lines(_next_steps(root.absolute(), public, listen)), err=True, nl=False)
+
+
+def _next_steps(root: Path, public: str | None, listen: str | None) -> str:
+    """Return what the operator does after `init`, one step a line."""
+    at = f"--root {shlex.quote(str(root))}"
+    steps = [f"Copy {root / 'keys'} to a safe place: without it, clients reject the server."]
+    if public is None:
+        steps.append(f'Say how users reach it: set public = "HOST:PORT" in {root / "sfsd.toml"}.')
+    host = parse_address(listen or str(config.default("listen")))[0]
+    if host in _LOOPBACK:
+        steps.append(
+            f"Only this machine can connect to {listen or config.default('listen')}: set "
+            f'listen = "[::]:7373" in {root / "sfsd.toml"} for others.'
+        )
+    steps += [
+        f"Look at the settings in {root / 'sfsd.toml'}, then: sfsd check-config {at}",
+        f"Start the daemon: sfsd serve {at}",
+        f"Invite a user, and send them the line that it prints: sfsd user add NAME {at}",
+    ]
+    numbered = [f"{number}. {step}" for number, step in enumerate(steps, 1)]
+    return "\n".join([f"Made {root}. The line above is the server's id. Next:", *numbered])

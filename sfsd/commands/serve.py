@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sfsd import config
+from sfsd import setting_kinds
 from sfsd.commands import parse_with, root_option
 from sfsd.net.listener import serve_root
 
@@ -17,7 +17,7 @@ from sfsd.net.listener import serve_root
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    callback=parse_with(config.check_listen_address),
+    callback=parse_with(setting_kinds.check_listen_address),
     help="Where to listen; port 0 is any free port.",
 )
 @click.option(

@@ -10,6 +10,7 @@ from typing import cast
 import click
 from msgspec import structs
 
+from protocol.codec.quantities import parse_duration, parse_size
 from protocol.codec.terminal_text import counted, human_size, human_time
 from protocol.records.invitation import TOKEN_SIZE, Invitation, parse_address
 from protocol.wire.messages.accounts import (
@@ -33,11 +34,11 @@ from sfsd.commands import (
     user_name,
     utc_option,
 )
-from sfsd.config import Config, parse_duration, parse_size
+from sfsd.config import Config
 from sfsd.errors import CommandError, ConfigError
+from sfsd.setting_kinds import ANY_ADDRESS
 
 _NUMBERS = ("files", "stored", "quota")
-_ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104
 
 
 @click.group()
@@ -102,10 +103,10 @@ def _present_quota(root: Path, name: str, default: int) -> int:
 def _public_address(root: Path, config: Config) -> str:
     """Return the address for invitations. Raises `ConfigError` if none is known."""
     address = config.public or operator_client.running_address(root)
-    if address is None or parse_address(address)[0] in _ANY_ADDRESS:
+    if address is None or parse_address(address)[0] in ANY_ADDRESS:
         raise ConfigError(
             "unknown at which address users reach this daemon",
-            f'set `public = "HOST:PORT"` in {root / "sfsd.toml"}',
+            f'set `public = "HOST:PORT"` in {root.absolute() / "sfsd.toml"}',
         )
     return address
 

@@ -13,11 +13,12 @@ from protocol.codec.names import SERVER
 from protocol.codec.values import Value, changed
 from protocol.log.auditlog import RETENTION, EntryDraft
 from protocol.records.records import DELETE, PURGED_AT_ONCE
-from sfsd.config import DAY, RetentionPolicy
+from sfsd.config import RetentionPolicy
 from sfsd.errors import Absent, DamagedError
 from sfsd.rules.bundles import remove_expired_bundles
 from sfsd.rules.context import ServerContext
 from sfsd.rules.record_rules import FileHead
+from sfsd.setting_kinds import DAY
 from sfsd.state.documents import Document, SidecarWrite
 from sfsd.storage.change import Change, Effect, Remove
 from sfsd.storage.json_files import Sidecar

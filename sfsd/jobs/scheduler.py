@@ -10,10 +10,11 @@ from typing import Final
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
 from protocol.log.auditlog import EntryDraft
-from sfsd.config import DAY, RetentionPolicy
+from sfsd.config import RetentionPolicy
 from sfsd.errors import DamagedError, SfsdError, Stale
 from sfsd.jobs.retention import retention_changes
 from sfsd.rules.context import ServerContext
+from sfsd.setting_kinds import DAY
 from sfsd.storage.change import Change, Write
 from sfsd.storage.paths import account_path
 

@@ -53,7 +53,6 @@ from protocol.wire.messages.rotation import (
     with_full_wraps,
     with_short_wraps,
 )
-from sfsd.config import DAY
 from sfsd.errors import Absent, DamagedError, Refused, require
 from sfsd.operations.files import PAGE_BYTES, signed_size
 from sfsd.rules import bundles
@@ -73,6 +72,7 @@ from sfsd.rules.context import (
 )
 from sfsd.rules.record_rules import check_wrap
 from sfsd.rules.users import User, possession_detail, validate_next_statement
+from sfsd.setting_kinds import DAY
 from sfsd.state.documents import Document, SidecarWrite
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.change import Change, Effect, Write

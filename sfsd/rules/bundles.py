@@ -16,10 +16,10 @@ from typing import Final
 
 from protocol.codec.names import SERVER
 from protocol.log.auditlog import RETENTION, EntryDraft
-from sfsd.config import DAY
 from sfsd.errors import Absent, DamagedError, Refused
 from sfsd.rules.context import ServerContext
 from sfsd.rules.users import Chain
+from sfsd.setting_kinds import DAY
 from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.paths import bundle_path, kept_bundle_path, parse_kept_bundle, statements_path
 

@@ -23,11 +23,25 @@ def test_new_root(tmp_path: Path, sfsd: Sfsd) -> None:
     root = tmp_path / "new"
     answer = sfsd("init", "--root", root, "--public", "[2001:db8::1]:7373")
     assert answer.lines == [server_keys.load(root / "keys").server_id.hex()]
-    assert Config.load(root).public == "[2001:db8::1]:7373"
+    assert Config.load(root) == Config(public="[2001:db8::1]:7373")
     folders = {path.name for path in root.iterdir()}
     assert folders == {"keys", "staging", "store", "run", "logs", "sfsd.toml"}
     if os.name == "posix":
         assert {(root / name).stat().st_mode & 0o77 for name in folders} == {0}
+
+
+def test_listen_address_and_next_steps(tmp_path: Path, sfsd: Sfsd) -> None:
+    root = tmp_path / "my root"
+    answer = sfsd("init", "--root", root, "--listen", "[::]:7373")
+    assert Config.load(root) == Config(listen="[::]:7373")
+    assert "public = " in answer.err
+    assert "Only this machine" not in answer.err
+    for step in ("check-config", "serve", "user add NAME"):
+        assert f"sfsd {step} --root '{root}'" in answer.err
+    assert str(root / "keys") in answer.err
+    answer = sfsd("init", "--root", tmp_path / "new", "--public", "files.example:1")
+    assert "Only this machine can connect to 127.0.0.1:7373" in answer.err
+    assert "public = " not in answer.err
 
 
 def test_no_secret_is_printed(tmp_path: Path, sfsd: Sfsd) -> None:

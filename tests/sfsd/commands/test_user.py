@@ -15,8 +15,8 @@ from protocol.records.invitation import parse_invitation
 from protocol.wire.messages.accounts import UserAdd
 from sfsd import server_keys
 from sfsd.commands.operator_client import send_requests
-from sfsd.config import DAY
 from sfsd.datadir import lock_root
+from sfsd.setting_kinds import DAY
 
 Sfsd = Callable[..., Any]
 

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from protocol.records.records import PURGE
 from protocol.wire.messages.files import Stat, Stated
-from sfsd.config import DAY, Config, RetentionPolicy
-from sfsd.errors import ConfigError
+from sfsd.config import Config, RetentionPolicy
 from sfsd.jobs.scheduler import FIRST_PAUSE, PAUSE, JobScheduler
+from sfsd.setting_kinds import DAY
 from tests.opens import open_one
 from tests.sfsd.builders import Clock, Daemon, Person, daemon, done, file_id, refused
 from tests.sfsd.operations.test_records import move, restored
@@ -157,12 +155,6 @@ def test_damaged_file_stops_no_other_file(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes() + b" ")
         assert run(served) == 1
         assert not has_content(ada, G, 1)
-
-
-@pytest.mark.parametrize("policy", [(-1, 0), (0, -1), (40_000, 0), (0, 10**7)])
-def test_invalid_policies(policy: tuple[int, int]) -> None:
-    with pytest.raises(ConfigError):
-        RetentionPolicy(*policy)
 
 
 def test_missing_sidecar_stops_no_other_account(tmp_path: Path) -> None:

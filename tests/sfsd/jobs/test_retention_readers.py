@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from protocol.wire.messages.downloads import OpenedVersion
-from sfsd.config import DAY
 from sfsd.jobs import retention
+from sfsd.setting_kinds import DAY
 from tests.opens import open_one
 from tests.sfsd.builders import Daemon, file_id
 from tests.sfsd.jobs.test_retention import run

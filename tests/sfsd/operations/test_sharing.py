@@ -27,10 +27,10 @@ from protocol.wire.messages.sharing import (
     ListBlocked,
     Lookup,
 )
-from sfsd.config import DAY
 from sfsd.errors import Refused, SfsdError, Stale
 from sfsd.operations import changesets, sharing
 from sfsd.rules.context import Access, Transaction
+from sfsd.setting_kinds import DAY
 from tests.opens import open_one
 from tests.sfsd.builders import (
     Daemon,

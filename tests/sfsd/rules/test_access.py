@@ -41,8 +41,8 @@ from protocol.wire.messages.log import (
 from protocol.wire.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrapped, WrapsPage
 from protocol.wire.messages.sharing import BlockOwner, Inbox, InboxPage, LeaveFile, Lookup
 from protocol.wire.messages.uploads import Data, PutAbort, PutOpen, PutResume, UploadState
-from sfsd.config import DAY
 from sfsd.rules.context import OPERATIONS, Access, Principal
+from sfsd.setting_kinds import DAY
 from tests.opens import open_one
 from tests.sfsd.builders import Daemon, Person, Version, daemon, done, file_id, refused
 

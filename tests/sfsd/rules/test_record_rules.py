@@ -39,7 +39,7 @@ from protocol.wire.messages.rotation import (
     RotateBegin,
     RotateFinish,
 )
-from sfsd.config import DAY
+from sfsd.setting_kinds import DAY
 from tests.protocol.wire_form import unpacked
 from tests.record_signing import packed_signature
 from tests.sfsd.builders import (
