@@ -30,6 +30,7 @@ from sfsc.log.seen_checkpoints import SeenCheckpoints
 from sfsc.session.limits import Throttle, Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Progress, Session
+from sfsc.session.waiting import Blocking, Waiting
 from sfsc.threadguard import single_threaded
 from sfsc.transfer.download import Downloads, Got, Target
 from sfsc.transfer.remote_version import RemoteVersion
@@ -115,14 +116,16 @@ class Store(Closing):
         auto_rotate: bool | None = None,
         min_wrap_alg: str | None = None,
         limit_rate: int | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
+        how = waiting or Blocking()
         self._weakest = resolve_min_wrap_alg(min_wrap_alg)
         self._file = file
         self._state = open_client_state(home_folder(home), file, must_be_saved=False)
         try:
-            throttle = None if limit_rate is None else Throttle(limit_rate)
+            throttle = None if limit_rate is None else Throttle(limit_rate, how.pause)
             self._session = Session(
-                file.contents, self._state, timeouts, progress=progress, throttle=throttle
+                file.contents, self._state, timeouts, progress, throttle=throttle, waiting=how
             )
         except BaseException:
             self._state.close()

@@ -22,6 +22,7 @@ from sfsc.trust.state import ClientState
 if TYPE_CHECKING:
     from sfsc.session.evidence import Answers
     from sfsc.session.transport import Transport
+    from sfsc.session.waiting import Waiting
 
 DAY: Final = 86_400
 _SHORTEST, _LONGEST = DAY, 730 * DAY
@@ -99,7 +100,10 @@ def build_login(
 
 
 def dial(
-    addresses: tuple[str, ...], timeouts: Timeouts | None, answers: Answers | None = None
+    addresses: tuple[str, ...],
+    timeouts: Timeouts | None,
+    answers: Answers | None = None,
+    waiting: Waiting | None = None,
 ) -> Transport:
     """Connect to the first address (HOST:PORT) that answers. What the server says is added to
     `answers`. Raises `NetworkError`."""
@@ -109,7 +113,7 @@ def dial(
     for address in addresses:
         try:
             host, port = parse_address(address)
-            return Transport.dial(host, port, timeouts, answers)
+            return Transport.dial(host, port, timeouts, answers, waiting)
         except MessageError as exc:
             failure = KeyringDamaged(f"the keyring has a malformed address: {exc}")
         except LOST as exc:

@@ -9,7 +9,6 @@ again get the same receipt.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
@@ -84,6 +83,7 @@ from sfsc.session.handshake import (
 from sfsc.session.limits import Throttle, Timeouts
 from sfsc.session.retry import connect_again, retry
 from sfsc.session.server_errors import expect_proof, expect_reply, to_exception
+from sfsc.session.waiting import Blocking, Waiting
 from sfsc.threadguard import ThreadGuard
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount, VerifiedFile
 from sfsc.trust.followed_log import (
@@ -185,12 +185,12 @@ class Session:
         keyring: Keyring,
         state: ClientState,
         timeouts: Timeouts | None = None,
-        pause: Callable[[float], None] = time.sleep,
         progress: Progress | None = None,
         *,
         throttle: Throttle | None = None,
         anew: bool = False,
         recovery: SigningKey | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
         """With `anew`, ignore what is remembered of the log until `accept_log`. With `recovery`,
         log in with the account's recovery key until `use_keyring` is called. Raises
@@ -235,7 +235,7 @@ class Session:
         """Leaves these readers out of new files, because of what the text says."""
         self._timeouts = timeouts
         self._throttle = throttle
-        self._pause = pause
+        self._waiting = waiting or Blocking()
         self._answers = evidence.Answers()
         self._kept = 0
         self.thread_guard = ThreadGuard(self.keep_evidence)
@@ -390,7 +390,7 @@ class Session:
 
     def _open(self, login: LoginKey) -> None:
         server, user = self.keyring.server_id, self.keyring.user
-        transport = dial(self.keyring.addresses, self._timeouts, self._answers)
+        transport = dial(self.keyring.addresses, self._timeouts, self._answers, self._waiting)
         transport.throttle = self._throttle
         try:
             with self.keeping_evidence():
@@ -443,11 +443,11 @@ class Session:
         """Log in again with the present keys, retrying for as long as a daemon takes to restart."""
         self.close()
         try:
-            connect_again(self.connect, self._pause)
+            connect_again(self.connect, self._waiting.pause)
         except Denied:
             if not self.adopt_saved_device():
                 raise
-            connect_again(self.connect, self._pause)
+            connect_again(self.connect, self._waiting.pause)
         if self.is_restricted or self.is_behind:
             self._renew()
 

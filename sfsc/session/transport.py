@@ -1,8 +1,8 @@
 """One TLS connection to a server: sends requests and receives replies, in any order.
 
-Calls block, and run on the caller's thread. A wait always covers both directions, so that two full
-pipes cannot deadlock. A window limits the requests and the bytes in flight; a request that does not
-fit waits for replies.
+Calls run on the caller's thread and return when they are done; `Waiting` says how they wait. A wait
+always covers both directions, so that two full pipes cannot deadlock. A window limits the requests
+and the bytes in flight; a request that does not fit waits for replies.
 
 This is the only module of `sfsc` with a socket. It decides nothing about trust: it returns the
 Welcome, and the hash of the TLS key that the peer has proven to hold.
@@ -11,8 +11,9 @@ Welcome, and the hash of the TLS key that the peer has proven to hold.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import selectors
+import os
 import socket
 import ssl
 import time
@@ -33,6 +34,7 @@ from sfsc.errors import NetworkError, ProtocolFailure, StaleGeneration, TimedOut
 from sfsc.interrupts import deferred
 from sfsc.session.evidence import Answers, Asked
 from sfsc.session.limits import MAX_REQUESTS, MAX_WINDOW, Throttle, Ticket, Timeouts
+from sfsc.session.waiting import Blocking, SocketWait, Waiting
 
 _CORKED: Final = 16
 _CORKED_SIZE: Final = 8 * TLS_RECORD
@@ -49,16 +51,17 @@ class Transport(Closing):
     `close` works. `peer_spki_sha256` is the SHA-256 of the peer's SubjectPublicKeyInfo, whose
     private key the peer has proven to hold. `timeouts` are those given to `dial`."""
 
-    def __init__(self, tls: ssl.SSLSocket, timeouts: Timeouts, answers: Answers) -> None:
-        tls.setblocking(False)
+    def __init__(
+        self, tls: ssl.SSLSocket, waits: SocketWait, timeouts: Timeouts, answers: Answers
+    ) -> None:
+        """`tls` does not block, and has finished its handshake; `waits` waits for it."""
         self.timeouts = timeouts
         self._answers = answers
         self._unattributed = 0  # bytes received since the last message
         self.peer_spki_sha256 = spki_sha256(tls.getpeercert(binary_form=True) or b"")
         self._tls = tls
+        self._waits = waits
         self._connection = Connection(Role.CLIENT)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(tls, selectors.EVENT_READ)
         self._outgoing: deque[memoryview] = deque()
         self._corked: list[bytes] = []
         self._corked_size = 0
@@ -82,17 +85,21 @@ class Transport(Closing):
         port: int,
         timeouts: Timeouts | None = None,
         answers: Answers | None = None,
+        waiting: Waiting | None = None,
     ) -> Self:
         """Connect over TCP and TLS. Callers send nothing before they have verified `welcome`. What
         the server answers is added to `answers`."""
-        limits = timeouts or Timeouts()
+        limits, how = timeouts or Timeouts(), waiting or Blocking()
         address = format_address(host, port)
-        tls = _handshake(_connect(host, port, address, limits.connect), address)
-        try:
-            return cls(tls, limits, Answers() if answers is None else answers)
-        except BaseException:
-            tls.close()
-            raise
+        connected = _connect(host, port, address, limits.connect, how)
+        with contextlib.ExitStack() as undone:
+            tls = undone.enter_context(_wrap(connected, address))
+            waits = how.for_socket(tls)
+            undone.callback(waits.close)
+            _handshake(tls, waits, address, limits.connect)
+            transport = cls(tls, waits, limits, Answers() if answers is None else answers)
+            undone.pop_all()
+            return transport
 
     def welcome(self) -> Welcome:
         """Return the server's first message, and apply the window that it grants. Call it once,
@@ -176,7 +183,7 @@ class Transport(Closing):
             self._failure = Unreachable("the connection was closed")
             with contextlib.suppress(OSError, ValueError):
                 self._tls.unwrap()
-        self._selector.close()
+        self._waits.close()
         self._tls.close()
 
     # --- sending and receiving ----------------------------------------------------------------
@@ -213,10 +220,8 @@ class Transport(Closing):
         self._check()
         if self._move():
             return
-        writing = self._outgoing or self._tls_writes
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
-        self._selector.modify(self._tls, events)
-        if not self._selector.select(max(0.0, seconds)):
+        writing = bool(self._outgoing) or self._tls_writes
+        if not self._waits.wait(writing=writing, seconds=seconds):
             self._fail(TimedOut("the server did not answer in time", _BUSY))
 
     def _check(self) -> None:
@@ -332,17 +337,47 @@ def _weight(message: Request) -> int:
 # --- connecting -------------------------------------------------------------------------------
 
 
-def _connect(host: str, port: int, address: str, seconds: float) -> socket.socket:
+def _connect(host: str, port: int, address: str, seconds: float, how: Waiting) -> socket.socket:
+    """Return a connected socket that does not block. `seconds` limit each of the addresses that
+    `host` has."""
     try:
-        connected = socket.create_connection((host, port), timeout=seconds)
-        # Callers wait for small requests; bulk data fills packets without Nagle's algorithm.
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        failure: OSError = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        for family, kind, protocol, _, where in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        ):
+            try:
+                return _connect_to(socket.socket(family, kind, protocol), where, seconds, how)
+            except OSError as exc:
+                failure = exc
+        raise failure
     except TimeoutError as exc:
         raise TimedOut(f"no connection to {address} within {seconds:g} s", _BUSY) from exc
     except (OSError, UnicodeError) as exc:
         cause = getattr(exc, "strerror", None) or "not a host name"
         raise Unreachable(f"cannot connect to {address}: {cause}", "is sfsd running?") from exc
-    return connected
+
+
+def _connect_to(
+    connecting: socket.socket, where: tuple[object, ...], seconds: float, how: Waiting
+) -> socket.socket:
+    with contextlib.ExitStack() as undone:
+        undone.enter_context(connecting)
+        connecting.setblocking(False)
+        # Callers wait for small requests; bulk data fills packets without Nagle's algorithm.
+        connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        error = connecting.connect_ex(where)
+        if error in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+            waits = how.for_socket(connecting)
+            try:
+                if not waits.wait(writing=True, seconds=seconds):
+                    raise TimeoutError
+            finally:
+                waits.close()
+            error = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
+        undone.pop_all()
+        return connecting
 
 
 def _context() -> ssl.SSLContext:
@@ -361,17 +396,38 @@ def _context() -> ssl.SSLContext:
     return context
 
 
-def _handshake(connected: socket.socket, address: str) -> ssl.SSLSocket:
+def _wrap(connected: socket.socket, address: str) -> ssl.SSLSocket:
+    """Return the socket with TLS, before its handshake."""
     try:
-        return _context().wrap_socket(connected)  # owns the socket, and closes it on failure
-    except TimeoutError as exc:
-        raise TimedOut(f"{address} accepts connections but sends nothing", _BUSY) from exc
+        # Owns the socket, and closes it on failure.
+        return _context().wrap_socket(connected, do_handshake_on_connect=False)
+    except OSError as exc:
+        raise Unreachable(f"no connection to {address}: {exc.strerror}", _AGAIN) from exc
+
+
+def _handshake(tls: ssl.SSLSocket, waits: SocketWait, address: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    try:
+        while (writing := _shake(tls)) is not None:
+            if not waits.wait(writing=writing, seconds=deadline - time.monotonic()):
+                raise TimedOut(f"{address} accepts connections but sends nothing", _BUSY)
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as exc:
         raise Unreachable(f"{address} closed the connection at once", _BUSY) from exc
     except ssl.SSLError as exc:
         raise ProtocolFailure(f"{address} does not speak TLS 1.3: {exc.reason}") from exc
     except OSError as exc:
         raise Unreachable(f"no connection to {address}: {exc.strerror}", _AGAIN) from exc
+
+
+def _shake(tls: ssl.SSLSocket) -> bool | None:
+    """Continue a handshake; return None once it is done, else whether it must write next."""
+    try:
+        tls.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    except ssl.SSLWantWriteError:
+        return True
+    return None
 
 
 # --- the peer's key ---------------------------------------------------------------------------

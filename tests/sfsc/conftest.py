@@ -12,10 +12,18 @@ from sfsc.account import enrol
 from sfsc.keys.home import unlock_home
 from sfsc.session.limits import Timeouts
 from sfsc.session.session import Session
+from sfsc.session.waiting import Blocking
 from sfsc.trust.state import open_client_state
 from tests.sfsc.simulator import Simulator, running_simulator
 
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
+
+
+class Impatient(Blocking):
+    """Never pauses between attempts."""
+
+    def pause(self, seconds: float) -> None:
+        pass
 
 
 @pytest.fixture
@@ -51,7 +59,7 @@ def other(home: Path) -> Iterator[Session]:
 def opened(home: Path) -> Iterator[Session]:
     file = unlock_home(home, None)
     with open_client_state(home, file) as state:
-        session = Session(file.contents, state, QUICK, pause=lambda _seconds: None)
+        session = Session(file.contents, state, QUICK, waiting=Impatient())
         session.connect()
         yield session
         session.close()
