@@ -6,11 +6,12 @@ its uploads will not be finished.
 
 from __future__ import annotations
 
+import threading
 
-class _Deferral:
-    """Context manager; blocks may be nested, and must not wait for anything."""
 
-    __slots__ = ("_depth", "_pending")
+class _Deferral(threading.local):
+    """Context manager; blocks may be nested, and must not wait for anything. Each thread has its
+    own: a signal handler, on the main thread, is not held back by what others send."""
 
     def __init__(self) -> None:
         self._depth = 0
