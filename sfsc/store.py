@@ -227,6 +227,13 @@ class Store(Closing):
         it was changed later than the stored one, leave it, and return the status ``skipped``."""
         return self._downloads.get(name, target, version=version, overwrite=overwrite, newer=newer)
 
+    def get_each(
+        self, items: Sequence[tuple[str, Target | None]]
+    ) -> Iterator[tuple[int, Got | SfscError]]:
+        """Fetch (name, target) pairs, each as `get` does, with many requests in flight. Yield the
+        index of each with its result, or with the error that it alone has, as they are done."""
+        return self._downloads.get_each(items)
+
     def open(self, name: str, *, version: int | None = None) -> io.BufferedReader:
         """Open a file as a seekable stream that fetches only what is read."""
         check_name(name)

@@ -151,13 +151,18 @@ class Transport(Closing):
             self._move()
 
     def result(self, ticket: Ticket, seconds: float | None = None) -> Reply:
-        """Return the reply to a request; `seconds`, if given, limits the whole wait."""
+        """Return the reply to a request; `seconds`, if given, limits the whole wait. If the wait is
+        interrupted, the reply is discarded when it arrives."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        while ticket not in self._replies:
-            left = self.timeouts.idle
-            if deadline is not None:
-                left = min(left, deadline - time.monotonic())
-            self._advance(left)
+        try:
+            while ticket not in self._replies:
+                left = self.timeouts.idle
+                if deadline is not None:
+                    left = min(left, deadline - time.monotonic())
+                self._advance(left)
+        except BaseException:
+            self.abandon(ticket)
+            raise
         reply, size = self._replies.pop(ticket)
         self._answers.add(self._asked.pop(ticket, None), reply, size)
         return reply

@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Generic, TypeVar
 
 from protocol.codec.values import Value, changed
 from protocol.wire.messages.base import MAX_SMALL, PIECE
 from protocol.wire.messages.downloads import HEAD, MAX_OPENED, Open
-from sfsc.crypto.envelope import check_name, requested_version
+from sfsc.crypto.envelope import Metadata, check_name, requested_version
 from sfsc.errors import ConflictError, NetworkError, SfscError
 from sfsc.local_files import is_folder, status_of
 from sfsc.log.seen_checkpoints import SeenCheckpoints
@@ -36,6 +36,7 @@ from sfsc.transfer.remote_version import (
     KnownRevisions,
     RemoteVersion,
     VersionRequest,
+    check_is_file,
     known_revisions,
     open_results,
 )
@@ -51,6 +52,7 @@ _VIEW: Final = 4096
 _PREFETCH_SIZE: Final = 8 * PIECE
 """Bytes of larger files that may be prefetched, though always one file."""
 Target = str | os.PathLike[str] | BinaryIO
+_Wanted = TypeVar("_Wanted", bound="DownloadItem")
 
 
 class Got(Value):
@@ -78,40 +80,50 @@ class Got(Value):
 
 class DownloadItem(Value):
     """One of many files to fetch: version `version` of `name`, written to `destination`, whose path
-    is `location`. It has about `size` bytes."""
+    is `location` (None for a stream). It has about `size` bytes."""
 
     name: str
     file_id: str
     version: int
-    location: str
+    location: str | None
     destination: OpenDestination
     size: int = 0
 
 
-class _Queue:
+class _Chosen(DownloadItem):
+    """One of `get_each`, with its place among them."""
+
+    index: int = 0
+
+
+class _Queue(Generic[_Wanted]):
     """Items of `get_many`, in order: those of which no request is on its way, those that were
     requested, and those that were verified. Of these, the `large` ones did not come whole."""
 
-    def __init__(self, session: Session, items: Iterable[DownloadItem]) -> None:
-        self.window = Window[list[tuple[DownloadItem, VersionRequest]]](session, AHEAD)
-        self.verified: deque[tuple[DownloadItem, RemoteVersion | SfscError]] = deque()
+    def __init__(self, session: Session, items: Iterable[_Wanted]) -> None:
+        self.window = Window[list[tuple[_Wanted, VersionRequest]]](session, AHEAD)
+        self.verified: deque[tuple[_Wanted, RemoteVersion | SfscError]] = deque()
         self.large: deque[RemoteVersion] = deque()
         self.prefetched: deque[RemoteVersion] = deque()
         self._items = iter(items)
-        self._returned: deque[DownloadItem] = deque()
+        self._returned: deque[_Wanted] = deque()
 
-    def take(self) -> list[DownloadItem]:
-        """Remove and return the next items, as many as one reply has; none at the end."""
-        found, room = list[DownloadItem](), _ANSWER
+    def take(self) -> list[_Wanted]:
+        """Remove and return the next items, as many as one reply has; none at the end. A request
+        names no version twice."""
+        found, room = dict[tuple[str, int], _Wanted](), _ANSWER
         while len(found) < MAX_OPENED and room > 0:
             item = self._returned.popleft() if self._returned else next(self._items, None)
             if item is None:
                 break
+            if (item.file_id, item.version) in found:
+                self._returned.appendleft(item)
+                break
             room -= _VIEW + (item.size if item.size <= MAX_SMALL else HEAD)
-            found.append(item)
-        return found
+            found[item.file_id, item.version] = item
+        return list(found.values())
 
-    def put_back(self, items: list[DownloadItem]) -> None:
+    def put_back(self, items: list[_Wanted]) -> None:
         """Make these the next items."""
         self._returned.extendleft(reversed(items))
 
@@ -168,7 +180,7 @@ class Downloads:
         newer: bool = False,
     ) -> Got:
         """Like `get`, for an opened version of our own file or of one shared with us."""
-        remote.check_is_file()
+        check_is_file(remote.metadata)
         name = remote.metadata.name
         self._seen.add(remote.file)
         self._seen.verify()
@@ -203,6 +215,32 @@ class Downloads:
         A file that fails is reported to `skip`, and the others are fetched, unless the connection
         failed. What the signers had seen of the log is verified last, or whenever that is a lot.
         """
+        for item, outcome in self._outcomes(items, owner):
+            if isinstance(outcome, SfscError):
+                skip(item.name, outcome)
+            else:
+                yield outcome
+
+    def get_each(
+        self, items: Sequence[tuple[str, Target | None]]
+    ) -> Iterator[tuple[int, Got | SfscError]]:
+        """Fetch (name, target) pairs as `get` does, with several requests in flight. Yield the
+        index of each with its result or its error, as they are done."""
+        chosen: list[_Chosen] = []
+        for index, (name, target) in enumerate(items):
+            try:
+                check_name(name)
+            except SfscError as exc:
+                yield index, exc
+                continue
+            file_id = self._session.account.file_id(name)
+            chosen.append(_Chosen(name, file_id, 0, *_place(target, name), index=index))
+        for item, outcome in self._outcomes(chosen, None):
+            yield item.index, outcome
+
+    def _outcomes(
+        self, items: Iterable[_Wanted], owner: FileOwner | None
+    ) -> Iterator[tuple[_Wanted, Got | SfscError]]:
         queue = _Queue(self._session, items)
         try:
             while True:
@@ -216,23 +254,22 @@ class Downloads:
                 self._prepare(queue)
                 item, remote = queue.verified.popleft()
                 try:
-                    got = self._store(item, remote)
+                    outcome: Got | SfscError = self._store(item, remote)
                 except NetworkError:
                     raise
                 except SfscError as exc:
-                    skip(item.name, exc)
-                else:
-                    yield got
+                    outcome = exc
                 finally:
                     queue.end(remote)
+                yield item, outcome
         finally:
             queue.abandon()
         self._session.link_receipts()
         self._seen.verify()
 
     def _requests(
-        self, queue: _Queue, owner: FileOwner | None
-    ) -> list[tuple[DownloadItem, VersionRequest]]:
+        self, queue: _Queue[_Wanted], owner: FileOwner | None
+    ) -> list[tuple[_Wanted, VersionRequest]]:
         """Return the next files to request. What is known of other users' files is read just
         before they are requested; of our own, the log tells more."""
         session, some = self._session, queue.take()
@@ -256,7 +293,7 @@ class Downloads:
             for item in some
         ]
 
-    def _prepare(self, queue: _Queue) -> None:
+    def _prepare(self, queue: _Queue[_Wanted]) -> None:
         """Verify the replies that have arrived if none is left, or if more can be prefetched: then
         the ciphertext of larger files arrives while earlier files are written."""
         while not queue.verified or (
@@ -269,7 +306,7 @@ class Downloads:
                 remote.prefetch()
             queue.prefetched.append(remote)
 
-    def _verify_replies(self, queue: _Queue) -> None:
+    def _verify_replies(self, queue: _Queue[_Wanted]) -> None:
         """Verify the oldest reply. What had no room in it is requested again."""
         batch, reply = queue.window.take()
         results = open_results(self._session, batch[0][1].user, reply, len(batch))
@@ -316,6 +353,28 @@ def _path(target: str | os.PathLike[str] | None, name: str) -> Path:
     last = PurePosixPath(name).name
     path = Path(last if target is None else target)
     return path / last if _names_folder(target) or is_folder(path) else path
+
+
+def _place(target: Target | None, name: str) -> tuple[str | None, OpenDestination]:
+    """Return where `get` writes the file `name`: the path, and what opens it."""
+    if target is not None and not isinstance(target, (str, os.PathLike)):
+        return None, _only_files(lambda _metadata: contextlib.nullcontext(target))
+    path = _path(target, name)
+
+    def opened(metadata: Metadata) -> contextlib.AbstractContextManager[BinaryIO]:
+        if _names_folder(target):
+            make_folders(path.parent)
+        return replacing_file(path, metadata)
+
+    return str(path), _only_files(opened)
+
+
+def _only_files(opened: OpenDestination) -> OpenDestination:
+    def checked(metadata: Metadata) -> contextlib.AbstractContextManager[BinaryIO]:
+        check_is_file(metadata)
+        return opened(metadata)
+
+    return checked
 
 
 def _names_folder(target: str | os.PathLike[str] | None) -> bool:

@@ -17,7 +17,7 @@ from sfsc.crypto.segments import plaintext_offset, segment_at
 from sfsc.session.limits import Ticket
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
-from sfsc.transfer.remote_version import RemoteVersion
+from sfsc.transfer.remote_version import RemoteVersion, check_is_file
 
 CACHED: Final = 4
 """Decrypted segments of 1 MiB kept in memory."""
@@ -45,7 +45,7 @@ class Reader(io.RawIOBase):
         self._connection = session.connections
         self._previous = -1
         # Last, because these may raise: the garbage collector closes this object even then.
-        remote.check_is_file()
+        check_is_file(remote.metadata)
         self._decryptor = remote.decryptor()
 
     def readable(self) -> bool:

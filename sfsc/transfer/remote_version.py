@@ -146,6 +146,12 @@ def opened_version(result: OpenResult) -> OpenedVersion:
     return result.opened
 
 
+def check_is_file(metadata: Metadata) -> None:
+    """Raise `UnsupportedKind` for a folder or a link. Their contents can be encrypted again."""
+    if metadata.kind != FILE:
+        raise UnsupportedKind(f"{metadata.name} is a {metadata.kind}, not a file")
+
+
 class RemoteVersion:
     """A version on the server; `file` and `metadata` describe it, `size` is that of its ciphertext.
 
@@ -253,11 +259,6 @@ class RemoteVersion:
         if self.owner is not None:
             known = KnownSharedFile.from_file(self.file, None)
             PeerState(self._session.state).remember_file(known)
-
-    def check_is_file(self) -> None:
-        """Raise `UnsupportedKind` for a folder or a link. Their contents can be encrypted again."""
-        if self.metadata.kind != FILE:
-            raise UnsupportedKind(f"{self.metadata.name} is a {self.metadata.kind}, not a file")
 
     @classmethod
     def verify_batch(

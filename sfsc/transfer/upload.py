@@ -551,7 +551,7 @@ class Uploads:
         """Encrypt what `source` holds as a change that is still to be committed. A large content is
         uploaded now; `discard` drops it. Raises `SfscError`."""
         file_id = self._session.account.file_id(name)
-        with open_source(source) as reader:
+        with _tracking_uploads(self._session), open_source(source) as reader:
             self._session.progress.expect(reader.size or 0)
             plaintext = reader.read_small()
             if plaintext is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
 from sfsc.session.session import Session
+from sfsc.session.waiting import Blocking
 from sfsc.transfer.download import Downloads
 from sfsc.transfer.source import Source
 from sfsc.transfer.upload import Uploads
@@ -15,6 +16,16 @@ from tests.changes import Kind, is_kind
 from tests.sfsc.simulator import DropConnection, Tamper
 
 BIG = 3 * PIECE + 77
+
+
+class Meanwhile(Blocking):
+    """Does something else instead of a pause."""
+
+    def __init__(self, other: Callable[[float], object]) -> None:
+        self._other = other
+
+    def pause(self, seconds: float) -> None:
+        self._other(seconds)
 
 
 def fetched(session: Session, name: str, version: int | None = None) -> bytes:

@@ -15,11 +15,16 @@ class Interrupted(BaseException):
 
 def test_an_interrupt_waits_for_the_end_of_the_outermost_block() -> None:
     reached = []
-    with pytest.raises(Interrupted), deferred:
+
+    def send() -> None:
         with deferred:
-            deferred.interrupt(Interrupted())
-            reached.append("inner")
-        reached.append("outer")
+            with deferred:
+                deferred.interrupt(Interrupted())
+                reached.append("inner")
+            reached.append("outer")
+
+    with pytest.raises(Interrupted):
+        send()
     assert reached == ["inner", "outer"]
 
 

@@ -31,8 +31,9 @@ from protocol.wire.messages.downloads import Bytes, Read
 from protocol.wire.messages.session import Limits, Login, Ping, Pong, Session, Welcome
 from protocol.wire.messages.uploads import Data, UploadState
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
-from sfsc.session.limits import MAX_REQUESTS, Timeouts
+from sfsc.session.limits import MAX_REQUESTS, Ticket, Timeouts
 from sfsc.session.transport import CORK, Transport, spki_sha256
+from sfsc.session.waiting import Blocking, SocketWait
 
 WELCOME = Welcome(
     versions=(2,),
@@ -510,3 +511,53 @@ def test_any_bytes_are_a_certificate_or_rejected(data: bytes) -> None:
         assert len(spki_sha256(b"\x30" + bytes([len(data)]) + data)) == 32
     except ProtocolFailure:
         return
+
+
+def test_a_reply_that_nobody_waits_for_any_more_is_discarded(pem: tuple[Path, bytes]) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    class Waits(Blocking):
+        interrupts = False
+
+        def for_socket(self, connected: socket.socket) -> SocketWait:
+            waits, how = super().for_socket(connected), self
+
+            class Once:
+                def wait(self, *, writing: bool, seconds: float) -> bool:
+                    if how.interrupts:
+                        raise Interrupted
+                    return waits.wait(writing=writing, seconds=seconds)
+
+                def close(self) -> None:
+                    waits.close()
+
+            return Once()
+
+    answered = threading.Event()
+
+    def answer(peer: Peer, number: int, _message: Request) -> None:
+        answered.wait(30)
+        peer.say(number, Pong(time=number))
+
+    def serve(connected: socket.socket) -> None:
+        with tls_server(pem).wrap_socket(connected, server_side=True) as tls:
+            Peer(tls, answer).serve()
+
+    how = Waits()
+    with (
+        listening(serve) as port,
+        Transport.dial("127.0.0.1", port, QUICK, waiting=how) as transport,
+    ):
+        transport.welcome()
+        transport.call(LOGIN)
+        how.interrupts = True
+        with pytest.raises(Interrupted):
+            transport.call(Ping())
+        how.interrupts = False
+        answered.set()
+        later = transport.submit(Ping())
+        assert transport.result(later) == Pong(time=later)
+        assert not transport.has_reply(Ticket(later - 1))
+        assert not transport._asked
+        assert not transport._abandoned

@@ -47,7 +47,7 @@ from sfsc.files.rename import Renames
 from sfsc.files.tree import walk_folder
 from sfsc.session.session import Session
 from sfsc.transfer.destination import DestinationFolder, DestinationTree
-from sfsc.transfer.download import DownloadItem, Downloads
+from sfsc.transfer.download import DownloadItem, Downloads, Got, Target
 from sfsc.transfer.local_io import DirectWriter
 from sfsc.transfer.reader import Reader
 from sfsc.transfer.reencrypt import Reencryption
@@ -56,7 +56,7 @@ from sfsc.transfer.source import SMALL
 from sfsc.transfer.upload import Uploads
 from tests.opens import open_one, opens, with_each
 from tests.sfsc.simulator import DropConnection, Simulator, Tamper
-from tests.sfsc.storing import drop, once, stopping
+from tests.sfsc.storing import Meanwhile, drop, once, stopping
 from tests.waiting import until
 
 BIG = 9 * PIECE + 77
@@ -469,7 +469,7 @@ def test_a_concurrent_put_does_not_change_the_download(
         return reply
 
     server.tamper = tamper
-    session._pause = lambda _seconds: store(other, b"newer")
+    session._waiting = Meanwhile(lambda _seconds: store(other, b"newer"))
     assert Downloads(session).get(NAME, target).version == 1
     assert target.read_bytes() == content
 
@@ -552,6 +552,29 @@ def test_many_files_arrive_in_order(
         assert got.path is not None
         assert got.path.read_bytes() == contents[got.name], "it is told of when it is there"
     assert arrived(tree) == contents
+
+
+def test_pairs_of_names_and_targets_succeed_or_fail_alone(
+    server: Simulator, session: Session, contents: dict[str, bytes], tmp_path: Path
+) -> None:
+    stream = io.BytesIO()
+    asked: list[tuple[str, Target | None]] = [
+        ("a", tmp_path / "a"),
+        ("c", stream),
+        ("none", tmp_path / "none"),
+        ("a", f"{tmp_path}/made/"),
+        ("", tmp_path / "nameless"),
+        ("b", tmp_path / "missing" / "b"),
+        ("f", tmp_path),
+    ]
+    outcomes = dict(Downloads(session).get_each(asked))
+    kinds = [Got, Got, NotFound, Got, UsageError, LocalError, Got]
+    assert [type(outcomes[index]) for index in range(len(asked))] == kinds
+    assert stream.getvalue() == contents["c"]
+    paths = {"a": "a", "made/a": "a", "f": "f"}
+    for path, name in paths.items():
+        assert (tmp_path / path).read_bytes() == contents[name]
+    assert [len(one.targets) for one in server.asked(Open)] == [3, 3], "a is asked for twice"
 
 
 def test_larger_files_are_prefetched(

@@ -45,7 +45,7 @@ from sfsc.transfer.source import SMALL, Source, SourceReader
 from sfsc.transfer.upload import Put, Uploads
 from tests.changes import Kind, is_kind, is_large, is_small, relined
 from tests.sfsc.simulator import DropConnection, Simulator
-from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping
+from tests.sfsc.storing import BIG, Meanwhile, drop, fetched, items, meanwhile, once, put, stopping
 from tests.waiting import until
 
 S0, S1 = SEGMENTS_1MB.capacity(0), SEGMENTS_1MB.capacity(1)
@@ -461,7 +461,7 @@ def test_a_large_file_whose_reply_was_lost_before_a_newer_version(
     server: Simulator, session: Session, other: Session
 ) -> None:
     server.tamper = once(is_large, drop)
-    session._pause = meanwhile(other)
+    session._waiting = Meanwhile(meanwhile(other))
     content = os.urandom(BIG)
     sources: list[tuple[Source, str | None]] = [
         (io.BytesIO(content), "file"),

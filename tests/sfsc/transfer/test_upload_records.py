@@ -31,7 +31,7 @@ from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
 from tests.changes import is_large, is_small, relined
 from tests.sfsc.simulator import DropConnection, Simulator
-from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put
+from tests.sfsc.storing import BIG, Meanwhile, drop, fetched, items, meanwhile, once, put
 
 
 def test_versions_count_up_in_one_round_trip_each(server: Simulator, session: Session) -> None:
@@ -221,7 +221,7 @@ def test_a_lost_reply_before_a_newer_version(
 ) -> None:
     """The put was accepted, its reply lost, and another device has put a newer version since."""
     server.tamper = once(is_small if size == 5 else is_large, drop)
-    session._pause = meanwhile(other)
+    session._waiting = Meanwhile(meanwhile(other))
     content = os.urandom(size)
     done = Uploads(session).put(io.BytesIO(content), "file")
     assert (done.version, done.receipt) == (1, None)
@@ -245,7 +245,7 @@ def test_a_conflict_after_a_lost_request(
         return None
 
     server.intercept = lose
-    session._pause = meanwhile(other)
+    session._waiting = Meanwhile(meanwhile(other))
     assert put(session, b"ours") == 2
     assert fetched(session, "file", 1) == b"theirs"
 
