@@ -234,6 +234,19 @@ class HealthBounds(Value):
     ] = 10_000
 
 
+class MetricsSettings(Value):
+    """Table ``[metrics]``: `listen` is the address of the metrics, "" to serve none."""
+
+    listen: Annotated[
+        str,
+        ListenAddress(
+            "Address at which /metrics and /healthz are served over HTTP, such as 127.0.0.1:9373. "
+            "If it is empty, nothing is served. Needs the extra metrics.",
+            optional=True,
+        ),
+    ] = ""
+
+
 class Config(Value):
     """Settings of one root. `quota` is the bytes of a user added without --quota; 0: no limit."""
 
@@ -263,6 +276,7 @@ class Config(Value):
     rotation: RotationPolicy = field(default_factory=RotationPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     health: HealthBounds = field(default_factory=HealthBounds)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     @classmethod
     def load(cls, root: Path) -> Self:

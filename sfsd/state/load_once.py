@@ -21,6 +21,11 @@ class LoadOnce:
         self._one_loader = threading.Lock()
         self._meanwhile: list[Callable[[], None]] | None = None
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the state is complete."""
+        return self._loaded.is_set()
+
     def _load(self, read: Callable[[], _Found], enter: Callable[[_Found], None]) -> None:
         """Load with `read` and `enter` unless already loaded. Errors of `read` pass through."""
         if self._loaded.is_set():

@@ -23,6 +23,11 @@ class UserCache(Generic[_State]):
         # An evicted state lives as long as a running change or upload refers to it.
         self._all: weakref.WeakValueDictionary[str, _State] = weakref.WeakValueDictionary()
 
+    def cached(self, user: str) -> _State | None:
+        """Return the state of `user` if there is one; this does not count as a use."""
+        with self._lock:
+            return self._all.get(user)
+
     def for_user(self, user: str) -> _State:
         """Return the state of `user`."""
         with self._lock:

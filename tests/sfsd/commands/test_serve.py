@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,23 @@ def test_missing_keys(root: Path, sfsd: Sfsd) -> None:
     answer = sfsd("serve", code=1)
     assert "log.key" in answer.err
     assert "hint: " in answer.err
+
+
+def test_metrics_without_their_library(
+    root: Path, sfsd: Sfsd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "sfsd.toml").write_text('[metrics]\nlisten = "127.0.0.1:0"\n')
+    for name in [name for name in sys.modules if name.startswith("sfsd.net.metrics")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    answer = sfsd("serve", "--listen", "127.0.0.1:0", code=1)
+    assert "metrics.listen needs a library" in answer.err
+    assert "pip install 'sealed-file-store[metrics]'" in answer.err
+
+
+def test_port_of_the_metrics_in_use(root: Path, sfsd: Sfsd) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        (root / "sfsd.toml").write_text(f'[metrics]\nlisten = "{address}"\n')
+        answer = sfsd("serve", "--listen", "127.0.0.1:0", code=1)
+    assert f"cannot listen on {address}, the address of the metrics" in answer.err
