@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         take_back_plan,
     )
     from sfsc.api import accept, check_proof, connect, people, watch, whoami
+    from sfsc.diagnosis import Finding, doctor
     from sfsc.files.contacts import Person
     from sfsc.files.inbox import Shared
     from sfsc.files.known_names import KnownNames, known_names
@@ -65,6 +66,7 @@ __all__ = [
     "DeletedFile",
     "Denied",
     "Entry",
+    "Finding",
     "Got",
     "Grant",
     "IntegrityError",
@@ -91,6 +93,7 @@ __all__ = [
     "change_passphrase",
     "check_proof",
     "connect",
+    "doctor",
     "enrol",
     "export_pem",
     "import_pem",

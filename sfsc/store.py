@@ -823,6 +823,21 @@ class Store(Closing):
             recovery=self.has_recovery(),
         )
 
+    def server_time(self) -> int | None:
+        """Return when this login was, in Unix seconds of the server's clock, as its log has it;
+        None if the server can write nothing to its log."""
+        device = self._file.contents.device.device_id.hex()
+        return None if self._session.reads_only else self._state.last_logins([device]).get(device)
+
+    def rotation_due(self) -> str:
+        """Return why the keys must be rotated now, "" if they need not be."""
+        return self._key_status.reason if self._key_status.is_due() else ""
+
+    def distrust_evidence(self) -> Path | None:
+        """Return the file that proves that the server has shown two logs, so that nothing is signed
+        until `accept`; None if it has not."""
+        return self._state.distrust_evidence()
+
     def close(self) -> None:
         """Log out and close the connection. Idempotent."""
         self.thread_guard.ended = True

@@ -407,6 +407,9 @@ class Store:
     set_recovery = _Awaited(Blocking.set_recovery)
     whoami = _Awaited(Blocking.whoami)
     status = _Awaited(Blocking.status)
+    server_time = _Awaited(Blocking.server_time)
+    rotation_due = _Awaited(Blocking.rotation_due)
+    distrust_evidence = _Awaited(Blocking.distrust_evidence)
 
     @property
     def link(self) -> str:

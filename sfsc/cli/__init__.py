@@ -60,6 +60,7 @@ COMMANDS = {
     "verify-rotation": ("keys", "Check that nothing uses an older key."),
     "audit": ("audit", "Read and verify the server's log."),
     "server": ("server", "Change the address of your server."),
+    "doctor": ("doctor", "Check this machine, the server and your account; say what to do."),
     "completion": ("completion", "Print the script that lets a shell complete commands."),
     "whoami": ("account", "Show your account and your key's fingerprint."),
     "status": ("account", "Show the server, your usage and your keys' age."),

@@ -79,7 +79,7 @@ class SyncMemory:
         raises. Raises `LocalError`, and `SyncRunning` if another process holds the lock."""
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self._path.with_suffix(".lock"), timeout=0)
+        lock = FileLock(self._path.with_suffix(".lock"), timeout=0, mode=0o600)
         try:
             make_folder(self._path.parent)
             lock.acquire()

@@ -370,7 +370,7 @@ def _lock_file(path: Path) -> Iterator[None]:
 
     try:
         make_folder(path.parent)
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=10):
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=10, mode=0o600):
             yield
     except Timeout as exc:
         raise LocalError("another sfsc process holds the lock of the keyring") from exc

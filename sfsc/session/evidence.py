@@ -89,9 +89,22 @@ def keep(home: Path, about: str, found: IntegrityError, answers: Answers, signed
         return
     found.evidence = str(path)
     if found.notes is not None:
-        found.hint = f"both are in {path}; show them to others"
+        found.hint = conflict_hint(path)
     else:
         found.hint = f"{found.hint}; what was shown is in {path}"
+
+
+def conflict_hint(path: Path) -> str:
+    """Return what to do about two signed texts that contradict each other, kept at `path`."""
+    return restored_hint(f"show others both signed texts, which are in {path}")
+
+
+def restored_hint(otherwise: str) -> str:
+    """Return what to do if the server shows something older than before: `otherwise`, unless a
+    backup of the server was put back."""
+    restored = "if the operator tells you that a backup of the server was put back"
+    hint = f"{restored}, run `sfsc audit accept`; otherwise "
+    return otherwise if otherwise.startswith(hint) else hint + otherwise
 
 
 def place(home: Path, found: IntegrityError) -> Path:

@@ -853,11 +853,13 @@ class Session:
         (`Distrusted`) until the user has looked at them. Idempotent."""
         if not isinstance(exc, IntegrityError) or exc.evidence or not exc.blames_server:
             return
+        if isinstance(exc, (Rollback, Fork)):
+            exc.hint = evidence.restored_hint(exc.hint)
         try:
             kept = None if exc.notes is None else self.state.distrust_evidence()
             if kept is not None:
                 exc.evidence = str(kept)
-                exc.hint = f"two signed texts that contradict each other are in {kept}"
+                exc.hint = evidence.conflict_hint(kept)
             elif exc.notes is not None or self._kept < _EVIDENCE:
                 self._kept += 1
                 evidence.keep(self.state.home, self._about, exc, self._answers, self._in_force())
@@ -905,8 +907,7 @@ class Session:
             raise Unreachable("the server can write nothing to its log", "try again later")
         if (kept := self.state.distrust_evidence()) is not None:
             raise Distrusted(
-                f"this server has shown two different logs: see {kept}",
-                "if there is an explanation, run `sfsc audit accept`",
+                "this server has shown two different logs", evidence.conflict_hint(kept)
             )
 
     # --- following the log --------------------------------------------------------------------
