@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -90,8 +91,8 @@ def _home(where: Path) -> Iterator[Finding]:
     if not local_files.is_folder(where):
         yield Finding("home", ERROR, f"there is no folder {where}", "run `sfsc init`")
         return
-    if os.name == "posix":
-        yield _modes(where)
+    if sys.platform != "win32":
+        yield _modes(where, os.geteuid())
     free = _free(where)
     if free < _ROOM:
         found = f"{human_size(free)} are free on the disk of {where}"
@@ -100,14 +101,15 @@ def _home(where: Path) -> Iterator[Finding]:
         yield Finding("disk", OK, f"{human_size(free)} are free on the disk of {where}")
 
 
-def _modes(where: Path) -> Finding:
-    """Examine who may open the folder and the files in it. A closed folder protects its files,
-    except that the keyring must be closed by itself, for a copy of it may be elsewhere."""
+def _modes(where: Path, user: int) -> Finding:
+    """Examine who may open the folder and the files in it, beside the user with this number. A
+    closed folder protects its files, except that the keyring must be closed by itself, for a copy
+    of it may be elsewhere."""
     try:
         found = [(path, path.lstat()) for path in (where, *sorted(where.rglob("*")))]
     except OSError as exc:
         raise LocalError(f"cannot examine {where}: {exc.strerror}") from exc
-    foreign = [path for path, status in found if status.st_uid not in (os.geteuid(), 0)]
+    foreign = [path for path, status in found if status.st_uid not in (user, 0)]
     if foreign:
         return _other_owner(foreign)
     wide = [
