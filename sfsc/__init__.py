@@ -55,6 +55,14 @@ if TYPE_CHECKING:
     from sfsc.files.transaction import Changed, Transaction
     from sfsc.files.versions import DeletedFile, Space
     from sfsc.keys.account_info import Whoami
+    from sfsc.keys.unlocked import (
+        agent_status,
+        forget_passphrase,
+        lock_agent,
+        remember_passphrase,
+        start_agent,
+        stop_agent,
+    )
     from sfsc.store import Status, Store
     from sfsc.transfer.download import Got
     from sfsc.transfer.upload import Put
@@ -90,19 +98,25 @@ __all__ = [
     "UsageError",
     "Whoami",
     "accept",
+    "agent_status",
     "change_passphrase",
     "check_proof",
     "connect",
     "doctor",
     "enrol",
     "export_pem",
+    "forget_passphrase",
     "import_pem",
     "known_names",
+    "lock_agent",
     "new_recovery_code",
     "people",
     "recover",
+    "remember_passphrase",
     "restore",
     "set_addresses",
+    "start_agent",
+    "stop_agent",
     "take_back",
     "take_back_plan",
     "watch",

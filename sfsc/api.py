@@ -49,19 +49,25 @@ PUBLIC: Final = {
     "Transaction": "files.transaction",
     "Whoami": "keys.account_info",
     "accept": "api",
+    "agent_status": "keys.unlocked",
     "change_passphrase": "account.lifecycle",
     "check_proof": "api",
     "connect": "api",
     "doctor": "diagnosis",
     "enrol": "account.lifecycle",
     "export_pem": "account.lifecycle",
+    "forget_passphrase": "keys.unlocked",
     "import_pem": "account.lifecycle",
     "known_names": "files.known_names",
+    "lock_agent": "keys.unlocked",
     "new_recovery_code": "account.lifecycle",
     "people": "api",
     "recover": "account.lifecycle",
+    "remember_passphrase": "keys.unlocked",
     "restore": "account.lifecycle",
     "set_addresses": "account.addresses",
+    "start_agent": "keys.unlocked",
+    "stop_agent": "keys.unlocked",
     "take_back": "account.lifecycle",
     "take_back_plan": "account.lifecycle",
     "watch": "api",
@@ -92,11 +98,13 @@ def connect(
 
     `home` defaults to SFSC_HOME, then to the system's folder for user data. `passphrase` is a text
     or a function that asks for one; it defaults to SFSC_PASSPHRASE, then to the content of the file
-    that SFSC_PASSPHRASE_FILE names. `timeouts` are in seconds. `progress` receives the progress of
-    long steps. Keys that are due are rotated first, unless `auto_rotate` is False or, if it is
-    None, SFSC_AUTO_ROTATE is 0. `min_wrap_alg`, by default SFSC_MIN_WRAP_ALG, is the weakest type
-    of key that anything is encrypted for (rsa2048, rsa3072, rsa4096, x25519 or xwing).
-    `limit_rate`, at least 16,384, limits the bytes that are sent and received in a second.
+    that SFSC_PASSPHRASE_FILE names, then to the output of SFSC_PASSPHRASE_COMMAND. Unless it is a
+    text, the key that the agent or the system's store of secrets holds is tried first. `timeouts`
+    are in seconds. `progress` receives the progress of long steps. Keys that are due are rotated
+    first, unless `auto_rotate` is False or, if it is None, SFSC_AUTO_ROTATE is 0. `min_wrap_alg`,
+    by default SFSC_MIN_WRAP_ALG, is the weakest type of key that anything is encrypted for
+    (rsa2048, rsa3072, rsa4096, x25519 or xwing). `limit_rate`, at least 16,384, limits the bytes
+    that are sent and received in a second.
 
     Raises `KeyringError` if the keyring cannot be unlocked, `NetworkError`, and other `SfscError`s.
     """

@@ -7,7 +7,8 @@
     │   ├── CommandFailed           a command whose output was to be stored; has `.code`
     │   ├── BadDestination          a name that cannot be a file here, or leads elsewhere
     │   ├── UnsupportedKind         a stored folder or link, which has no content
-    │   └── SyncRunning             another process synchronises the same folder
+    │   ├── SyncRunning             another process synchronises the same folder
+    │   └── AgentUnavailable        the agent does not answer, or cannot run here
     ├── UsageError               2  an invalid call
     ├── NotFound                 3  no such file or user, or not visible to this account
     ├── Denied                   4  the server refuses an authenticated request
@@ -108,6 +109,12 @@ class SyncRunning(LocalError):
     """Another process is synchronising the same folder."""
 
     usual_hint = "wait for its end"
+
+
+class AgentUnavailable(LocalError):
+    """The agent does not answer as it should, or cannot run on this system."""
+
+    usual_hint = "run `sfsc agent stop`, then start it again"
 
 
 class UsageError(SfscError):

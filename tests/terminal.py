@@ -8,7 +8,7 @@ import pty
 import select
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ def converse(
     stdin: bytes | None = None,
     code: int = 0,
     own_terminal: bool = True,
+    variables: Mapping[str, str] | None = None,
 ) -> Dialogue:
     """Run `sfsc` with stdout and stderr redirected. Type each answer once its question is shown.
 
@@ -51,7 +52,7 @@ def converse(
         stdin=theirs if stdin is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment({"SFSC_HOME": str(home), "SFSC_AUTO_ROTATE": "0"}),
+        env=environment({"SFSC_HOME": str(home), "SFSC_AUTO_ROTATE": "0", **(variables or {})}),
         start_new_session=True,
         pass_fds=(theirs,),  # reading `ours` fails when nobody has the other end open
     )

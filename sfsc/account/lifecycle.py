@@ -19,8 +19,9 @@ from sfsc.account.recover import (
     take_back_account,
 )
 from sfsc.account.rotate import RotationResult
+from sfsc.agent.client import lock
 from sfsc.crypto.wrap import PrivateKey
-from sfsc.errors import UsageError, WrongPassphrase
+from sfsc.errors import SfscError, UsageError, WrongPassphrase
 from sfsc.keys.account_info import Whoami, account_link, current_keys, describe_account
 from sfsc.keys.home import (
     Home,
@@ -33,9 +34,11 @@ from sfsc.keys.home import (
     unlock_keyring,
 )
 from sfsc.keys.recovery_code import RecoveryCode
+from sfsc.keys.system_keyring import forget_key
 from sfsc.session.handshake import LoginKey
 from sfsc.session.pipeline import Skip
 from sfsc.trust.state import open_client_state
+from sfsc.warning_log import log_warning
 
 if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys
@@ -51,11 +54,20 @@ def change_passphrase(
     """Lock the keyring in `home`, which `passphrase` unlocks, with the passphrase `new` (a text, or
     a function that is called once the keyring is unlocked), or with none. The keys stay the same,
     so a copy of the old file still opens the account with the old passphrase. Raises
-    `WrongPassphrase`, and `ConflictError` if another process changes the keyring meanwhile."""
-    file = unlock_home(home_folder(home), passphrase)
+    `WrongPassphrase`, and `ConflictError` if another process changes the keyring meanwhile.
+
+    `passphrase` is needed also if the agent or the system's store of secrets holds the key. Both
+    forget it: it would unlock copies of the old file."""
+    where = home_folder(home)
+    file = unlock_home(where, passphrase, must_ask=True)
     if not no_passphrase and new is None:
         raise UsageError("the new passphrase is missing", "or use --no-passphrase")
     file.change_passphrase(None if no_passphrase else find_passphrase(new))
+    for what, forget in (("agent", lock), ("system's store of secrets", forget_key)):
+        try:
+            forget(where)
+        except SfscError as exc:
+            log_warning(f"the {what} may still hold the old key", exc.cause, exc.hint)
 
 
 def enrol(

@@ -55,6 +55,7 @@ COMMANDS = {
     "purge": ("trash", "Remove the content of deleted files."),
     "du": ("trash", "Show the space that files, old versions and trash take."),
     "key": ("keys", "Show, back up and restore your keys."),
+    "agent": ("agent", "Keep the keyring unlocked for a while."),
     "device": ("keys", "List and remove the machines that have your keys."),
     "rotate": ("keys", "Replace your keys."),
     "verify-rotation": ("keys", "Check that nothing uses an older key."),
@@ -134,13 +135,21 @@ def _answer_in_json(ctx: click.Context, _option: click.Parameter, wanted: bool) 
     help="Folder of the keyring and of this client's state (SFSC_HOME).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON, one object per line.")
+@click.option(
+    "--passphrase-command",
+    metavar="COMMAND",
+    help="Take the passphrase from the output of COMMAND (SFSC_PASSPHRASE_COMMAND).",
+)
 @click.version_option(VERSION, prog_name="sfsc")
 @click.pass_context
-def group(ctx: click.Context, home: Path | None, as_json: bool) -> None:
+def group(
+    ctx: click.Context, home: Path | None, as_json: bool, passphrase_command: str | None
+) -> None:
     """Store files on an sfs server that cannot read them.
 
-    The passphrase of the keyring is taken from SFSC_PASSPHRASE, or from the file that
-    SFSC_PASSPHRASE_FILE names. If neither is set, sfsc asks for it.
+    The passphrase of the keyring is taken from SFSC_PASSPHRASE, from the file that
+    SFSC_PASSPHRASE_FILE names, or from the output of the command in SFSC_PASSPHRASE_COMMAND. If
+    none is set, sfsc asks for it. `sfsc agent start` lets it ask once.
 
     Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 denied, 5 integrity (data was tampered
     with), 6 conflict, 7 network, 8 key or passphrase.
@@ -148,6 +157,11 @@ def group(ctx: click.Context, home: Path | None, as_json: bool) -> None:
     Example: sfsc put report.pdf
     """
     ctx.obj = Context(home, as_json)
+    if passphrase_command is not None:
+        # As the variable, for the rest of this process; what the user types counts more.
+        for name in ("SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"):
+            os.environ.pop(name, None)
+        os.environ["SFSC_PASSPHRASE_COMMAND"] = passphrase_command
 
 
 def main(arguments: list[str] | None = None) -> int:

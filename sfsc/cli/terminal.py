@@ -204,18 +204,18 @@ def new_passphrase_source() -> Callable[[], str] | None:
 
 
 def _is_in_environment() -> bool:
-    from sfsc.keys.home import PASSPHRASE, PASSPHRASE_FILE  # loads the cryptography
+    from sfsc.keys.home import PASSPHRASE_VARIABLES  # loads the cryptography
 
-    return PASSPHRASE in os.environ or PASSPHRASE_FILE in os.environ
+    return any(name in os.environ for name in PASSPHRASE_VARIABLES)
 
 
 def _prompt(text: str) -> str:
     """Read a secret at the terminal. Raises `KeyringError` if there is none."""
     typed = _ask_at_terminal(text, secret=True)
     if typed is None:
-        from sfsc.keys.home import PASSPHRASE, PASSPHRASE_FILE
+        from sfsc.keys.home import PASSPHRASE_HINT
 
-        hint = f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
+        hint = PASSPHRASE_HINT
         raise KeyringError("a passphrase is needed and there is no terminal", hint)
     return typed
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, cast
 
 from protocol.codec.terminal_text import printable
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc import local_files
-from sfsc.errors import LocalError, UsageError, WrongPassphrase
-from sfsc.keys.keyring import KeyringFile, needs_passphrase
+from sfsc.errors import (
+    AgentUnavailable,
+    KeyringError,
+    LocalError,
+    SfscError,
+    UsageError,
+    WrongPassphrase,
+)
+from sfsc.keys.keyring import KeyringFile, needs_passphrase, read_lock_id
+from sfsc.warning_log import log_warning
 
 PASSPHRASE: Final = "SFSC_PASSPHRASE"  # noqa: S105 - the variable's name
 PASSPHRASE_FILE: Final = "SFSC_PASSPHRASE_FILE"  # noqa: S105
+PASSPHRASE_COMMAND: Final = "SFSC_PASSPHRASE_COMMAND"  # noqa: S105
+PASSPHRASE_VARIABLES: Final = (PASSPHRASE, PASSPHRASE_FILE, PASSPHRASE_COMMAND)
+"""Variables that name the passphrase; the first one that is set counts."""
+PASSPHRASE_HINT: Final = f"set {PASSPHRASE}, {PASSPHRASE_FILE} or {PASSPHRASE_COMMAND}"
 HOME: Final = "SFSC_HOME"
 AUTO_ROTATE: Final = "SFSC_AUTO_ROTATE"
 MIN_WRAP_ALG: Final = "SFSC_MIN_WRAP_ALG"
@@ -58,21 +71,63 @@ def keyring_path(home: Path) -> Path:
 
 def find_passphrase(passphrase: Passphrase) -> str | None:
     """Return the passphrase given, asked for, or named by the environment; else None. Raises
-    `LocalError` if the passphrase file cannot be read."""
+    `LocalError` if the passphrase file cannot be read, and `KeyringError` if the passphrase command
+    fails."""
     if isinstance(passphrase, str):
         return passphrase
     if passphrase is not None:
         return passphrase()
     if (stated := os.environ.get(PASSPHRASE)) is not None:
         return stated
-    if (path := os.environ.get(PASSPHRASE_FILE)) is None:
-        return None
+    if (path := os.environ.get(PASSPHRASE_FILE)) is not None:
+        return _read_passphrase_file(path)
+    if (command := os.environ.get(PASSPHRASE_COMMAND)) is not None:
+        return _run_passphrase_command(command)
+    return None
+
+
+def _read_passphrase_file(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             _warn_if_exposed(path)
-            return file.read(MAX_PASSPHRASE).removesuffix("\n").removesuffix("\r")
+            return _one_line(file.read(MAX_PASSPHRASE))
     except (OSError, UnicodeDecodeError) as exc:
         raise LocalError(f"cannot read the file that {PASSPHRASE_FILE} names") from exc
+
+
+def _run_passphrase_command(command: str) -> str:
+    """Return what `command` writes to its stdout, without the newline at the end. The shell runs
+    it; its stdin is empty, since stdin may be what a command stores."""
+    import subprocess
+
+    # Without the variable: a command that runs `sfsc` must not run itself.
+    variables = {name: text for name, text in os.environ.items() if name != PASSPHRASE_COMMAND}
+    try:
+        with subprocess.Popen(  # noqa: S602 - the user's own command, like an alias
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=variables,
+        ) as process:
+            output = cast(BinaryIO, process.stdout)
+            written = output.read(MAX_PASSPHRASE)
+            output.close()
+            code = process.wait()
+        text = written.decode()
+    except (OSError, ValueError) as exc:  # such as a zero byte in it, or output that is no text
+        raise KeyringError("the passphrase command cannot be used", _COMMAND_HINT) from exc
+    if code:
+        ended = f"exit code {code}" if code > 0 else f"signal {-code}"
+        raise KeyringError(f"the passphrase command failed with {ended}", _COMMAND_HINT)
+    return _one_line(text)
+
+
+_COMMAND_HINT: Final = f"run it by itself: it is in --passphrase-command or {PASSPHRASE_COMMAND}"
+
+
+def _one_line(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def require_passphrase(passphrase: Passphrase) -> str:
@@ -83,14 +138,95 @@ def require_passphrase(passphrase: Passphrase) -> str:
     return stated
 
 
-def unlock_home(home: Path, passphrase: Passphrase) -> KeyringFile:
+def unlock_home(home: Path, passphrase: Passphrase, *, must_ask: bool = False) -> KeyringFile:
     """Unlock the keyring in `home`, asking for a passphrase only if it needs one. Raises
     `KeyringError`, and the errors of asking; `WrongPassphrase` also if the keyring has no
-    passphrase and one is given, or named by the environment."""
+    passphrase and one is given, or named by the environment.
+
+    Unless the passphrase is given as text, the key that the agent or the system's store of secrets
+    holds is tried first, so that Argon2id is not needed. An agent that runs, or is to start by
+    itself, is given the key. With `must_ask` neither is used."""
     path = keyring_path(home)
-    if passphrase is None and not needs_passphrase(path):
-        passphrase = find_passphrase(None)
-    return unlock_keyring(path, passphrase)
+    lock_id = read_lock_id(path)
+    if lock_id is None:
+        _check_not_replaced(home)
+        return unlock_keyring(path, find_passphrase(None) if passphrase is None else passphrase)
+    if must_ask or isinstance(passphrase, str):
+        return unlock_keyring(path, passphrase)
+    file = _unlock_by_agent(home, path, lock_id)
+    if file is not None:
+        return file
+    if passphrase is not None or not any(name in os.environ for name in PASSPHRASE_VARIABLES):
+        file = _unlock_by_system(home, path, lock_id)
+    if file is None:
+        file = unlock_keyring(path, passphrase)
+    _give_to_agent(home, file)
+    return file
+
+
+def _check_not_replaced(home: Path) -> None:
+    """Raise `WrongPassphrase` if the agent holds the key of a locked keyring, which this one
+    without a passphrase has replaced."""
+    from sfsc.agent.client import agent_is_used, status
+
+    if agent_is_used():
+        with contextlib.suppress(AgentUnavailable):
+            if status(home, None).holds_key:
+                raise WrongPassphrase(
+                    "the keyring has no passphrase, but the agent holds the key of one that has",
+                    "if you did not remove it, somebody has replaced the file: restore it from a"
+                    " backup; else run `sfsc agent lock`",
+                )
+
+
+def _unlock_by_agent(home: Path, path: Path, lock_id: bytes) -> KeyringFile | None:
+    from sfsc.agent.client import agent_is_used, find_key
+
+    if not agent_is_used():
+        return None
+    try:
+        key = find_key(home, lock_id)
+    except AgentUnavailable as exc:
+        log_warning("the agent was not used", exc.cause, exc.hint)
+        return None
+    return None if key is None else _unlock_by_key(path, key)
+
+
+def _unlock_by_key(path: Path, key: bytes) -> KeyringFile | None:
+    _warn_if_exposed(path)
+    try:
+        return KeyringFile.unlock_by_key(path, key)
+    except WrongPassphrase:  # it was changed since, or this is no key of this keyring
+        return None
+
+
+def _unlock_by_system(home: Path, path: Path, lock_id: bytes) -> KeyringFile | None:
+    from sfsc.keys.system_keyring import find_remembered_key
+
+    try:
+        key = find_remembered_key(home, lock_id)
+    except SfscError as exc:
+        log_warning("the remembered passphrase was not used", exc.cause, exc.hint)
+        return None
+    return None if key is None else _unlock_by_key(path, key)
+
+
+def _give_to_agent(home: Path, file: KeyringFile) -> None:
+    """Give the key to the agent, if one runs or is to start by itself. What fails is only logged as
+    a warning: the command has its key."""
+    from sfsc.agent import client
+
+    if not client.agent_is_used():
+        return
+    try:
+        timeout = client.default_timeout()
+        if client.keep_key(home, file.lock_id, file.unlock_key, timeout):
+            return
+        if client.agent_starts_itself():
+            client.start(home)
+            client.keep_key(home, file.lock_id, file.unlock_key, timeout)
+    except LocalError as exc:
+        log_warning("the agent does not hold the key", exc.cause, exc.hint)
 
 
 def unlock_without_asking(home: Path) -> KeyringFile | None:
@@ -115,9 +251,7 @@ def unlock_keyring(path: Path, passphrase: Passphrase) -> KeyringFile:
         return KeyringFile.unlock(path, passphrase if isinstance(passphrase, str) else None)
     stated = find_passphrase(passphrase)
     if stated is None:
-        raise WrongPassphrase(
-            "the keyring is locked with a passphrase", f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
-        )
+        raise WrongPassphrase("the keyring is locked with a passphrase", PASSPHRASE_HINT)
     return KeyringFile.unlock(path, stated)
 
 

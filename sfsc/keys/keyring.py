@@ -161,9 +161,11 @@ _MAX_PASSES, _MAX_LANES, _MAX_KIB = 16, 16, 1024 * 1024
 
 
 class _KeyringHeader(Value):
-    """A file header, and the key derived from it and the passphrase."""
+    """A file header, the unlock key of 32 bytes that Argon2id makes of the passphrase (without one:
+    the salt), and the key derived from that."""
 
     header: bytes
+    unlock_key: bytes = field(repr=False)
     key: bytes = field(repr=False)
 
     @classmethod
@@ -176,11 +178,11 @@ class _KeyringHeader(Value):
             secret = _derive(passphrase, salt, *numbers)
         key, check = keyring_keys(secret)
         header = _HEADER.pack(_MAGIC, 1, kdf, *numbers, salt, check)
-        return cls(header + hashlib.sha256(header).digest(), key)
+        return cls(header + hashlib.sha256(header).digest(), secret, key)
 
     @classmethod
     def unlock(cls, header: bytes, passphrase: str | None) -> _KeyringHeader:
-        _, _, kdf, passes, lanes, kib, salt, check = _parse_header(header)
+        _, _, kdf, passes, lanes, kib, salt, _ = _parse_header(header)
         if kdf == _NO_PASSPHRASE:
             if passphrase is not None:
                 raise WrongPassphrase("the keyring has no passphrase, but one is given", REPLACED)
@@ -189,10 +191,15 @@ class _KeyringHeader(Value):
             raise WrongPassphrase("the keyring is locked with a passphrase", _HINT)
         else:
             secret = _derive(passphrase, salt, passes, lanes, kib)
-        key, expected = keyring_keys(secret)
+        return cls.unlock_by_key(header, secret)
+
+    @classmethod
+    def unlock_by_key(cls, header: bytes, unlock_key: bytes) -> _KeyringHeader:
+        *_, check = _parse_header(header)
+        key, expected = keyring_keys(unlock_key)
         if not hmac.compare_digest(check, expected):
             raise WrongPassphrase("the passphrase does not unlock the keyring", _HINT)
-        return cls(header, key)
+        return cls(header, unlock_key, key)
 
 
 REPLACED: Final = (
@@ -230,6 +237,25 @@ class KeyringFile:
         stored = _read(path)
         lock = _KeyringHeader.unlock(stored[:_HEADER_SIZE], passphrase)
         return cls(path, _unseal(stored, lock), lock, stored)
+
+    @classmethod
+    def unlock_by_key(cls, path: Path, unlock_key: bytes) -> KeyringFile:
+        """Read the keyring at `path` with the `unlock_key` of a file that had the same header. This
+        takes no Argon2id. Raises as `unlock`, `WrongPassphrase` if it is the key of another one."""
+        stored = _read(path)
+        lock = _KeyringHeader.unlock_by_key(stored[:_HEADER_SIZE], unlock_key)
+        return cls(path, _unseal(stored, lock), lock, stored)
+
+    @property
+    def unlock_key(self) -> bytes:
+        """The 32 bytes that Argon2id makes of the passphrase and the salt: they unlock this file,
+        and no file whose passphrase was set at another time, even if it is the same."""
+        return self._lock.unlock_key
+
+    @property
+    def lock_id(self) -> bytes:
+        """The digest in the header, 32 bytes: another one after the passphrase was changed."""
+        return self._lock.header[_HEADER.size :]
 
     def save(self, contents: Keyring) -> None:
         """Replace the file, durably. When this returns, the file holds `contents`. Raises
@@ -281,9 +307,15 @@ class KeyringFile:
 
 
 def needs_passphrase(path: Path) -> bool:
-    """Return whether the keyring at `path` is locked. Raises `KeyringMissing` or
-    `KeyringDamaged`."""
-    return bool(_parse_header(_read(path)[:_HEADER_SIZE])[2] == _ARGON2ID)
+    """Return whether the keyring at `path` is locked. Raises as `read_lock_id`."""
+    return read_lock_id(path) is not None
+
+
+def read_lock_id(path: Path) -> bytes | None:
+    """Return `KeyringFile.lock_id` of the file at `path`; None if it has no passphrase. Raises
+    `KeyringMissing`, `KeyringDamaged` or `LocalError`."""
+    header = _read(path)[:_HEADER_SIZE]
+    return header[_HEADER.size :] if _parse_header(header)[2] == _ARGON2ID else None
 
 
 def passphrase_bytes(passphrase: str) -> bytes:

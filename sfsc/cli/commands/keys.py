@@ -91,10 +91,10 @@ def key_verify(context: Context, user: str, fingerprint: tuple[str, ...]) -> Non
 def key_passphrase(context: Context, *, no_passphrase: bool) -> None:
     """Change the passphrase of the keyring on this machine.
 
-    The present one is asked for, or taken from the environment (SFSC_PASSPHRASE); the new one is
-    asked for twice. The keys stay the same, so somebody who has copied the keyring and knows the
-    old passphrase still has your account: run `sfsc rotate --compromised` then. Backups keep their
-    own passphrases.
+    The present one is asked for, or taken from the environment (SFSC_PASSPHRASE), also if an agent
+    runs, which then forgets its key; the new one is asked for twice. The keys stay the same, so
+    somebody who has copied the keyring and knows the old passphrase still has your account: run
+    `sfsc rotate --compromised` then. Backups keep their own passphrases.
 
     Example: sfsc key passphrase
     """
@@ -106,6 +106,33 @@ def key_passphrase(context: Context, *, no_passphrase: bool) -> None:
     )
     done = "the keyring has no passphrase" if no_passphrase else "the passphrase was changed"
     context.confirm({"passphrase": not no_passphrase}, done)
+
+
+@key.command("remember")
+@click.pass_obj
+def key_remember(context: Context) -> None:
+    """Let the system's store of secrets unlock the keyring, so that nothing asks for the
+    passphrase.
+
+    That is Keychain, the Credential Manager, GNOME Keyring or KWallet. It gets a key that unlocks
+    this keyring's file, not the passphrase. Every program that the store lets read it can then use
+    your account. A new passphrase ends it. Needs `pip install 'sealed-file-store[keyring]'`.
+
+    Example: sfsc key remember
+    """
+    sfsc.remember_passphrase(home=context.home, passphrase=terminal.passphrase_source())
+    context.confirm({"remembered": True}, "the system's store of secrets unlocks the keyring now")
+
+
+@key.command("forget")
+@click.pass_obj
+def key_forget(context: Context) -> None:
+    """Undo `key remember`: commands ask for the passphrase again.
+
+    Example: sfsc key forget
+    """
+    forgotten = sfsc.forget_passphrase(home=context.home)
+    context.confirm({"forgotten": forgotten}, "forgotten" if forgotten else "nothing was stored")
 
 
 @key.command("backup")

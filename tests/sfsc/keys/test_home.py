@@ -9,8 +9,9 @@ import pytest
 
 from protocol.codec.values import changed
 from protocol.records.records import WRAP_ALGORITHMS, record_hash
-from sfsc.errors import KeyringMissing, LocalError, UsageError, WrongPassphrase
+from sfsc.errors import KeyringError, KeyringMissing, LocalError, UsageError, WrongPassphrase
 from sfsc.keys.home import (
+    PASSPHRASE_VARIABLES,
     find_passphrase,
     home_folder,
     keyring_path,
@@ -39,7 +40,7 @@ KEYRING = Keyring(
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SFSC_HOME", "SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE", "SFSC_MIN_WRAP_ALG"):
+    for name in (*PASSPHRASE_VARIABLES, "SFSC_HOME", "SFSC_MIN_WRAP_ALG", "SFSC_AGENT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -62,6 +63,8 @@ def test_passphrase_from_argument_prompt_or_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert find_passphrase(None) is None
+    monkeypatch.setenv("SFSC_PASSPHRASE_COMMAND", "echo of a command")
+    assert find_passphrase(None) == "of a command"
     file = tmp_path / "passphrase"
     file.write_bytes(b" from a file \r\n")
     monkeypatch.setenv("SFSC_PASSPHRASE_FILE", str(file))
@@ -70,6 +73,28 @@ def test_passphrase_from_argument_prompt_or_environment(
     assert find_passphrase(None) == "named"
     assert find_passphrase(lambda: "asked") == "asked"
     assert find_passphrase("given") == "given"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="commands of a POSIX shell")
+def test_the_passphrase_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = {
+        "printf ' two words \\r\\n'": " two words ",
+        "cat; echo first; echo second": "first\nsecond",  # its stdin is empty
+        "echo ${SFSC_PASSPHRASE_COMMAND-none}": "none",  # so that `sfsc` in it does not run it
+        "true": "",
+        "echo secret; exit 3": None,
+        "echo secret; kill -9 $$": None,
+        "printf '\\377'": None,
+        "/nonexistent/command": None,
+    }
+    for command, passphrase in written.items():
+        monkeypatch.setenv("SFSC_PASSPHRASE_COMMAND", command)
+        if passphrase is not None:
+            assert find_passphrase(None) == passphrase, command
+            continue
+        with pytest.raises(KeyringError) as caught:
+            find_passphrase(None)
+        assert "secret" not in f"{caught.value} {caught.value.hint}"
 
 
 @pytest.mark.parametrize("stored", [None, b"\xff\xfe"])
