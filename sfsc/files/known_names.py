@@ -1,8 +1,8 @@
 """Names that this machine remembers: for the completion of a command line, without the server.
 
 The state holds names encrypted under a key from the keyring, and nothing else on this machine has
-them. So a keyring that is locked gives none: asking for a passphrase, or deriving its key, has no
-place in a completion.
+them. So a keyring that is locked gives none, unless the agent holds its key: asking for a
+passphrase, or deriving the key, has no place in a completion.
 """
 
 from __future__ import annotations

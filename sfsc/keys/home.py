@@ -153,7 +153,11 @@ def unlock_home(home: Path, passphrase: Passphrase, *, must_ask: bool = False) -
         return unlock_keyring(path, find_passphrase(None) if passphrase is None else passphrase)
     if must_ask or isinstance(passphrase, str):
         return unlock_keyring(path, passphrase)
-    file = _unlock_by_agent(home, path, lock_id)
+    file = None
+    try:
+        file = _unlock_by_agent(home, path, lock_id)
+    except AgentUnavailable as exc:
+        log_warning("the agent was not used", exc.cause, exc.hint)
     if file is not None:
         return file
     if passphrase is not None or not any(name in os.environ for name in PASSPHRASE_VARIABLES):
@@ -182,13 +186,7 @@ def _check_not_replaced(home: Path) -> None:
 def _unlock_by_agent(home: Path, path: Path, lock_id: bytes) -> KeyringFile | None:
     from sfsc.agent.client import agent_is_used, find_key
 
-    if not agent_is_used():
-        return None
-    try:
-        key = find_key(home, lock_id)
-    except AgentUnavailable as exc:
-        log_warning("the agent was not used", exc.cause, exc.hint)
-        return None
+    key = find_key(home, lock_id) if agent_is_used() else None
     return None if key is None else _unlock_by_key(path, key)
 
 
@@ -230,10 +228,15 @@ def _give_to_agent(home: Path, file: KeyringFile) -> None:
 
 
 def unlock_without_asking(home: Path) -> KeyringFile | None:
-    """Unlock the keyring in `home` if that takes no passphrase; None if it does. Raises
-    `KeyringError` and `LocalError`."""
+    """Unlock the keyring in `home` if that takes no passphrase, because it has none or the agent
+    holds its key; None if it does. Raises `KeyringError` and `LocalError`."""
     path = keyring_path(home)
-    return None if needs_passphrase(path) else KeyringFile.unlock(path, None)
+    lock_id = read_lock_id(path)
+    if lock_id is None:
+        return KeyringFile.unlock(path, None)
+    with contextlib.suppress(AgentUnavailable):
+        return _unlock_by_agent(home, path, lock_id)
+    return None
 
 
 def check_no_keyring(home: Path) -> None:

@@ -136,6 +136,23 @@ def test_wrong_passphrase(path: Path, given: str | None) -> None:
     assert caught.value.exit_code == 8
 
 
+def test_an_unlock_key_opens_the_file_until_its_passphrase_is_set_again(path: Path) -> None:
+    file = KeyringFile.create(path, CONTENTS, "horse")
+    assert keyring.read_lock_id(path) == file.lock_id
+    key = file.unlock_key
+    file.save(LATER)
+    assert KeyringFile.unlock_by_key(path, key).contents == LATER
+    with pytest.raises(WrongPassphrase):
+        KeyringFile.unlock_by_key(path, key[:-1] + bytes([key[-1] ^ 1]))
+    file.change_passphrase("horse")
+    assert keyring.read_lock_id(path) == file.lock_id
+    with pytest.raises(WrongPassphrase):
+        KeyringFile.unlock_by_key(path, key)
+    assert KeyringFile.unlock_by_key(path, file.unlock_key).contents == LATER
+    assert file.unlock_key not in path.read_bytes()
+    assert repr(file.unlock_key) not in repr(file._lock)
+
+
 def test_passphrase_is_normalized_to_nfc(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, "p\u00e4ss")
     assert KeyringFile.unlock(path, "pa\u0308ss").contents == CONTENTS

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sfsc.agent import client
+from sfsc.agent.place import socket_path
 from sfsc.keys.home import PASSPHRASE_VARIABLES, keyring_path
 from sfsc.keys.keyring import KeyringFile, read_lock_id
 from tests.harness import run
@@ -85,7 +86,7 @@ def shell(
 
 @needs_unix_sockets
 def test_states_in_json(shell: Shell) -> None:
-    place = str(client.socket_path(shell.home))
+    place = str(socket_path(shell.home))
     none = {"running": False, "unlocked": False, "holds_key": False, "seconds_left": 0}
     assert shell.json("agent", "status") == [{**none, "pid": None, "memory": None, "socket": place}]
     assert shell.json("agent", "lock") == [{"running": False}]
@@ -148,7 +149,7 @@ def test_an_unlocked_keyring_in_place_of_the_agents_is_refused(
 def test_an_agent_that_fails_costs_a_warning(
     shell: Shell, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = client.socket_path(shell.home)
+    path = socket_path(shell.home)
     path.parent.mkdir()
     path.parent.chmod(0o777)
     path.touch()
