@@ -29,6 +29,7 @@ NOT_RUN = {
     "python3 -m venv ~/sfs": "an installation takes too long",
     "~/sfs/bin/pip install .": "an installation takes too long",
     "pipx install .": "an installation takes too long, and pipx may be missing",
+    "sfsc agent start --timeout 8h": "the keyrings of the guide have no passphrase here",
     "uv tool install .": "an installation takes too long, and uv may be missing",
 }
 """Commands of the pages that no test can run, and why."""
