@@ -17,20 +17,54 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from protocol import VERSION
 from sfsc.errors import (
+    AgentUnavailable,
+    BadDestination,
+    BadReceipt,
+    BadRecord,
+    BrokenChain,
+    CommandFailed,
     ConflictError,
+    Damaged,
     Denied,
+    Destroyed,
+    Distrusted,
+    Fork,
     IntegrityError,
+    KeyringDamaged,
     KeyringError,
+    KeyringMissing,
     LocalError,
     NetworkError,
     NotFound,
+    NotRegularFile,
+    PartialSet,
+    ProtocolFailure,
+    QuotaExceeded,
+    Rollback,
     SfscError,
+    ShareRefused,
+    StaleGeneration,
+    SyncRunning,
+    TakenOver,
+    Tampered,
+    TimedOut,
+    TokenRefused,
+    Unreachable,
+    UnreadableSource,
+    UnsupportedKey,
+    UnsupportedKind,
+    Untrusted,
     UsageError,
+    WeakRecipient,
+    WrongPassphrase,
+    WrongServer,
 )
 
 if TYPE_CHECKING:
     from sfsc.account.addresses import set_addresses
+    from sfsc.account.devices import DeviceInfo
     from sfsc.account.lifecycle import (
         change_passphrase,
         enrol,
@@ -42,14 +76,18 @@ if TYPE_CHECKING:
         take_back,
         take_back_plan,
     )
+    from sfsc.account.restored import RestoredAccount
+    from sfsc.account.rotate import RotationPlan, RotationResult
     from sfsc.api import accept, check_proof, connect, people, watch, whoami
     from sfsc.diagnosis import Finding, doctor
     from sfsc.files.contacts import Person
+    from sfsc.files.history import ExportedKey, Revision
     from sfsc.files.inbox import Shared
     from sfsc.files.known_names import KnownNames, known_names
     from sfsc.files.purge import Purged
     from sfsc.files.rename import Renamed
     from sfsc.files.restore import Restored
+    from sfsc.files.shared_folders import Folder
     from sfsc.files.sharing import Grant
     from sfsc.files.sync import Synced
     from sfsc.files.transaction import Changed, Transaction
@@ -63,40 +101,98 @@ if TYPE_CHECKING:
         start_agent,
         stop_agent,
     )
+    from sfsc.log.audit import LogEvent, VerifiedHistory
+    from sfsc.log.receipts import VerifiedProof
+    from sfsc.session.limits import Timeouts
+    from sfsc.session.pipeline import Skip
+    from sfsc.session.session import Progress
     from sfsc.store import Status, Store
-    from sfsc.transfer.download import Got
+    from sfsc.times import Time
+    from sfsc.transfer.download import Got, Target
+    from sfsc.transfer.source import Source
     from sfsc.transfer.upload import Put
     from sfsc.trust.file_records import Entry
 
+__version__ = VERSION
+
 __all__ = [
+    "AgentUnavailable",
+    "BadDestination",
+    "BadReceipt",
+    "BadRecord",
+    "BrokenChain",
     "Changed",
+    "CommandFailed",
     "ConflictError",
+    "Damaged",
     "DeletedFile",
     "Denied",
+    "Destroyed",
+    "DeviceInfo",
+    "Distrusted",
     "Entry",
+    "ExportedKey",
     "Finding",
+    "Folder",
+    "Fork",
     "Got",
     "Grant",
     "IntegrityError",
+    "KeyringDamaged",
     "KeyringError",
+    "KeyringMissing",
     "KnownNames",
     "LocalError",
+    "LogEvent",
     "NetworkError",
     "NotFound",
+    "NotRegularFile",
+    "PartialSet",
     "Person",
+    "Progress",
+    "ProtocolFailure",
     "Purged",
     "Put",
+    "QuotaExceeded",
     "Renamed",
     "Restored",
+    "RestoredAccount",
+    "Revision",
+    "Rollback",
+    "RotationPlan",
+    "RotationResult",
     "SfscError",
+    "ShareRefused",
     "Shared",
+    "Skip",
+    "Source",
     "Space",
+    "StaleGeneration",
     "Status",
     "Store",
+    "SyncRunning",
     "Synced",
+    "TakenOver",
+    "Tampered",
+    "Target",
+    "Time",
+    "TimedOut",
+    "Timeouts",
+    "TokenRefused",
     "Transaction",
+    "Unreachable",
+    "UnreadableSource",
+    "UnsupportedKey",
+    "UnsupportedKind",
+    "Untrusted",
     "UsageError",
+    "VerifiedHistory",
+    "VerifiedProof",
+    "WeakRecipient",
     "Whoami",
+    "WrongPassphrase",
+    "WrongServer",
+    "__version__",
     "accept",
     "agent_status",
     "change_passphrase",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -15,7 +16,7 @@ from protocol.wire.messages.accounts import Usage, UsageAnswer
 from sfsc.account.key_status import KeyStatus
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import check_name, requested_version
-from sfsc.errors import NetworkError, NotRegularFile, SfscError, UsageError
+from sfsc.errors import NetworkError, NotFound, NotRegularFile, SfscError, UsageError
 from sfsc.files.listing import Files
 from sfsc.keys.account_info import Whoami, account_link, describe_account
 from sfsc.keys.home import (
@@ -32,6 +33,7 @@ from sfsc.session.pipeline import Skip
 from sfsc.session.session import Progress, Session
 from sfsc.session.waiting import Blocking, Waiting
 from sfsc.threadguard import single_threaded
+from sfsc.times import Time, as_datetime, as_seconds
 from sfsc.transfer.download import Downloads, Got, Target
 from sfsc.transfer.remote_version import RemoteVersion
 from sfsc.transfer.source import Source
@@ -85,6 +87,16 @@ class Status(Value):
     expires: int
     log_vkey: str
     recovery: bool
+
+    @property
+    def due_at(self) -> datetime | None:
+        """Time at which the keys are to be rotated, in UTC."""
+        return as_datetime(self.due)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """Time at which other users stop using the keys, in UTC."""
+        return as_datetime(self.expires)
 
 
 @single_threaded
@@ -233,6 +245,16 @@ class Store(Closing):
         """Fetch (name, target) pairs, each as `get` does, with many requests in flight. Yield the
         index of each with its result, or with the error that it alone has, as they are done."""
         return self._downloads.get_each(items)
+
+    def read_bytes(self, name: str, *, version: int | None = None) -> bytes:
+        """Return the content of a file. Raises `UnsupportedKind` for a folder or a link."""
+        content = io.BytesIO()
+        self._downloads.get(name, content, version=version)
+        return content.getvalue()
+
+    def write_bytes(self, name: str, content: bytes, *, expected: int | None = None) -> Put:
+        """Store `content` as the newest version of `name`. `expected` as in `put`."""
+        return self._uploads.put(io.BytesIO(content), name, expected=expected)
 
     def open(self, name: str, *, version: int | None = None) -> io.BufferedReader:
         """Open a file as a seekable stream that fetches only what is read."""
@@ -404,6 +426,11 @@ class Store(Closing):
             self._sharing.add_folder_readers(one.entry.name)
             yield one
 
+    def mv_tree(self, name: str, to: str, *, skip: Skip | None = None) -> Iterator[Renamed]:
+        """Rename the folder `name` to `to`, or into `to` if there is such a folder. Raises as
+        `mv_many`."""
+        return self.mv_many([f"{name.rstrip('/')}/"], to.rstrip("/"), skip=skip)
+
     def transaction(self) -> Transaction:
         """Return a transaction: several puts, deletions and moves that become visible together or
         not at all.
@@ -444,6 +471,14 @@ class Store(Closing):
         """Return the current version of `name`, without its content."""
         return self._files.stat(name)
 
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file `name`, which is not deleted."""
+        try:
+            self._files.stat(name)
+        except NotFound:
+            return False
+        return True
+
     def rm(self, name: str) -> Entry:
         """Delete `name` and return the version that was current. The versions stay as trash."""
         return self._files.rm(name)
@@ -452,7 +487,7 @@ class Store(Closing):
         """Delete files, and yield their names. Raises as `rm`, for each."""
         return self._stored.rm_many(names, skip or _raise)
 
-    def ls_deleted(self, prefix: str = "", *, skip: Skip | None = None) -> list[DeletedFile]:
+    def trash(self, prefix: str = "", *, skip: Skip | None = None) -> list[DeletedFile]:
         """Return the deleted files whose names start with `prefix` and that still have a content,
         by name. `restore` brings them back. Files that were renamed are not among them."""
         return self._stored.deleted(prefix, skip or _raise)
@@ -484,16 +519,16 @@ class Store(Closing):
         return self._shared_again(self._restores.names(names, skip or _raise))
 
     def restore_tree(
-        self, name: str, *, at: int | None = None, skip: Skip | None = None
+        self, name: str, *, at: Time | None = None, skip: Skip | None = None
     ) -> Iterator[Restored]:
         """Bring back every deleted file in the folder `name` ("": all).
 
-        With `at`, in Unix seconds, make the folder what it was then, by the clocks of the machines
+        With `at`, a `Time`, make the folder what it was then, by the clocks of the machines
         that changed it: changed files get the version of that time, and files that did not exist
         are deleted. Nothing is lost: what was current before stays an older version, or trash.
         Files that were not changed since are not yielded. Raises `NotFound`, also if no file was in
         the folder then: nothing is changed."""
-        return self._shared_again(self._restores.folder(name, at, skip or _raise))
+        return self._shared_again(self._restores.folder(name, as_seconds(at), skip or _raise))
 
     def _shared_again(self, restored: Iterable[Restored]) -> Iterator[Restored]:
         for one in restored:
@@ -528,11 +563,11 @@ class Store(Closing):
         return self._purges.purge_tree(name, skip or _raise)
 
     def purge_trash(
-        self, *, before: int | None = None, skip: Skip | None = None
+        self, *, before: Time | None = None, skip: Skip | None = None
     ) -> Iterator[Purged]:
         """Permanently remove the contents of all deleted files, or only of those that were deleted
-        `before` a time in Unix seconds, by the clocks of the machines that deleted them."""
-        return self._purges.purge_trash(before, skip or _raise)
+        `before` a `Time`, by the clocks of the machines that deleted them."""
+        return self._purges.purge_trash(as_seconds(before), skip or _raise)
 
     def give_up_damaged(self, which: str) -> list[int]:
         """Permanently remove the damaged versions of the file `which` (a name or a file_id), and
@@ -547,15 +582,15 @@ class Store(Closing):
         name: str,
         user: str,
         *,
-        expires: int | None = None,
+        expires: Time | None = None,
         history: bool = False,
         trust_first_use: bool = False,
     ) -> Grant:
         """Let `user` read the current and later versions of `name`, with `history` the older ones
-        too, until `expires` (Unix seconds; 0: until `unshare`; None: as before, if `user` reads it
+        too, until `expires` (a `Time`; 0: until `unshare`; None: as before, if `user` reads it
         already). Raises `WeakRecipient` if the key of `user` is expired or too weak."""
         return self._sharing.share(
-            name, user, expires=expires, history=history, first_use=trust_first_use
+            name, user, expires=as_seconds(expires), history=history, first_use=trust_first_use
         )
 
     def unshare(self, name: str, user: str, *, reencrypt: bool = False) -> Grant:
@@ -568,14 +603,14 @@ class Store(Closing):
         name: str,
         user: str,
         *,
-        expires: int | None = None,
+        expires: Time | None = None,
         history: bool = False,
         trust_first_use: bool = False,
     ) -> Iterator[Grant]:
         """Share every file in the folder `name` ("": all), and every file that is put there later.
         Arguments and errors as in `share`."""
         return self._sharing.share_tree(
-            name, user, expires=expires, history=history, first_use=trust_first_use
+            name, user, expires=as_seconds(expires), history=history, first_use=trust_first_use
         )
 
     def unshare_tree(self, name: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -69,6 +70,7 @@ from sfsc.local_files import check_new_file
 from sfsc.session.handshake import key_lifetime
 from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session
+from sfsc.times import as_datetime
 from sfsc.trust.identity_chain import fetch_newest_bundle
 from sfsc.trust.server_log import SentChange
 from sfsc.warning_log import log_warning
@@ -97,6 +99,16 @@ class DeviceInfo(Value):
     since: int
     last_login: int
     here: bool
+
+    @property
+    def since_at(self) -> datetime | None:
+        """Time since which the account names it, in UTC."""
+        return as_datetime(self.since)
+
+    @property
+    def last_login_at(self) -> datetime | None:
+        """Time of its last login, in UTC; None if there was none."""
+        return as_datetime(self.last_login)
 
 
 class Devices:

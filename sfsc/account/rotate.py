@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Final
 
 from protocol.codec import merkle
@@ -69,6 +70,7 @@ from sfsc.log.rewraps import LoggedRewraps
 from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import to_exception
 from sfsc.session.session import Session
+from sfsc.times import as_datetime
 from sfsc.trust.file_records import Entry, FileOwner
 from sfsc.warning_log import log_warning
 
@@ -95,6 +97,11 @@ class RotationPlan(Value):
     begun: bool
     damaged: int
 
+    @property
+    def due_at(self) -> datetime | None:
+        """Time at which the keys are due, in UTC."""
+        return as_datetime(self.due)
+
 
 class RotationResult(Value):
     """A finished rotation. `wrapped` counts the wraps replaced by this device, `files` all wraps,
@@ -107,6 +114,11 @@ class RotationResult(Value):
     left_out: int
     key_type: str
     due: int
+
+    @property
+    def due_at(self) -> datetime | None:
+        """Time at which the new keys are due, in UTC."""
+        return as_datetime(self.due)
 
 
 class Rotation:

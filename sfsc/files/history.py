@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Final
 
 from protocol.codec.values import Value, field
@@ -36,6 +37,7 @@ from sfsc.session.commit import (
 )
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
+from sfsc.times import as_datetime
 from sfsc.trust.file_records import Entry, FileOwner, VerifiedFile
 from sfsc.trust.state import KnownFile
 
@@ -65,6 +67,11 @@ class Revision(Value):
     kept: bool
     created: int
     voided: bool
+
+    @property
+    def created_at(self) -> datetime | None:
+        """Time of the record by the signer's clock, in UTC."""
+        return as_datetime(self.created)
 
 
 class ExportedKey(Value):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 
 from protocol.codec.errors import MessageError
 from protocol.codec.names import check_file_id, check_user_name
@@ -45,6 +46,7 @@ from sfsc.session.commit import MAX_CONFLICTS
 from sfsc.session.pipeline import Skip, pages
 from sfsc.session.server_errors import damaged_version, expect_reply
 from sfsc.session.session import Session
+from sfsc.times import as_datetime
 from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.trust.file_records import Entry, FileOwner, VerifiedFile
 from sfsc.trust.peer_state import KnownSharedFile, PeerState, SharedEntry
@@ -59,6 +61,11 @@ class Shared(Value):
     entry: Entry
     expires: int
     verified: bool
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """End of the access, in UTC; None if it has none."""
+        return as_datetime(self.expires)
 
 
 class ReceivedFiles:

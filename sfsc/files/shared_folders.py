@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Annotated, ClassVar, Final
 
 from protocol.codec.errors import EncodingError, MessageError
@@ -15,6 +16,7 @@ from protocol.codec.fields import AtMost, Bytes32, Count, Struct, UserName
 from protocol.records.records import ReaderEntry
 from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError
 from sfsc.session.session import Session
+from sfsc.times import as_datetime
 from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import VerifiedFile
@@ -39,6 +41,11 @@ class Folder(Struct):
     user: UserName
     first: Bytes32
     expires: Count
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """End of the access, in UTC; None if it has none."""
+        return as_datetime(self.expires)
 
     def holds(self, name: str) -> bool:
         """Return whether the file `name` lies in this folder."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Final
 
 from protocol.codec.errors import SignatureError
@@ -36,6 +37,7 @@ from sfsc.session.commit import (
 )
 from sfsc.session.pipeline import Skip, newest_views
 from sfsc.session.session import Session
+from sfsc.times import as_datetime
 from sfsc.transfer.reencrypt import Reencryption
 from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.followed_log import SignedLeave
@@ -56,6 +58,11 @@ class Grant(Value):
     name: str
     user: str
     expires: int
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """End of the access, in UTC; None if it has none."""
+        return as_datetime(self.expires)
 
 
 class Sharing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Final, TypeVar
 
 from protocol.codec.values import Value, changed
@@ -23,6 +24,7 @@ from sfsc.session.commit import STOPPING, commit_changes
 from sfsc.session.pipeline import Skip, pipelined
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
+from sfsc.times import as_datetime
 from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.followed_log import LoggedVersion, VersionFacts
 from sfsc.trust.server_log import REPORT
@@ -54,6 +56,11 @@ class DeletedFile(Value):
     size: int
     versions: int
     deleted: int
+
+    @property
+    def deleted_at(self) -> datetime | None:
+        """Time of the deletion, in UTC."""
+        return as_datetime(self.deleted)
 
 
 class Space(Value):

@@ -12,6 +12,7 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final, Generic, TypeVar
 
@@ -24,6 +25,7 @@ from sfsc.local_files import is_folder, status_of
 from sfsc.log.seen_checkpoints import SeenCheckpoints
 from sfsc.session.pipeline import Skip, Window
 from sfsc.session.session import Session
+from sfsc.times import as_datetime
 from sfsc.transfer.destination import (
     OpenDestination,
     check_foreign_name,
@@ -71,6 +73,11 @@ class Got(Value):
     mtime: int | None
     location: str | None
     status: str = FETCHED
+
+    @property
+    def mtime_at(self) -> datetime | None:
+        """Time of the source's last change, in UTC; None if it is unknown."""
+        return as_datetime(self.mtime)
 
     @property
     def path(self) -> Path | None:

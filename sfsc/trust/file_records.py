@@ -5,6 +5,7 @@ What a method returns was verified, unless it says otherwise."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final
 
@@ -39,6 +40,7 @@ from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, Damaged, Fork, NotFound, Rollback, Tampered
 from sfsc.keys.bundle import private_keys
 from sfsc.keys.keyring import Keyring
+from sfsc.times import as_datetime
 from sfsc.trust.signature_cache import signature_is_valid
 
 SETTINGS: Final = "\0settings"
@@ -139,6 +141,16 @@ class Entry(Struct):
     target: Annotated[str, AtMost(MAX_TARGET)] | None = None
     mtime_ns: Nanoseconds | None = None
     sha256: Bytes32 | None = None
+
+    @property
+    def mtime_at(self) -> datetime | None:
+        """Time of the source's last change, in UTC."""
+        return as_datetime(self.mtime)
+
+    @property
+    def created_at(self) -> datetime | None:
+        """Time at which this version was stored, in UTC."""
+        return as_datetime(self.created)
 
     @classmethod
     def from_record(cls, head: FileRecord, content: FileRecord, metadata: Metadata) -> Entry:

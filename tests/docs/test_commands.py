@@ -1,9 +1,10 @@
-"""Every command of README.md and docs/guide.md does what the page says, on a real daemon.
+"""Every command of the README, the guide and the page on the library does what the page says.
 
-A page is run from its first command to its last. Commands are lines that start with ``$`` in fenced
-``console`` or ``sh`` blocks; ``python`` blocks are run as well. The word after the language names
-the machine; without one it is alice's laptop. Placeholders are filled in with what earlier commands
-printed. A command has to end with exit code 0, or with the one that the page states after it.
+A real daemon serves them. A page is run from its first command to its last. Commands are lines that
+start with ``$`` in fenced ``console`` or ``sh`` blocks; ``python`` blocks are run as well. The word
+after the language names the machine; without one it is alice's laptop. Placeholders are filled in
+with what earlier commands printed. A command has to end with exit code 0, or with the one that the
+page states after it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pytest
 
 from tests.harness import PASSPHRASE, REPOSITORY, Daemon, command, environment
 
-PAGES = ("README.md", "docs/guide.md")
+PAGES = ("README.md", "docs/guide.md", "docs/library.md")
 NOT_RUN = {
     "make demo": "takes a minute and stores 256 MiB",
     "make test": "runs this test",
@@ -51,9 +52,9 @@ TYPED = {
     "sfsc rotate --recovery --yes": "CODE\n",
 }
 """What the user types when a command asks."""
-UNLOCKED = "docs/guide.md"
-"""The page whose keyrings have no passphrase here: deriving the key from it takes as long as the
-rest of a short command. README.md is run with a passphrase."""
+UNLOCKED = ("docs/guide.md", "docs/library.md")
+"""Pages whose keyrings have no passphrase here: deriving the key from it takes as long as the rest
+of a short command. README.md is run with a passphrase."""
 LOCKING = ("sfsc init -", "sfsc key backup ", "sfsc key restore ")
 """Commands that choose a passphrase begin so."""
 FILE_WRITING = ("sfsc key export ",)
@@ -178,7 +179,7 @@ class World:
 def test_commands_of_a_page(page: str, tmp_path: Path) -> None:
     steps = steps_of(page)
     assert steps
-    world = World(tmp_path, Daemon(tmp_path / "operator" / "sfs-root"), page == UNLOCKED)
+    world = World(tmp_path, Daemon(tmp_path / "operator" / "sfs-root"), page in UNLOCKED)
     try:
         if all(not step.text.startswith("sfsd init ") for step in steps):
             # The reader of this page has a server already, and a colleague who uses it.

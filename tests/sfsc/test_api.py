@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,11 +16,18 @@ from pathlib import Path
 import pytest
 
 import sfsc
+import sfsc.aio
 from sfsc import api
+from sfsc.errors import SfscError
+from sfsc.files.sharing import Grant
 from sfsc.session.limits import Timeouts
 from sfsc.store import Store
+from tests.harness import REPOSITORY
 from tests.sfsc.simulator import Simulator
 
+KNOWN = {"Iterable", "Iterator", "Sequence", "Path", "None", "BufferedReader", "Passphrase"}
+KNOWN |= {"PathLike", "BaseException"}
+"""Types of the standard library in signatures, and of passphrases."""
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
 
 IMPORT_SFSC = """
@@ -140,15 +150,82 @@ def test_every_public_name_exists() -> None:
 
 def test_the_table_of_public_names() -> None:
     """The table has every name of `__all__` except errors, with the module that defines it."""
-    errors = {name for name in sfsc.__all__ if hasattr(sfsc.errors, name)}
-    assert set(api.PUBLIC) == set(sfsc.__all__) - errors
+    errors = {
+        name
+        for name, kind in vars(sfsc.errors).items()
+        if isinstance(kind, type) and issubclass(kind, SfscError) and not name.startswith("_")
+    }
+    assert set(sfsc.__all__) == set(api.PUBLIC) | errors | {"__version__"}
+    unions = {"Source", "Target", "Time", "Skip"}
     for name, module in api.PUBLIC.items():
         assert getattr(sfsc, name) is getattr(import_module(f"sfsc.{module}"), name)
-        assert getattr(sfsc, name).__module__ == f"sfsc.{module}"
+        assert name in unions or getattr(sfsc, name).__module__ == f"sfsc.{module}"
     with pytest.raises(AttributeError):
         sfsc.no_such_name  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError):
         from sfsc import no_such_name  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_the_documented_names_are_the_public_ones() -> None:
+    page = (REPOSITORY / "docs" / "library.md").read_text("utf-8")
+    errors, names = page.partition("## Errors")[2], page.partition("## Names")[2]
+    table = errors.partition("## ")[0].partition("|---")[2]
+    ours, _, aio = names.partition("In `sfsc.aio`:")
+    listed = re.findall(r"`(\w+)`", table) + re.findall(r"`(\w+)`", ours)
+    assert sorted({*listed}) == sorted(sfsc.__all__)
+    assert len(set(listed)) >= len(listed) - 1, "only Store is named again"
+    assert sorted(re.findall(r"`(\w+)`", aio)) == sorted(sfsc.aio.__all__)
+    codes = dict(re.findall(r"\| `(\w+)` \| (\d) \|", table))
+    for name, code in codes.items():
+        assert getattr(sfsc, name).exit_code == int(code)
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{name}`"))
+        for below in re.findall(r"`(\w+)`", row.split("|")[3]):
+            assert issubclass(getattr(sfsc, below), getattr(sfsc, name))
+
+
+def test_all_that_the_methods_return_is_public() -> None:
+    public = {kind for name in sfsc.__all__ if isinstance(kind := getattr(sfsc, name), type)}
+    for kind in (Store, sfsc.Transaction):
+        for name, method in inspect.getmembers(kind, inspect.isfunction):
+            if not name.startswith("_"):
+                hints = inspect.get_annotations(method)
+                for word in re.findall(r"[A-Z]\w+", " ".join(map(str, hints.values()))):
+                    assert word in KNOWN or getattr(sfsc, word) is not None, (name, word)
+    assert sfsc.Put in public
+
+
+def test_times_are_given_in_seconds_and_as_datetimes(home: Path) -> None:
+    with sfsc.connect(home, timeouts=QUICK) as store:
+        store.write_bytes("a", b"one")
+        entry = store.stat("a")
+        assert entry.created_at is not None
+        assert entry.created_at.timestamp() == entry.created
+        assert store.status().due_at == datetime.fromtimestamp(store.status().due, UTC)
+        store.rm("a")
+        (deleted,) = store.trash()
+        assert deleted.deleted_at == datetime.fromtimestamp(deleted.deleted, UTC)
+        early, late = (datetime.fromtimestamp(deleted.deleted + off, UTC) for off in (-9, 9))
+        assert list(store.purge_trash(before=early)) == []
+        assert [one.name for one in store.purge_trash(before=late)] == ["a"]
+        with pytest.raises(sfsc.UsageError, match="time zone"):
+            store.purge_trash(before=datetime(2027, 1, 1))  # noqa: DTZ001
+    assert Grant("a", "bob", 0).expires_at is None
+
+
+def test_contents_as_bytes_and_names_that_exist(home: Path) -> None:
+    with sfsc.connect(home, timeouts=QUICK) as store:
+        assert not store.exists("d/a")
+        assert store.write_bytes("d/a", b"one").version == 1
+        with pytest.raises(sfsc.ConflictError):
+            store.write_bytes("d/a", b"two", expected=0)
+        assert store.write_bytes("d/a", b"two").version == 2
+        assert store.exists("d/a")
+        assert (store.read_bytes("d/a"), store.read_bytes("d/a", version=1)) == (b"two", b"one")
+        assert [one.entry.name for one in store.mv_tree("d", "e")] == ["e/a"]
+        assert [one.entry.name for one in store.mv_tree("e/", "f/")] == ["f/a"]
+        assert not store.exists("d/a")
+        with pytest.raises(sfsc.UsageError):
+            store.exists("")
 
 
 def test_a_whole_session(server: Simulator, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def show_deleted(context: Context, prefix: str, *, long: bool) -> None:
     """List the deleted files whose names start with `prefix`."""
     unreadable = terminal.Failures()
     with context.connect() as store:
-        for one in store.ls_deleted(prefix, skip=unreadable):
+        for one in store.trash(prefix, skip=unreadable):
             context.answer(one, _deleted_line(one) if long else printable(one.name))
     unreadable.check()
 
@@ -186,7 +186,7 @@ def purge(context: Context, *, trash: bool, older_than: str | None, yes: bool) -
     terminal.require_terminal(yes=yes)
     failures = terminal.Failures()
     with context.connect() as store:
-        found = store.ls_deleted(skip=failures)
+        found = store.trash(skip=failures)
         found = [one for one in found if before is None or one.deleted < before]
         if not found:
             terminal.say("the trash is empty" if before is None else "nothing is that old")
