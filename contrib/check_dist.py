@@ -27,6 +27,10 @@ PAGES = ("sfsc.1", "sfsc-put.1", "sfsc-key-recovery.1", "sfsd.1", "sfsd-serve.1"
 PLACES = "import protocol, sfsc, sfsd; print(protocol.__file__, sfsc.__file__, sfsd.__file__)"
 
 
+_SUFFIXES = {".py", ".html", ".css", ".js"}
+"""Suffixes of the files of a package: modules, and the page of `sfsd report`."""
+
+
 class DistError(Exception):
     """The built distributions are not complete, or are not what would be used."""
 
@@ -37,7 +41,7 @@ def modules() -> set[str]:
     return {
         path.relative_to(REPOSITORY).as_posix()
         for path in found
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in _SUFFIXES or path.name == "py.typed"
     }
 
 

@@ -31,7 +31,8 @@ COMMANDS = {
     "rotate-keys": "Replace the server's TLS key or log key.",
     "status": "Show the state of the daemon.",
     "fsck": "Check that log, sidecars and ciphertext agree.",
-    "audit": "Read and verify the log.",
+    "audit": "Read, export and verify the log.",
+    "report": "Write a page that shows the log and the store.",
 }
 """Each command and its line of help, in the order of --help."""
 _OUTPUT_HINT = "the command was carried out; only its output is incomplete"

@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, cast
 
 import click
 
-from protocol.codec.errors import MessageError, QuantityError
+from protocol.codec.errors import MessageError
 from protocol.codec.names import check_file_id, check_principal
-from protocol.codec.quantities import parse_duration
 from protocol.codec.terminal_text import counted
 from protocol.log.auditlog import LogEntry
 from protocol.wire.messages.log import LogCheckpoint, LogHead
@@ -28,6 +26,7 @@ from sfsd.commands import (
     user_name,
     utc_option,
 )
+from sfsd.commands.entry_times import period, since_option, until_option
 from sfsd.datadir import lock_root
 from sfsd.errors import CommandError, ConfigError, RootBusyError
 from sfsd.log.descriptions import OPERATIONS, describe, shown_time
@@ -119,29 +118,6 @@ def _file_id(file_id: str) -> str:
     return file_id
 
 
-def _entry_time(text: str | None, option: str, *, utc: bool) -> str | None:
-    """Convert a date, a time or an age to the form in entries. What has no time zone is local, or
-    UTC with `utc`. Raises `click.BadParameter`."""
-    if text is None:
-        return None
-    try:
-        moment = _moment(text, utc=utc).astimezone(UTC)
-    except (ValueError, OverflowError, OSError) as exc:
-        forms = "not like 2026-11-24, 2026-11-24T09:30:00Z or 7d (7 days ago)"
-        raise click.BadParameter(forms, param_hint=f"'{option}'") from exc
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _moment(text: str, *, utc: bool) -> datetime:
-    try:
-        return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
-    except QuantityError:
-        moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        return moment.replace(tzinfo=UTC) if utc else moment.astimezone()
-    return moment
-
-
 def _selects(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options that select entries to a command; they are passed as one `_Selection`."""
 
@@ -156,21 +132,14 @@ def _selects(function: Callable[..., None]) -> Callable[..., None]:
         utc: bool,
         **others: object,
     ) -> None:
-        first = _entry_time(since, "--since", utc=utc)
-        last = _entry_time(until, "--until", utc=utc)
-        if first is not None and last is not None and first >= last:
-            raise click.BadParameter("is not after --since", param_hint="'--until'")
+        first, last = period(since, until, utc=utc)
         wanted = EntryFilter(user, file_id, ops, first, last)
         function(selection=_Selection(wanted, utc=utc), **others)
 
     for option in (
         utc_option,
-        click.option("--until", metavar="TIME", help="Only before this time."),
-        click.option(
-            "--since",
-            metavar="TIME",
-            help="Only from this time on: ISO 8601, or an age such as 7d.",
-        ),
+        until_option,
+        since_option,
         click.option(
             "--op",
             "ops",

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 import sfsd
 import sfsd.operations
-from protocol.log import auditlog
-from protocol.log.auditlog import EntryDraft, LogEntry
+from protocol.log.auditlog import EntryDraft
 from protocol.records.records import OWN_KEYS, PUT, FileRecord
 from sfsd.log.descriptions import (
     KINDS,
@@ -25,24 +24,11 @@ from sfsd.log.descriptions import (
     statement_of,
 )
 from sfsd.rules.context import OPERATIONS as REQUESTS
+from tests.sfsd.log_entries import entry
 
 ID = "0123456789abcdef" * 2
 OTHER = "f" * 32
 DAY = 1_700_000_000
-
-
-def entry(draft: EntryDraft, seq: int = 7, time: str = "2026-11-24T09:30:00.123Z") -> LogEntry:
-    line, _ = auditlog.encode(
-        draft,
-        seq=seq,
-        time=time,
-        salt=bytes(16),
-        detail=draft.detail,
-        accounts={},
-        tags=(),
-        prev=bytes(32),
-    )
-    return auditlog.parse(line)
 
 
 def said(op: str, actor: str = "alice", **fields: object) -> str:

@@ -11,26 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.log import auditlog
 from protocol.log.auditlog import EntryDraft, LogEntry
 from sfsd.log.export import FIELDS, export
+from tests.sfsd import log_entries
 
 HOSTILE = "=cmd|' /C calc'!A0\",\"\r\nCEF:0|x \\| a=b \u202e;=1+1"
 
 
 def entry(op: str = "user-access", actor: str = "operator", **fields: object) -> LogEntry:
-    draft = EntryDraft(op, actor, **fields)  # type: ignore[arg-type]
-    line, _ = auditlog.encode(
-        draft,
-        seq=3,
-        time="2026-11-24T09:30:00.123Z",
-        salt=bytes(16),
-        detail=draft.detail,
-        accounts={},
-        tags=(),
-        prev=bytes(32),
-    )
-    return auditlog.parse(line)
+    return log_entries.entry(EntryDraft(op, actor, **fields), 3)  # type: ignore[arg-type]
 
 
 def exported(kind: str, *entries: LogEntry) -> str:
