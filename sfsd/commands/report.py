@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sfsd.report.storage import UserStorage
     from sfsd.report.summary import LogSummary
 
+STDOUT = Path("-")
 _MAX_ROWS = 50_000
 """Most entries on a page. A browser needs about a second for as many."""
 
@@ -38,8 +39,8 @@ _MAX_ROWS = 50_000
     "target",
     metavar="FILE",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File to write, which is replaced if it exists.",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="File to write, which is replaced if it exists; - is stdout.",
 )
 @click.option(
     "--rows",
@@ -98,7 +99,31 @@ def command(
         disk_free=_disk_free(root),
         warnings=tuple(log_warnings(root / "logs")),
     )
-    Files().replace_durable(target, render(facts).encode())
+    page = render(facts)
+    if target == STDOUT:
+        click.echo(page, nl=False)
+    else:
+        _write(target, page)
+        _report(target, verdict, as_json=as_json)
+    if verdict.damage:
+        raise CommandError(
+            f"the log is damaged: {verdict.damage}", verdict.hint, exit_code=CommandError.DAMAGED
+        )
+
+
+def _write(target: Path, page: str) -> None:
+    """Write the page to a file that only this account can read. Raises `CommandError`."""
+    try:
+        Files().replace_durable(target, page.encode())
+    except OSError as exc:
+        raise CommandError(
+            f"cannot write {target.absolute()}: {exc.strerror}",
+            "name a file in a folder that this account can write, or use `--html - > FILE`",
+            exit_code=CommandError.exit_code,
+        ) from exc
+
+
+def _report(target: Path, verdict: Verdict, *, as_json: bool) -> None:
     if as_json:
         answer_json(
             {
@@ -110,10 +135,6 @@ def command(
         )
     else:
         answer(f"{target.resolve()}: {counted(verdict.entries, 'entry', 'entries')}")
-    if verdict.damage:
-        raise CommandError(
-            f"the log is damaged: {verdict.damage}", verdict.hint, exit_code=CommandError.DAMAGED
-        )
 
 
 def _zone_offset() -> int:

@@ -105,6 +105,14 @@ def test_an_intact_log(root: Path, tmp_path: Path, sfsd: Sfsd) -> None:
     assert told == {"file": str(page), "entries": entries, "intact": True, "first_wrong": None}
 
 
+def test_page_on_stdout(
+    root: Path, tmp_path: Path, sfsd: Sfsd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sfsd("report", "--html", "-").out.startswith("<!DOCTYPE html>\n")
+    assert [one.name for one in tmp_path.iterdir()] == ["root"]
+
+
 def test_nothing_in_the_page_runs_or_loads_but_its_own_script(
     root: Path, tmp_path: Path, sfsd: Sfsd
 ) -> None:
@@ -227,7 +235,8 @@ def test_a_damaged_log(
 
 def test_a_page_that_cannot_be_written(root: Path, tmp_path: Path, sfsd: Sfsd) -> None:
     told = sfsd("report", "--html", tmp_path / "none" / "report.html", code=1)
-    assert "No such file or directory" in told.err
+    assert f"cannot write {tmp_path}/none/report.html: No such file or directory" in told.err
+    assert "--html -" in told.err
     sfsd("report", code=2)
     sfsd("report", "--html", tmp_path, code=2)
     other = tmp_path / "other"
