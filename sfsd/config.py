@@ -19,6 +19,7 @@ from protocol.codec.values import Value, field
 from sfsd.errors import ConfigError
 from sfsd.setting_kinds import (
     DAY,
+    Choice,
     Count,
     Duration,
     ListenAddress,
@@ -247,6 +248,27 @@ class MetricsSettings(Value):
     ] = ""
 
 
+class LogSettings(Value):
+    """Table ``[log]``: the daemon's messages on stderr, which are not the audit log."""
+
+    format: Annotated[
+        str,
+        Choice(
+            "Form of the daemon's messages: text, or json for one JSON object a line. The option "
+            "--log-format and SFSD_LOG_FORMAT override it.",
+            choices=("text", "json"),
+        ),
+    ] = "text"
+    level: Annotated[
+        str,
+        Choice(
+            "Least level of the messages that are written: debug, info, warning or error. The "
+            "option --log-level and SFSD_LOG_LEVEL override it.",
+            choices=("debug", "info", "warning", "error"),
+        ),
+    ] = "info"
+
+
 class Config(Value):
     """Settings of one root. `quota` is the bytes of a user added without --quota; 0: no limit."""
 
@@ -277,6 +299,7 @@ class Config(Value):
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     health: HealthBounds = field(default_factory=HealthBounds)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    log: LogSettings = field(default_factory=LogSettings)
 
     @classmethod
     def load(cls, root: Path) -> Self:
@@ -286,8 +309,9 @@ class Config(Value):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Load a file of settings. Raises `ConfigError`, for the first problem in it."""
+        raw = read_file(path)
         try:
-            return cls.parse(read_file(path))
+            return cls.parse(raw)
         except ConfigError as exc:
             raise ConfigError(f"{path.absolute()}, {exc.cause}", exc.hint) from exc
 

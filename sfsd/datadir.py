@@ -102,14 +102,15 @@ def open_server_context(
     try:
         _check_mounted(root, journal)
         store = DirectoryStore(root, files)
-        lost = recover(store, journal).lost
+        recovered = recover(store, journal)
         committer = Committer(store, journal, keep_spares=True)
         try:
-            _set_aside(store, journal, committer, lost, after_cut=after_cut)
+            _set_aside(store, journal, committer, recovered.lost, after_cut=after_cut)
             identity = ServerIdentity.parse(
                 keys.statement, keys.signature, keys.spki_sha256, keys.operator_public
             )
             context = ServerContext(root, config, identity, store, journal, committer, clock)
+            context.recovered = recovered
             _log_statement(context, keys)
             if store.installer.applied < 0:
                 # A full disk takes a new number in staging/applied, but not the file itself.

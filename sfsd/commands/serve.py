@@ -9,7 +9,17 @@ import click
 
 from sfsd import setting_kinds
 from sfsd.commands import parse_with, root_option
+from sfsd.config import Config, settings
+from sfsd.errors import SfsdError
 from sfsd.net.listener import serve_root
+from sfsd.service import log_output
+
+_log = logging.getLogger(__name__)
+
+
+def _choices(setting: str) -> click.Choice[str]:
+    kind = settings()[setting]
+    return click.Choice(kind.choices if isinstance(kind, setting_kinds.Choice) else ())
 
 
 @click.command()
@@ -25,10 +35,41 @@ from sfsd.net.listener import serve_root
     type=click.Path(path_type=Path, dir_okay=False),
     help="File to write the bound address to, once connections are accepted.",
 )
-def command(root: Path, listen: str | None, ready_file: Path | None) -> None:
+@click.option(
+    "--log-format",
+    type=_choices("log.format"),
+    envvar="SFSD_LOG_FORMAT",
+    help="Messages as text or as one JSON object a line (SFSD_LOG_FORMAT).",
+)
+@click.option(
+    "--log-level",
+    type=_choices("log.level"),
+    envvar="SFSD_LOG_LEVEL",
+    help="Least level of the messages (SFSD_LOG_LEVEL).",
+)
+def command(
+    root: Path,
+    listen: str | None,
+    ready_file: Path | None,
+    log_format: str | None,
+    log_level: str | None,
+) -> int:
     """Serve the root until SIGTERM or SIGINT.
+
+    Messages go to stderr. Each option overrides its setting in sfsd.toml.
 
     Example: sfsd serve --root /srv/sfs --listen 0.0.0.0:7373
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    serve_root(root, listen, ready_file)
+    config = Config.load(root)
+    log_format = log_format or config.log.format
+    log_output.configure(log_format, log_level or config.log.level)
+    try:
+        serve_root(root, listen, ready_file)
+    except SfsdError as exc:
+        if log_format != "json":
+            raise
+        # A program reads these lines, so the last one has the same form.
+        details = log_output.event("failed", hint=exc.hint or "", exit_code=exc.exit_code)
+        _log.critical("%s", exc.cause, extra=details)
+        return exc.exit_code
+    return 0

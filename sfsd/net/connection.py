@@ -82,7 +82,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._dispatcher = dispatcher
         self._metrics = dispatcher.context.metrics
         self._limits = limits
-        self._address = address
+        self.address = address
         self._deadline = deadline
         self._budget = budget
         self._turns = turns
@@ -204,7 +204,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         if not self._waits_for_turn and self._transport is not None:
             self._waits_for_turn = True
             self._transport.pause_reading()
-            user = self._address if self.principal is None else self.principal.user
+            user = self.address if self.principal is None else self.principal.user
             self._turns.wait(user, self._receive_more)
 
     def _receive_more(self) -> None:
@@ -280,7 +280,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             # A bug: only this connection is closed, and the daemon goes on.
-            _log.error("a request of %s failed", self._address, exc_info=exc)
+            _log.error("a request of %s failed", self.address, exc_info=exc)
             self.abort()
         self._start_requests()
 
@@ -312,7 +312,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self.user = message.user  # from now on, disabling the account closes this connection
         try:
             principal, reply = await self._dispatcher.open_session(
-                message, welcome_sha256=self._connection.welcome_sha256, address=self._address
+                message, welcome_sha256=self._connection.welcome_sha256, address=self.address
             )
         except Refused as exc:
             self._refuse(request_id, Error(exc.code, exc.cause))

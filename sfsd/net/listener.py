@@ -9,6 +9,7 @@ import gc
 import ipaddress
 import itertools
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -16,7 +17,9 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from protocol import VERSION
 from protocol.codec.names import SERVER
+from protocol.codec.terminal_text import counted
 from protocol.codec.values import changed
 from protocol.log.auditlog import EntryDraft
 from protocol.records.invitation import format_address, parse_address
@@ -36,6 +39,7 @@ from sfsd.fs.descriptors import descriptor_limit, descriptor_quarter, raise_desc
 from sfsd.fs.files import FULL_DISK, Files
 from sfsd.fs.spare_files import SpareFiles
 from sfsd.jobs.account_survey import AccountSurvey
+from sfsd.jobs.disk_watch import DiskWatch
 from sfsd.jobs.scheduler import JobScheduler
 from sfsd.net.connection import ClientConnection
 from sfsd.net.connection_limits import (
@@ -50,6 +54,7 @@ from sfsd.net.read_turns import ReadTurns
 from sfsd.net.tls_transport import TLSTransport, receive_buffer
 from sfsd.net.user_rates import UserRate, UserRates
 from sfsd.rules.context import Principal, ServerContext
+from sfsd.service.log_output import event
 from sfsd.storage.change import Change
 
 if TYPE_CHECKING:
@@ -92,6 +97,7 @@ class Server:
         self._metrics: MetricsServer | None = None
         self._stopping = False
         self._failed: str | None = None
+        self._disks = DiskWatch(context)
         self._started = 0.0
         self.ended = asyncio.Event()
         """Set when the daemon is to stop serving."""
@@ -182,11 +188,13 @@ class Server:
 
     def logged_in(self, connection: ClientConnection, user: str) -> UserRate | None:
         self._limiter.log_in(connection, user)
+        _log.debug("%s: logged in as %s", connection.address, user)
         self._update_metrics()
         return self._rates.of(user, asyncio.get_running_loop().time())
 
     def closed(self, connection: ClientConnection) -> None:
         self._connections.discard(connection)
+        _log.debug("%s: connection closed", connection.address)
         self._limiter.release(connection)
         self._update_metrics()
 
@@ -284,6 +292,10 @@ class Server:
                 self.context.metrics.failed_jobs["housekeeping"] = str(exc)
             else:
                 self.context.metrics.failed_jobs.pop("housekeeping", None)
+            try:
+                await asyncio.to_thread(self._disks.check)
+            except OSError as exc:
+                _log.warning("the disks cannot be examined: %s", exc)
             self._rates.forget_idle(self._limiter.users(), asyncio.get_running_loop().time())
             self._report_failure()
             self._reopen_if_room()
@@ -307,14 +319,18 @@ class Server:
         if self._failed is None and (failed := self.context.failed) is not None:
             self._failed = failed
             until = "there is room" if self.context.awaits_room else "restart"
-            _log.critical("storage failure: serving read-only metadata until %s: %s", until, failed)
+            _log.critical(
+                "storage failure: serving read-only metadata until %s: %s",
+                *(until, failed),
+                extra=event("storage-failed", until=until),
+            )
 
     def _reopen_if_room(self) -> None:
         """End this server if a logged change waits for room and there is room. Opening the root
         again puts the change in place, as a restart does, and sessions begin again."""
         since = asyncio.get_running_loop().time() - self._started
         if self.context.awaits_room and since >= _REOPEN_SECONDS and self.context.store.has_room():
-            _log.info("there is room again: opening the root again")
+            _log.info("there is room again: opening the root again", extra=event("reopen"))
             self.reopens = True
             self.ended.set()
 
@@ -423,9 +439,9 @@ async def _serve(
         bound = await server.start(listen)
         for path in filter(None, (address, ready_file)):
             _publish_address(files, context.store.pack_spares, path, bound)
-        _log.info("serving %s", bound)
+        _say_started(context, bound)
         await server.ended.wait()
-        _log.info("stopping")
+        _log.info("stopping", extra=event("stop", address=bound))
         return bound if server.reopens else None
     finally:
         try:
@@ -433,6 +449,34 @@ async def _serve(
         finally:
             _clear_address(files, address)
             restore()
+
+
+def _say_started(context: ServerContext, bound: str) -> None:
+    """Log what runs here, and what the start had to repair."""
+    recovered, public = context.recovered, context.config.public
+    repaired = f"done, {counted(recovered.entries, 'entry', 'entries')} put in place"
+    if context.failed is not None:
+        repaired = "not done"
+    elif not recovered.entries:
+        repaired = "done, nothing to repair"
+    elif recovered.lost:
+        repaired += f", {counted(len(recovered.lost), 'lost file')} set aside"
+    _log.info(
+        "sfsd %s serves %s on %s: pid %d, public address %s, recovery %s",
+        *(VERSION, context.root.absolute(), bound, os.getpid(), public or "not set", repaired),
+        extra=event(
+            "start",
+            version=VERSION,
+            root=str(context.root.absolute()),
+            address=bound,
+            pid=os.getpid(),
+            public=public,
+            recovered=context.failed is None,
+            recovered_entries=recovered.entries,
+            recovered_files=recovered.installed,
+            lost_files=len(recovered.lost),
+        ),
+    )
 
 
 def _publish_address(files: Files, spares: SpareFiles, path: Path, bound: str) -> None:

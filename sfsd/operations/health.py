@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import TimeoutError as ProofTimeout
+from pathlib import Path
 from typing import Final
 
 from protocol.codec.terminal_text import counted, human_duration, human_size
+from protocol.codec.values import Value
 from sfsd.errors import JournalError, SfsdError
 from sfsd.rules.context import ServerContext
 
@@ -56,20 +58,38 @@ def _checkpoint_problems(server: ServerContext) -> list[str]:
 
 
 def _room_problems(server: ServerContext) -> list[str]:
+    return [problem for disk in disk_rooms(server) for problem in disk.problems]
+
+
+class DiskRoom(Value):
+    """Room on the disk of a folder of the root: free bytes, and files that can be created (None: no
+    limit), both -1 if the disk cannot be examined. `problems` says what is below the bounds of
+    ``[health]``."""
+
+    folder: str
+    free: int
+    files: int | None
+    problems: list[str]
+
+
+def disk_rooms(server: ServerContext) -> list[DiskRoom]:
+    """Return the room on each disk of the root. Waits for the disks."""
+    return [_disk_room(server, folder) for folder in server.disks]
+
+
+def _disk_room(server: ServerContext, folder: Path) -> DiskRoom:
     bounds, files, found = server.config.health, server.store.files, list[str]()
-    for folder in server.disks:
-        name = folder.relative_to(server.root).as_posix()
-        try:
-            free, left = files.free(folder), files.free_files(folder)
-        except OSError as exc:
-            found.append(f"the disk of {name}/ cannot be examined: {exc.strerror}")
-            continue
-        if free < bounds.free_space:
-            least = human_size(bounds.free_space)
-            found.append(f"{human_size(free)} free on the disk of {name}/, less than {least}")
-        if left is not None and left < bounds.free_files:
-            found.append(
-                f"room for {counted(left, 'file')} on the disk of {name}/, "
-                f"fewer than {bounds.free_files:,}"
-            )
-    return found
+    name = folder.relative_to(server.root).as_posix()
+    try:
+        free, left = files.free(folder), files.free_files(folder)
+    except OSError as exc:
+        return DiskRoom(name, -1, -1, [f"the disk of {name}/ cannot be examined: {exc.strerror}"])
+    if free < bounds.free_space:
+        least = human_size(bounds.free_space)
+        found.append(f"{human_size(free)} free on the disk of {name}/, less than {least}")
+    if left is not None and left < bounds.free_files:
+        found.append(
+            f"room for {counted(left, 'file')} on the disk of {name}/, "
+            f"fewer than {bounds.free_files:,}"
+        )
+    return DiskRoom(name, free, left, found)

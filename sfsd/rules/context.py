@@ -37,6 +37,7 @@ from sfsd.state.read_handles import ReadHandles
 from sfsd.state.uploads import UploadRegistry
 from sfsd.storage.change import Change
 from sfsd.storage.committer import Committer
+from sfsd.storage.crash_recovery import RecoveryReport
 from sfsd.storage.store import DirectoryStore
 
 
@@ -127,7 +128,8 @@ class ServerMetrics(Mutable):
 class ServerContext:
     """Everything that operations use, built on an opened store and log.
 
-    `root` is the daemon's directory. `clock` returns Unix seconds.
+    `root` is the daemon's directory. `clock` returns Unix seconds. `recovered` says what opening
+    the root had to repair.
     """
 
     def __init__(
@@ -160,6 +162,7 @@ class ServerContext:
         self.visibility = Visibility(self.users, self.index, self.wishes, clock)
         self.refusals = RefusalLog(clock)
         self.metrics = ServerMetrics()
+        self.recovered = RecoveryReport(0, 0, 0)
 
     @property
     def now(self) -> int:
