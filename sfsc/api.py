@@ -236,8 +236,10 @@ def accept(
     the keys that it knows, and replace them. `skip` is called for each version that is damaged and
     therefore left out. Return the log's number of entries, the path of the evidence kept against
     the server (None if there is none), and what the server had forgotten of the account (None for
-    nothing). Other arguments and errors as in `connect`."""
+    nothing). The next `sync` of each folder deletes nothing. Other arguments and errors as in
+    `connect`."""
     from sfsc.account.restored import connect_accepting, continue_restored
+    from sfsc.files.sync_memory import forget_synchronised
     from sfsc.session.session import Session
     from sfsc.trust.state import open_client_state
 
@@ -249,6 +251,7 @@ def accept(
         try:
             with session.thread_guard:
                 connect_accepting(session)
+                forget_synchronised(where)
                 session.accept_log()
                 newest = session.trust.newest
                 report = None if skip is None else session.thread_guard.reporting(skip)

@@ -59,6 +59,17 @@ class Seen(Value):
         return Seen.from_item(self.version, item) == self
 
 
+def forget_synchronised(home: Path) -> None:
+    """Forget what was synchronised, for a server that may have gone back: a file that it does not
+    have any more was not deleted by another machine, and its version numbers are used again. Raises
+    `LocalError`."""
+    try:
+        for path in (home / FOLDER_NAME).glob("*[0-9a-f]"):  # other programs hold the locks
+            path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise LocalError(f"cannot remove {exc.filename}: {exc.strerror}") from exc
+
+
 class SyncMemory:
     """Memory for `folder` and the names that begin with `prefix`, by path below both."""
 
