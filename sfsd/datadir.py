@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -51,6 +53,8 @@ _NO_ROOM = (
     StoreFullError,
     StoreWaitsError,
 )
+NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+"""`OSError.errno` values that mean this process cannot write there."""
 STATEMENT_OP = "server-statement"
 """Op of the log entry that holds a statement of this server."""
 
@@ -70,13 +74,50 @@ def lock_root(root: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as exc:
-        raise RootBusyError(
-            f"another process uses {root}", "stop the daemon that serves it, or use another root"
-        ) from exc
+        raise _busy(root) from exc
     try:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def lock_root_to_read(root: Path) -> Iterator[None]:
+    """Hold the lock of `root` as `lock_root` does. If this process cannot write there, as on a
+    read-only disk or in a copy of another account, only check that no other process holds it."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock_root(root))
+        except OSError as exc:
+            if exc.errno not in NOT_WRITABLE:
+                raise
+            held.enter_context(_lock_read_only(root))
+        yield
+
+
+@contextmanager
+def _lock_read_only(root: Path) -> Iterator[None]:
+    """Share the lock of a root whose lock file this process can only read, if there is one."""
+    try:
+        file = (root / "run" / "lock").open("rb")
+    except OSError:
+        yield  # a copy has none
+        return
+    with file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise _busy(root) from exc
+        yield
+
+
+def _busy(root: Path) -> RootBusyError:
+    return RootBusyError(
+        f"another process uses {root}", "stop the daemon that serves it, or use another root"
+    )
 
 
 @contextmanager

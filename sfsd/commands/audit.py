@@ -27,7 +27,7 @@ from sfsd.commands import (
     utc_option,
 )
 from sfsd.commands.entry_times import period, since_option, until_option
-from sfsd.datadir import lock_root
+from sfsd.datadir import lock_root_to_read
 from sfsd.errors import CommandError, ConfigError, RootBusyError
 from sfsd.log.descriptions import OPERATIONS, describe, shown_time
 from sfsd.log.export import FORMATS, export
@@ -292,7 +292,7 @@ def _compare_table(root: Path, entries: int) -> tuple[int | None, str | None, in
     of the log that it follows, why it was not compared, first entry that differs), each None if it
     does not apply. Raises `TableUnreadableError`."""
     try:
-        with lock_root(root):  # so that no daemon starts meanwhile
+        with lock_root_to_read(root):  # so that no daemon starts meanwhile
             newest = TableComparison(root / "logs" / "tree")
     except RootBusyError:
         return None, "a daemon uses it", None

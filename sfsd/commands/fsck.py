@@ -15,12 +15,17 @@ from protocol.codec.terminal_text import counted
 from protocol.log.auditlog import LOST, EntryDraft
 from sfsd import server_keys
 from sfsd.commands import answer, answer_json, json_option, root_option
-from sfsd.datadir import lock_root, open_server_context, repair_settings
+from sfsd.datadir import (
+    lock_root,
+    lock_root_to_read,
+    open_server_context,
+    repair_settings,
+)
 from sfsd.errors import Absent, CommandError, JournalDamagedError, RecoveryError, Refused
 from sfsd.fs.files import Files
 from sfsd.log.cut import begin_cut, finish_cut
 from sfsd.storage.change import Change
-from sfsd.storage.fsck import Fsck, applied_mark
+from sfsd.storage.fsck import Finding, Fsck, applied_mark
 
 
 @click.command()
@@ -52,7 +57,8 @@ def command(
 ) -> None:
     """Check that the store holds exactly the files that the log says.
 
-    The daemon must not run. No key is needed. --repair restores inbox notes, leaf hashes, identity
+    The daemon must not run. No key is needed, and without --repair no right to write: a copy on a
+    read-only disk is checked too. --repair restores inbox notes, leaf hashes, identity
     chains, second names of a ciphertext and the log's cache, and moves files that are not in the
     log to stray/. With the server's keys it also installs logged changes as a start does, and marks
     versions as lost if their bytes are gone. Exit code 5 if damage is left.
@@ -68,12 +74,13 @@ def command(
     if give_up is not None:
         _give_up(root, *give_up)
         return
-    with lock_root(root):
+    changes = repair or cut_log is not None
+    with lock_root(root) if changes else lock_root_to_read(root):
         if cut_log is not None:
             _cut_log(root, cut_log)
         elif repair:
             _recover(root)
-        check = Fsck(root, read_data=read_data, repair=repair or cut_log is not None)
+        check = Fsck(root, read_data=read_data, repair=changes)
         left = found = 0
         for finding in check.run():
             found += 1
@@ -81,9 +88,7 @@ def command(
             if as_json:
                 answer_json(structs.asdict(finding))
             else:
-                entry = "" if finding.seq is None else f" (entry {finding.seq})"
-                state = "repaired " if finding.repaired else ""
-                answer(f"{state}{finding.kind}: {finding.path}{entry}: {finding.text}")
+                answer(describe(finding))
         if cut_log is not None:
             finish_cut(root, Files.below(root))
     if left:
@@ -94,6 +99,13 @@ def command(
         )
     if not as_json:
         answer(f"{counted(check.checked, 'file')} checked, no damage left ({found} reported above)")
+
+
+def describe(finding: Finding) -> str:
+    """Return the line that tells of a difference from the log."""
+    entry = "" if finding.seq is None else f" (entry {finding.seq})"
+    state = "repaired " if finding.repaired else ""
+    return f"{state}{finding.kind}: {finding.path}{entry}: {finding.text}"
 
 
 def _give_up(root: Path, user: str, file_id: str, version: int) -> None:

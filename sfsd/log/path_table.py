@@ -23,12 +23,13 @@ import hmac
 import itertools
 import logging
 import os
+import shutil
 import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -69,6 +70,7 @@ ON paths.bucket = wanted.bucket AND paths.path = wanted.path
 _SUM_SIZE: Final = 16
 _MODULUS: Final = 1 << 8 * _SUM_SIZE
 _NONCE_SIZE: Final = 12
+_NOT_WRITABLE: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
 _SAVE_EVERY: Final = 512
 """Entries, or changed paths, that are kept in memory until they are written in a few ms."""
 _RECENT: Final = 4096
@@ -557,19 +559,38 @@ class TableComparison:
         return self.first_difference(entries)
 
 
+def _read_table(path: Path) -> tuple[Any, list[Any]]:
+    """Return (size, rows) of the table in an SQLite file, unchecked. Raises sqlite3.Error."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(_PRAGMAS[0])
+        ((size,),) = database.execute("SELECT size FROM mark").fetchall()
+        return size, database.execute("SELECT path, seq, digest FROM paths").fetchall()
+
+
+def _read_copy(folder: Path) -> tuple[Any, list[Any]]:
+    """As `_read_table`, for a folder in which SQLite cannot make the files that it needs to read a
+    table with a write-ahead log."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as other:
+        for name in FILES:
+            with suppress(FileNotFoundError):
+                shutil.copyfile(folder / name, Path(other) / name)
+        return _read_table(Path(other) / "paths")
+
+
 def _stored_rows(folder: Path) -> tuple[int, dict[str, tuple[int, bytes]]]:
     """Return the size of the log at the mark of the table in `folder`, and each path's (seq,
     digest), all unverified; (0, {}) if there is no table. Raises `TableUnreadableError`."""
     try:
         if not (folder / "paths").stat().st_size:
             return 0, {}  # a start was interrupted
-        database = sqlite3.connect(folder / "paths")
         try:
-            database.execute(_PRAGMAS[0])
-            ((size,),) = database.execute("SELECT size FROM mark").fetchall()
-            rows = database.execute("SELECT path, seq, digest FROM paths").fetchall()
-        finally:
-            database.close()
+            size, rows = _read_table(folder / "paths")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF not in _NOT_WRITABLE:
+                raise
+            size, rows = _read_copy(folder)
         if type(size) is not int or not 0 <= size < 1 << 53:
             raise ValueError("a malformed mark")
         for path, seq, digest in rows:
