@@ -33,6 +33,8 @@ COMMANDS = {
     "fsck": "Check that log, sidecars and ciphertext agree.",
     "audit": "Read, export and verify the log.",
     "report": "Write a page that shows the log and the store.",
+    "backup": "Copy the root, also while it is served.",
+    "restore": "Make a root of a backup.",
 }
 """Each command and its line of help, in the order of --help."""
 _OUTPUT_HINT = "the command was carried out; only its output is incomplete"

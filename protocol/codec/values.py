@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar, data
 import msgspec
 from msgspec import NODEFAULT, structs
 
-__all__ = ["Hidden", "Mutable", "Value", "ValueType", "changed", "field"]
+__all__ = ["Hidden", "Mutable", "Value", "ValueType", "as_dict", "changed", "field"]
 
 _Value = TypeVar("_Value", bound="Value")
 
@@ -96,3 +96,8 @@ else:
     def changed(value: _Value, /, **fields: object) -> _Value:
         """Like ``dataclasses.replace``, and type checkers check it in the same way."""
         return value.__replace__(**fields)
+
+
+def as_dict(value: Value) -> dict[str, Any]:
+    """Return the fields of a value, in order, by name."""
+    return structs.asdict(value)

@@ -568,8 +568,8 @@ def _read_table(path: Path) -> tuple[Any, list[Any]]:
 
 
 def _read_copy(folder: Path) -> tuple[Any, list[Any]]:
-    """As `_read_table`, for a folder in which SQLite cannot make the files that it needs to read a
-    table with a write-ahead log."""
+    """Do as `_read_table`, for a folder in which SQLite cannot make the files that it needs for a
+    write-ahead log."""
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as other:
