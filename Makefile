@@ -15,7 +15,7 @@ DIST_VENV := .venv-dist
 DIST_TOOLS := 'build>=1.3' 'twine>=6.2'
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test test-pythons demo man dist vectors clean
+.PHONY: help venv lint format test test-pythons demo man dist types vectors clean
 .PHONY: flood soak crash-sweep changeset-model sync-model fault-sweep rotation-sweep audit-sweep fuzz
 .PHONY: bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation
 
@@ -26,6 +26,7 @@ help:
 	@echo "make test-pythons     a short selection of the tests with each other Python that setup.cfg names"
 	@echo "make demo             run a daemon with two users and real files, then search the server's disk"
 	@echo "make dist             build wheel and sdist in dist/, check both, run the demo from the installed wheel"
+	@echo "make types            check with pyright that every name of the installed library has a complete type"
 	@echo "make man              write the manual pages to build/man: man -M build/man sfsc-put"
 	@echo "make vectors          write tests/vectors/*.json again, from fixed seeds"
 	@echo "make clean            remove the virtual environments, the builds and all caches"
@@ -93,6 +94,13 @@ dist:
 	$(DIST_VENV)/bin/python -m build --outdir dist .
 	$(DIST_VENV)/bin/python -m twine check --strict dist/*
 	$(INTERPRETER) -m contrib.check_dist dist
+
+# The library as a user's type checker sees it: installed, and without the stubs of development.
+types:
+	rm -rf build $(DIST_VENV)
+	$(INTERPRETER) -m venv $(DIST_VENV)
+	$(DIST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '.[aio]' pyright
+	cd $(DIST_VENV) && PATH=$$PWD/bin:$$PATH VIRTUAL_ENV=$$PWD pyright --verifytypes sfsc --ignoreexternal
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

@@ -51,6 +51,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+_Hints = dict[str, str | None]
+"""Code of a server's error -> hint for it; None for the usual one of the class."""
+
 
 class SfscError(Exception):
     """Root of this package's errors; `exit_code` is the exit code of the command."""
@@ -64,7 +67,7 @@ class SfscError(Exception):
     def __init__(self, cause: str, hint: str | None = None) -> None:
         super().__init__(cause)
         self.cause = cause
-        self.hint = hint or self.usual_hint
+        self.hint: str = hint or self.usual_hint
 
 
 class LocalError(SfscError):
@@ -128,7 +131,7 @@ class NotFound(SfscError):
 
     exit_code = 3
     usual_hint = "`sfsc ls` shows what there is"
-    server_codes: ClassVar = {"not-found": None}
+    server_codes: ClassVar[_Hints] = {"not-found": None}
 
 
 class Denied(SfscError):
@@ -136,7 +139,7 @@ class Denied(SfscError):
 
     exit_code = 4
     usual_hint = "the operator can tell why"
-    server_codes: ClassVar = {
+    server_codes: ClassVar[_Hints] = {
         "not-allowed": None,
         "refused": "the operator can tell why: `sfsd user show`; if a backup of the server was put "
         "back, run `sfsc audit accept`",
@@ -148,7 +151,7 @@ class Denied(SfscError):
 class QuotaExceeded(Denied):
     """The request would exceed the owner's quota."""
 
-    server_codes: ClassVar = {
+    server_codes: ClassVar[_Hints] = {
         # Deleted files are trash, which counts as stored.
         "quota": "make room by `purge --trash` or `prune`, or ask the operator: `sfsd user"
         " quota`; an upload of a client that is gone gives way after a minute"
@@ -159,7 +162,7 @@ class ShareRefused(Denied):
     """Users who take no more files from us: they block us, or have as many as the server allows.
     `readers` are their names."""
 
-    server_codes: ClassVar = {
+    server_codes: ClassVar[_Hints] = {
         "share-refused": "if they block you, `sfsc inbox unblock YOU` ends that"
     }
 
@@ -173,13 +176,17 @@ class ShareRefused(Denied):
 class TokenRefused(Denied):
     """The invitation is used, expired or unknown."""
 
-    server_codes: ClassVar = {"token": "ask the operator for a new invitation: `sfsd user add`"}
+    server_codes: ClassVar[_Hints] = {
+        "token": "ask the operator for a new invitation: `sfsd user add`"
+    }
 
 
 class StaleGeneration(Denied):
     """The account has newer keys than this machine."""
 
-    server_codes: ClassVar = {"stale-generation": "this account's keys were rotated elsewhere"}
+    server_codes: ClassVar[_Hints] = {
+        "stale-generation": "this account's keys were rotated elsewhere"
+    }
 
 
 class Untrusted(Denied):
@@ -223,7 +230,7 @@ class Damaged(IntegrityError):
     usual_hint = (
         "ask the operator to restore it; otherwise `sfsc rm --purge --damaged NAME` gives it up"
     )
-    server_codes: ClassVar = {"damaged": None}
+    server_codes: ClassVar[_Hints] = {"damaged": None}
 
     def __init__(
         self, cause: str, hint: str | None = None, *, file_id: str = "", version: int = 0
@@ -324,7 +331,7 @@ class ConflictError(SfscError):
 
     exit_code = 6
     usual_hint = "check the current state with `sfsc ls`, then run the command again"
-    server_codes: ClassVar = {
+    server_codes: ClassVar[_Hints] = {
         "conflict": None,
         "changed": "run the command again",
         "stale-recipient": "run the command again",
@@ -345,7 +352,7 @@ class NetworkError(SfscError):
 class Unreachable(NetworkError):
     """No connection could be made, or it was lost."""
 
-    server_codes: ClassVar = {
+    server_codes: ClassVar[_Hints] = {
         "upload-lost": "run the command again",
         "busy": "run the command again in a moment",
         "unavailable": "the operator must look at the server: `sfsd status`",

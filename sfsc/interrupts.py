@@ -7,6 +7,7 @@ its uploads will not be finished.
 from __future__ import annotations
 
 import threading
+from typing import Final
 
 
 class _Deferral(threading.local):
@@ -33,5 +34,5 @@ class _Deferral(threading.local):
         self._pending = error
 
 
-deferred = _Deferral()
+deferred: Final = _Deferral()
 """The one of this process: signal handlers run on its main thread."""

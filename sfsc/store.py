@@ -32,7 +32,7 @@ from sfsc.session.limits import Throttle, Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Progress, Session
 from sfsc.session.waiting import Blocking, Waiting
-from sfsc.threadguard import single_threaded
+from sfsc.threadguard import ThreadGuard, single_threaded
 from sfsc.times import Time, as_datetime, as_seconds
 from sfsc.transfer.download import Downloads, Got, Target
 from sfsc.transfer.remote_version import RemoteVersion
@@ -142,7 +142,7 @@ class Store(Closing):
         except BaseException:
             self._state.close()
             raise
-        self.thread_guard = self._session.thread_guard
+        self.thread_guard: ThreadGuard = self._session.thread_guard
         self._key_status = KeyStatus(self._session, file)
         try:
             self._session.connect()

@@ -30,7 +30,7 @@ class ThreadGuard:
         """`report` is called with each error that ends a step, or that a caller is told of."""
         self._lock = threading.RLock()
         self._report = report
-        self.ended = False
+        self.ended: bool = False
 
     def reporting(self, skip: _Skip) -> _Skip:
         """Return a function like `skip` that reports the errors that it is called with."""

@@ -173,8 +173,8 @@ class CommandLine:
 
     def __init__(self, line: str, breaks: str) -> None:
         self.words: list[str] = []
-        self.last = ""
-        self.quote = ""
+        self.last: str = ""
+        self.quote: str = ""
         self._fixed = 0  # characters of `last` that stay
         started = False
         at = 0

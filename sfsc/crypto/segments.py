@@ -77,11 +77,11 @@ class Geometry(Value):
 
 
 SEGMENTS_1MB: Final = Geometry(SEGMENT_SIZE)
-ciphertext_size = SEGMENTS_1MB.ciphertext_size
-plaintext_size = SEGMENTS_1MB.plaintext_size
-segment_count = SEGMENTS_1MB.segment_count
-segment_at = SEGMENTS_1MB.segment_at
-plaintext_offset = SEGMENTS_1MB.plaintext_offset
+ciphertext_size: Callable[[int], int] = SEGMENTS_1MB.ciphertext_size
+plaintext_size: Callable[[int], int] = SEGMENTS_1MB.plaintext_size
+segment_count: Callable[[int], int] = SEGMENTS_1MB.segment_count
+segment_at: Callable[[int], int] = SEGMENTS_1MB.segment_at
+plaintext_offset: Callable[[int], int] = SEGMENTS_1MB.plaintext_offset
 
 
 class SegmentChanged(Exception):
@@ -102,7 +102,7 @@ class Encryptor:
         _random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         salt, self._prefix = _random(_SALT_SIZE), _random(_PREFIX_SIZE)
-        self.header = bytes([HEADER_SIZE]) + salt + self._prefix
+        self.header: bytes = bytes([HEADER_SIZE]) + salt + self._prefix
         self._aead = Aead(segment_key(dek, salt, associated_data))
         self._geometry = geometry
         self._index = 0
@@ -192,12 +192,12 @@ class Decryptor:
         ciphertext_size: int,
         geometry: Geometry = SEGMENTS_1MB,
     ) -> None:
-        self.header = bytes(header)
+        self.header: bytes = bytes(header)
         if len(self.header) != HEADER_SIZE or self.header[0] != HEADER_SIZE:
             raise Tampered("the encrypted file does not begin with a header")
         self.ciphertext_size = ciphertext_size
-        self.plaintext_size = geometry.plaintext_size(ciphertext_size)
-        self.segment_count = geometry.segment_count(ciphertext_size)
+        self.plaintext_size: int = geometry.plaintext_size(ciphertext_size)
+        self.segment_count: int = geometry.segment_count(ciphertext_size)
         if self.segment_count > _MAX_SEGMENTS:
             raise Tampered(f"impossible size of an encrypted file: {ciphertext_size} bytes")
         salt = self.header[1 : 1 + _SALT_SIZE]

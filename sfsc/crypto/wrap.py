@@ -68,9 +68,9 @@ class PublicKey:
             self._key = _load_rsa_public(encoded) if alg in RSA_BITS else _load_kem(alg, encoded)
         except (PublicKeyError, ValueError) as exc:
             raise UnsupportedKey(f"a {alg} key that cannot be used: {exc}") from exc
-        self.alg = alg
-        self.encoded = encoded
-        self.key_id = key_id(alg, encoded)
+        self.alg: str = alg
+        self.encoded: bytes = encoded
+        self.key_id: bytes = key_id(alg, encoded)
 
     def wrap(self, secret: bytes, info: bytes) -> bytes:
         """Encrypt `secret` (32 bytes) to this key, bound to `info`. Returns as many bytes as
@@ -97,9 +97,9 @@ class PrivateKey:
             self._key, public = _PRIVATE_LOADERS[alg](encoded)
         except (KeyError, ValueError, TypeError, UnsupportedAlgorithm, InternalError) as exc:
             raise UnsupportedKey("not a private key of a known kind") from exc
-        self.public = PublicKey(alg, public)
-        self.alg = alg
-        self.encoded = encoded
+        self.public: PublicKey = PublicKey(alg, public)
+        self.alg: str = alg
+        self.encoded: bytes = encoded
         self._opened: OrderedDict[bytes, bytes] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -80,7 +80,7 @@ class SyncMemory:
         self._bound = f"sync:{digest}"
         self._path = state.home / FOLDER_NAME / digest[:32]
         self._saved = ""
-        self.identity = (0, 0)
+        self.identity: tuple[int, int] = (0, 0)
         """Device and inode of the folder when it was last synced."""
         self.seen: dict[str, Seen] = {}
 

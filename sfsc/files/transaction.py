@@ -30,7 +30,7 @@ from sfsc.session.commit import (
     verify_head,
 )
 from sfsc.session.session import Session, known_file
-from sfsc.threadguard import single_threaded
+from sfsc.threadguard import ThreadGuard, single_threaded
 from sfsc.transfer.source import Source
 from sfsc.transfer.upload import NewVersion, Uploads
 from sfsc.trust.state import KnownFile, MadeRecord
@@ -63,7 +63,7 @@ class Transaction:
 
     def __init__(self, session: Session, uploads: Uploads, moved: Callable[[str], object]) -> None:
         """`moved` is called with the new name of each file that was renamed, afterwards."""
-        self.thread_guard = session.thread_guard
+        self.thread_guard: ThreadGuard = session.thread_guard
         self._session = session
         self._uploads = uploads
         self._moved = moved

@@ -214,7 +214,7 @@ class KeyringFile:
     def __init__(self, path: Path, contents: Keyring, lock: _KeyringHeader, stored: bytes) -> None:
         """Use `create` or `unlock` instead."""
         self.path = path
-        self.contents = contents
+        self.contents: Keyring = contents
         self._lock = lock
         self._stored_sha256 = hashlib.sha256(stored).digest()
 

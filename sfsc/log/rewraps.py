@@ -23,7 +23,7 @@ class LoggedRewraps:
 
     def __init__(self, session: Session, generations: Iterable[int]) -> None:
         self._session = session
-        self.generations = frozenset(generations)
+        self.generations: frozenset[int] = frozenset(generations)
         self._hashes: set[bytes] = set()
         self._last = -1  # seq of the newest entry in `_hashes`
         self._read_all = False

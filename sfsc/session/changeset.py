@@ -66,9 +66,9 @@ class Changeset:
         self._atomic = atomic
         self._session = session
         self.drafts = drafts
-        self.connection = session.connections
+        self.connection: int = session.connections
         """The connection that the request was made for."""
-        self.since = session.followed_size
+        self.since: int = session.followed_size
         """The size to which the log was followed then."""
         signer = session.record_signer()
         tree, places = _tree_of(drafts)
@@ -96,7 +96,7 @@ class Changeset:
             )
         batches, wraps = _batched(drafts)
         contents = b"".join(draft.content for draft in drafts)
-        self.request = Commit(
+        self.request: Commit = Commit(
             tuple(changes), tree.leaves, signature, batches, wraps, atomic, contents
         )
 

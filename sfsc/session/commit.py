@@ -114,8 +114,9 @@ class SentChanges(Generic[_Result]):
         *,
         atomic: bool = False,
     ) -> None:
-        self.changes = [change for change, _ in members]
-        self.changeset = Changeset(session, [draft for _, draft in members], atomic=atomic)
+        self.changes: list[PlannedChange[_Result]] = [change for change, _ in members]
+        drafts = [draft for _, draft in members]
+        self.changeset: Changeset = Changeset(session, drafts, atomic=atomic)
 
     @property
     def request(self) -> Request:
@@ -444,9 +445,9 @@ class FileChange(PlannedChange[FileRecord]):
         self, file: VerifiedFile, build: Callable[[VerifiedFile, WrapBatches], Draft | None]
     ) -> None:
         """`build` drafts the change; None means that nothing is left to do."""
-        self.file = file
+        self.file: VerifiedFile = file
         self._build = build
-        self.body = b""
+        self.body: bytes = b""
         """The exact bytes of the record that was committed."""
 
     def draft(self, batches: WrapBatches) -> Draft | None:

@@ -198,13 +198,15 @@ class Session:
         if keyring.current is None or not keyring.statements:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self.state = state
-        self.keyring = keyring
+        self.keyring: Keyring = keyring
         self._signing_ids: dict[int, str] = {}  # of each generation that signed here
         self.use_keyring(keyring)
         self._recovery = recovery
         stored = stored_statements(keyring.server_id, state.server_statements())
         statement, signature = stored[0][:2] if stored else (None, b"")
-        self.trust = ServerTrust(keyring.server_id, statement=statement, signature=signature)
+        self.trust: ServerTrust = ServerTrust(
+            keyring.server_id, statement=statement, signature=signature
+        )
         self._anew = anew
         self._log: FollowedLog | None = None
         self._log_failure: IntegrityError | None = None
@@ -217,7 +219,7 @@ class Session:
         self._receipt_head: TreeHead | None = None  # the newest one since `link_receipts`
         self.notice: opening.Notice | None = None
         """The server's notice about our keys at the last login."""
-        self.limits = opening.Limits(0, 0, 0, 0)
+        self.limits: opening.Limits = opening.Limits(0, 0, 0, 0)
         self.renewer: Callable[[], object] | None = None
         """Finds the account's newer keys, and calls `use_keyring` with them."""
         self.adopt_saved_device: Callable[[], bool] = lambda: False
@@ -238,16 +240,16 @@ class Session:
         self._waiting = waiting or Blocking()
         self._answers = evidence.Answers()
         self._kept = 0
-        self.thread_guard = ThreadGuard(self.keep_evidence)
-        self.progress = progress or _Nobody()
+        self.thread_guard: ThreadGuard = ThreadGuard(self.keep_evidence)
+        self.progress: Progress = progress or _Nobody()
         self.uploading = 0
         """Number of puts that are not done: the server may hold uploads of theirs."""
         self._transport: Transport | None = None
-        self.connections = 0
+        self.connections: int = 0
         self.login: SentLogin | None = None
         """The login of the present connection, whose log entry must show it as it was sent."""
         self._login_seq: int | None = None
-        self.reads_only = False
+        self.reads_only: bool = False
         """Whether the server can log nothing, so that nothing may be signed."""
         self._record_chain: RecordChain | None = None  # of the file that was last asked for
 
@@ -297,9 +299,9 @@ class Session:
             # Another process of this machine rotated the device's key, and with it the state's.
             self.state.adopt_current_key(state_key(keyring.device.xwing_private))
         self.keyring = keyring
-        self.account = OwnAccount.from_keyring(keyring)
+        self.account: OwnAccount = OwnAccount.from_keyring(keyring)
         user = keyring.user
-        self.author = RecordAuthor(keyring.server_id, user, user, current.generation)
+        self.author: RecordAuthor = RecordAuthor(keyring.server_id, user, user, current.generation)
         self._signing = SigningKey.from_seed(current.sign_seed)
         self._signer = RecordSigner(
             self._signing, keyring.server_id, self.account.first, current.generation

@@ -58,7 +58,7 @@ class Transport(Closing):
         self.timeouts = timeouts
         self._answers = answers
         self._unattributed = 0  # bytes received since the last message
-        self.peer_spki_sha256 = spki_sha256(tls.getpeercert(binary_form=True) or b"")
+        self.peer_spki_sha256: bytes = spki_sha256(tls.getpeercert(binary_form=True) or b"")
         self._tls = tls
         self._waits = waits
         self._connection = Connection(Role.CLIENT)

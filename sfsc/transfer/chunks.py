@@ -70,7 +70,7 @@ class EncryptionWorker(Closing):
     pieces."""
 
     def __init__(self) -> None:
-        self.memory = BufferPool(PIECE, keep=_RING)
+        self.memory: BufferPool = BufferPool(PIECE, keep=_RING)
         self._thread: ThreadPoolExecutor | None = None
 
     @property
@@ -292,8 +292,8 @@ class PieceDecryptor:
         self._decryptor = decryptor
         self._leaves = leaves
         self._record = record
-        self.segment_count = decryptor.segment_count
-        self.piece_size = decryptor.piece_size
+        self.segment_count: int = decryptor.segment_count
+        self.piece_size: Callable[[int], int] = decryptor.piece_size
 
     def decrypt(self, index: int, piece: Buffer, allocate: Allocate = bytearray) -> memoryview:
         """Return the plaintext of piece `index`, in memory from `allocate`. Raises `Tampered`."""

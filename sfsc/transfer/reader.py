@@ -34,9 +34,9 @@ class Reader(io.RawIOBase):
 
     def __init__(self, session: Session, remote: RemoteVersion) -> None:
         super().__init__()
-        self.name = remote.metadata.name
-        self.version = remote.file.version
-        self.size = remote.metadata.size
+        self.name: str = remote.metadata.name
+        self.version: int = remote.file.version
+        self.size: int = remote.metadata.size
         self._session = session
         self._remote = remote
         self._position = 0

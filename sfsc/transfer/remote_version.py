@@ -162,14 +162,14 @@ class RemoteVersion:
 
     def __init__(self, session: Session, wanted: VersionRequest, result: OpenResult) -> None:
         """`result` is that of `wanted` in a reply over the present connection."""
-        self.owner = wanted.owner
+        self.owner: FileOwner | None = wanted.owner
         self.file: VerifiedFile
         self.metadata: Metadata
         self.size: int
         self.first: Buffer
         self._session = session
         self.wanted = wanted
-        self.opened = result.opened
+        self.opened: OpenedVersion | None = result.opened
         self._result = result
         self._connection = session.connections
         self._handle: bytes

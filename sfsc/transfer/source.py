@@ -89,11 +89,11 @@ class SourceReader(Closing):
         self.mode: int | None = None
         self.kind = FILE
         self.target: str | None = None
-        self.sparse = False
+        self.sparse: bool = False
         self.size: int | None = None
-        self.count = 0
-        self.read_twice = False
-        self.unstable = False
+        self.count: int = 0
+        self.read_twice: bool = False
+        self.unstable: bool = False
         self.name = name
         self.keep_open = False
         self._file = file

@@ -176,8 +176,8 @@ class NewVersion(PlannedChange[Put]):
         upload: bytes | None = None,
     ) -> None:
         """`sealed` is the encrypted metadata, and `root` that of the ciphertext."""
-        self.name = metadata.name
-        self.file_id = file_id
+        self.name: str = metadata.name
+        self.file_id: str = file_id
         self.metadata = metadata
         self.unstable = unstable
         self.ciphertext = ciphertext
@@ -445,10 +445,10 @@ class UploadQueue(Closing):
     """Files whose requests are in flight, oldest first, and behind them collected small files."""
 
     def __init__(self, session: Session, opener: UploadOpener) -> None:
-        self.window = Window[SentChanges[Put] | LargeFile](session)
+        self.window: Window[SentChanges[Put] | LargeFile] = Window(session)
         self._collected: list[SmallFile] = []
         self._collected_size = 0
-        self.worker = EncryptionWorker()
+        self.worker: EncryptionWorker = EncryptionWorker()
         self._opener = opener
         self._large: list[LargeFile] = []
         self._waiting: set[str] = set()

@@ -80,7 +80,7 @@ class StateDatabase(Closing):
         """Whether changes are written to the file. False for `open_copy`."""
         self._key_check = b""
         self._set_key(key)
-        self.vouched = VouchedRows(self, b"", vouched_rows_key(key))
+        self.vouched: VouchedRows = VouchedRows(self, b"", vouched_rows_key(key))
         """The rows that decide; usable once the file was prepared."""
 
     @classmethod

@@ -60,7 +60,7 @@ class TagSequence:
         entry whose number is wrong by more would have an author who did not check it. With `first`,
         all numbers from there on up to the next one are recognised."""
         self.what = what
-        self.following = following
+        self.following: int = following
         self.found: list[FoundLeaf] = []
         self._make = make
         self._near = near

@@ -32,7 +32,7 @@ class RecordChain:
         self._file = file.head.owner, file.file_id
         self._last = file.head.rev, record_hash(file.head_body)
         self._made: dict[int, bytes] = {}
-        self.first = file.head.rev
+        self.first: int = file.head.rev
         self._before = file.head.prev
         self._note(file.head, self._last[1])
 

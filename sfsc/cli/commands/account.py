@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sfsc.keys.account_info import Whoami
 
 _MAX_KEY_FILE = 64 * 1024
-no_passphrase_option = click.option(
+no_passphrase_option: Final = click.option(
     "--no-passphrase", is_flag=True, help="Protect the keyring by its file mode only."
 )
 
