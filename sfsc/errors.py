@@ -144,6 +144,7 @@ class Denied(SfscError):
         "refused": "the operator can tell why: `sfsd user show`; if a backup of the server was put "
         "back, run `sfsc audit accept`",
         "denied": None,
+        "clock": "set this machine's clock: `sfsc doctor` compares it with the server's",
         "rotation-required": "rotate the keys first",
     }
 

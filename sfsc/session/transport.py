@@ -353,13 +353,51 @@ def _connect(host: str, port: int, address: str, seconds: float, how: Waiting) -
             try:
                 return _connect_to(socket.socket(family, kind, protocol), where, seconds, how)
             except OSError as exc:
-                failure = exc
+                if failure.errno in _NO_ROUTE:  # such as of IPv6, where only IPv4 is configured
+                    failure = exc
         raise failure
     except TimeoutError as exc:
-        raise TimedOut(f"no connection to {address} within {seconds:g} s", _BUSY) from exc
+        cause = f"no connection to {address} within {seconds:g} s"
+        raise TimedOut(cause, _SILENT.format(host=host)) from exc
     except (OSError, UnicodeError) as exc:
-        cause = getattr(exc, "strerror", None) or "not a host name"
-        raise Unreachable(f"cannot connect to {address}: {cause}", "is sfsd running?") from exc
+        raise _unreachable(exc, host, address) from exc
+
+
+_NO_ROUTE: Final = frozenset(
+    {errno.EADDRNOTAVAIL, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH}
+)
+_NO_ANSWER: Final = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL})
+_SILENT: Final = (
+    "{host} may be switched off, or a firewall drops what is sent to it: check the address and port"
+)
+
+
+def _unreachable(exc: OSError | UnicodeError, host: str, address: str) -> Unreachable:
+    """Return the error of a connection that was never made: no address, no route and nobody who
+    listens are told apart, because each has another remedy."""
+    if isinstance(exc, UnicodeError):
+        cause, hint = f"not a host name: {host}", "check the address: `sfsc server set` changes it"
+    elif isinstance(exc, socket.gaierror) and exc.errno in _NO_ANSWER:
+        cause = f"cannot look up {host}: the name server does not answer"
+        hint = "check this machine's network and its name server"
+    elif isinstance(exc, socket.gaierror):
+        cause = f"there is no host {host}"
+        hint = "check the name and this machine's name server; `sfsc server set` changes the name"
+    elif exc.errno in _NO_ROUTE:
+        cause = f"no route to {address}: {exc.strerror}"
+        hint = "check this machine's network: cable, wireless, VPN"
+    elif isinstance(exc, ConnectionRefusedError):
+        cause = f"nothing listens at {address}: {exc.strerror}"
+        hint = (
+            "the server is stopped (`sfsd serve` starts it), or has another address: `sfsc server"
+            " set`"
+        )
+    elif isinstance(exc, PermissionError):
+        cause = f"this machine may not connect to {address}: {exc.strerror}"
+        hint = "check its firewall"
+    else:
+        cause, hint = f"cannot connect to {address}: {exc.strerror}", _AGAIN
+    return Unreachable(cause, hint)
 
 
 def _connect_to(

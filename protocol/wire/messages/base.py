@@ -226,6 +226,7 @@ ERROR_CODES = (
     "not-allowed",
     "refused",
     "token",
+    "clock",
     "not-found",
     "denied",
     "conflict",

@@ -8,10 +8,12 @@ import os
 import select
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
 from sfsc.session.limits import MAX_REQUESTS, Ticket, Timeouts
 from sfsc.session.transport import CORK, Transport, spki_sha256
 from sfsc.session.waiting import Blocking, SocketWait
+from tests.harness import environment
 
 WELCOME = Welcome(
     versions=(2,),
@@ -454,13 +457,78 @@ def test_servers_that_send_nothing() -> None:
     assert isinstance(dial_error(rude), Unreachable)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid", "a" * 70])
-def test_no_server_at_the_address(host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "cause", "hint"),
+    [
+        ("127.0.0.1", "nothing listens at 127.0.0.1:PORT: ", "`sfsd serve` starts it"),
+        ("a" * 70, "not a host name: aaa", "`sfsc server set`"),
+        ("a..b", "not a host name: a..b", "`sfsc server set`"),
+        # A limited broadcast address is never the target of a connection.
+        ("255.255.255.255", "no route to 255.255.255.255:PORT: ", "this machine's network"),
+    ],
+)
+def test_why_no_connection_was_made(host: str, cause: str, hint: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(Unreachable) as caught:
         Transport.dial(host, port, QUICK)
-    assert caught.value.hint
+    assert caught.value.cause.startswith(cause.replace("PORT", str(port)))
+    assert hint in caught.value.hint
+
+
+def test_a_name_without_an_address() -> None:
+    """A machine without a name server cannot tell whether there is such a name."""
+    with pytest.raises(socket.gaierror) as resolver:
+        socket.getaddrinfo("files.invalid", 7373)
+    with pytest.raises(Unreachable) as caught:
+        Transport.dial("files.invalid", 7373, QUICK)
+    silent = resolver.value.errno == socket.EAI_AGAIN
+    cause = "cannot look up files.invalid: " if silent else "there is no host files.invalid"
+    assert caught.value.cause.startswith(cause)
+    assert "name server" in caught.value.hint
+
+
+_WITHOUT_NETWORK = """
+from sfsc.errors import Unreachable
+from sfsc.session.transport import Transport
+for host in ("192.0.2.1", "files.example"):
+    try:
+        Transport.dial(host, 7373)
+    except Unreachable as exc:
+        print(exc.cause)
+"""
+
+
+def test_a_machine_without_a_network() -> None:
+    command = ["unshare", "--map-root-user", "--net"]
+    try:
+        subprocess.run([*command, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no network namespace can be made here")
+    done = subprocess.run(
+        [*command, sys.executable, "-c", _WITHOUT_NETWORK],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment({}),
+    )
+    no_route, no_name = done.stdout.splitlines()
+    assert no_route.startswith("no route to 192.0.2.1:7373: ")
+    assert no_name.startswith("cannot look up files.example: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full backlog refuses")
+def test_a_host_that_drops_what_is_sent_to_it() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as waiting:
+        for _ in range(2):  # fill the backlog: the kernel then answers no more
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+        host, port = listener.getsockname()
+        with pytest.raises(TimedOut) as caught:
+            Transport.dial(host, port, Timeouts(connect=0.2))
+    assert caught.value.cause.endswith(" within 0.2 s")
+    assert "a firewall" in caught.value.hint
 
 
 # --- the peer's key

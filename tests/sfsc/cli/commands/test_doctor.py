@@ -168,3 +168,16 @@ def test_a_locked_keyring_that_nobody_opens(shell: Shell, monkeypatch: pytest.Mo
     found = findings(shell, 1)
     assert list(found) == ["keyring"]
     assert found["keyring"]["message"] == "the keyring has no passphrase, but one is given"
+
+
+def test_an_enrolment_with_a_wrong_clock(
+    server: LyingServer, shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = SimpleNamespace(time=lambda: time.time() + 3 * 86_400)
+    monkeypatch.setattr("sfsc.account.enrol.time", own)
+    new = Shell(tmp_path / "new", tmp_path, shell._capsys)
+    _, err = new.run("init", server.invite("late"), "--no-passphrase", code=4)
+    assert err == (
+        "sfsc: the clocks of client and server differ by more than a day\n"
+        "hint: set this machine's clock: `sfsc doctor` compares it with the server's\n"
+    )

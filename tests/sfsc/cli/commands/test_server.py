@@ -37,7 +37,7 @@ def test_only_addresses_of_the_pinned_server_are_taken(
         for given, code, said in (
             (other.address, 5, "not the pinned server"),
             (f"{named},{other.address}", 5, "not the pinned server"),
-            (dead, 7, "cannot connect"),
+            (dead, 7, "nothing listens at"),
             ("nas.example", 2, "not an address"),
             (f"nas.example:0,{named}", 2, "not a port"),
             ("", 2, "not an address"),
