@@ -27,6 +27,7 @@ from sfsc.keys.home import (
     resolve_min_wrap_alg,
 )
 from sfsc.keys.keyring import KeyringFile
+from sfsc.library_log import log_warning
 from sfsc.log.seen_checkpoints import SeenCheckpoints
 from sfsc.session.limits import Throttle, Timeouts
 from sfsc.session.pipeline import Skip
@@ -40,7 +41,6 @@ from sfsc.transfer.source import Source
 from sfsc.transfer.upload import Put, Uploads
 from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.state import open_client_state
-from sfsc.warning_log import log_warning
 
 if TYPE_CHECKING:  # imported at first use: few programs need them
     from sfsc.account.devices import DeviceInfo, Devices

@@ -43,10 +43,11 @@ def width_of(text: str) -> int:
 class Table:
     """Writes rows of cells, each as soon as it can.
 
-    On a terminal: columns that are aligned, below a line with their headers; no header if there are
-    no rows. Nothing is cut off: a line that is too long for the terminal goes on in the next, so
-    the longest column belongs at the end. In a pipe: cells separated by tabs, one row a line, no
-    header. Cells are made `printable`, so none has a tab or a line break.
+    On a terminal: columns that are aligned, below a line with their headers; no such line if there
+    are no rows, or if all headers are empty. Nothing is cut off: a line that is too long for the
+    terminal goes on in the next, so the longest column belongs at the end. In a pipe: cells
+    separated by tabs, one row a line, no header. Cells are made `printable`, so none has a tab or a
+    line break.
 
     A context manager: the end writes the rows that were not written yet, also after an error.
     """
@@ -104,8 +105,9 @@ class Table:
             self._measured = True
             for row in rows:
                 self._widths = list(map(max, self._widths, map(width_of, row)))
-            header = self._line(tuple(header.upper() for header in self._headers))
-            self._write(bold(header.removesuffix("\n"), self._stream) + "\n")
+            if any(self._headers):
+                header = self._line(tuple(header.upper() for header in self._headers))
+                self._write(bold(header.removesuffix("\n"), self._stream) + "\n")
         for row in rows:
             self._write(self._line(row))
 

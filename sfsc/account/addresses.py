@@ -10,12 +10,12 @@ from protocol.codec.values import changed
 from protocol.records.invitation import parse_address
 from sfsc.errors import NetworkError, UsageError
 from sfsc.keys.home import Home, Passphrase, home_folder, unlock_home
+from sfsc.library_log import log_warning
 from sfsc.session.handshake import dial, verify_welcome
 from sfsc.session.limits import Timeouts
 from sfsc.session.retry import LOST
 from sfsc.trust.server_log import ServerTrust, stored_statements
 from sfsc.trust.state import open_client_state
-from sfsc.warning_log import log_warning
 
 MAX_ADDRESSES: Final = 16
 

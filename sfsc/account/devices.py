@@ -66,6 +66,7 @@ from sfsc.keys.keyring import (
     KeyringFile,
     PendingStatement,
 )
+from sfsc.library_log import log_warning
 from sfsc.local_files import check_new_file
 from sfsc.session.handshake import key_lifetime
 from sfsc.session.server_errors import expect_reply, to_exception
@@ -73,7 +74,6 @@ from sfsc.session.session import Session
 from sfsc.times import as_datetime
 from sfsc.trust.identity_chain import fetch_newest_bundle
 from sfsc.trust.server_log import SentChange
-from sfsc.warning_log import log_warning
 
 if TYPE_CHECKING:
     from sfsc.keys.recovery_code import RecoveryCode

@@ -35,10 +35,10 @@ from sfsc.keys.home import (
 )
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.keys.system_keyring import forget_key
+from sfsc.library_log import log_warning
 from sfsc.session.handshake import LoginKey
 from sfsc.session.pipeline import Skip
 from sfsc.trust.state import open_client_state
-from sfsc.warning_log import log_warning
 
 if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys

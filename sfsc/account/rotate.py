@@ -66,13 +66,13 @@ from sfsc.errors import (
 from sfsc.files.contacts import Contacts
 from sfsc.keys.account_info import current_keys
 from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile, PendingStatement
+from sfsc.library_log import log_warning
 from sfsc.log.rewraps import LoggedRewraps
 from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import to_exception
 from sfsc.session.session import Session
 from sfsc.times import as_datetime
 from sfsc.trust.file_records import Entry, FileOwner
-from sfsc.warning_log import log_warning
 
 MAX_PASSES: Final = 16
 """Attempts before giving up because other devices keep changing the account."""

@@ -12,9 +12,10 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from protocol import VERSION
 from protocol.buffers.core_dumps import disable_core_dumps
@@ -24,8 +25,10 @@ from protocol.codec.standard_streams import (
     open_closed_streams,
     was_raised_by,
 )
-from sfsc.cli.commands import Context
-from sfsc.cli.terminal import output_error, report, say, stdout_errors
+from protocol.codec.tables import asks_for_json
+from sfsc.cli import terminal
+from sfsc.cli.context import Context
+from sfsc.cli.terminal import output_error, stdout_errors
 from sfsc.errors import SfscError, UsageError
 from sfsc.interrupts import deferred
 
@@ -74,6 +77,9 @@ _GC_THRESHOLD = 20_000
 many objects and hardly any cycles."""
 
 
+_EPILOG = "Options of every command, such as --json, --quiet and --utc: see `sfsc --help`."
+
+
 class ClientCommands(click.Group):
     """Group that imports the module of a command when the command runs; --help imports none."""
 
@@ -85,7 +91,7 @@ class ClientCommands(click.Group):
             return None
         module = importlib.import_module(f"sfsc.cli.commands.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
-        _add_json_option(command)
+        _add_common_options(command)
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
@@ -104,64 +110,90 @@ class ClientCommands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-def _add_json_option(command: click.Command) -> None:
-    """Accept --json after the command too, as `sfsd` does. Idempotent."""
+class _CommonOption(click.Option):
+    """Option of every command. After a command's name it overrides what stands before, and only the
+    --help of `sfsc` itself lists it."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        return super().get_help_record(ctx) if ctx.parent is None else None
+
+
+def _common_options(*, first: bool) -> list[click.Parameter]:
+    """Return new options that every command takes. Only those before its name (`first`) read the
+    environment."""
+    home = click.Path(path_type=Path, file_okay=False)
+    options: list[tuple[list[str], str, dict[str, Any]]] = [
+        (["--home"], "Folder of the keyring and of this client's state (SFSC_HOME).",
+         {"type": home, "envvar": "SFSC_HOME" if first else None}),
+        (["--json"], "Answer in JSON, an object a line; errors too, on stderr.", {"is_flag": True}),
+        (["-q", "--quiet"], "Show only results, warnings and errors.", {"is_flag": True}),
+        (["-v", "--verbose"], "Show what is done: addresses, attempts, times.", {"is_flag": True}),
+        (["--utc"], "Show times in UTC, not in local time.", {"is_flag": True}),
+        (["--passphrase-command"],
+         "Take the passphrase from the output of COMMAND (SFSC_PASSPHRASE_COMMAND).",
+         {"metavar": "COMMAND"}),
+    ]  # fmt: skip
+    return [
+        _CommonOption(names, help=text, expose_value=False, callback=_set, **settings)
+        for names, text, settings in options
+    ]
+
+
+def _set(ctx: click.Context, option: click.Parameter, value: Any) -> None:  # noqa: ANN401
+    context, console = ctx.ensure_object(Context), terminal.console
+    if not value:
+        return
+    match option.name:
+        case "home":
+            context.home = value
+        case "utc":
+            context.utc = True
+        case "passphrase_command":
+            # As the variable, for the rest of this process; what the user types counts more.
+            for name in ("SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"):
+                os.environ.pop(name, None)
+            os.environ["SFSC_PASSPHRASE_COMMAND"] = value
+        case "json":
+            console.json = True
+        case "quiet":
+            console.quiet = True
+        case "verbose":
+            console.verbose = True
+    if console.quiet and console.verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other.")
+    if console.json or console.verbose:
+        terminal.show_library_log()
+
+
+def _add_common_options(command: click.Command) -> None:
+    """Accept the options of every command after its name too. Idempotent."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
-            _add_json_option(inner)
-        if not command.invoke_without_command:
-            return
-    if all("--json" not in one.opts for one in command.params):
-        json = click.Option(
-            ["--json"],
-            is_flag=True,
-            expose_value=False,
-            callback=_answer_in_json,
-            help="Answer in JSON, one object per line.",
-        )
-        command.params.append(json)
-
-
-def _answer_in_json(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        ctx.obj = Context(ctx.ensure_object(Context).home, True)
+            _add_common_options(inner)
+    if not any(isinstance(one, _CommonOption) for one in command.params):
+        command.params += _common_options(first=False)
+        command.epilog = _EPILOG
 
 
 @click.group(cls=ClientCommands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--home",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="SFSC_HOME",
-    help="Folder of the keyring and of this client's state (SFSC_HOME).",
-)
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON, one object per line.")
-@click.option(
-    "--passphrase-command",
-    metavar="COMMAND",
-    help="Take the passphrase from the output of COMMAND (SFSC_PASSPHRASE_COMMAND).",
-)
 @click.version_option(VERSION, prog_name="sfsc")
-@click.pass_context
-def group(
-    ctx: click.Context, home: Path | None, as_json: bool, passphrase_command: str | None
-) -> None:
+def group() -> None:
     """Store files on an sfs server that cannot read them.
 
     The passphrase of the keyring is taken from SFSC_PASSPHRASE, from the file that
     SFSC_PASSPHRASE_FILE names, or from the output of the command in SFSC_PASSPHRASE_COMMAND. If
     none is set, sfsc asks for it. `sfsc agent start` lets it ask once.
 
+    The options below may also follow the command and its arguments.
+
     Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 denied, 5 integrity (data was tampered
     with), 6 conflict, 7 network, 8 key or passphrase.
 
     Example: sfsc put report.pdf
     """
-    ctx.obj = Context(home, as_json)
-    if passphrase_command is not None:
-        # As the variable, for the rest of this process; what the user types counts more.
-        for name in ("SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"):
-            os.environ.pop(name, None)
-        os.environ["SFSC_PASSPHRASE_COMMAND"] = passphrase_command
+
+
+group.params[:0] = _common_options(first=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -174,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     open_closed_streams()
     accept_any_text()
     _handle_signals()
+    terminal.reset_console()
     if "_SFSC_COMPLETE" in os.environ:
         from sfsc.cli.completion import register
 
@@ -184,12 +217,11 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except click.ClickException as exc:
-        shown = io.StringIO()
-        exc.show(shown)
-        say(shown.getvalue().removesuffix("\n"))
+        terminal.console.json |= asks_for_json(sys.argv[1:] if arguments is None else arguments)
+        _report_usage(exc)
         return UsageError.exit_code
     except SfscError as exc:
-        report(exc)
+        terminal.report(exc)
         finish_stdout()
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt) as exc:
@@ -197,7 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
         cause = exc if isinstance(exc, _Interrupted) else exc.__cause__
         number = cause.number if isinstance(cause, _Interrupted) else signal.SIGINT
         with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
-            say("sfsc: interrupted" if number == signal.SIGINT else "sfsc: terminated")
+            done = "interrupted" if number == signal.SIGINT else "terminated"
+            terminal.report_failure(128 + number, done)
         return 128 + number
     except OSError as exc:
         finish_stdout()
@@ -205,8 +238,21 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         if not was_raised_by(exc, click.echo):
             raise
-        report(output_error(exc))  # click prints --help and --version itself
+        terminal.report(output_error(exc))  # click prints --help and --version itself
         return SfscError.exit_code
+
+
+def _report_usage(error: click.ClickException) -> None:
+    if terminal.console.json:
+        ctx = error.ctx if isinstance(error, click.UsageError) else None
+        where = "sfsc" if ctx is None else ctx.command_path
+        missing = isinstance(error, NoArgsIsHelpError)
+        cause = "no command is given" if missing else error.format_message()
+        terminal.report_failure(UsageError.exit_code, cause, f"run `{where} --help`")
+        return
+    shown = io.StringIO()
+    error.show(shown)
+    terminal.say(shown.getvalue().removesuffix("\n"))
 
 
 class _Interrupted(KeyboardInterrupt):

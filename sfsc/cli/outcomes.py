@@ -11,11 +11,10 @@ from sfsc.transfer.status import SKIPPED
 
 class Outcomes(terminal.Failures):
     """Failures of a command on folders, and the number of files of each status. A file that is
-    skipped is reported on stderr, and with --json as an object with the cause too."""
+    skipped is reported on stderr, and with --json as an object on stdout too."""
 
-    def __init__(self, *, json: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._json = json
         self._counts = Counter[str]()
 
     def add(self, status: str) -> None:
@@ -25,14 +24,11 @@ class Outcomes(terminal.Failures):
     def __call__(self, what: str, error: SfscError) -> None:
         super().__call__(what, error)
         self.add(SKIPPED)
-        if self._json:
+        if terminal.console.json:
             terminal.answer_json(
                 {"name": what, "version": None, "status": SKIPPED, "cause": error.cause}
             )
 
     def show_totals(self, *statuses: str) -> None:
-        """Write a line to stdout with the number of files of each of these, unless the answer is in
-        JSON."""
-        if not self._json:
-            shown = (f"{self._counts[status]} {status}" for status in statuses)
-            terminal.answer(", ".join(shown))
+        """Write a remark with the number of files of each of these."""
+        terminal.note(", ".join(f"{self._counts[status]} {status}" for status in statuses))

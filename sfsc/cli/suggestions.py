@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sfsc.cli.context import Context
 from sfsc.cli.owners import OWNER_AND_NAME
 from sfsc.errors import SfscError
 
@@ -122,10 +123,6 @@ def _stored_prefix(incomplete: str) -> str:
     return "" if ":" in incomplete else incomplete
 
 
-def _home(ctx: click.Context | None) -> Path | None:
+def _home(ctx: click.Context) -> Path | None:
     """Return the folder that --home names, in any position, or SFSC_HOME."""
-    while ctx is not None:
-        if (home := ctx.params.get("home")) is not None:
-            return Path(home)
-        ctx = ctx.parent
-    return None
+    return ctx.ensure_object(Context).home

@@ -1,5 +1,8 @@
 """Terminal input and output: results go to stdout, questions to the terminal, the rest to stderr.
 
+With --quiet only results, warnings, errors and questions are left. With --json every line of stdout
+and stderr is a JSON object.
+
 A question is asked on the terminal itself, whatever stdin and stderr are, so that
 `tar c photos | sfsc put - --name photos.tar` can ask for a passphrase.
 
@@ -13,12 +16,14 @@ import contextlib
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from protocol.codec.standard_streams import print_error
-from protocol.codec.terminal_text import counted, human_time, printable
+from protocol.codec.tables import error_json
+from protocol.codec.terminal_text import counted, printable
 from protocol.codec.values import Mutable, Value
 from sfsc.atomicfile import sync_to_disk
 from sfsc.errors import (
@@ -31,6 +36,9 @@ from sfsc.errors import (
     SfscError,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    import logging
 
 _TRIES: Final = 3
 
@@ -83,22 +91,115 @@ def fields_of(value: Value | Mutable) -> dict[str, object]:
     return {key: one.hex() if isinstance(one, bytes) else one for key, one in shown.items()}
 
 
+class Console(Mutable):
+    """How this process writes; the options of every command set it.
+
+    `json`: objects instead of text. `quiet`: neither remarks nor confirmations. `verbose`: the
+    steps of the work.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+console: Final = Console()
+"""The console of this process, which has one stdout and one stderr."""
+_BEGAN: Final = time.monotonic()
+_handlers: list[logging.Handler] = []
+
+
 def say(text: str) -> None:
-    """Write a line to stderr, beside the result."""
+    """Write a line to stderr: part of a question, which --quiet does not suppress."""
     print_error(text)
 
 
-def report(error: SfscError) -> None:
-    """Write the cause and the hint to stderr."""
-    say(f"sfsc: {printable(error.cause)}")
-    if error.hint:
-        say(f"hint: {printable(error.hint)}")
+def note(text: str) -> None:
+    """Write a remark or a confirmation to stderr. The caller has made foreign text printable."""
+    if not console.quiet and not console.json:
+        print_error(text)
+
+
+def warn(message: str, hint: str = "", *, item: str | None = None) -> None:
+    """Write a warning to stderr, about the file `item` if one is named."""
+    if console.json:
+        _say_json("warning", {"message": message, "hint": hint}, item)
+        return
+    print_error(f"sfsc: warning: {printable(message if item is None else f'{item}: {message}')}")
+    if hint:
+        print_error(f"hint: {printable(hint)}")
+
+
+def report(error: SfscError, item: str | None = None) -> None:
+    """Write an error to stderr: that of the command, with its hint, or of its file `item`."""
+    if item is None:
+        report_failure(error.exit_code, error.cause, error.hint)
+        return
+    named = error.cause.endswith(f": {item}") or error.cause.startswith(f"{item}: ")
+    cause = error.cause if named else f"{item}: {error.cause}"
+    if console.json:
+        about = {"code": error.exit_code, "message": cause, "hint": error.hint}
+        _say_json("error", about, item)
+    else:
+        print_error(f"sfsc: {printable(cause)}")
+
+
+def report_failure(code: int, cause: str, hint: str = "") -> None:
+    """Write the cause and the hint of a failed command with the exit code `code` to stderr."""
+    if console.json:
+        print_error(error_json(code, cause, hint))
+        return
+    print_error(f"sfsc: {printable(cause)}")
+    if hint:
+        print_error(f"hint: {printable(hint)}")
+
+
+def _say_json(kind: str, about: Mapping[str, object], item: str | None = None) -> None:
+    import json
+
+    shown = {kind: about} if item is None else {kind: about, "item": item}
+    print_error(json.dumps(shown, separators=(",", ":")))
+
+
+def show_library_log() -> None:
+    """Write the warnings of the library as the command writes its own, and with --verbose the steps
+    of its work, each with the seconds since the command began. `reset` ends that."""
+    import logging
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = record.getMessage()
+            if record.levelno >= logging.WARNING:
+                warn(message.removeprefix("warning: "))
+                return
+            seconds = time.monotonic() - _BEGAN
+            if console.json:
+                _say_json("step", {"message": message, "seconds": round(seconds, 3)})
+            else:
+                print_error(f"{seconds:9.3f} s  {message}")
+
+    logger = logging.getLogger("sfsc")
+    logger.setLevel(logging.INFO if console.verbose else logging.WARNING)
+    if not _handlers:
+        _handlers.append(Handler())
+        logger.addHandler(_handlers[0])
+
+
+def reset_console() -> None:
+    """Return to the state at the start of the process, for the next command in it."""
+    console.json = console.quiet = console.verbose = False
+    while _handlers:
+        import logging
+
+        logger = logging.getLogger("sfsc")
+        logger.removeHandler(_handlers.pop())
+        logger.setLevel(logging.NOTSET)
 
 
 def warn_unstable(name: str) -> None:
     """Warn that the source of a stored file changed each time that it was read."""
-    say(f"sfsc: warning: {printable(name)} changed while it was read; its parts may not match")
-    say("hint: put it again when nothing writes to it")
+    cause = "it changed while it was read; its parts may not match"
+    warn(cause, "put it again when nothing writes to it", item=name)
 
 
 class Failures:
@@ -119,11 +220,10 @@ class Failures:
             if place in self._damaged:
                 return
             self._damaged.add(place)
-        named = error.cause.endswith(f": {what}") or error.cause.startswith(f"{what}: ")
-        cause = error.cause if named else f"{what}: {error.cause}"
-        say(f"sfsc: {printable(cause)}")
         if isinstance(error, NotRegularFile):
+            warn(error.cause, item=what)
             return
+        report(error, what)
         self._count += 1
         # An integrity error decides the exit code, otherwise the first error.
         if self._worst is None or isinstance(error, IntegrityError):
@@ -145,11 +245,6 @@ class Failures:
         if self._worst is not None:
             cause = f"{counted(self._count, 'item')} failed, the others were done"
             raise type(self._worst)(cause, self._worst.hint)
-
-
-def until(expires: int) -> str:
-    """Return `` until 2027-01-31 23:59:59Z`` for an access that ends, "" if it does not (0)."""
-    return f" until {human_time(expires)}" if expires else ""
 
 
 def passphrase_source(prompt: str = "Passphrase: ") -> Callable[[], str] | None:
@@ -194,8 +289,10 @@ def _warn_if_weak(passphrase: str) -> None:
     from sfsc.keys.passphrase_strength import is_weak
 
     if is_weak(passphrase):
-        say("sfsc: warning: this passphrase is easy to guess for somebody who has your keyring")
-        say("hint: five words that you draw by lot are hard to guess")
+        warn(
+            "this passphrase is easy to guess for somebody who has your keyring",
+            "five words that you draw by lot are hard to guess",
+        )
 
 
 def new_passphrase_source() -> Callable[[], str] | None:

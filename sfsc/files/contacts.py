@@ -42,6 +42,7 @@ from sfsc.errors import (
 )
 from sfsc.keys.home import DEFAULT_MIN_WRAP_ALG
 from sfsc.keys.keyring import Keyring, KeyringFile
+from sfsc.library_log import log_warning
 from sfsc.log.account_log import AccountLog
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
@@ -50,7 +51,6 @@ from sfsc.trust.follower import FoundLeaf
 from sfsc.trust.identity_chain import ShownChain, follow_chain
 from sfsc.trust.peer_state import PeerState
 from sfsc.trust.server_log import REPORT
-from sfsc.warning_log import log_warning
 
 
 class Person(Value):

@@ -15,12 +15,12 @@ from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import AtMost, Bytes32, Count, Struct, UserName
 from protocol.records.records import ReaderEntry
 from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError
+from sfsc.library_log import log_warning
 from sfsc.session.session import Session
 from sfsc.times import as_datetime
 from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import VerifiedFile
-from sfsc.warning_log import log_warning
 
 MAX_FOLDERS: Final = 256
 """Maximum shared folders of an account; a folder counts once for each user."""

@@ -23,6 +23,7 @@ from sfsc.files.contacts import Contacts, Person
 from sfsc.files.history import PastReaders
 from sfsc.files.listing import Files
 from sfsc.files.shared_folders import Folder, SharedFolders
+from sfsc.library_log import log_warning
 from sfsc.session.changeset import Draft
 from sfsc.session.commit import (
     PlannedChange,
@@ -43,7 +44,6 @@ from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.followed_log import SignedLeave
 from sfsc.trust.server_log import REPORT
 from sfsc.trust.state import MadeRecord
-from sfsc.warning_log import log_warning
 
 PER_CHANGE: Final = 128
 """Versions that one change of the readers can affect."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final, cast
@@ -21,7 +22,7 @@ from sfsc.errors import (
     WrongPassphrase,
 )
 from sfsc.keys.keyring import KeyringFile, needs_passphrase, read_lock_id
-from sfsc.warning_log import log_warning
+from sfsc.library_log import log_step, log_warning, milliseconds
 
 PASSPHRASE: Final = "SFSC_PASSPHRASE"  # noqa: S105 - the variable's name
 PASSPHRASE_FILE: Final = "SFSC_PASSPHRASE_FILE"  # noqa: S105
@@ -251,11 +252,18 @@ def unlock_keyring(path: Path, passphrase: Passphrase) -> KeyringFile:
     locked = needs_passphrase(path)
     _warn_if_exposed(path)
     if not locked:
-        return KeyringFile.unlock(path, passphrase if isinstance(passphrase, str) else None)
+        return _unlock(path, passphrase if isinstance(passphrase, str) else None)
     stated = find_passphrase(passphrase)
     if stated is None:
         raise WrongPassphrase("the keyring is locked with a passphrase", PASSPHRASE_HINT)
-    return KeyringFile.unlock(path, stated)
+    return _unlock(path, stated)
+
+
+def _unlock(path: Path, passphrase: str | None) -> KeyringFile:
+    began = time.monotonic()
+    unlocked = KeyringFile.unlock(path, passphrase)
+    log_step(f"opened the keyring {path} in {milliseconds(time.monotonic() - began)}")
+    return unlocked
 
 
 def _warn_if_exposed(path: str | Path) -> None:

@@ -3,6 +3,7 @@ login."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from protocol.codec.errors import MessageError
@@ -14,6 +15,7 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import session as opening
 from sfsc.errors import KeyringDamaged, SfscError
 from sfsc.keys.keyring import DeviceKey, Keyring
+from sfsc.library_log import log_step, milliseconds
 from sfsc.session.limits import Timeouts
 from sfsc.session.retry import LOST
 from sfsc.trust.server_log import ServerTrust
@@ -113,10 +115,15 @@ def dial(
     for address in addresses:
         try:
             host, port = parse_address(address)
-            return Transport.dial(host, port, timeouts, answers, waiting)
+            log_step(f"connecting to {address}")
+            began = time.monotonic()
+            transport = Transport.dial(host, port, timeouts, answers, waiting)
+            log_step(f"connected to {address} in {milliseconds(time.monotonic() - began)}")
+            return transport
         except MessageError as exc:
             failure = KeyringDamaged(f"the keyring has a malformed address: {exc}")
         except LOST as exc:
+            log_step(exc.cause)
             failure = exc
     raise failure or KeyringDamaged("the keyring has no server address")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from sfsc.errors import SfscError, StaleGeneration, TimedOut, Unreachable
+from sfsc.library_log import log_step
 
 LOST: Final = (Unreachable, TimedOut)
 """Raised for a lost connection, and for a server that cannot answer now."""
@@ -47,7 +48,8 @@ def retry(
 def connect_again(connect: Callable[[], None], pause: Callable[[float], object]) -> None:
     """Connect, retrying for as long as a daemon takes to restart. Raises the last error."""
     failure: SfscError | None = None
-    for seconds in PAUSES:
+    for attempt, seconds in enumerate(PAUSES, 1):
+        log_step(f"the connection was lost: attempt {attempt} of {len(PAUSES)} in {seconds:g} s")
         pause(seconds)
         try:
             return connect()

@@ -9,9 +9,11 @@ again get the same receipt.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
+from protocol.codec.terminal_text import counted
 from protocol.log.auditlog import DOWNLOAD, REWRAP, LogEntry
 from protocol.records.record_signatures import RecordSigner
 from protocol.records.records import (
@@ -70,6 +72,7 @@ from sfsc.errors import (
 )
 from sfsc.keys.bundle import SeenCheckpoint
 from sfsc.keys.keyring import Keyring
+from sfsc.library_log import log_step, log_warning, milliseconds
 from sfsc.session import evidence
 from sfsc.session.follow import check_signed_to, follow_log, search_statements, shown_lines
 from sfsc.session.handshake import (
@@ -108,7 +111,6 @@ from sfsc.trust.server_log import (
     stored_statements,
 )
 from sfsc.trust.state import ClientState, KnownFile
-from sfsc.warning_log import log_warning
 
 if TYPE_CHECKING:
     from sfsc.session.transport import Transport
@@ -393,6 +395,7 @@ class Session:
     def _open(self, login: LoginKey) -> None:
         server, user = self.keyring.server_id, self.keyring.user
         transport = dial(self.keyring.addresses, self._timeouts, self._answers, self._waiting)
+        began = time.monotonic()
         transport.throttle = self._throttle
         try:
             with self.keeping_evidence():
@@ -415,6 +418,10 @@ class Session:
             raise
         self._transport = transport
         self.connections += 1
+        log = "with keys that are not the newest"
+        if not self.is_restricted:
+            log = f"to a log of {counted(head.size, 'entry', 'entries')}"
+        log_step(f"logged in as {user} {log} in {milliseconds(time.monotonic() - began)}")
 
     def abort_uploads(self) -> None:
         """Have the server drop all uploads that this session has not committed, so that they hold

@@ -22,6 +22,7 @@ from typing import Final, Self
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.errors import RemoteProtocolError
+from protocol.codec.terminal_text import counted, human_size
 from protocol.records.invitation import format_address
 from protocol.wire.connection import WELCOME_ID, Connection, Role
 from protocol.wire.frames import TLS_RECORD, split_for_tls_records
@@ -32,6 +33,7 @@ from protocol.wire.messages.session import Welcome
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, StaleGeneration, TimedOut, Unreachable
 from sfsc.interrupts import deferred
+from sfsc.library_log import log_step, milliseconds
 from sfsc.session.evidence import Answers, Asked
 from sfsc.session.limits import MAX_REQUESTS, MAX_WINDOW, Throttle, Ticket, Timeouts
 from sfsc.session.waiting import Blocking, SocketWait, Waiting
@@ -77,6 +79,8 @@ class Transport(Closing):
         self.throttle: Throttle | None = None
         """Limits the rate, if it is set."""
         self._failure: NetworkError | None = None
+        self._began = time.monotonic()
+        self._requests = self._sent = self._received = 0
 
     @classmethod
     def dial(
@@ -137,6 +141,7 @@ class Transport(Closing):
             self._check()
             number, pieces = self._connection.request(message)
             ticket = Ticket(number)
+            self._requests += 1
             self._weights[ticket] = weight
             # Contents are not kept: they are large, and not what the server says.
             self._asked[ticket] = message if message.BULK is None else type(message)
@@ -186,6 +191,11 @@ class Transport(Closing):
         Idempotent."""
         if self._failure is None:
             self._failure = Unreachable("the connection was closed")
+            log_step(
+                f"closed the connection after {milliseconds(time.monotonic() - self._began)}: "
+                f"{counted(self._requests, 'request')}, {human_size(self._sent)} sent, "
+                f"{human_size(self._received)} received"
+            )
             with contextlib.suppress(OSError, ValueError):
                 self._tls.unwrap()
         self._waits.close()
@@ -248,7 +258,10 @@ class Transport(Closing):
             with deferred:
                 small = self._uncork() > TLS_RECORD
                 received = self._receive()
-                moved = received + self._send(small=small)
+                sent = self._send(small=small)
+            moved = received + sent
+            self._received += received
+            self._sent += sent
             if self.throttle is not None and moved:
                 self.throttle.spend(moved)
             return moved > 0

@@ -39,9 +39,9 @@ from sfsc.errors import (
     WrongServer,
 )
 from sfsc.keys.bundle import SeenCheckpoint
+from sfsc.library_log import log_warning
 from sfsc.trust import follower
 from sfsc.trust.followed_log import parse_line
-from sfsc.warning_log import log_warning
 
 REPORT: Final = follower.REPORT
 

@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 
 from sfsc.crypto.primitives import open_sealed, seal
 from sfsc.errors import Tampered
-from sfsc.warning_log import log_warning
+from sfsc.library_log import log_warning
 
 _BUCKETS: Final = 256
 _TOGETHER: Final = 256

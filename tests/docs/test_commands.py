@@ -43,7 +43,7 @@ CARRIED = {"sfs-keys": "tablet", "alice.checkpoint": "bob"}
 PRINTED = {
     "sfsc key show": {"FINGERPRINT": r"^fingerprint +([0-9a-f]{64})$"},
     "sfsc key recovery": {"ACCOUNT": r"^ +(sfs://\S+)$", "CODE": r"^ +((?:\w{4}-)+\w{4})$"},
-    "sfsc device list": {"DEVICE": r"^([0-9a-f]{8})  (?!.*  this machine)"},
+    "sfsc device list": {"DEVICE": r"^([0-9a-f]{8})\t(?!this machine)"},
 }
 """What the output of a command has for later ones, by the placeholder that it is for."""
 TYPED = {

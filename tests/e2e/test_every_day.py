@@ -87,12 +87,12 @@ def test_commands_run_in_a_folder_that_was_removed(alice: Client, tmp_path: Path
     assert (tmp_path / "fetched").read_bytes() == b"from a pipe"
     assert "no such file: file" in run("put", "file", code=1)
     assert "cannot write pipe: No such file" in run("get", "gone/pipe", code=1)
-    devices = run("device", "list")
+    devices = run("device", "list").splitlines()
     # Checked first: otherwise the account would have a device whose key is nowhere.
     assert "cannot write kept: No such file" in run(
         "key", "backup", "kept", "--no-passphrase", code=1
     )
-    assert run("device", "list") == devices
+    assert len(run("device", "list").splitlines()) == len(devices)
     assert "cannot write proof: " in run(
         "put", "-", "--name", "gone/new", "--receipt", "proof", code=1
     )
@@ -111,7 +111,7 @@ def test_upload_and_download_of_a_folder(daemon: Daemon, alice: Client, tmp_path
     os.mkfifo(source / "pipe")
     done = alice.run("put", "-r", "tree", cwd=tmp_path / "work")
     assert "tree/pipe" in done.stderr
-    assert done.lines[-1] == f"{len(files) + 3} stored, 0 unchanged, 1 skipped"
+    assert done.stderr.splitlines()[-1] == f"{len(files) + 3} stored, 0 unchanged, 1 skipped"
     names = {f"tree/{name}" for name in (*files, "modes/run", "link", "loop")}
     assert set(alice.run("ls", "-R").lines) == names
     # To the current folder, another one, one subfolder, under another name, and everything.
@@ -148,7 +148,7 @@ def test_current_folder_and_absolute_folder(alice: Client, tmp_path: Path) -> No
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     (folder / "x").write_bytes(b"x")
-    assert len(alice.run("put", "-r", ".", cwd=tmp_path / "a").lines) == 2
+    assert len(alice.run("put", "-r", ".", cwd=tmp_path / "a").stderr.splitlines()) == 2
     alice.run("put", "-r", "--always", folder)
     assert alice.run("ls", "-R").lines == ["b/x"]
     (told,) = objects(alice.run("--json", "ls", "-R"))
@@ -195,8 +195,7 @@ def test_names_equal_after_normalization(alice: Client, tmp_path: Path) -> None:
         pytest.skip("this file system takes them for one name")
     failed = alice.run("put", "-r", "t", cwd=tmp_path, code=1)
     assert failed.stderr.count("in another Unicode form") == 1
-    assert len(failed.lines) == 3
-    assert all("version 1" in line for line in failed.lines[:-1])
+    assert failed.stderr.count("version 1") == 2
 
 
 def test_device_names_are_fetched_individually(alice: Client, tmp_path: Path) -> None:
@@ -377,8 +376,8 @@ def test_progress_bar_after_a_second_on_a_terminal_only(alice: Client, *, termin
             said += part
     os.close(reading)
     assert process.wait(60) == 0
-    assert (b"MiB" in said) is terminal
-    assert terminal or said == b""
+    assert (b"/s" in said) is terminal
+    assert terminal or said == b"slow  version 1, 50.0 MiB\n"
 
 
 @pytest.mark.slow
@@ -528,12 +527,12 @@ def test_folder_modes_and_names_for_windows(alice: Client, tmp_path: Path) -> No
     for name in ("CON.txt", "a:b", "end.", "priv/plain"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(name.encode())
-    put = alice.run("put", "-r", source)
+    put = alice.run("put", "-r", source, "-q")
     assert (
         put.stderr == 'sfsc: warning: Windows cannot hold 3 names: "t/CON.txt", "t/a:b", "t/end."\n'
     )
     got = alice.run("get", "-r", "t", "-o", tmp_path / "out")
-    assert len(got.stderr.splitlines()) == 4
+    assert len(got.stderr.splitlines()) == 4 + len(["the totals"])
     assert read(tmp_path / "out" / "t") == read(source)
 
 
@@ -579,7 +578,7 @@ def test_what_a_tree_holds_comes_back(alice: Client, tmp_path: Path) -> None:
         os.utime(source / name, ns=(0, 10**18 + number))
     os.utime(source, ns=(0, 10**9))
     put = alice.run("put", "-r", source)
-    shown = {line.split("  ")[0].removeprefix("t/") for line in put.lines[:-1]}
+    shown = {line.split("  ")[0].removeprefix("t/") for line in put.stderr.splitlines()[:-1]}
     before = attributes(source)
     files = {name for name, (kind, *_) in before.items() if kind != "folder"}
     assert (
@@ -652,7 +651,9 @@ def test_an_odd_tree(alice: Client, tmp_path: Path) -> None:
         finally:
             os.chdir("/")
     put = alice.run("put", "-r", tmp_path / "t", "--name", "t", code=1)
-    told = [line for line in put.stderr.splitlines() if line.startswith("sfsc: /")]
+    told = [
+        line for line in put.stderr.splitlines() if line.startswith(("sfsc: /", "sfsc: warning: /"))
+    ]
     assert len(told) == len(bad) + len(["badlink", "longlink", "fifo", "sock"])
     assert put.stderr.count("is neither a file, a folder nor a link, and was not stored") == 2
     assert put.stderr.count("is a link to a path") == 2
@@ -686,7 +687,7 @@ def test_special_files_and_folders_in_use(daemon: Daemon, alice: Client, tmp_pat
 def test_an_empty_folder(alice: Client, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     nothing = alice.run("put", "-r", ".", cwd=tmp_path / "empty")
-    assert nothing.stderr == "sfsc: . has no files; nothing was stored\n"
+    assert nothing.stderr.startswith("sfsc: warning: . has no files; nothing was stored\n")
     assert alice.run("ls").lines == []
     alice.run("put", "-r", tmp_path / "empty")
     alice.run("put", "-r", tmp_path / "empty", "--name", "a/b")

@@ -122,9 +122,7 @@ def test_the_passphrase_of_a_backup_is_asked_first(
 
     monkeypatch.setattr(terminal, "_is_in_environment", lambda: False)
     monkeypatch.setattr(terminal, "_prompt", prompt)
-    done = CliRunner().invoke(
-        keys.key_restore, [str(tmp_path / "backup")], obj=Context(fresh.home, json=False)
-    )
+    done = CliRunner().invoke(keys.key_restore, [str(tmp_path / "backup")], obj=Context(fresh.home))
     assert isinstance(done.exception, WrongPassphrase)
     assert str(tmp_path / "backup") in done.exception.cause
     assert prompts == ["Passphrase of the backup: "]
@@ -164,7 +162,7 @@ def test_restoring_a_backup_adds_a_device(
     # The user identifies a lost device by its date.
     (enrolled_at,) = [cast("int", one["since"]) for one in devices if one["here"]]
     assert all(enrolled_at <= cast("int", one["since"]) <= time.time() for one in devices)
-    assert all("  since 20" in line for line in alice.run("device", "list").lines)
+    assert all(line.split("\t")[2].startswith("20") for line in alice.run("device", "list").lines)
     fresh.run("key", "restore", file, code=1)
 
 
@@ -308,7 +306,7 @@ def test_kill_while_a_device_joins(daemon: Daemon, alice: Client, tmp_path: Path
 def test_init_prompts_for_the_invitation(daemon: Daemon, fresh: Client) -> None:
     asked = [("Invitation: ", daemon.add_user("alice"))]
     said = converse(fresh.home, "init", "-", OPEN, answers=asked).stderr
-    assert said == "make a recovery code now: sfsc key recovery\n"
+    assert said.endswith("\nmake a recovery code now: sfsc key recovery\n")
     (me,) = objects(fresh.run("whoami", "--json"))
     assert me["user"] == "alice"
     (here,) = objects(fresh.run("device", "list", "--json"))

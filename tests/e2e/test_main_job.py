@@ -101,8 +101,8 @@ def test_put_without_overwriting(alice: Client, tmp_path: Path) -> None:
     alice.run("put", "two", "--no-overwrite", cwd=tmp_path)
     # The command stops at the first existing name; files before it are stored.
     refused = alice.run("put", "one", "two", "one", "--no-overwrite", cwd=tmp_path, code=6)
-    assert b"one  version 1" in refused.stdout
-    assert b"two" not in refused.stdout
+    assert "one  version 1" in refused.stderr
+    assert "two  version" not in refused.stderr
     assert "two already exists" in refused.stderr
     never = alice.run("put", "one", "--name", "new", "--if-version", "3", cwd=tmp_path, code=6)
     assert "no such file: new" in never.stderr
@@ -112,7 +112,7 @@ def test_put_without_overwriting(alice: Client, tmp_path: Path) -> None:
     alice.run("put", "two", "--name", "one", "--if-version", "1", cwd=tmp_path, code=6)
     assert alice.run("cat", "one").stdout == b"one"
     alice.run("rm", "one")
-    assert b"version 3" in alice.run("put", "one", "--if-version", "0", cwd=tmp_path).stdout
+    assert "version 3" in alice.run("put", "one", "--if-version", "0", cwd=tmp_path).stderr
     alice.run("put", "one", "two", "--if-version", "1", cwd=tmp_path, code=2)
     alice.run("put", "one", "--if-version", "1", "--no-overwrite", cwd=tmp_path, code=2)
 
@@ -121,12 +121,12 @@ def test_restore_of_old_contents(daemon: Daemon, alice: Client, tmp_path: Path) 
     contents = [b"one", b"two" * 500_000, b""]
     for content in contents:
         alice.run("put", "-", "--name", "a", stdin=content)
-    assert b"version 4" in alice.run("restore", "a", "--version", "2").stdout
+    assert "version 4" in alice.run("restore", "a", "--version", "2").stderr
     assert alice.run("cat", "a").stdout == contents[1]
     alice.run("restore", "a", code=2)
     alice.run("rm", "a")
     alice.run("cat", "a", code=3)
-    assert b"version 5" in alice.run("restore", "a").stdout
+    assert "version 5" in alice.run("restore", "a").stderr
     assert alice.run("cat", "a").stdout == contents[1]
     assert [entry["name"] for entry in objects(alice.run("--json", "ls"))] == ["a"]
     alice.run("restore", "a", "--version", "6", code=3)
@@ -355,12 +355,12 @@ def staged(daemon: Daemon) -> int:
 def test_a_closed_output_pipe_aborts_an_upload(
     daemon: Daemon, alice: Client, tmp_path: Path
 ) -> None:
-    """`sfsc put -r … | head -n 1` leaves only what was stored."""
+    """`sfsc put -r … --json | head -n 1` leaves only what was stored."""
     (tmp_path / "tree").mkdir()
     for number in range(12):
         write(tmp_path / "tree" / f"{number:02}", 2 * MIB)
     with subprocess.Popen(
-        [*command("sfsc"), "put", "-r", tmp_path / "tree"],
+        [*command("sfsc"), "put", "-r", tmp_path / "tree", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(alice.variables),

@@ -32,7 +32,7 @@ def test_the_output_of_a_command_is_stored_if_it_succeeds(
     daemon: Daemon, alice: Client, tmp_path: Path
 ) -> None:
     done = alice.run("put", "--command", "printf '%s' \"a $((1+1))\"; echo seen >&2", "--name", "a")
-    assert (done.lines, done.stderr) == (["a  version 1, 3 B"], "seen\n")
+    assert (done.lines, done.stderr) == ([], "seen\na  version 1, 3 B\n")
     assert alice.run("cat", "a").stdout == b"a 2"
     large = python("import sys; [sys.stdout.buffer.write(bytes([n]) * 2**20) for n in range(4)]")
     alice.run("put", "--command", large, "--name", "a", "--receipt", tmp_path / "proof")
@@ -40,7 +40,7 @@ def test_the_output_of_a_command_is_stored_if_it_succeeds(
     assert (tmp_path / "proof").read_bytes().startswith(b"c2sp.org/tlog-proof@v1")
     alice.run("put", "--command", "echo no", "--name", "a", "--no-overwrite", code=6)
     stdin = alice.run("put", "--command", "cat", "--name", "b", stdin=b"through")
-    assert stdin.lines == ["b  version 1, 7 B"]
+    assert stdin.stderr == "b  version 1, 7 B\n"
     assert alice.run("ls").lines == ["a", "b"]
 
 

@@ -3,58 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-import sfsc
-from protocol.codec.values import Mutable, Value
-from sfsc.cli import terminal
+from sfsc.cli.context import Context, name_table
 from sfsc.errors import NotFound, SfscError, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.session.session import Progress
     from sfsc.store import Store
 
-
-class Context(Value):
-    """Options of every command: the folder of the keyring (None: the usual one), and whether to
-    answer in JSON."""
-
-    home: Path | None
-    json: bool
-
-    def connect(
-        self,
-        progress: Progress | None = None,
-        *,
-        auto_rotate: bool | None = None,
-        passphrase: Callable[[], str] | None = None,
-        limit_rate: int | None = None,
-    ) -> Store:
-        """Log in and return the open store. Asks for the passphrase if the keyring needs one, by
-        `passphrase` if that is given."""
-        return sfsc.connect(
-            self.home,
-            passphrase=passphrase or terminal.passphrase_source(),
-            progress=progress,
-            auto_rotate=auto_rotate,
-            limit_rate=limit_rate,
-        )
-
-    def answer(self, value: Value | Mutable | Mapping[str, object], *lines: str) -> None:
-        """Write the result to stdout: `value` with --json, else `lines`."""
-        if self.json:
-            terminal.answer_json(value)
-        else:
-            terminal.answer("\n".join(lines))
-
-    def confirm(self, value: Value | Mapping[str, object], line: str) -> None:
-        """Report a change: `value` to stdout with --json, else `line` to stderr."""
-        if self.json:
-            terminal.answer_json(value)
-        else:
-            terminal.say(line)
+__all__ = ["Context", "check_is_no_folder", "folder_hint", "name_table"]
 
 
 def check_is_no_folder(names: Iterable[str]) -> None:

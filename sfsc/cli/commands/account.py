@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import click
 
 import sfsc
-from protocol.codec.terminal_text import counted, human_size, human_time, printable
+from protocol.codec.terminal_text import counted, human_size, printable
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
@@ -110,9 +110,9 @@ def init(
             passphrase=passphrase,
             no_passphrase=no_passphrase,
         )
-    show_identity(me, context)
+    confirm_identity(me, context)
     if invitation is not None:
-        terminal.say("make a recovery code now: sfsc key recovery")
+        terminal.note("make a recovery code now: sfsc key recovery")
 
 
 def _recover(
@@ -142,7 +142,7 @@ def _recover(
         if not terminal.confirmed(f"Undo statement {exc.first} and all later ones?"):
             raise
         me = recover(exc.first, take_back=True)
-    show_identity(me, context)
+    confirm_identity(me, context)
     failures.check()
 
 
@@ -159,17 +159,26 @@ def whoami(context: Context) -> None:
 
 def show_identity(me: Whoami, context: Context, *lines: str) -> None:
     """Write the account of a keyring to stdout, and `lines` after it unless in JSON."""
+    shown, known = _identity(me)
+    context.answer(shown, *known, *lines)
+
+
+def confirm_identity(me: Whoami, context: Context) -> None:
+    """Report the account that a command has opened."""
+    shown, known = _identity(me)
+    context.confirm(shown, *known)
+
+
+def _identity(me: Whoami) -> tuple[dict[str, object], list[str]]:
     server, fingerprint = me.server_id.hex(), me.fingerprint.hex()
     shown = {"user": me.user, "address": me.address, "server": server, "fingerprint": fingerprint}
-    context.answer(
-        {**shown, "generation": me.generation, "key_type": me.key_type},
+    return {**shown, "generation": me.generation, "key_type": me.key_type}, [
         f"user         {me.user}",
-        f"address      {me.address}",
+        f"address      {printable(me.address)}",
         f"server       {server}",
         f"fingerprint  {fingerprint}",
         f"keys         generation {me.generation}, {me.key_type}",
-        *lines,
-    )
+    ]
 
 
 @click.command()
@@ -185,7 +194,7 @@ def status(context: Context) -> None:
     live, versions, trash = map(human_size, (now.live, now.versions, now.trash))
     shown = {"user": now.user, "address": now.address, "server": server}
     quota = f"of {human_size(now.quota)}" if now.quota else "no quota"
-    entries, due = counted(now.log_size, "entry", "entries"), human_time(now.due)
+    entries, due = counted(now.log_size, "entry", "entries"), context.time(now.due)
     others = {key: value for key, value in terminal.fields_of(now).items() if key != "server_id"}
     context.answer(
         shown | others,

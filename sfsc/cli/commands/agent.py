@@ -49,7 +49,8 @@ def agent_start(context: Context, *, timeout: str | None) -> None:
 
         seconds = parse_timeout(timeout)
     source = terminal.passphrase_source()
-    _show(sfsc.start_agent(home=context.home, passphrase=source, timeout=seconds), context)
+    status = sfsc.start_agent(home=context.home, passphrase=source, timeout=seconds)
+    context.confirm(status, *_lines(status))
 
 
 @agent.command("lock")
@@ -81,20 +82,17 @@ def agent_status(context: Context) -> None:
 
     Example: sfsc agent status
     """
-    _show(sfsc.agent_status(home=context.home), context)
+    status = sfsc.agent_status(home=context.home)
+    context.answer(status, *_lines(status))
 
 
-def _show(status: AgentStatus, context: Context) -> None:
+def _lines(status: AgentStatus) -> list[str]:
     if not status.running:
-        lines = ["agent   does not run"]
-    else:
-        left = human_duration(status.seconds_left)
-        keyring = (
-            f"unlocked, forgotten in {left} unless it is used" if status.unlocked else "locked"
-        )
-        lines = [
-            f"agent   process {status.pid}, at {printable(status.socket)}",
-            f"keyring {keyring}",
-            f"memory  {_MEMORY[status.memory or 'unlocked']}",
-        ]
-    context.answer(status, *lines)
+        return ["agent   does not run"]
+    left = human_duration(status.seconds_left)
+    keyring = f"unlocked, forgotten in {left} unless it is used" if status.unlocked else "locked"
+    return [
+        f"agent   process {status.pid}, at {printable(status.socket)}",
+        f"keyring {keyring}",
+        f"memory  {_MEMORY[status.memory or 'unlocked']}",
+    ]

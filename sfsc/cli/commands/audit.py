@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, BinaryIO
+from datetime import datetime
+from typing import BinaryIO
 
 import click
 
@@ -14,9 +15,6 @@ from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.suggestions import past_names
 from sfsc.errors import UsageError
-
-if TYPE_CHECKING:
-    from sfsc.log.audit import LogEvent
 
 _MAX_FILE = 256 * 1024
 
@@ -41,16 +39,14 @@ def audit_log(context: Context, name: str | None) -> None:
     Example: sfsc audit log report.pdf
     """
     with context.connect() as store:
-        for event in store.audit_log(name):
-            context.answer(event, _line(event))
-
-
-def _line(event: LogEvent) -> str:
-    what = event.name or event.file_id or ""
-    version = f" version {event.version}" if event.version else ""
-    said = " ".join(f"{key}={json.dumps(value)}" for key, value in event.detail.items())
-    text = f"{event.seq:>8}  {event.time}  {event.op:<12} {event.actor:<12} {what}{version} {said}"
-    return printable(text.rstrip())
+        headers = ("entry", "time", "operation", "user", "file", "version", "details")
+        with context.table(*headers, right=("entry", "version")) as rows:
+            for event in store.audit_log(name):
+                when = context.time(int(datetime.fromisoformat(event.time).timestamp()))
+                file = event.name or event.file_id
+                details = " ".join(f"{key}={json.dumps(one)}" for key, one in event.detail.items())
+                about = (event.op, event.actor, file, event.version, details)
+                rows.add(event, event.seq, when, *about)
 
 
 @audit.command("verify")
@@ -105,7 +101,10 @@ def audit_checkpoint(context: Context) -> None:
     with context.connect() as store:
         note = store.checkpoint().decode()
     # A server may add lines of any text with its signature: escape them on a terminal.
-    terminal.write(printable_lines(note) if sys.stdout.isatty() else note)
+    if context.json:
+        terminal.answer_json({"checkpoint": note})
+    else:
+        terminal.write(printable_lines(note) if sys.stdout.isatty() else note)
 
 
 @audit.command("compare")
@@ -151,15 +150,15 @@ def audit_accept(context: Context, *, yes: bool) -> None:
         f"this client now trusts the log of {entries}",
     )
     if restored is not None:
-        terminal.say(
+        terminal.warn(
             f"the server did not know {counted(forgotten, 'newer statement')} of your account; "
             "your keys were replaced, for the devices that you had last"
         )
         if restored.unknown:
             devices = counted(restored.unknown, "device is", "devices are")
-            terminal.say(f"hint: {devices} new to this machine: check `sfsc device list`")
+            terminal.note(f"hint: {devices} new to this machine: check `sfsc device list`")
         if restored.other_code:
-            terminal.say("hint: your recovery code was forgotten too: `sfsc key recovery`")
+            terminal.note("hint: your recovery code was forgotten too: `sfsc key recovery`")
         if restored.stolen:
-            terminal.say("hint: your contents are under stolen keys: `sfsc rotate --compromised`")
+            terminal.note("hint: your contents are under stolen keys: `sfsc rotate --compromised`")
     failures.check()

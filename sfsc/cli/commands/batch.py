@@ -180,6 +180,6 @@ def _show(done: Changed, context: Context) -> None:
     if done.to is not None:
         context.confirm({**shown, "to": done.to}, f"renamed {name} to {printable(done.to)}")
         return
-    context.answer(shown, f"{name}  version {done.version}, {human_size(done.size or 0)}")
+    context.confirm(shown, f"{name}  version {done.version}, {human_size(done.size or 0)}")
     if done.unstable:
         terminal.warn_unstable(done.name)

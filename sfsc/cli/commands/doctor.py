@@ -5,14 +5,15 @@ from __future__ import annotations
 import click
 
 import sfsc
-from protocol.codec.terminal_text import printable
+from protocol.codec.terminal_text import counted
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
+from sfsc.errors import SfscError
 
 
 @click.command()
-@click.pass_context
-def doctor(ctx: click.Context) -> None:
+@click.pass_obj
+def doctor(context: Context) -> None:
     """Check this machine, the server and your account, and say what to do.
 
     Each check has a line: the permissions of your files, the keyring, whether each address of the
@@ -24,11 +25,11 @@ def doctor(ctx: click.Context) -> None:
 
     Example: sfsc doctor
     """
-    context = ctx.ensure_object(Context)
-    failed = False
-    for one in sfsc.doctor(context.home, passphrase=terminal.passphrase_source()):
-        failed = failed or one.state == "error"
-        hint = f"; {one.hint}" if one.hint else ""
-        context.answer(one, printable(f"{one.state:<8} {one.check:<9} {one.message}{hint}"))
+    failed = 0
+    with context.table("state", "check", "about") as rows:
+        for one in sfsc.doctor(context.home, passphrase=terminal.passphrase_source()):
+            failed += one.state == "error"
+            hint = f"; {one.hint}" if one.hint else ""
+            rows.add(one, one.state, one.check, f"{one.message}{hint}")
     if failed:
-        ctx.exit(1)
+        raise SfscError(f"{counted(failed, 'check')} failed", "run what the lines above say")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from protocol.codec.terminal_text import counted, human_size, human_time, printable
+from protocol.codec.terminal_text import counted, human_size, printable
 from protocol.codec.values import Mutable
 from sfsc.cli import terminal
-from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
+from sfsc.cli.commands import Context, check_is_no_folder, folder_hint, name_table
 from sfsc.cli.commands.sharing import list_inbox, show_inbox
 from sfsc.cli.commands.trash import show_deleted
 from sfsc.cli.owners import own_name, split_owner
@@ -64,19 +64,19 @@ def ls(
             return
         unreadable = terminal.Failures()
         found = store.ls(prefix, skip=unreadable)
-        for item in found if recursive else _level(found, prefix):
-            empty = False
-            if item.name == prefix and prefix.endswith("/") and not recursive:
-                continue  # the empty folder that is listed
-            line = printable(item.name)
-            if long:
-                version = ""
+        with name_table(context, "modified", long=long) as rows:
+            for item in found if recursive else _level(found, prefix):
+                empty = False
+                if item.name == prefix and prefix.endswith("/") and not recursive:
+                    continue  # the empty folder that is listed
+                if not long:
+                    rows.add(item, item.name)
+                    continue
+                version, target = None, None
                 if not isinstance(item, _Folder):
-                    version = str(item.version)
-                    line += "" if item.target is None else f" -> {printable(item.target)}"
-                size, modified = human_size(item.size), human_time(item.mtime)
-                line = f"{version:>4}  {size:>11}  {modified}  {line}"
-            context.answer(item, line)
+                    version, target = item.version, item.target
+                name = item.name if target is None else f"{item.name} -> {target}"
+                rows.add(item, version, human_size(item.size), context.time(item.mtime), name)
         unreadable.check()
     if empty and prefix.endswith("/"):
         raise NotFound(f"there is no file in {prefix}", "run `sfsc ls` to see what is stored")
@@ -134,10 +134,10 @@ def stat(context: Context, name: str) -> None:
         f"name        {printable(entry.name)}",
         f"version     {entry.version} (revision {entry.revision})",
         f"size        {counted(entry.size, 'byte')}, {entry.ciphertext_size} encrypted",
-        f"modified    {human_time(entry.mtime)}",
-        f"stored      {human_time(entry.created)}",
+        f"modified    {context.time(entry.mtime)}",
+        f"stored      {context.time(entry.created)}",
         f"file id     {entry.file_id}",
-        *(f"shared      with {one.user}{terminal.until(one.expires)}" for one in readers),
+        *(f"shared      with {one.user}{context.until(one.expires)}" for one in readers),
     )
 
 
@@ -150,10 +150,10 @@ def _show_shared_file(one: Shared, context: Context) -> None:
         f"name        {one.owner}:{printable(entry.name)}",
         f"version     {entry.version} (revision {entry.revision})",
         f"size        {counted(entry.size, 'byte')}, {entry.ciphertext_size} encrypted",
-        f"modified    {human_time(entry.mtime)}",
-        f"stored      {human_time(entry.created)}",
+        f"modified    {context.time(entry.mtime)}",
+        f"stored      {context.time(entry.created)}",
         f"file id     {entry.file_id}",
-        f"shared      by {one.owner}{unverified}{terminal.until(one.expires)}",
+        f"shared      by {one.owner}{unverified}{context.until(one.expires)}",
     )
 
 
@@ -319,24 +319,27 @@ def history(context: Context, name: str) -> None:
     with context.connect() as store:
         owner, name = split_owner(store, name)
         if owner is not None:
-            for one in store.shared_history(owner, name):
-                context.answer(one, _revision_line(one))
+            _show_history(store.shared_history(owner, name), context)
             return
         damaged = terminal.Failures()
-        for one in store.history(name, skip=damaged):
-            context.answer(one, _revision_line(one))
+        _show_history(store.history(name, skip=damaged), context)
         damaged.check()
 
 
-def _revision_line(one: Revision) -> str:
-    when = human_time(one.created)
-    undone = "  (by a stolen key, undone)" if one.voided else ""
-    if one.version is None or one.size is None:
-        plural = "s" * (len(one.purged) != 1)
-        about = f"version{plural} {', '.join(map(str, one.purged))}" if one.purged else ""
-        op = one.op if one.moved is None else "moved"  # to a file of which only the id is known
-        return f"{one.revision:>4}  {when}  {op:<8} {about}".rstrip() + undone
-    origin = "" if one.restored is None else f"  from version {one.restored}"
-    gone = "" if one.kept else "  (content removed)"
-    about = f"version {one.version}, {human_size(one.size)}{origin}{gone}{undone}"
-    return f"{one.revision:>4}  {when}  {one.op:<8} {about}"
+def _show_history(found: Iterable[Revision], context: Context) -> None:
+    headers = ("revision", "time", "change", "version", "size", "about")
+    with context.table(*headers, right=("revision", "version", "size")) as rows:
+        for one in found:
+            # A file that was moved to one of which only the id is known.
+            change = one.op if one.moved is None else "moved"
+            about = [] if one.restored is None else [f"from version {one.restored}"]
+            if one.version is not None and not one.kept:
+                about.append("content removed")
+            if one.purged:
+                plural = "s" * (len(one.purged) != 1)
+                about.append(f"version{plural} {', '.join(map(str, one.purged))}")
+            if one.voided:
+                about.append("by a stolen key, undone")
+            size = None if one.size is None else human_size(one.size)
+            when = context.time(one.created)
+            rows.add(one, one.revision, when, change, one.version, size, "; ".join(about))

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Final
 import click
 
 import sfsc
-from protocol.codec.terminal_text import counted, human_size, human_time, printable
+from protocol.codec.terminal_text import counted, human_size, printable
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
-from sfsc.cli.commands.account import no_passphrase_option, show_identity
+from sfsc.cli.commands.account import confirm_identity, no_passphrase_option, show_identity
 from sfsc.cli.commands.sharing import word_lines
 from sfsc.cli.suggestions import own_names, users
 from sfsc.errors import NotFound, SfscError, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.account.recover import StatementSummary
     from sfsc.account.rotate import RotationPlan, RotationResult
     from sfsc.store import Store
 
@@ -155,7 +154,10 @@ def key_backup(context: Context, file: Path, *, no_passphrase: bool) -> None:
     passphrase = None if no_passphrase else terminal.new_passphrase(" for the backup")
     with context.connect(passphrase=terminal.passphrase_source_beside_file()) as store:
         store.backup(file, passphrase=passphrase, no_passphrase=no_passphrase)
-    terminal.say(f"your keys are in {printable(str(file))}; keep it away from this machine")
+    context.confirm(
+        {"file": str(file)},
+        f"your keys are in {printable(str(file))}; keep it away from this machine",
+    )
 
 
 @key.command("restore")
@@ -174,7 +176,7 @@ def key_restore(context: Context, file: Path, *, no_passphrase: bool) -> None:
         passphrase=None if no_passphrase else terminal.new_passphrase_source(),
         no_passphrase=no_passphrase,
     )
-    show_identity(me, context)
+    confirm_identity(me, context)
 
 
 @key.command("recovery")
@@ -202,7 +204,7 @@ def key_recovery(context: Context) -> None:
         with terminal.stdout_errors():
             sys.stdout.flush()
         store.set_recovery(code, old)
-    terminal.say("print it, and keep it where nobody else looks; `sfsc init --recovery` uses it")
+    terminal.note("print it, and keep it where nobody else looks; `sfsc init --recovery` uses it")
 
 
 @key.command("export")
@@ -231,7 +233,8 @@ def key_export(context: Context, file: Path, *, no_passphrase: bool) -> None:
         no_passphrase=no_passphrase,
     )
     terminal.write_private(file, pem)
-    terminal.say(f"your private keys are in {printable(str(file))}")
+    if str(file) != "-":
+        context.confirm({"file": str(file)}, f"your private keys are in {printable(str(file))}")
 
 
 @key.command("export-dek")
@@ -293,23 +296,21 @@ def device_list(context: Context) -> None:
     """
     with context.connect() as store:
         devices = store.devices()
-    width = max(len(printable(one.label)) for one in devices)
-    for one in devices:
-        shown = {
-            "device": one.device_id.hex(),
-            "label": one.label,
-            "kind": one.kind,
-            "since": one.since,
-            "last_login": one.last_login or None,
-            "here": one.here,
-        }
-        kind = "this machine" if one.here else one.kind
-        login = f"login {human_time(one.last_login)[:16]}Z" if one.last_login else "no login"
-        line = (
-            f"{one.device_id.hex()[:8]}  {printable(one.label):<{width}}  {kind:<12}  "
-            f"since {human_time(one.since)[:10]}  {login}"
-        )
-        context.answer(shown, line if one.kind != "recovery" else line.removesuffix("  no login"))
+    with context.table("device", "kind", "since", "last login", "label") as rows:
+        for one in devices:
+            shown = {
+                "device": one.device_id.hex(),
+                "label": one.label,
+                "kind": one.kind,
+                "since": one.since,
+                "last_login": one.last_login or None,
+                "here": one.here,
+            }
+            kind = "this machine" if one.here else one.kind
+            since, login = context.time(one.since)[:10], "-"
+            if one.last_login:
+                login = context.time(one.last_login)
+            rows.add(shown, one.device_id.hex()[:8], kind, since, login, one.label)
 
 
 @device.command("label")
@@ -404,8 +405,7 @@ def rotate(
             again = "that of the NAMEs" if names else "all of it" if compromised else ""
             _show_plan(store.rotation_plan(), context, again)
         elif if_due and not store.rotation_is_due():
-            if context.json:
-                terminal.answer_json({"due": False})
+            context.confirm({"due": False}, "the keys are not due")
         else:
             dropped = None if drop_device is None else _find_device(store, drop_device)
             failures = terminal.Failures()
@@ -432,13 +432,17 @@ def _take_back(context: Context, undo_from: int | None, *, plan: bool, yes: bool
     source = terminal.passphrase_source()
     passphrase = None if source is None else functools.cache(source)
     links = sfsc.take_back_plan(code, home=context.home, passphrase=passphrase, undo_from=undo_from)
-    for one in links:
-        if plan:
-            context.answer(one, _link_line(one))
-        elif not context.json:
-            terminal.say(_link_line(one))
     if plan:
+        headers = ("statement", "time", "reason", "generation", "devices", "about")
+        with context.table(*headers, right=("statement", "generation", "devices")) as rows:
+            for one in links:
+                undone = "undone" if one.undone else None
+                when = context.time(one.created)
+                rows.add(one, one.n, when, one.reason, one.generation, one.devices, undone)
         return
+    for one in links:
+        if one.undone:
+            terminal.say(f"statement {one.n} of {context.time(one.created)} will be undone")
     if not yes and not terminal.confirmed("Take the account back now?"):
         raise UsageError("nothing was done", "use --yes to confirm in advance")
     failures = terminal.Failures()
@@ -447,12 +451,6 @@ def _take_back(context: Context, undo_from: int | None, *, plan: bool, yes: bool
     )
     _show_rotation(done, context)
     failures.check()
-
-
-def _link_line(one: StatementSummary) -> str:
-    undone = "  undone" if one.undone else ""
-    about = f"generation {one.generation}, {counted(one.devices, 'device')}"
-    return f"{one.n:>4}  {human_time(one.created)}  {one.reason:<12} {about}{undone}"
 
 
 def _find_device(store: Store, start: str) -> bytes:
@@ -473,12 +471,12 @@ def _find_device(store: Store, start: str) -> bytes:
 
 
 def _show_rotation(done: RotationResult, context: Context) -> None:
-    context.answer(
+    context.confirm(
         done,
         f"generation  {done.generation}, {done.key_type}",
         f"wrapped     {counted(done.wrapped, 'version')} here; all {done.files} use these keys",
         *_left_out(done),
-        f"rotate by   {human_time(done.due)}",
+        f"rotate by   {context.time(done.due)}",
     )
 
 
@@ -497,7 +495,7 @@ def _show_plan(plan: RotationPlan, context: Context, again: str) -> None:
         f"content     {size}; {content}",
         *([f"damaged     {counted(plan.damaged, 'version')}"] if plan.damaged else []),
         f"generation  {plan.generation}{', begun and not finished' * plan.begun}",
-        f"due         {human_time(plan.due)}",
+        f"due         {context.time(plan.due)}",
         f"time        about {max(1, round(seconds))} s{transfer}",
     )
 
@@ -520,7 +518,7 @@ def verify_rotation(context: Context) -> None:
             f"generation  {done.generation}, {done.key_type}",
             f"verified    {counted(done.files, 'version')} wrapped for these keys",
             *_left_out(done),
-            f"rotate by   {human_time(done.due)}",
+            f"rotate by   {context.time(done.due)}",
         )
         _list_unreadable(store, failures)
     for what, error in left_out:

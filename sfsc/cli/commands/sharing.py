@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import click
 
 import sfsc
-from protocol.codec.terminal_text import human_size, human_time, printable
+from protocol.codec.terminal_text import human_size, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder
 from sfsc.cli.owners import own_name, split_owner
@@ -19,7 +19,6 @@ from sfsc.cli.times import parse_age
 from sfsc.errors import Untrusted, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.files.inbox import Shared
     from sfsc.files.sharing import Grant
     from sfsc.store import Store
 
@@ -79,10 +78,10 @@ def share(
         check_is_no_folder([name])
     with context.connect() as store:
         if listing:
-            for one in store.shared_folders():
-                folder, ending = printable(one.prefix), terminal.until(one.expires)
-                shown = {"folder": one.prefix, "user": one.user, "expires": one.expires}
-                context.answer(shown, f"{folder}/  {one.user}{ending}")
+            with context.table("user", "until", "folder") as rows:
+                for one in store.shared_folders():
+                    shown = {"folder": one.prefix, "user": one.user, "expires": one.expires}
+                    rows.add(shown, one.user, _ending(one.expires, context), f"{one.prefix}/")
             return
         if name is None or user is None:
             raise UsageError("NAME and USER are needed", "or use --list; see `sfsc share --help`")
@@ -100,11 +99,11 @@ def share(
 
         grants = confirm_trust(grant, first_use=trust_first_use)
         _show_grants(grants, "shared", context)
-        if recursive and not context.json:
+        if recursive:
             folder = printable(name)
             if not grants:
-                terminal.say(f"no file is in {folder} yet")
-            terminal.say(f"files that you add to {folder} later are shared with {user} too")
+                terminal.note(f"no file is in {folder} yet")
+            terminal.note(f"files that you add to {folder} later are shared with {user} too")
 
 
 @click.command()
@@ -136,7 +135,7 @@ def _show_grants(grants: Iterable[Grant], done: str, context: Context) -> None:
     text = "shared" if done == "shared" else "stopped sharing"
     for one in grants:
         shown = {"name": one.name, "user": one.user, "expires": one.expires, done: True}
-        until = terminal.until(one.expires)
+        until = context.until(one.expires)
         context.confirm(shown, f"{text} {printable(one.name)} with {one.user}{until}")
 
 
@@ -152,17 +151,21 @@ def shares(context: Context) -> None:
     Example: sfsc shares
     """
     failures = terminal.Failures()
-    with context.connect() as store:
+    with context.connect() as store, context.table("user", "until", "name") as rows:
+
+        def show(name: str, kind: str, user: str, expires: int) -> None:
+            shown = {"name": name, "kind": kind, "user": user, "expires": expires}
+            rows.add(shown, user, _ending(expires, context), name)
+
         for folder in store.shared_folders():
-            _show_share(f"{folder.prefix}/", "folder", folder.user, folder.expires, context)
+            show(f"{folder.prefix}/", "folder", folder.user, folder.expires)
         for one in store.shares(skip=failures):
-            _show_share(one.name, "file", one.user, one.expires, context)
+            show(one.name, "file", one.user, one.expires)
     failures.check()
 
 
-def _show_share(name: str, kind: str, user: str, expires: int, context: Context) -> None:
-    shown = {"name": name, "kind": kind, "user": user, "expires": expires}
-    context.answer(shown, f"{printable(name)}  {user}{terminal.until(expires)}")
+def _ending(expires: int, context: Context) -> str:
+    return context.time(expires) if expires else "-"
 
 
 @click.command()
@@ -174,10 +177,12 @@ def people(context: Context) -> None:
     """
     from sfsc.keys.pgp_words import pgp_words
 
-    for user, fingerprint in sfsc.people(context.home, passphrase=terminal.passphrase_source()):
-        shown = {"user": user, "fingerprint": fingerprint.hex()}
-        shown["words"] = " ".join(pgp_words(fingerprint))
-        context.answer(shown, f"{user:<8}  {fingerprint.hex()}")
+    found = sfsc.people(context.home, passphrase=terminal.passphrase_source())
+    with context.table("user", "fingerprint") as rows:
+        for user, fingerprint in found:
+            shown = {"user": user, "fingerprint": fingerprint.hex()}
+            shown["words"] = " ".join(pgp_words(fingerprint))
+            rows.add(shown, user, fingerprint.hex())
 
 
 @click.group(invoke_without_command=True)
@@ -266,21 +271,22 @@ def show_inbox(context: Context, prefix: str, *, long: bool) -> None:
 def list_inbox(store: Store, context: Context, prefix: str, *, long: bool) -> None:
     """Like `show_inbox`, in an open store."""
     failures = terminal.Failures()
-    for item in store.inbox(skip=failures):
-        if f"{item.owner}:{item.entry.name}".startswith(prefix):
-            _show_shared(item, context, long=long)
+    headers = ("version", "size", "modified", "owner", "name", "until") if long else ("",)
+    with context.table(*headers, right=("version", "size")) as rows:
+        for item in store.inbox(skip=failures):
+            entry, name = item.entry, f"{item.owner}:{item.entry.name}"
+            if not name.startswith(prefix):
+                continue
+            about = {"owner": item.owner, "expires": item.expires, "verified": item.verified}
+            shown = {**about, **terminal.fields_of(entry)}
+            if not long:
+                rows.add(shown, name)
+                continue
+            size, modified = human_size(entry.size), context.time(entry.mtime)
+            verified = "verified" if item.verified else "unverified"
+            until = _ending(item.expires, context)
+            rows.add(shown, entry.version, size, modified, verified, name, until)
     failures.check()
-
-
-def _show_shared(item: Shared, context: Context, *, long: bool) -> None:
-    entry, line = item.entry, f"{item.owner}:{printable(item.entry.name)}"
-    shown = {"owner": item.owner, "expires": item.expires, "verified": item.verified}
-    if long:
-        size, modified = human_size(entry.size), human_time(entry.mtime)
-        until = f" {terminal.until(item.expires)}" if item.expires else ""
-        unverified = "" if item.verified else "  unverified"
-        line = f"{entry.version:>4}  {size:>11}  {modified}  {line}{until}{unverified}"
-    context.answer({**shown, **terminal.fields_of(entry)}, line)
 
 
 def trust_options(command: _Command) -> _Command:

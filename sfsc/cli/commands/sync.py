@@ -82,7 +82,7 @@ def sync(
     if down and target is None:
         raise click.UsageError("--down needs PREFIX and DIR.")
     prefix, folder = (source, target) if down else (target, source)
-    outcomes = Outcomes(json=context.json)
+    outcomes = Outcomes()
     excluded = patterns(exclude, exclude_from)
     with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
         prefix = None if prefix is None else own_name(store, prefix)
@@ -131,7 +131,7 @@ def watch(
     Example: sfsc watch --delete photos
     """
     excluded = patterns(exclude, exclude_from)
-    outcomes = RepeatedOutcomes(json=context.json)
+    outcomes = RepeatedOutcomes()
     asked = terminal.passphrase_source()
     work = sfsc.watch(
         folder,
@@ -152,14 +152,14 @@ def watch(
 
 
 def _tell_trouble(error: SfscError, seconds: float) -> None:
-    terminal.say(f"sfsc: {printable(error.cause)}; trying again in {seconds:g} s")
+    terminal.warn(f"{error.cause}; trying again in {seconds:g} s")
 
 
 class RepeatedOutcomes(Outcomes):
     """Outcomes of work that is done again and again: the same failure is reported once."""
 
-    def __init__(self, *, json: bool) -> None:
-        super().__init__(json=json)
+    def __init__(self) -> None:
+        super().__init__()
         self._told: set[tuple[str, str]] = set()
 
     def __call__(self, what: str, error: SfscError) -> None:
@@ -177,11 +177,12 @@ def show(done: Synced, context: Context, outcomes: Outcomes, *, dry_run: bool = 
         return
     name = printable(done.name)
     would = "would be " if dry_run else ""
+    tell = terminal.answer if dry_run else terminal.note
     if done.status in (STORED, FETCHED, DELETED):
         version = "" if dry_run or done.status == DELETED else f"  version {done.version}"
-        terminal.answer(f"{would}{done.status}  {name}{version}")
+        tell(f"{would}{done.status}  {name}{version}")
     elif done.status == CONFLICT:
         kept = printable(done.conflict_name or "")
-        terminal.answer(f"conflict  {name}; the other one {would or 'is '}kept as {kept}")
+        tell(f"conflict  {name}; the other one {would or 'is '}kept as {kept}")
     elif done.status == SKIPPED:
-        terminal.say(f"sfsc: {name} was left as it is: {printable(done.cause or '')}")
+        terminal.warn(f"it was left as it is: {done.cause or ''}", item=done.name)

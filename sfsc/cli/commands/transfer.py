@@ -160,7 +160,7 @@ def put(
     _check_paths(paths)
     if len(files) > 1:
         _check_names(paths, items, excluded)
-    outcomes = Outcomes(json=context.json)
+    outcomes = Outcomes()
     with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
         if name is not None:
             name = own_name(store, name)
@@ -207,7 +207,7 @@ def _put_command(
         done = store.put_command(command, own_name(store, name), expected=expected)
         if receipt is not None:
             terminal.write_private(receipt, store.proof_of(done))
-        _show_put(done, context, Outcomes(json=context.json))
+        _show_put(done, context, Outcomes())
 
 
 def _check_receipt(receipt: Path | None, files: Sequence[str], *, recursive: bool) -> None:
@@ -266,13 +266,13 @@ def _show_tree(
         ):
             not_on_windows.append(done.name)
     if not count:
-        what = ", ".join(printable(str(path)) for path in paths)
-        terminal.say(f"sfsc: {what} has no files; nothing was stored")
+        what = ", ".join(str(path) for path in paths)
+        terminal.warn(f"{what} has no files; nothing was stored")
     if not_on_windows:
-        shown = ", ".join(f'"{printable(one)}"' for one in not_on_windows[:_SHOWN_NAMES])
+        shown = ", ".join(f'"{one}"' for one in not_on_windows[:_SHOWN_NAMES])
         more = "" if len(not_on_windows) <= _SHOWN_NAMES else ", …"
         what = counted(len(not_on_windows), "name")
-        terminal.say(f"sfsc: warning: Windows cannot hold {what}: {shown}{more}")
+        terminal.warn(f"Windows cannot hold {what}: {shown}{more}")
 
 
 def _expected(
@@ -340,11 +340,12 @@ def _read_paths(file: str) -> list[str]:
 def _show_put(done: Put, context: Context, outcomes: Outcomes, *, dry_run: bool = False) -> None:
     outcomes.add(done.status)
     if context.json:
-        about = {"name": done.name, "file_id": done.file_id, "version": done.version}
-        terminal.answer_json({**about, "size": done.size, "status": done.status})
+        shown = {"name": done.name, "file_id": done.file_id, "version": done.version}
+        terminal.answer_json({**shown, "size": done.size, "status": done.status})
     elif done.status == STORED:
-        what = "would be stored" if dry_run else f"version {done.version}"
-        terminal.answer(f"{printable(done.name)}  {what}, {human_size(done.size)}")
+        about = "would be stored" if dry_run else f"version {done.version}"
+        tell = terminal.answer if dry_run else terminal.note
+        tell(f"{printable(done.name)}  {about}, {human_size(done.size)}")
     if done.unstable:
         terminal.warn_unstable(done.name)
 
@@ -439,7 +440,7 @@ def get(
             if output != "-":
                 _show_got(got, context)
             return
-        outcomes, folder = Outcomes(json=context.json), Path(output or ".")
+        outcomes, folder = Outcomes(), Path(output or ".")
         if recursive:
             get_tree = functools.partial(
                 store.get_tree,
@@ -596,4 +597,5 @@ def _show_got(got: Got, context: Context, *, dry_run: bool = False) -> None:
     what = f"{printable(path)}  {about}, {size}"
     if got.status == SKIPPED:
         what = f"{printable(path)} is not older; it was left as it is"
-    context.confirm({**shown, "status": got.status}, what)
+    shown["status"] = got.status
+    (context.answer if dry_run else context.confirm)(shown, what)

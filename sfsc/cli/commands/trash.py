@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from protocol.codec.quantities import parse_count
-from protocol.codec.terminal_text import counted, human_size, human_time, printable
+from protocol.codec.terminal_text import counted, human_size, printable
 from sfsc.cli import terminal
-from sfsc.cli.commands import Context, check_is_no_folder, folder_hint
+from sfsc.cli.commands import Context, check_is_no_folder, folder_hint, name_table
 from sfsc.cli.folder_options import Quantity
 from sfsc.cli.owners import own_name
 from sfsc.cli.suggestions import own_names, past_names
@@ -21,22 +21,17 @@ from sfsc.errors import UsageError
 if TYPE_CHECKING:
     from sfsc.files.purge import Purged
     from sfsc.files.restore import Restored
-    from sfsc.files.versions import DeletedFile
     from sfsc.trust.file_records import Entry
 
 
 def show_deleted(context: Context, prefix: str, *, long: bool) -> None:
     """List the deleted files whose names start with `prefix`."""
     unreadable = terminal.Failures()
-    with context.connect() as store:
+    with context.connect() as store, name_table(context, "deleted", long=long) as rows:
         for one in store.trash(prefix, skip=unreadable):
-            context.answer(one, _deleted_line(one) if long else printable(one.name))
+            about = (one.version, human_size(one.size), context.time(one.deleted))
+            rows.add(one, *(about if long else ()), one.name)
     unreadable.check()
-
-
-def _deleted_line(one: DeletedFile) -> str:
-    size, when = human_size(one.size), human_time(one.deleted)
-    return f"{one.version:>4}  {size:>11}  {when}  {printable(one.name)}"
 
 
 @click.command()
@@ -90,7 +85,7 @@ def restore(
                 with failures.of_one(name, names):
                     found = store.restore_tree(name, at=when, skip=failures)
                     if not _show_restored(found, context):
-                        terminal.say(f"nothing to restore in {printable(name)}")
+                        terminal.note(f"nothing to restore in {printable(name)}")
         elif len(names) > 1:
             _show_restored(store.restore_many(names, skip=failures), context)
         else:
@@ -105,14 +100,14 @@ def _show_restored(found: Iterable[Restored], context: Context) -> int:
         count += 1
         size = human_size(one.size)
         what = f"version {one.version}, {size}" if one.version else "deleted: it was stored later"
-        context.answer(one, f"{printable(one.name)}  {what}")
+        context.confirm(one, f"{printable(one.name)}  {what}")
     return count
 
 
 def _show_entry(entry: Entry, context: Context) -> None:
     shown = {**terminal.fields_of(entry), "status": "restored"}
     size = human_size(entry.size)
-    context.answer(shown, f"{printable(entry.name)}  version {entry.version}, {size}")
+    context.confirm(shown, f"{printable(entry.name)}  version {entry.version}, {size}")
 
 
 @click.command()
@@ -155,9 +150,8 @@ def _show_purged(found: Iterable[Purged], context: Context) -> None:
         show_pruned(one.name, one.versions, context)
         files += 1
         versions += len(one.versions)
-    if not context.json:
-        what = f"{counted(versions, 'version')} of {counted(files, 'file')}"
-        terminal.say(f"removed the content of {what}")
+    what = f"{counted(versions, 'version')} of {counted(files, 'file')}"
+    terminal.note(f"removed the content of {what}")
 
 
 def show_pruned(name: str, versions: Sequence[int], context: Context) -> None:
@@ -189,7 +183,7 @@ def purge(context: Context, *, trash: bool, older_than: str | None, yes: bool) -
         found = store.trash(skip=failures)
         found = [one for one in found if before is None or one.deleted < before]
         if not found:
-            terminal.say("the trash is empty" if before is None else "nothing is that old")
+            terminal.note("the trash is empty" if before is None else "nothing is that old")
         else:
             size = human_size(sum(one.size for one in found))
             what = f"{counted(len(found), 'deleted file')}, {size} in their last versions"
@@ -214,13 +208,12 @@ def du(context: Context, prefix: str) -> None:
     with context.connect() as store:
         space = store.du(prefix, skip=failures)
     shown = {"prefix": prefix, **terminal.fields_of(space), "total": space.total}
-    sizes = [space.live, space.versions, space.trash, space.total]
-    live, versions, trash, total = (f"{human_size(size):>11}" for size in sizes)
-    context.answer(
-        shown,
-        f"live      {live}  {counted(space.files, 'file')}",
-        f"versions  {versions}",
-        f"trash     {trash}  {counted(space.deleted, 'file')}",
-        f"total     {total}",
-    )
+    if context.json:
+        terminal.answer_json(shown)
+    else:
+        with context.table("space", "size", "files", right=("size", "files")) as rows:
+            rows.add({}, "live", human_size(space.live), space.files)
+            rows.add({}, "versions", human_size(space.versions), None)
+            rows.add({}, "trash", human_size(space.trash), space.deleted)
+            rows.add({}, "total", human_size(space.total), None)
     failures.check()

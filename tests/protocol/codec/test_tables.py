@@ -54,6 +54,10 @@ def test_a_table_on_a_terminal_is_aligned_below_its_headers() -> None:
         "a\\tb\\x1b[2J    -1  x",
     ]
     assert shown(Terminal(), []) == []
+    plain = Terminal()
+    with Table("", stream=plain) as table:
+        table.add("only names")
+    assert plain.getvalue() == "only names\n"
 
 
 def test_a_table_in_a_pipe_is_columns_separated_by_tabs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,11 @@ class Shell:
         its error is raised."""
         with sfsc.connect(self.home, auto_rotate=False) as store:
             return [entry.name for entry in store.ls(skip=skip)]
+
+
+def example_of(one: click.Command) -> str:
+    """Return the words after ``sfsc`` of the last example in a command's help text."""
+    return inspect.cleandoc(one.help or "").rpartition("\n\nExample: sfsc ")[2]
 
 
 def all_commands() -> Iterator[tuple[str, click.Command]]:

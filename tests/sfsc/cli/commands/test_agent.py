@@ -43,7 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_who_is_asked_at_a_terminal_and_in_a_script(place: Path) -> None:
     KeyringFile.create(keyring_path(place), KEYRING, PASSPHRASE)
     started = converse(place, "agent", "start", "--timeout", "8h", answers=[ASKED])
-    assert "unlocked" in started.stdout
+    assert "unlocked" in started.stderr
     assert "assphrase" not in converse(place, "people").screen
     converse(place, "agent", "lock")
     wanted = {"SFSC_AGENT": "1"}

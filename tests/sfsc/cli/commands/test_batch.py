@@ -93,8 +93,7 @@ def test_all_changes_are_made(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> 
     (shell.folder / "large").write_bytes(bytes(300_000))
     first = write(shell, PUT | {"name": "old"}, "", PUT | {"name": "draft"})
     out, err = shell.run("batch", first)
-    assert out == "old  version 1, 7 B\ndraft  version 1, 7 B\n"
-    assert err == ""
+    assert (out, err) == ("", "old  version 1, 7 B\ndraft  version 1, 7 B\n")
     separated = "new\u2028\x85source"  # separators of lines elsewhere
     (shell.folder / separated).write_bytes(b"content")
     lines = [

@@ -68,7 +68,7 @@ def test_people_and_shares(
         assert ada.json("key", "verify", "bob", " ".join(words).upper())[0]["verified"]
         (bob_,) = ada.json("people")
         assert bob_ == {"user": "bob"} | {key: shown[key] for key in ("fingerprint", "words")}
-        assert ada.run("people")[0] == f"bob       {shown['fingerprint']}\n"
+        assert ada.run("people")[0] == f"bob\t{shown['fingerprint']}\n"
 
         for name in ("d/a", "d/b", "c"):
             Path(name).parent.mkdir(exist_ok=True)
@@ -80,7 +80,7 @@ def test_people_and_shares(
         found = ada.json("shares")
         assert [(one["name"], one["kind"], one["expires"]) for one in found] == ends
         assert {one["user"] for one in found} == {"bob"}
-        assert ada.run("shares")[0].splitlines()[2] == "d/b  bob until 2100-01-01 00:00:00Z"
+        assert ada.run("shares")[0].splitlines()[2] == "bob\t2100-01-01 00:00:00Z\td/b"
         ada.run("unshare", "d/b", "bob")
         assert [one["name"] for one in ada.json("shares")] == ["d/", "d/a"]
 

@@ -81,8 +81,8 @@ def test_only_what_changed_moves(shell: Shell, elsewhere: Elsewhere, server: Lyi
     write("one/.sfsignore", "*.tmp\n")
     write("one/x.tmp", "left out")
     Path("one/empty").mkdir()
-    out, _ = shell.run("sync", "one", "p")
-    assert out.splitlines()[-1] == TOTALS.format(6, 0, 0, 0, 0, 0)
+    _, err = shell.run("sync", "one", "p")
+    assert err.splitlines()[-1] == TOTALS.format(6, 0, 0, 0, 0, 0)
     assert elsewhere.stored("p") == {
         name: text for name, text in held("one").items() if "tmp" not in name
     }
@@ -106,8 +106,8 @@ def test_only_what_changed_moves(shell: Shell, elsewhere: Elsewhere, server: Lyi
     }
     assert len(told) == 7
     # Another folder of this machine, and the first one again.
-    out, _ = shell.run("sync", "--down", "p", "two")
-    assert out.splitlines()[-1] == TOTALS.format(0, 7, 0, 0, 0, 0)
+    _, err = shell.run("sync", "--down", "p", "two")
+    assert err.splitlines()[-1] == TOTALS.format(0, 7, 0, 0, 0, 0)
     assert held("two") == {name: text for name, text in held("one").items() if "tmp" not in name}
     assert Path("two/empty").is_dir()
     write("two/b", "B")
@@ -339,8 +339,8 @@ def test_the_keys_stay_here(
     write("all/file", "content")
     shell = Shell(Path("all/keys"), tmp_path, capsys)
     for stored in (1, 0):
-        out, _ = shell.run("sync", "all")
-        assert out.splitlines()[-1] == TOTALS.format(stored, 0, 0, 0, 1 - stored, 0)
+        _, err = shell.run("sync", "all")
+        assert err.splitlines()[-1] == TOTALS.format(stored, 0, 0, 0, 1 - stored, 0)
 
 
 def test_what_sync_refuses(shell: Shell, elsewhere: Elsewhere) -> None:
