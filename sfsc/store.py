@@ -29,6 +29,7 @@ from sfsc.keys.home import (
 from sfsc.keys.keyring import KeyringFile
 from sfsc.library_log import log_warning
 from sfsc.log.seen_checkpoints import SeenCheckpoints
+from sfsc.per_thread import PerThread
 from sfsc.session.limits import Throttle, Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Progress, Session
@@ -103,9 +104,12 @@ class Status(Value):
 class Store(Closing):
     """One account on its server, made by `connect`; also a context manager.
 
-    Each method can raise every `SfscError`: `UsageError` if the store is closed or used by another
-    thread, `NotFound` for a missing file, `NetworkError`, and `IntegrityError` if the server shows
-    data that was not signed or that contradicts its log. Docstrings name only further errors.
+    Several threads may use it: each has a connection of its own. Use an iterator, an open file or a
+    transaction on the thread that made it.
+
+    Each method can raise every `SfscError`: `UsageError` if the store is closed, `NotFound` for a
+    missing file, `NetworkError`, and `IntegrityError` if the server shows data that was not signed
+    or that contradicts its log. Docstrings name only further errors.
 
     `version` counts from 1; None means the current one. An iterator does its work while it is
     read, and must be read to its end.
@@ -131,6 +135,7 @@ class Store(Closing):
         waiting: Waiting | None = None,
     ) -> None:
         how = waiting or Blocking()
+        self._threads: PerThread[Store] | None = None
         self._weakest = resolve_min_wrap_alg(min_wrap_alg)
         self._file = file
         self._state = open_client_state(home_folder(home), file, must_be_saved=False)
@@ -164,6 +169,25 @@ class Store(Closing):
         self._uploads = Uploads(self._session)
         self._downloads = Downloads(self._session)
         self._files = Files(self._session)
+
+        def again() -> Store:
+            return Store(
+                file.reopened(),
+                home,
+                timeouts,
+                progress,
+                auto_rotate=False,
+                min_wrap_alg=min_wrap_alg,
+                limit_rate=limit_rate,
+                waiting=waiting,
+            )
+
+        self._threads = PerThread(self, again)
+
+    def for_thread(self) -> Store:
+        """Return the store that the methods use on this thread: each thread has a connection of its
+        own, which is opened at its first call. Raises as `connect`."""
+        return self if self._threads is None else self._threads.get()
 
     def _renew_keys(self, auto_rotate: bool | None) -> None:
         """Finish pending work on the keys, and rotate them if they are due.
@@ -874,7 +898,9 @@ class Store(Closing):
         return self._state.distrust_evidence()
 
     def close(self) -> None:
-        """Log out and close the connection. Idempotent."""
+        """Log out and close the connections of all threads. Idempotent."""
+        if self._threads is not None:
+            self._threads.close_others()
         self.thread_guard.ended = True
         if self._session.uploading:
             # The caller left a loop over results, above all by an interrupt or a closed pipe.

@@ -1,6 +1,8 @@
-"""Guards the steps of the work with one server: refuses concurrent use, and reports errors.
+"""Guards the steps of the work over one connection: refuses concurrent use, and reports errors.
 
-A call from a second thread fails before it changes anything. Replies mixed up between two threads
+A store has a connection for each thread. What belongs to one of them, such as an iterator, may be
+given to another thread; if both use the connection at once, the second call fails before it changes
+anything. Replies mixed up between two threads
 look like those of a lying server, and would be kept as evidence against it. So concurrent use is
 checked, not only documented.
 """
@@ -12,7 +14,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from types import FunctionType, GeneratorType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from sfsc.errors import SfscError, UsageError
 
@@ -45,8 +47,8 @@ class ThreadGuard:
         # Never block: two threads that wait for each other, as at the ends of a pipe, would
         # deadlock without an error.
         if not self._lock.acquire(blocking=False):
-            cause = "another thread is using this store"
-            raise UsageError(cause, "open a connection in each thread")
+            cause = "another thread is using this connection"
+            raise UsageError(cause, "use iterators and files on the thread that made them")
         if self.ended:
             self._lock.release()
             raise UsageError("the store is closed", "connect again")
@@ -63,20 +65,26 @@ class _Guarded(Protocol):
     @property
     def thread_guard(self) -> ThreadGuard: ...
 
+    def for_thread(self) -> Self:
+        """Return the object that this thread uses instead of this one, or this one."""
+
 
 def single_threaded(kind: _Class) -> _Class:
-    """Class decorator: every public method runs inside the object's `thread_guard`. If a method
-    returns an iterator, each step of the iterator does. `close` is exempt: it ends the work under
-    way. Errors that are passed to the argument `skip` are reported as those that are raised."""
+    """Class decorator: every public method runs on the object of its thread (`for_thread`), inside
+    the `thread_guard` of that. If a method returns an iterator, each step of the iterator does.
+    `close` is exempt: it ends the work under way. Errors that are passed to the argument `skip` are
+    reported as those that are raised."""
     for name, method in list(vars(kind).items()):
-        if isinstance(method, FunctionType) and not name.startswith("_") and name != "close":
+        exempt = name.startswith("_") or name in ("close", "for_thread")
+        if isinstance(method, FunctionType) and not exempt:
             setattr(kind, name, _guarded(method))
     return kind
 
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def called(self: _Guarded, *arguments: object, **options: Any) -> object:
+    def called(given: _Guarded, *arguments: object, **options: Any) -> object:
+        self = given.for_thread()
         if options.get("skip") is not None:
             options["skip"] = self.thread_guard.reporting(options["skip"])
         with self.thread_guard:

@@ -98,6 +98,10 @@ class Transaction:
         self._check(name, to)
         self._add(_Planned("move", name, to, None))
 
+    def for_thread(self) -> Self:
+        """Return this transaction: all of its calls use one connection."""
+        return self
+
     @property
     def results(self) -> tuple[Changed, ...]:
         """The changes that were made, in the order of the calls, once the block has ended. Raises

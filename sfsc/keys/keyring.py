@@ -257,6 +257,12 @@ class KeyringFile:
         """The digest in the header, 32 bytes: another one after the passphrase was changed."""
         return self._lock.header[_HEADER.size :]
 
+    def reopened(self) -> KeyringFile:
+        """Return the same file, as it is now, for another thread. Raises as `reload`."""
+        again = KeyringFile(self.path, self.contents, self._lock, b"")
+        again.reload()
+        return again
+
     def save(self, contents: Keyring) -> None:
         """Replace the file, durably. When this returns, the file holds `contents`. Raises
         `ConflictError`, and changes nothing, if another process has replaced the file since it was

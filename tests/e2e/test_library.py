@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
 import shutil
 import signal
@@ -11,8 +12,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -20,6 +22,7 @@ import sfsc
 from protocol.records.records import FileRecord
 from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.store import Store
+from sfsc.transfer.reader import Reader
 from tests.e2e.accounts import enrolled
 from tests.harness import PASSPHRASE, REPOSITORY, Client, Daemon
 
@@ -214,56 +217,61 @@ def test_a_server_restored_from_a_backup_is_refused(
     alice.run("ls", code=5)
 
 
-def test_concurrent_threads_are_refused_without_blaming_the_server(
-    alice: Client, store: Store
-) -> None:
+def test_each_thread_has_a_connection_of_its_own(alice: Client, store: Store) -> None:
     """Mixed-up replies look like those of a lying server, and were once kept as evidence."""
-    refused: list[sfsc.SfscError] = []
-    stored: list[str] = []
 
-    def work(number: int) -> None:
+    def work(number: int) -> int:
         for count in range(20):
-            name = f"{number}/{count}"
-            try:
-                store.put(io.BytesIO(b"content"), name=name)
-                stored.append(name)
-            except sfsc.SfscError as exc:
-                refused.append(exc)
+            assert store.write_bytes(f"{number}/{count}", b"%d" % count).version == 1
+            assert store.read_bytes(f"{number}/{count}") == b"%d" % count
+        return id(store.for_thread())
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {type(exc) for exc in refused} <= {sfsc.UsageError}
-    assert len(refused) + len(stored) == 8 * 20
-    assert sorted(entry.name for entry in store.ls()) == sorted(stored)
-    with (
-        store.open(stored[0]) as file,
-        concurrent(store, io.BytesIO(b"more")),
-        pytest.raises(sfsc.UsageError),
-    ):
-        file.read()
+    with ThreadPoolExecutor(4) as pool:
+        used = set(pool.map(work, range(8)))
+    assert 1 <= len(used) <= 4
+    assert id(store) not in used
+    assert store.for_thread() is store
+    assert len(list(store.ls())) == 8 * 20
     assert not (alice.home / "evidence").exists()
+    # A pipe between two calls, which would wait for each other over one connection.
+    reading, writing = os.pipe()
+    with open(reading, "rb") as source, open(writing, "wb") as target, ThreadPoolExecutor(1) as one:
+        piped = one.submit(store.put, source, name="copy")
+        store.get("1/7", target)
+        target.close()
+        assert piped.result(60).size == 1
     store.close()
     with pytest.raises(sfsc.UsageError, match="closed"):
-        store.stat(stored[0])
+        store.stat("copy")
+    with ThreadPoolExecutor(1) as one, pytest.raises(sfsc.UsageError, match="closed"):
+        one.submit(store.stat, "copy").result(60)
+
+
+def test_what_belongs_to_one_thread_is_refused_while_that_is_busy(store: Store) -> None:
+    store.write_bytes("file", bytes(MEBIBYTE))
+    with (
+        store.open("file") as file,
+        concurrent(file),
+        pytest.raises(sfsc.UsageError, match="connection"),
+    ):
+        store.stat("file")
 
 
 @contextlib.contextmanager
-def concurrent(store: Store, source: io.BytesIO) -> Iterator[None]:
-    """Keep another thread inside a put, from its first read to the end of the block."""
+def concurrent(file: io.BufferedReader) -> Iterator[None]:
+    """Keep another thread inside a read of `file`, whose connection is that of this thread."""
     began, go_on = threading.Event(), threading.Event()
+    guard = cast(Reader, file.raw)._session.thread_guard
 
-    class Slow(io.BytesIO):
-        def readinto(self, buffer: WriteableBuffer, /) -> int:
+    def read() -> None:
+        with guard:
             began.set()
-            go_on.wait()
-            return source.readinto(buffer)
+            go_on.wait(60)
+            file.read()
 
-    thread = threading.Thread(target=lambda: store.put(Slow(), name="slow"))
+    thread = threading.Thread(target=read)
     thread.start()
-    began.wait()
+    began.wait(60)
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ from tests.harness import REPOSITORY
 from tests.sfsc.simulator import Simulator
 
 KNOWN = {"Iterable", "Iterator", "Sequence", "Path", "None", "BufferedReader", "Passphrase"}
-KNOWN |= {"PathLike", "BaseException"}
+KNOWN |= {"PathLike", "BaseException", "Self"}
 """Types of the standard library in signatures, and of passphrases."""
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
 

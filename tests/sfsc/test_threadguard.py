@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import pytest
 
@@ -20,6 +20,9 @@ class Worker:
     def __init__(self) -> None:
         self.thread_guard = ThreadGuard()
         self.let_go = 0
+
+    def for_thread(self) -> Self:
+        return self
 
     def both(self, action: Callable[[], _T]) -> _T:
         """Calls back."""
@@ -60,7 +63,7 @@ def test_one_thread_at_a_time() -> None:
     worker = Worker()
     refused = worker.both(lambda: elsewhere(lambda: worker.both(lambda: "mixed up")))
     assert isinstance(refused, UsageError)
-    assert "each thread" in refused.hint
+    assert "the thread that made them" in refused.hint
     # One after the other may, and one may call again within.
     assert elsewhere(lambda: worker.both(lambda: "done")) == "done"
     assert worker.both(lambda: worker.both(lambda: "within")) == "within"
