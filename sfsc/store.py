@@ -16,7 +16,15 @@ from protocol.wire.messages.accounts import Usage, UsageAnswer
 from sfsc.account.key_status import KeyStatus
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import check_name, requested_version
-from sfsc.errors import NetworkError, NotFound, NotRegularFile, SfscError, UsageError
+from sfsc.errors import (
+    BadReceipt,
+    LocalError,
+    NetworkError,
+    NotFound,
+    NotRegularFile,
+    SfscError,
+    UsageError,
+)
 from sfsc.files.listing import Files
 from sfsc.keys.account_info import Whoami, account_link, describe_account
 from sfsc.keys.home import (
@@ -37,7 +45,7 @@ from sfsc.session.waiting import Blocking, Waiting
 from sfsc.threadguard import ThreadGuard, single_threaded
 from sfsc.times import Time, as_datetime, as_seconds
 from sfsc.transfer.download import Downloads, Got, Target
-from sfsc.transfer.remote_version import RemoteVersion
+from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.transfer.source import Source
 from sfsc.transfer.upload import Put, Uploads
 from sfsc.trust.file_records import Entry, VerifiedFile
@@ -59,6 +67,7 @@ if TYPE_CHECKING:  # imported at first use: few programs need them
     from sfsc.files.tree import Trees
     from sfsc.files.versions import DeletedFile, Space, StoredFiles
     from sfsc.log.audit import Audit, LogEvent, VerifiedHistory
+    from sfsc.log.receipts import VerifiedProof
 
 
 class Status(Value):
@@ -743,6 +752,31 @@ class Store(Closing):
             cause = "nothing was stored, so there is no proof of it"
             raise UsageError(cause, "put the file without comparing it")
         return self._audit.proof_of(put.receipt, put.record)
+
+    def check_content(self, proof: VerifiedProof, source: Source) -> None:
+        """Check that `source`, a path or a binary stream, is the content that `proof` (by
+        `check_proof`) is about: a file of ours, or one shared with us. It is encrypted again here,
+        with the key of that version, and compared with the signed hashes; the content is not
+        fetched, beside a first piece. Raises `BadReceipt` if it is another content, and `NotFound`
+        if that version was removed, or encrypted again since."""
+        from sfsc.log.receipts import OTHER_CONTENT
+        from sfsc.transfer.source import SourceChanged, open_source
+
+        record, session = proof.content_record(), self._session
+        own = record.owner == session.account.user
+        owner = None if own else self._contacts.find(record.owner).owner
+        version = requested_version(record.version)
+        wanted = VersionRequest.build(session, record.file_id, version, owner=owner)
+        remote = RemoteVersion.request(session, wanted)
+        if remote.file.content_body != proof.record:
+            cause = f"version {version} was encrypted again after the entry of this proof"
+            raise NotFound(cause, "make a new proof, or ask for the content as it was then")
+        try:
+            with open_source(source) as reader:
+                if not remote.has_content(reader):
+                    raise BadReceipt("the proof is of another content", OTHER_CONTENT)
+        except SourceChanged as exc:
+            raise LocalError("the content changed while it was read") from exc
 
     def audit_log(self, name: str | None = None) -> Iterator[LogEvent]:
         """Yield the log's entries on this account, or on the file `name`, oldest first. They are

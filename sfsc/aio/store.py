@@ -411,6 +411,7 @@ class Store:
     set_recovery: Final = _Awaited(Blocking.set_recovery)
     whoami: Final = _Awaited(Blocking.whoami)
     status: Final = _Awaited(Blocking.status)
+    check_content: Final = _Awaited(Blocking.check_content)
     server_time: Final = _Awaited(Blocking.server_time)
     rotation_due: Final = _Awaited(Blocking.rotation_due)
     distrust_evidence: Final = _Awaited(Blocking.distrust_evidence)

@@ -26,7 +26,7 @@ from protocol.wire.messages.downloads import (
     Read,
 )
 from sfsc.crypto.envelope import FILE, ContentKey, Metadata
-from sfsc.crypto.segments import HEADER_SIZE, Allocate, segment_count
+from sfsc.crypto.segments import HEADER_SIZE, Allocate, ByteSource, SegmentChanged, segment_count
 from sfsc.errors import (
     ConflictError,
     IntegrityError,
@@ -302,6 +302,24 @@ class RemoteVersion:
         self._session.with_reconnect(self._complete)
         decryptor = self._key.decryptor(memoryview(self.first)[:HEADER_SIZE], self.size)
         return PieceDecryptor(decryptor, self._leaves, self.file.content_body)
+
+    def has_content(self, source: ByteSource) -> bool:
+        """Return whether `source` is the plaintext. It is encrypted again, with the same key and
+        header: only the same plaintext gives pieces with the signed hashes, and none is fetched.
+        Raises as `decryptor`, and what `source` raises."""
+        self._session.with_reconnect(self._complete)
+        leaves = [self._leaves[at : at + 32] for at in range(0, len(self._leaves), 32)]
+        header = bytes(memoryview(self.first)[:HEADER_SIZE])
+        encryptor, count = self._key.resume_encryptor(header, leaves), 0
+        for segment, last in encryptor.plaintext_segments(source):
+            if count == len(leaves):
+                return False
+            try:
+                encryptor.seal_segment(segment, last=last)
+            except SegmentChanged:
+                return False
+            count += 1
+        return count == len(leaves)
 
     def segments(self, allocate: Allocate | None = None) -> Iterator[memoryview]:
         """Yield the plaintext in order, each segment valid until the next is requested.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -13,8 +13,11 @@ import sfsc
 from protocol.codec.terminal_text import counted, printable, printable_lines
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
-from sfsc.cli.suggestions import past_names
+from sfsc.cli.suggestions import past_names, paths
 from sfsc.errors import UsageError
+
+if TYPE_CHECKING:
+    from sfsc.log.receipts import VerifiedProof
 
 _MAX_FILE = 256 * 1024
 
@@ -71,14 +74,25 @@ def audit_verify(context: Context) -> None:
 
 @audit.command("check")
 @click.argument("file", type=click.File("rb"))
+@click.argument("content", required=False, shell_complete=paths)
 @click.option("--vkey", help="The log's verification key, if this machine has no account there.")
 @click.pass_obj
-def audit_check(context: Context, file: BinaryIO, vkey: str | None) -> None:
+def audit_check(context: Context, file: BinaryIO, content: str | None, vkey: str | None) -> None:
     """Verify FILE, a `put --receipt`. This needs neither the server nor the account's keys.
 
+    With CONTENT, a file or `-` (stdin), also say whether the proof is of that content; the exit
+    code is 5 if it is not. A proof names the encrypted content only. So CONTENT is encrypted again
+    with the key of that version, for which this asks the server; the content is not fetched.
+    If CONTENT is the encrypted content itself, as it lies on the server, no key is needed.
+
     Example: sfsc audit check report.receipt
+
+    Example: sfsc audit check report.receipt report.pdf
     """
     proven = sfsc.check_proof(file.read(_MAX_FILE), home=context.home, vkey=vkey)
+    checked = None
+    if content is not None:
+        checked = _check_content(context, proven, content)
     entries = counted(proven.log_size, "entry", "entries")
     lines = [
         f"entry       {proven.seq} of {proven.origin}, when that had {entries}",
@@ -88,7 +102,22 @@ def audit_check(context: Context, file: BinaryIO, vkey: str | None) -> None:
     if proven.file_id is not None:
         version = f" version {proven.version}" if proven.version else ""
         lines.append(f"file        {printable(str(proven.owner))}:{proven.file_id}{version}")
-    context.answer(proven, *lines)
+    shown = {key: one for key, one in terminal.fields_of(proven).items() if key != "record"}
+    if checked is not None:
+        shown["content"] = checked
+        same = "this is what was stored" if checked == "plain" else "this is it, encrypted"
+        lines.append(f"content     {same}")
+    context.answer(shown, *lines)
+
+
+def _check_content(context: Context, proven: VerifiedProof, content: str) -> str:
+    """Return ``encrypted`` or ``plain`` if the proof is of `content`. Raises `BadReceipt` if it is
+    of another."""
+    if content != "-" and proven.is_of_ciphertext(content):
+        return "encrypted"
+    with context.connect() as store:
+        store.check_content(proven, sys.stdin.buffer if content == "-" else content)
+    return "plain"
 
 
 @audit.command("checkpoint")
