@@ -25,10 +25,9 @@ def command(root: Path, file: Path | None, schema: bool, as_json: bool) -> None:
     Unknown tables and settings, values that are not accepted, and settings that contradict each
     other end with exit code 1. Nothing is changed, and a daemon that runs is not asked.
 
-    \b
-    Examples:
-      sfsd check-config --root /srv/sfs
-      sfsd check-config --schema > sfsd.schema.json
+    Example: sfsd check-config --root /srv/sfs
+
+    Example: sfsd check-config --schema > sfsd.schema.json
     """
     if schema:
         click.echo(json.dumps(config_text.schema(), indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -43,7 +44,9 @@ def test_every_command_has_a_valid_example() -> None:
             for example in examples:
                 called = f"sfsd {words}"
                 assert example.startswith(called)
-                arguments = shlex.split(example.removeprefix(called).partition(" > ")[0])
+                arguments = shlex.split(
+                    re.split(r" (?:>|\||\|\||&&) ", example.removeprefix(called))[0]
+                )
                 if one is not command or not inner:
                     one.make_context(words, arguments).close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -30,7 +31,9 @@ def test_every_command_has_a_help_text_and_a_valid_example(
         for example in examples:
             called = f"sfsc {words}"
             assert example.startswith(called)
-            arguments = shlex.split(example.removeprefix(called).partition(" > ")[0])
+            arguments = shlex.split(
+                re.split(r" (?:>|\||\|\||&&) ", example.removeprefix(called))[0]
+            )
             for name in arguments:
                 Path(name.rstrip("/")).touch()
             if not isinstance(one, click.Group):
