@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import io
+import os
 import sys
 
 import click
@@ -19,7 +22,7 @@ from protocol.codec.standard_streams import (
     was_raised_by,
 )
 from protocol.codec.tables import asks_for_json, error_json
-from protocol.codec.terminal_text import printable
+from protocol.codec.terminal_text import human_size, printable
 from sfsd.errors import OWNER_HINT, SfsdError
 
 COMMANDS = {
@@ -118,8 +121,23 @@ def main(arguments: list[str] | None = None) -> int:
             return SfsdError.exit_code
         # Disk or permissions: the error names a path, which is no secret.
         where = f": {exc.filename}" if exc.filename else ""
-        hint = OWNER_HINT if isinstance(exc, PermissionError) else "check the disk"
-        return fail(SfsdError.exit_code, f"{exc.strerror or type(exc).__name__}{where}", hint)
+        return fail(
+            SfsdError.exit_code, f"{exc.strerror or type(exc).__name__}{where}", _hint_for(exc)
+        )
+
+
+def _hint_for(exc: OSError) -> str:
+    if isinstance(exc, PermissionError):
+        return OWNER_HINT
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        import shutil  # takes milliseconds, and hardly any command needs it
+
+        folder = os.path.dirname(exc.filename or "")
+        with contextlib.suppress(OSError):
+            free = human_size(shutil.disk_usage(folder).free)
+            return f"{free} are free on the disk of {folder}; `df -h -i` shows files too"
+        return "`df -h` and `df -h -i` show which disk has no room"
+    return "check the disk"
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -46,6 +47,7 @@ from sfsd.storage.store import DirectoryStore
 _log = logging.getLogger(__name__)
 USERS = "store/users"
 """Folder below the root; exists since `init`."""
+_DAEMON, _COMMAND = "daemon", "command"
 _NO_ROOM = (
     JournalBusyError,
     JournalFullError,
@@ -60,8 +62,8 @@ STATEMENT_OP = "server-statement"
 
 
 @contextmanager
-def lock_root(root: Path) -> Iterator[None]:
-    """Hold the lock of `root`: one process owns a root.
+def lock_root(root: Path, *, to_serve: bool = False) -> Iterator[None]:
+    """Hold the lock of `root`: one process owns a root. `to_serve` says that it is the daemon.
 
     Raises `RootBusyError` if another process holds it, `ConfigError` if there is no root.
     """
@@ -76,8 +78,13 @@ def lock_root(root: Path) -> Iterator[None]:
     except Timeout as exc:
         raise _busy(root) from exc
     try:
+        with suppress(OSError):  # a full disk must not keep anything from opening the root
+            kind = _DAEMON if to_serve else _COMMAND
+            files.replace_soon(folder / "pid", f"{os.getpid()} {kind}\n".encode())
         yield
     finally:
+        with suppress(OSError):
+            files.remove(folder / "pid")
         lock.release()
 
 
@@ -115,9 +122,20 @@ def _lock_read_only(root: Path) -> Iterator[None]:
 
 
 def _busy(root: Path) -> RootBusyError:
-    return RootBusyError(
-        f"another process uses {root}", "stop the daemon that serves it, or use another root"
-    )
+    """Return the error that names the process which holds the lock of `root`."""
+    shown = root.absolute()
+    try:
+        stated = (root / "run" / "pid").read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        stated = ""
+    match stated.split():
+        case [pid, kind] if pid.isdecimal() and kind == _DAEMON:
+            return RootBusyError(f"another daemon (pid {pid}) serves {shown}", "stop it first")
+        case [pid, kind] if pid.isdecimal() and kind == _COMMAND:
+            hint = "try again when it has ended"
+            return RootBusyError(f"another command (pid {pid}) uses {shown}", hint)
+    # It has no room for the file, or just got the lock.
+    return RootBusyError(f"another process uses {shown}", "stop it first")
 
 
 @contextmanager

@@ -336,10 +336,10 @@ def _read(path: Path, parse: Callable[[bytes], _T]) -> _T:
     try:
         return parse(path.read_bytes())
     except FileNotFoundError as exc:
-        raise ConfigError(f"keys/{path.name} is missing", _HINT) from exc
+        raise ConfigError(f"{path.absolute()} is missing", _HINT) from exc
     except OSError as exc:
         hint = OWNER_HINT if isinstance(exc, PermissionError) else _HINT
-        raise ConfigError(f"keys/{path.name} cannot be read: {exc.strerror}", hint) from exc
+        raise ConfigError(f"{path.absolute()} cannot be read: {exc.strerror}", hint) from exc
     except (ValueError, binascii.Error, RemoteProtocolError) as exc:
         # The exception's text may quote the file, which may be a secret.
-        raise ConfigError(f"keys/{path.name} is malformed", _HINT) from exc
+        raise ConfigError(f"{path.absolute()} is malformed", _HINT) from exc

@@ -63,7 +63,7 @@ def command(folder: Path, root: Path, as_json: bool, *, keep: int | None, read_d
         _show(made, removed)
     if made.damaged:
         raise CommandError(
-            f"{counted(len(made.damaged), 'damaged file')} in {root}; see above",
+            f"{counted(len(made.damaged), 'damaged file')} in {root.absolute()}; see above",
             "keep the older backups; copy the files from one of them, see `sfsd fsck --help`",
             exit_code=CommandError.DAMAGED,
         )

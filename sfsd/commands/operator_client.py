@@ -64,8 +64,8 @@ def send_requests(root: Path, messages: Sequence[Request]) -> list[Reply]:
     try:
         with lock_root(root):
             return _in_process(root, messages)
-    except RootBusyError:
-        return _over_the_wire(root, messages)
+    except RootBusyError as exc:
+        return _over_the_wire(root, messages, busy=exc)
 
 
 def ask_status(root: Path, message: Status) -> StatusAnswer:
@@ -73,22 +73,23 @@ def ask_status(root: Path, message: Status) -> StatusAnswer:
     try:
         with lock_root(root):
             [found] = _in_process(root, [message])
-    except RootBusyError:
-        return ask_running(root, message)
+    except RootBusyError as exc:
+        return ask_running(root, message, busy=exc)
     return cast(StatusAnswer, found)
 
 
-def ask_running(root: Path, message: Status) -> StatusAnswer:
+def ask_running(root: Path, message: Status, *, busy: RootBusyError | None = None) -> StatusAnswer:
     """Return the status of the running daemon, as `ask_status`. Takes no lock: a daemon may start
-    at the same time. Raises `CommandError`, `ConfigError`, and `UnreachableError` if none runs."""
+    at the same time. `busy` says that the lock was refused, and who has it. Raises `CommandError`,
+    `ConfigError`, and `UnreachableError` if none runs."""
     Config.load(root)
     try:
         written = (root / "run" / "address").read_bytes().strip()
     except FileNotFoundError:
         written = b""
-    if not written:
-        raise UnreachableError(f"no daemon serves {root}", "start it with `sfsd serve`")
-    [found] = _over_the_wire(root, [message], MONITOR_GENERATION)
+    if not written and busy is None:
+        raise UnreachableError(f"no daemon serves {root.absolute()}", "start it with `sfsd serve`")
+    [found] = _over_the_wire(root, [message], MONITOR_GENERATION, busy=busy)
     if not isinstance(found, StatusAnswer):
         raise UnreachableError("the daemon sent another reply than its status")
     return found
@@ -118,18 +119,19 @@ def running_address(root: Path) -> str | None:
     try:
         with lock_root(root):
             return None
-    except RootBusyError:
-        return _address(root)
+    except RootBusyError as exc:
+        return _address(root, exc)
 
 
-def _address(root: Path) -> str:
+def _address(root: Path, busy: RootBusyError | None) -> str:
     try:
         address = (root / "run" / "address").read_text().strip()
         parse_address(address)  # after a power loss, the file may be empty or zeros
     except (OSError, UnicodeDecodeError, MessageError) as exc:
+        why = f"a process uses {root.absolute()}" if busy is None else busy.cause
         raise UnreachableError(
-            f"a process uses {root}, but accepts no connections yet",
-            "wait until the daemon is ready",
+            f"{why}, but accepts no connections yet",
+            "wait until the daemon is ready, or the command has ended",
         ) from exc
     return address
 
@@ -159,9 +161,13 @@ def accepted_reply(reply: Message) -> Reply:
 
 
 def _over_the_wire(
-    root: Path, messages: Sequence[Request], generation: int = GENERATION
+    root: Path,
+    messages: Sequence[Request],
+    generation: int = GENERATION,
+    *,
+    busy: RootBusyError | None = None,
 ) -> list[Reply]:
-    address = _address(root)
+    address = _address(root, busy)
     try:
         host, port = parse_address(address)
         # A daemon that listens on every address is reached by the loopback address.
@@ -169,9 +175,10 @@ def _over_the_wire(
         with socket.create_connection((host, port), timeout=SECONDS) as plain:
             return _send_over_tls(root, plain, messages, generation)
     except (OSError, RemoteProtocolError) as exc:
-        raise UnreachableError(
-            f"the daemon at {address} does not answer: {exc}", "see what the daemon printed"
-        ) from exc
+        hint = (
+            "see what the daemon printed" if busy is None else f"{busy.cause}: see what it printed"
+        )
+        raise UnreachableError(f"the daemon at {address} does not answer: {exc}", hint) from exc
 
 
 def _send_over_tls(
@@ -186,7 +193,7 @@ def _send_over_tls(
     with context.wrap_socket(plain) as tls:
         if _peer_spki(tls) != keys.spki_sha256:
             raise UnreachableError(
-                f"another server than that of {root} answers at its address",
+                f"another server than that of {root.absolute()} answers at its address",
                 "restart the daemon if its keys were replaced",
             )
         return _converse(tls, root, keys, messages, generation)

@@ -67,11 +67,11 @@ class LogFile:
         except OSError as exc:
             self._undo_write()
             if exc.errno in FULL_DISK:
-                raise JournalFullError("the disk is full") from exc
+                raise JournalFullError(self._full()) from exc
             raise JournalRefusedError(f"the log could not be written: {exc.strerror}") from exc
         if written != len(data):
             self._undo_write()
-            raise JournalFullError(f"the disk is full: it took {written} of {len(data)} bytes")
+            raise JournalFullError(self._full())
         began = time.perf_counter()
         try:
             self._files.sync_data(self._handle)
@@ -81,6 +81,9 @@ class LogFile:
         self._await_untouched(self.end + written)
         self.end += written
         self._allocate_tail()
+
+    def _full(self) -> str:
+        return f"the disk of {self._path.parent.absolute()} is full"
 
     def _allocate_tail(self) -> None:
         """Allocate blocks behind the end again once a part of them is used. On a full disk those

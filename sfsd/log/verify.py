@@ -112,9 +112,11 @@ def _part_ranges(path: Path) -> Iterator[tuple[int, int]]:
                 start = file.tell()
             yield start, size
     except FileNotFoundError as exc:
-        raise ConfigError(f"no log in {path.parent}", "has this root ever been served?") from exc
+        raise ConfigError(
+            f"no log in {path.parent.absolute()}", "has this root ever been served?"
+        ) from exc
     except OSError as exc:
-        raise ConfigError(f"the log cannot be read: {exc.strerror}") from exc
+        raise _unreadable(path, exc) from exc
 
 
 def _verify_part(path: Path, start: int, end: int, signed: int) -> _VerifiedPart | None:
@@ -228,10 +230,11 @@ def signed_checkpoint(root: Path) -> checkpoint.Checkpoint:
     """Return the stored checkpoint, of size 0 if there is none. Raises `CheckpointDamagedError`,
     and `ConfigError` if it cannot be read."""
     vkey = ServerStatement.parse(server_keys.read_server_statement(root / "keys")[0]).log_vkey
+    path = root / "logs" / "checkpoint"
     try:
-        return stored_checkpoint(root / "logs" / "checkpoint", Verifier.parse(vkey))
+        return stored_checkpoint(path, Verifier.parse(vkey))
     except OSError as exc:
-        raise ConfigError(f"logs/checkpoint cannot be read: {exc.strerror}") from exc
+        raise ConfigError(f"{path.absolute()} cannot be read: {exc.strerror}") from exc
 
 
 def complete_lines(
@@ -276,9 +279,11 @@ def opened_log(root: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except FileNotFoundError as exc:
-        raise ConfigError(f"no log in {path.parent}", "has this root ever been served?") from exc
+        raise ConfigError(
+            f"no log in {path.parent.absolute()}", "has this root ever been served?"
+        ) from exc
     except OSError as exc:
-        raise _unreadable(exc) from exc
+        raise _unreadable(path, exc) from exc
 
 
 def read_log(file: BinaryIO, size: int, *, line: bool = False) -> bytes:
@@ -287,8 +292,8 @@ def read_log(file: BinaryIO, size: int, *, line: bool = False) -> bytes:
     try:
         return file.readline(size) if line else file.read(size)
     except OSError as exc:
-        raise _unreadable(exc) from exc
+        raise _unreadable(Path(file.name), exc) from exc
 
 
-def _unreadable(exc: OSError) -> ConfigError:
-    return ConfigError(f"the log cannot be read: {exc.strerror}")
+def _unreadable(path: Path, exc: OSError) -> ConfigError:
+    return ConfigError(f"{path.absolute()} cannot be read: {exc.strerror}")

@@ -379,7 +379,7 @@ def serve_root(root: Path, listen: str | None, ready_file: Path | None) -> None:
     The bound address is written to `ready_file` and run/address once connections are accepted.
     """
     raise_descriptor_limit()
-    with lock_root(root):
+    with lock_root(root, to_serve=True):
         while (listen := _serve_opened(root, listen, ready_file)) is not None:
             gc.unfreeze()
             gc.collect()

@@ -31,7 +31,7 @@ def storage_by_user(root: Path) -> Iterator[UserStorage]:
         with os.scandir(users) as found:
             names = sorted(one.name for one in found if one.is_dir())
     except OSError as exc:
-        raise ConfigError(f"{users} cannot be read: {exc.strerror}") from exc
+        raise ConfigError(f"{users.absolute()} cannot be read: {exc.strerror}") from exc
     for name in names:
         yield _storage_of(users, name)
 

@@ -317,7 +317,7 @@ class GroupBuilder:
             if files.free(folder) < length + _MARGIN or (
                 free_files is not None and free_files < count
             ):
-                raise StoreFullError("staging a group: the disk is full")
+                raise StoreFullError(f"staging a group: the disk of {folder.absolute()} is full")
 
 
 def _drop(files: Files, path: Path) -> None:

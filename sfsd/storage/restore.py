@@ -71,7 +71,9 @@ def restore(folder: Path, root: Path) -> RestoreResult:
         )
     if exists(root) and (not is_folder(root) or any(root.iterdir())):
         raise CommandError(
-            f"{root} is not empty", "name a new folder, or remove what is in it", exit_code=6
+            f"{root.absolute()} is not empty",
+            "name a new folder, or remove what is in it",
+            exit_code=6,
         )
     Files().make_folder(root)
     files = Files.below(root)

@@ -20,6 +20,7 @@ from pathlib import Path
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE
+from protocol.codec.terminal_text import human_size
 from protocol.log.auditlog import EntryDraft
 from sfsd.errors import Absent, StoreFullError, UnreadableError
 from sfsd.fs.descriptors import SharedHandle, SyncGuard, read_error, store_error
@@ -268,7 +269,10 @@ class DirectoryStore:
         except OSError as exc:
             raise store_error(exc, "creating an upload") from exc
         if size > max(room, 0):
-            raise StoreFullError(f"creating an upload: no room for {size} bytes")
+            why = f"it does not fit beside the {human_size(MIN_FREE_BYTES)} that must stay free"
+            raise StoreFullError(
+                f"creating an upload: {why} on the disk of {self.uploads.absolute()}"
+            )
         return UploadFile(self.files, self.syncs, self.uploads, upload_id, size)
 
     # Changing: the committer's thread.

@@ -18,6 +18,7 @@ from protocol.buffers.largefiles import LARGE
 from protocol.codec import merkle
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE
+from protocol.codec.terminal_text import human_size
 from sfsd.errors import IncompleteError, StagingClosedError, StoreFullError
 from sfsd.fs.descriptors import SharedHandle, SyncGuard, store_error
 from sfsd.fs.direct_io import DirectFile
@@ -84,7 +85,8 @@ class UploadFile:
         with self._shared.use() as handle, self._while_open():
             room = self._files.free(self.path.parent) - MIN_FREE_BYTES
             if room < 0:
-                raise StoreFullError("writing an upload: the disk is nearly full")
+                why = f"less than {human_size(MIN_FREE_BYTES)} are free on the disk"
+                raise StoreFullError(f"writing an upload: {why} of {self.path.parent.absolute()}")
             leaf = merkle.leaf_hash(piece)
             # One at a time: the kernel serializes writes to one file, and the other threads would
             # spin, which takes a core from hashing the next piece.

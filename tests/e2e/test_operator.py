@@ -50,7 +50,10 @@ def test_the_address_is_published_while_serving(daemon: Daemon) -> None:
 
 
 def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
-    blames(daemon.run("serve", "--listen", "127.0.0.1:0", code=1), "another process")
+    assert daemon.process is not None
+    named = f"another daemon (pid {daemon.process.pid}) serves {daemon.root}"
+    blames(daemon.run("serve", "--listen", "127.0.0.1:0", code=1), named)
+    blames(daemon.run("fsck", code=1), named)
     daemon.run("status")
 
 

@@ -103,7 +103,7 @@ def test_error_message_is_cause_and_hint(
     ("error", "code", "message", "hint"),
     [
         (CommandError("cause \x1b[2J", "do this", exit_code=6), 6, "cause \x1b[2J", "do this"),
-        (OSError(28, "No space left", "/srv"), 1, "No space left: /srv", "check the disk"),
+        (OSError(5, "Input/output error", "/srv"), 1, "Input/output error: /srv", "check the disk"),
         (KeyboardInterrupt(), 130, "interrupted", ""),
         (click.UsageError("no such thing"), 2, "no such thing", "run `sfsd status --help`"),
     ],
@@ -142,9 +142,11 @@ def test_damaged_log(run_failing: Callable[..., int], capsys: pytest.CaptureFixt
 
 
 def test_full_disk(run_failing: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_failing(OSError(28, "No space left on device", "/srv/root")) == 1
+    assert run_failing(OSError(28, "No space left on device", "/no/such/root")) == 1
     said = capsys.readouterr().err
-    assert said.startswith("sfsd: No space left on device: /srv/root\nhint: ")
+    assert said.startswith("sfsd: No space left on device: /no/such/root\nhint: `df -h`")
+    assert run_failing(OSError(28, "No space left on device", "/proc/self/none")) == 1
+    assert "hint: 0 B are free on the disk of /proc/self;" in capsys.readouterr().err
 
 
 def test_error_messages_are_printable(

@@ -33,9 +33,30 @@ def test_root_is_locked_by_one_process(root: Path) -> None:
     with lock_root(root):
         with pytest.raises(RootBusyError) as caught, lock_root(root):
             pass
+        assert caught.value.cause == f"another command (pid {os.getpid()}) uses {root}"
         assert caught.value.hint
-    with lock_root(root):
+    with lock_root(root, to_serve=True):
         assert (root / "run" / "lock").exists()
+        with pytest.raises(RootBusyError) as caught, lock_root(root):
+            pass
+        assert caught.value.cause == f"another daemon (pid {os.getpid()}) serves {root}"
+        for stated in ("", "12", "12 cat", "x daemon", "12 daemon more", "\0" * 20, "é daemon"):
+            (root / "run" / "pid").write_text(stated, "utf-8")
+            with pytest.raises(RootBusyError) as caught, lock_root(root):
+                pass
+            assert caught.value.cause == f"another process uses {root}"
+    assert not (root / "run" / "pid").exists()
+
+
+def test_a_full_disk_does_not_keep_a_root_from_being_locked(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_self: Files, _path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Files, "replace_soon", full)
+    with lock_root(root), pytest.raises(RootBusyError), lock_root(root):
+        pass
 
 
 def test_lock_makes_no_folder_outside_a_root(tmp_path: Path) -> None:

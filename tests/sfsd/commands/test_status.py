@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def test_status_as_json(root: Path, sfsd: Sfsd) -> None:
 def test_locked_root_without_an_address(root: Path, sfsd: Sfsd) -> None:
     with lock_root(root):
         answer = sfsd("status", code=7)
+    assert f"another command (pid {os.getpid()}) uses {root}" in answer.err
     assert "hint: " in answer.err
 
 

@@ -321,7 +321,7 @@ def test_full_disk_refuses_and_goes_on(tmp_path: Path) -> None:
         assert "disk is full" in error.text
         told = served.dispatcher.disk_failures.report()
         assert told is not None
-        assert "disk is full" in told
+        assert f"the disk of {tmp_path / 'logs'} is full" in told
         # Its reservation of quota was released.
         assert isinstance(ada.ask(put.small()), Done)
 
