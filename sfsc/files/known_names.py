@@ -30,8 +30,8 @@ class KnownNames(Value):
 
 def known_names(prefix: str = "", *, home: Home = None) -> KnownNames | None:
     """Return the names that start with `prefix`, and the trusted users, as this machine knows them
-    since it last listed or changed files; None if the keyring in `home` is locked. The server is
-    not asked. Raises `KeyringError` and `LocalError`."""
+    since it last listed or changed files; None if the keyring in `home` is locked, and
+    no agent holds its key. The server is not asked. Raises `KeyringError` and `LocalError`."""
     where = home_folder(home)
     file = unlock_without_asking(where)
     if file is None:

@@ -229,15 +229,13 @@ def _give_to_agent(home: Path, file: KeyringFile) -> None:
 
 
 def unlock_without_asking(home: Path) -> KeyringFile | None:
-    """Unlock the keyring in `home` if that takes no passphrase, because it has none or the agent
-    holds its key; None if it does. Raises `KeyringError` and `LocalError`."""
+    """Unlock the keyring in `home` if it has no passphrase, or if an agent that runs holds its key;
+    else return None. Raises `KeyringError` and `LocalError`."""
     path = keyring_path(home)
     lock_id = read_lock_id(path)
-    if lock_id is None:
-        return KeyringFile.unlock(path, None)
-    with contextlib.suppress(AgentUnavailable):
-        return _unlock_by_agent(home, path, lock_id)
-    return None
+    return (
+        KeyringFile.unlock(path, None) if lock_id is None else _unlock_by_agent(home, path, lock_id)
+    )
 
 
 def check_no_keyring(home: Path) -> None:

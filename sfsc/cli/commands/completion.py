@@ -18,8 +18,8 @@ def completion(ctx: click.Context, shell: str) -> None:
     ~/.config/fish/completions/sfsc.fish`.
 
     Names are completed folder by folder, from what this machine remembers; the server is not asked.
-    They are encrypted under a key from your keyring. If the keyring has a passphrase, none are
-    completed.
+    They are encrypted under a key from your keyring. If the keyring has a passphrase, names are
+    completed only while the agent holds the key (`sfsc agent start`).
 
     Example: sfsc completion bash
     """

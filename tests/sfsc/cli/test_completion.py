@@ -211,6 +211,23 @@ def test_a_locked_keyring_completes_no_names(
     assert complete("sfsc stat --js") == ["plain --json"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no Unix sockets")
+def test_a_locked_keyring_whose_key_the_agent_holds(
+    homes: dict[str, Path], complete: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    locked = shutil.copytree(homes["ada"], tmp_path / "locked")
+    monkeypatch.setenv("SFSC_HOME", str(locked))
+    sfsc.change_passphrase(home=locked, new="a passphrase")
+    sfsc.start_agent(home=locked, passphrase="a passphrase")
+    try:
+        assert complete("sfsc get pho") == ["folder photos/"]
+        sfsc.lock_agent(home=locked)
+        assert complete("sfsc get pho") == []
+    finally:
+        sfsc.stop_agent(home=locked)
+
+
 def test_completion_writes_nothing(
     homes: dict[str, Path], complete: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
