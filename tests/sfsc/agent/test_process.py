@@ -324,10 +324,11 @@ def test_another_user_gets_no_answer(home: Path, runtime: Path) -> None:
 @pytest.mark.skipif(not IS_ROOT, reason="becomes another user")
 def test_the_memory_of_a_user_without_privileges_is_protected() -> None:
     code = (
-        "import os, resource\n"
+        "import ctypes, os, resource\n"
         "from sfsc.agent.memory import KeyPage, protect_process\n"
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
+        "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"  # which a change of the user has reset
         "page = KeyPage(all_locked=protect_process())\n"
         "print(page.memory)\n"
         "print(open('/proc/self/status').read().split('VmLck:')[1].split()[0])\n"
