@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from sfsc.files.transaction import Changed, Transaction
     from sfsc.files.versions import DeletedFile, Space
     from sfsc.keys.account_info import Whoami
+    from sfsc.keys.recovery_sheet import read_recovery_sheet, recovery_sheet
     from sfsc.keys.unlocked import (
         agent_status,
         forget_passphrase,
@@ -207,7 +208,9 @@ __all__ = [
     "lock_agent",
     "new_recovery_code",
     "people",
+    "read_recovery_sheet",
     "recover",
+    "recovery_sheet",
     "remember_passphrase",
     "restore",
     "set_addresses",

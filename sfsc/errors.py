@@ -10,6 +10,7 @@
     │   ├── SyncRunning             another process synchronises the same folder
     │   └── AgentUnavailable        the agent does not answer, or cannot run here
     ├── UsageError               2  an invalid call
+    │   └── Mistyped                an account or recovery code that was not typed as printed
     ├── NotFound                 3  no such file or user, or not visible to this account
     ├── Denied                   4  the server refuses an authenticated request
     │   ├── QuotaExceeded
@@ -124,6 +125,17 @@ class UsageError(SfscError):
     """An invalid call, independent of the server."""
 
     exit_code = 2
+
+
+class Mistyped(UsageError):
+    """A printed text that was typed otherwise. `groups` are the numbers of the wrong groups, from
+    1, if they can be known."""
+
+    def __init__(
+        self, cause: str, hint: str | None = None, *, groups: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(cause, hint)
+        self.groups = groups
 
 
 class NotFound(SfscError):

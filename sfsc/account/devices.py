@@ -229,7 +229,10 @@ class Devices:
         than `code`."""
         head = self.catch_up()
         if head.recovery is not None and (code is None or code.public_keys != head.recovery):
-            raise Denied("this is not the account's recovery code", "enter the present code")
+            hint = "enter the present code"
+            if code is not None:
+                hint = "it is typed as printed, so it is an older one, or that of another account"
+            raise Denied("this is not the account's recovery code", hint)
         return head
 
     def set_recovery(self, code: RecoveryCode, old: RecoveryCode | None) -> None:

@@ -21,10 +21,11 @@ from protocol.wire.messages.rotation import GetBundle, SealedBundle
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.account.devices import Devices
 from sfsc.account.key_status import new_device
-from sfsc.account.recover import find_last_bundle, take_back_account
+from sfsc.account.recover import find_last_bundle, refused_code, take_back_account
 from sfsc.crypto.wrap import XWING, PrivateKey
 from sfsc.errors import (
     BrokenChain,
+    Denied,
     IntegrityError,
     KeyringError,
     LocalError,
@@ -183,7 +184,13 @@ def _open_account(
         trust.accept_welcome(welcome, transport.peer_spki_sha256)
         sent = build_login(transport, link.pin, link.user, credentials.login, 0)
         reply = transport.call(sent.message, transport.timeouts.opening)
-        head = trust.verify_note(expect_reply(reply, opening.Session).checkpoint)
+        try:
+            session = expect_reply(reply, opening.Session)
+        except Denied as exc:
+            if credentials.code is None:
+                raise
+            raise refused_code() from exc
+        head = trust.verify_note(session.checkpoint)
         chain, bundle = _read_account(transport, link, credentials, options)
         seen = _verify_seen(transport, trust, bundle.checkpoint, head)
     finally:

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocol.codec.errors import MessageError
-from protocol.records.invitation import AccountLink, parse_account_link
+from protocol.records.invitation import AccountLink
 from protocol.records.signatures import SigningKey
 from sfsc.account.enrol import check_server, enrol_account, read_invitation
 from sfsc.account.join import AccountCredentials, TakeBackOptions, join_account
@@ -34,6 +33,7 @@ from sfsc.keys.home import (
     unlock_keyring,
 )
 from sfsc.keys.recovery_code import RecoveryCode
+from sfsc.keys.recovery_sheet import parse_account
 from sfsc.keys.system_keyring import forget_key
 from sfsc.library_log import log_warning
 from sfsc.session.handshake import LoginKey
@@ -111,13 +111,14 @@ def recover(
     undo_from: int | None = None,
     on_destroyed: Skip | None = None,
 ) -> Whoami:
-    """Open the account that the link `account` names on this device, with its recovery code. Raises
+    """Open the account that `account` names on this device, with its recovery code. Both are texts
+    of `key recovery`; a link (`Store.link`) names an account too. Raises `Mistyped`, and
     `TakenOver` if an attacker controls the account. With `take_back` it is taken back, as by the
     function of that name."""
     parsed = RecoveryCode.parse(code)
     credentials = AccountCredentials.from_code(parsed)
     options = TakeBackOptions(undo_from, on_destroyed) if take_back else None
-    link = _parse_link(account)
+    link = parse_account(account)
     return _join(link, credentials, home, passphrase, options, no_passphrase=no_passphrase)
 
 
@@ -184,7 +185,7 @@ def import_pem(
     if the file does not contain it. Raises `Tampered` if the text in front of the keys was
     changed."""
     keys = _load_pem(pem, pem_passphrase)
-    link = keys.link if account is None else _parse_link(account)
+    link = keys.link if account is None else parse_account(account)
     if keys.seed is None or keys.wrapping is None or link is None:
         raise UsageError("the signing key, the wrap key or the account link is missing")
     login = LoginKey(None, keys.generation, SigningKey.from_seed(keys.seed))
@@ -231,10 +232,3 @@ def _join(
     return describe_account(
         join_account(link, credentials, where, stated, options=options).contents
     )
-
-
-def _parse_link(text: str) -> AccountLink:
-    try:
-        return parse_account_link(text)
-    except MessageError as exc:
-        raise UsageError(str(exc), "it is printed with the recovery code") from exc

@@ -171,6 +171,14 @@ def take_back_account(
         return Rotation(session, file, devices, contacts).rotate(skip=on_destroyed)
 
 
+def refused_code() -> Denied:
+    """Return the error for a code that is typed as it was printed, and that the server refuses."""
+    return Denied(
+        "the server does not accept this recovery code, which is typed as printed",
+        "is it the newest one of this account? else ask the operator: `sfsd user show`",
+    )
+
+
 @contextlib.contextmanager
 def open_recovery_session(
     file: KeyringFile, state: ClientState, code: RecoveryCode, timeouts: Timeouts | None = None
@@ -183,8 +191,7 @@ def open_recovery_session(
             try:
                 session.connect()
             except Denied as exc:
-                cause = "the server does not accept this recovery code"
-                raise Denied(cause, "check that it is this account's newest recovery code") from exc
+                raise refused_code() from exc
             yield session, Devices(session, file)
     finally:
         session.close()

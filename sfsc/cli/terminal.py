@@ -442,7 +442,19 @@ def qr(text: str) -> str:
     import segno
 
     drawn = io.StringIO()
-    segno.make(text, error="m", micro=False).terminal(drawn, compact=True)
+    # The smallest code that holds the text; with what room is left, segno corrects more errors.
+    segno.make(text, error="l", micro=False).terminal(drawn, compact=True)
+    return drawn.getvalue()
+
+
+def qr_image(text: str, suffix: str) -> bytes | None:
+    """Return `text` as a QR code in an image file; None unless `suffix` is ``.png`` or ``.svg``."""
+    if suffix not in (".png", ".svg"):
+        return None
+    import segno
+
+    drawn = io.BytesIO()
+    segno.make(text, error="l", micro=False).save(drawn, kind=suffix[1:], scale=8)
     return drawn.getvalue()
 
 

@@ -42,14 +42,17 @@ CARRIED = {"sfs-keys": "tablet", "alice.checkpoint": "bob"}
 """Files that a person takes to another machine."""
 PRINTED = {
     "sfsc key show": {"FINGERPRINT": r"^fingerprint +([0-9a-f]{64})$"},
-    "sfsc key recovery": {"ACCOUNT": r"^ +(sfs://\S+)$", "CODE": r"^ +((?:\w{4}-)+\w{4})$"},
+    "sfsc key recovery": {
+        "<ACCOUNT>": r"^sfs account\n((?:[A-Z2-7-]+\n)+)sfs",
+        "<CODE>": r"^sfs recovery code\n((?:[A-Z2-7-]+\n)+)",
+    },
     "sfsc device list": {"DEVICE": r"^([0-9a-f]{8})\t(?!this machine)"},
 }
 """What the output of a command has for later ones, by the placeholder that it is for."""
 TYPED = {
-    "sfsc init --recovery": "ACCOUNT\nCODE\n",
-    "sfsc rotate --recovery --plan": "CODE\n",
-    "sfsc rotate --recovery --yes": "CODE\n",
+    "sfsc init --recovery": "<ACCOUNT><CODE>",
+    "sfsc rotate --recovery --plan": "<CODE>",
+    "sfsc rotate --recovery --yes": "<CODE>",
 }
 """What the user types when a command asks."""
 UNLOCKED = ("docs/guide.md", "docs/library.md")

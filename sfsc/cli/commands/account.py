@@ -11,6 +11,7 @@ from protocol.codec.terminal_text import counted, human_size, printable
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
+from sfsc.cli.recovery_options import RecoveryInput, recovery_options
 from sfsc.errors import TakenOver, UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ no_passphrase_option: Final = click.option(
     show_default=True,
     help="Type of the key that file keys are wrapped for.",
 )
+@recovery_options
 @no_passphrase_option
 @click.pass_obj
 def init(
@@ -61,6 +63,8 @@ def init(
     undo_from: int | None,
     pem: BinaryIO | None,
     key_type: str,
+    sheet: BinaryIO | None,
+    show_code: bool,
     no_passphrase: bool,
 ) -> None:
     """Make keys and enrol with INVITATION, an sfs:// line from the operator.
@@ -70,8 +74,10 @@ def init(
     command. The server is checked before a passphrase is asked for.
 
     With --recovery, or with --import-key FILE and no INVITATION, open an existing account on this
-    machine. --recovery asks for the account line (sfs://…&first=…) and the recovery code, or reads
-    them from stdin, one line each. If an attacker has signed new keys for the account that exclude
+    machine. --recovery asks for the account and the recovery code row by row, as `key recovery`
+    shows them, and says at once which group of a row is mistyped. --from FILE reads both: the text
+    that `key recovery` wrote, or what a phone shows of its QR code. They may also come from
+    stdin. If an attacker has signed new keys for the account that exclude
     the code, --take-back undoes the attacker's statements and changes to files. All other machines
     then lose access to the account.
 
@@ -81,8 +87,11 @@ def init(
         raise UsageError("--take-back and --undo-from need --recovery")
     if recovery and (invitation or pem):
         raise UsageError("--recovery excludes INVITATION and --import-key", "leave one out")
+    if (sheet is not None or show_code) and not recovery:
+        raise UsageError("--from and --show-code need --recovery")
     if recovery:
-        _recover(context, undo_from, take_back=take_back, no_passphrase=no_passphrase)
+        typed = RecoveryInput.open(sheet, show_code=show_code)
+        _recover(context, typed, undo_from, take_back=take_back, no_passphrase=no_passphrase)
         return
     if invitation == "-" or (invitation is None and pem is None):
         invitation = terminal.ask("Invitation: ")
@@ -116,10 +125,14 @@ def init(
 
 
 def _recover(
-    context: Context, undo_from: int | None, *, take_back: bool, no_passphrase: bool
+    context: Context,
+    typed: RecoveryInput,
+    undo_from: int | None,
+    *,
+    take_back: bool,
+    no_passphrase: bool,
 ) -> None:
-    account = terminal.ask("Account line (sfs://…): ")
-    code = terminal.ask_secret("Recovery code: ")
+    account, code = typed.ask_account(), typed.ask_code()
     passphrase = None if no_passphrase else terminal.new_passphrase()
     failures = terminal.Failures()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
@@ -16,6 +16,7 @@ from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.account import confirm_identity, no_passphrase_option, show_identity
 from sfsc.cli.commands.sharing import word_lines
+from sfsc.cli.recovery_options import RecoveryInput, recovery_options
 from sfsc.cli.suggestions import own_names, users
 from sfsc.errors import NotFound, SfscError, UsageError
 
@@ -180,31 +181,50 @@ def key_restore(context: Context, file: Path, *, no_passphrase: bool) -> None:
 
 
 @key.command("recovery")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write them to FILE instead: text, or a QR code if its name ends with .png or .svg.",
+)
+@recovery_options
 @click.pass_obj
-def key_recovery(context: Context) -> None:
+def key_recovery(
+    context: Context, *, output: Path | None, sheet: BinaryIO | None, show_code: bool
+) -> None:
     """Make a recovery code to print. It opens your account if every machine is lost.
+
+    The account and the code are shown in groups of five characters, and both again as a QR code of
+    the same text. The last character of each group checks it, so that `sfsc init --recovery` tells
+    which group is mistyped; it also reads the text from a file (--from FILE).
 
     If the account has a code, the command asks for it, and the new code replaces it.
 
     Example: sfsc key recovery
     """
+    typed = RecoveryInput.open(sheet, show_code=show_code)
     with context.connect() as store:
         old = None
         if store.has_recovery():
-            old = terminal.ask_secret("Current recovery code: ")
+            old = typed.ask_code("Current recovery code")
             store.check_recovery(old)  # before a new code is shown that would not be accepted
         # Shown before it is valid: the account must never have a code that nobody has seen.
         code, link = sfsc.new_recovery_code(), store.link
-        if context.json:
-            terminal.answer_json({"account": link, "code": code})
+        text = sfsc.recovery_sheet(link, code)
+        if output is not None:
+            image = terminal.qr_image(text, output.suffix.lower())
+            terminal.write_private(output, text.encode() if image is None else image)
+        elif context.json:
+            terminal.answer_json({"account": link, "code": code, "text": text})
         else:
-            for line in ("", "account", f"  {link}", "recovery code", f"  {code}", ""):
-                terminal.answer(line)
-            terminal.answer(terminal.qr(f"{link}\n{code}"))
+            terminal.answer(text)
+            terminal.answer(terminal.qr(text))
         with terminal.stdout_errors():
             sys.stdout.flush()
         store.set_recovery(code, old)
-    terminal.note("print it, and keep it where nobody else looks; `sfsc init --recovery` uses it")
+    where = "it" if output is None else printable(str(output))
+    hint = "and keep it where nobody else looks; `sfsc init --recovery` uses it"
+    terminal.note(f"print {where}, {hint}")
 
 
 @key.command("export")
@@ -352,6 +372,7 @@ def device_label(context: Context, device_id: str, label: str) -> None:
     metavar="N",
     help="With --recovery: undo statement N and all later ones.",
 )
+@recovery_options
 @click.option("--yes", is_flag=True, help="With --recovery: do not ask for confirmation.")
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=own_names)
 @click.pass_obj
@@ -365,6 +386,8 @@ def rotate(
     drop_device: str | None,
     recovery: bool,
     undo_from: int | None,
+    sheet: BinaryIO | None,
+    show_code: bool,
     yes: bool,
     names: tuple[str, ...],
 ) -> None:
@@ -382,18 +405,20 @@ def rotate(
     own. Name another machine whose keyring may have been copied with --drop-device; it can join
     again with the recovery code.
 
-    With --recovery, the recovery code (asked for, or a line of stdin) undoes the statements that an
-    attacker signed with stolen keys, and the attacker's changes to files. All other machines then
-    lose access to the account. --plan shows what would be undone.
+    With --recovery, the recovery code (asked for, from stdin, or from the FILE of --from) undoes
+    the statements that an attacker signed with stolen keys, and the attacker's changes to files.
+    All other machines then lose access to the account. --plan shows what would be undone.
 
     Example: sfsc rotate --plan
     """
-    if (undo_from is not None or yes) and not recovery:
-        raise UsageError("--undo-from and --yes need --recovery")
+    if (undo_from is not None or yes or sheet is not None or show_code) and not recovery:
+        raise UsageError("--undo-from, --from, --show-code and --yes need --recovery")
     if recovery:
         if if_due or compromised or key_type is not None or names:
-            raise UsageError("--recovery allows only --plan, --undo-from and --yes")
-        _take_back(context, undo_from, plan=plan, yes=yes)
+            allowed = "--plan, --undo-from, --from, --show-code and --yes"
+            raise UsageError(f"--recovery allows only {allowed}")
+        typed = RecoveryInput.open(sheet, show_code=show_code)
+        _take_back(context, typed, undo_from, plan=plan, yes=yes)
         return
     if names and not compromised:
         raise UsageError("NAMEs need --compromised")
@@ -427,8 +452,10 @@ def _list_unreadable(store: Store, failures: terminal.Failures) -> None:
         pass
 
 
-def _take_back(context: Context, undo_from: int | None, *, plan: bool, yes: bool) -> None:
-    code = terminal.ask_secret("Recovery code: ")
+def _take_back(
+    context: Context, typed: RecoveryInput, undo_from: int | None, *, plan: bool, yes: bool
+) -> None:
+    code = typed.ask_code()
     source = terminal.passphrase_source()
     passphrase = None if source is None else functools.cache(source)
     links = sfsc.take_back_plan(code, home=context.home, passphrase=passphrase, undo_from=undo_from)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sfsc.keys.checked_groups import to_rows
 from sfsc.keys.home import unlock_home
+from sfsc.keys.recovery_sheet import read_recovery_sheet
 from tests.lying_server import LyingServer
 from tests.sfsc.cli.shell import Shell
 from tests.terminal import converse
@@ -111,3 +113,46 @@ def test_passphrases_are_asked_for_on_the_terminal(server: LyingServer, tmp_path
     assert changed.stderr.endswith("the passphrase was changed\n")
     assert unlock_home(home, "tin rye").contents.user == "eve"
     assert (home / "keyring").read_bytes()[30:46] != before[30:46]  # another salt
+
+
+def test_recovery_from_paper_at_a_terminal(server: LyingServer, tmp_path: Path) -> None:
+    """Each row is checked as it is typed, and the code is hidden until the user wants to see it."""
+    home, sheet = server.enrol("dora", key_type="x25519"), tmp_path / "sheet"
+    made = converse(home, "key", "recovery", "--output", sheet)
+    assert made.stdout == ""
+    assert sheet.stat().st_mode & 0o777 == 0o600
+    account, code = read_recovery_sheet(sheet.read_text())
+    rows = to_rows(account.split(), 1)
+    first, second = to_rows(code.split("-"), 7)
+    wrong = first[:-1] + ("A" if first[-1] != "A" else "B")
+    hidden = "Recovery code, row {} (not shown; Enter alone shows it): "
+    answers = [
+        *((f"Account, row {number}: ", row) for number, row in enumerate(rows, 1)),
+        (hidden.format(1), wrong),
+        (hidden.format(1), first),
+        (hidden.format(2), ""),
+        ("Recovery code, row 2: ", second),
+    ]
+    fresh = converse(tmp_path / "fresh", "init", "--recovery", OPEN, answers=answers)
+    assert "the recovery code is mistyped in group 7\n" in fresh.stderr
+    assert fresh.screen.count(first[:5]) == 0
+    assert fresh.screen.count(second) == 1
+
+    shown = [("Current recovery code, row 1: ", f"{first} {second}")]
+    again = converse(home, "key", "recovery", "--show-code", answers=shown)
+    assert first in again.screen
+    old = converse(home, "key", "recovery", "--from", sheet, code=4)
+    assert "an older one" in old.stderr
+    assert not old.stdout
+    written = tmp_path / "stdout"
+    written.write_text(again.stdout)
+    image = tmp_path / "code.png"
+    converse(home, "key", "recovery", "--from", written, "--output", image)
+    assert image.read_bytes().startswith(b"\x89PNG")
+    converse(home, "key", "recovery", "--from", image, code=2)
+
+
+def test_recovery_options_need_recovery(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shell = Shell(tmp_path / "none", tmp_path, capsys)
+    for command in (("init", "--show-code"), ("rotate", "--show-code"), ("rotate", "--from", "-")):
+        assert "--show-code" in shell.run(*command, code=2)[1]
