@@ -68,7 +68,9 @@ class LogFile:
             self._undo_write()
             if exc.errno in FULL_DISK:
                 raise JournalFullError(self._full()) from exc
-            raise JournalRefusedError(f"the log could not be written: {exc.strerror}") from exc
+            raise JournalRefusedError(
+                f"the log could not be written: {exc.strerror}: {self._path.absolute()}"
+            ) from exc
         if written != len(data):
             self._undo_write()
             raise JournalFullError(self._full())
@@ -76,7 +78,9 @@ class LogFile:
         try:
             self._files.sync_data(self._handle)
         except OSError as exc:
-            raise JournalFailedError(f"the log could not be synced: {exc.strerror}") from exc
+            raise JournalFailedError(
+                f"the log could not be synced: {exc.strerror}: {self._path.absolute()}"
+            ) from exc
         self.sync_seconds.add(time.perf_counter() - began)
         self._await_untouched(self.end + written)
         self.end += written
@@ -108,7 +112,7 @@ class LogFile:
         """Check that the open file still has its name and `size` bytes, that is, only this class
         changed it. Raises `JournalBusyError` for a lack of memory, and `JournalFailedError`, whose
         text says how to put the file back."""
-        name = f"logs/{self._path.name}"
+        name = self._path.absolute()
         try:
             named, there = self._files.is_named(self._handle, self._path), self._size()
         except OSError as exc:
@@ -142,7 +146,9 @@ class LogFile:
         try:
             return self._files.read_exactly(self._handle, end - start, start)
         except (OSError, EOFError) as exc:
-            raise JournalUnreadableError(f"the log cannot be read at byte {start}") from exc
+            raise JournalUnreadableError(
+                f"the log cannot be read at byte {start}: {self._path.absolute()}"
+            ) from exc
 
     def lines(self, start: int, end: int) -> Iterator[bytes]:
         """Yield the lines in [start, end) without newlines, but not an incomplete last one. Ends

@@ -391,7 +391,8 @@ def _serve_opened(root: Path, listen: str | None, ready_file: Path | None) -> st
     with open_server_context(root) as context:
         tls = server_keys.load(root / "keys").tls_context()
         if exposed := server_keys.readable_by_others(root / "keys"):
-            _log.warning("others on this machine may read keys/: %s", ", ".join(exposed))
+            keys = (root / "keys").absolute()
+            _log.warning("others on this machine may read in %s: %s", keys, ", ".join(exposed))
         # What is loaded now stays loaded, and requests leave hardly any cycles.
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
@@ -501,7 +502,9 @@ def _publish_address(files: Files, spares: SpareFiles, path: Path, bound: str) -
         if exc.errno not in FULL_DISK:
             raise
     if not spares.write(path, text):
-        _log.error("the disk is full: the address of the daemon is not in %s", path)
+        _log.error(
+            "the disk is full: the daemon could not write its address to %s", path.absolute()
+        )
 
 
 def _clear_address(files: Files, path: Path) -> None:

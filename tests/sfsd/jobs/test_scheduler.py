@@ -103,7 +103,9 @@ def test_a_failed_run_is_told_until_one_succeeds(tmp_path: Path) -> None:
         with pytest.raises(JournalRefusedError):
             served.run(scheduler.run())
         failed = served.context.metrics.failed_jobs
-        assert failed == {"retention": "the log could not be written: Input/output error"}
+        log = served.context.root / "logs" / "audit.jsonl"
+        why = f"the log could not be written: Input/output error: {log}"
+        assert failed == {"retention": why}
         assert served.run(scheduler.run()) == 0
         assert failed
         served.clock.now += DAY
