@@ -33,6 +33,7 @@ COMMANDS = {
     "rotate": "Require users to rotate their keys.",
     "rotate-keys": "Replace the server's TLS key or log key.",
     "status": "Show the state of the daemon.",
+    "scrub": "Show damaged files, and compare all files with the log now.",
     "fsck": "Check that log, sidecars and ciphertext agree.",
     "audit": "Read, export and verify the log.",
     "report": "Write a page that shows the log and the store.",

@@ -269,6 +269,30 @@ class LogSettings(Value):
     ] = "info"
 
 
+class ScrubPolicy(Value):
+    """Table ``[scrub]``: `every` in seconds, 0 for never; `rate` in bytes a second."""
+
+    every: Annotated[
+        int,
+        Duration(
+            "How often every file of the store is compared with the log. A pass that takes longer "
+            "is followed by the next. The word never is the same as 0.",
+            least=3600,
+            most=_LONGEST_LIFE,
+            zero="only if sfsd scrub --now asks for it",
+            never=True,
+        ),
+    ] = 7 * DAY
+    rate: Annotated[
+        int,
+        Rate(
+            "The most bytes that it reads in one second. Each file counts as 128 KiB more than it "
+            "has.",
+            least=LEAST_BYTES,
+        ),
+    ] = 20 * 1024**2
+
+
 class Config(Value):
     """Settings of one root. `quota` is the bytes of a user added without --quota; 0: no limit."""
 
@@ -300,6 +324,7 @@ class Config(Value):
     health: HealthBounds = field(default_factory=HealthBounds)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    scrub: ScrubPolicy = field(default_factory=ScrubPolicy)
 
     @classmethod
     def load(cls, root: Path) -> Self:

@@ -160,11 +160,13 @@ class Rate(Size):
 class Duration(_Quantity):
     """A duration: ``"90m"``, ``"7d"``, ``"1d 12h"``; the value counts `unit` seconds.
 
-    The names of some settings say the unit. With `plain`, these take a number too.
+    The names of some settings say the unit. With `plain`, these take a number too. With `never`,
+    the word ``"never"`` is 0.
     """
 
     unit: int = 1
     plain: bool = False
+    never: bool = False
     form = "duration"
     pattern = DURATION_PATTERN
     example = '"90m" or "7d"'
@@ -174,7 +176,8 @@ class Duration(_Quantity):
 
     def schema(self) -> dict[str, Any]:
         number, text = super().schema()["anyOf"]
-        return {"anyOf": [number if self.plain else {"const": 0}, text]}
+        never = [{"const": "never"}] if self.never else []
+        return {"anyOf": [number if self.plain else {"const": 0}, text, *never]}
 
     def _number(self, value: object) -> int:
         if type(value) is int and not self.plain and value:
@@ -183,7 +186,7 @@ class Duration(_Quantity):
         return super()._number(value)
 
     def _parse(self, text: str) -> int:
-        seconds = parse_duration(text)
+        seconds = 0 if self.never and text == "never" else parse_duration(text)
         if seconds % self.unit:
             raise ConfigError("not a whole number of days", "write it like 7d or 2w")
         return seconds // self.unit

@@ -23,6 +23,7 @@ from protocol.wire.messages import Error, Message, Reply, Request
 from protocol.wire.messages.accounts import (
     Account,
     AccountsPage,
+    StartScrub,
     Status,
     StatusAnswer,
     UserList,
@@ -78,7 +79,13 @@ def ask_status(root: Path, message: Status) -> StatusAnswer:
     return cast(StatusAnswer, found)
 
 
-def ask_running(root: Path, message: Status, *, busy: RootBusyError | None = None) -> StatusAnswer:
+def ask_running(
+    root: Path,
+    message: Status | StartScrub,
+    generation: int = MONITOR_GENERATION,
+    *,
+    busy: RootBusyError | None = None,
+) -> StatusAnswer:
     """Return the status of the running daemon, as `ask_status`. Takes no lock: a daemon may start
     at the same time. `busy` says that the lock was refused, and who has it. Raises `CommandError`,
     `ConfigError`, and `UnreachableError` if none runs."""
@@ -89,10 +96,16 @@ def ask_running(root: Path, message: Status, *, busy: RootBusyError | None = Non
         written = b""
     if not written and busy is None:
         raise UnreachableError(f"no daemon serves {root.absolute()}", "start it with `sfsd serve`")
-    [found] = _over_the_wire(root, [message], MONITOR_GENERATION, busy=busy)
+    [found] = _over_the_wire(root, [message], generation, busy=busy)
     if not isinstance(found, StatusAnswer):
         raise UnreachableError("the daemon sent another reply than its status")
     return found
+
+
+def start_scrub(root: Path) -> StatusAnswer:
+    """Have the running daemon begin or continue a pass of the scrub; return the status. Raises as
+    `ask_running`."""
+    return ask_running(root, StartScrub(), GENERATION)
 
 
 def all_accounts(root: Path) -> Iterator[Account]:

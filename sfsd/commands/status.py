@@ -8,8 +8,9 @@ import click
 from msgspec import structs
 
 from protocol.codec.terminal_text import counted, human_size, human_time
-from protocol.wire.messages.accounts import Status
+from protocol.wire.messages.accounts import Status, StatusAnswer
 from sfsd.commands import answer, answer_json, json_option, operator_client, root_option, utc_option
+from sfsd.commands.scrub import as_dict, last_pass, running_pass
 from sfsd.errors import CommandError, SfsdError
 from sfsd.log.journal import log_warnings
 
@@ -28,14 +29,14 @@ def command(root: Path, as_json: bool, utc: bool, check: bool) -> int:
 
     Example: sfsd status --root /srv/sfs
 
-    Example: sfsd status --check || mail -s "sfs is not well" ops
+    Example: sfsd status --check --root /srv/sfs
     """
     if check:
         return _check(root, as_json)
     status = operator_client.ask_status(root, Status())
     warnings = log_warnings(root / "logs")
     if as_json:
-        answer_json({**structs.asdict(status), "warnings": warnings})
+        answer_json({**_as_dict(status), "warnings": warnings})
         return 0
     since = human_time(status.started, local=not utc)
     running = f"{status.address}, since {since}" if status.address else "no"
@@ -46,15 +47,25 @@ def command(root: Path, as_json: bool, utc: bool, check: bool) -> int:
     answer(f"log          {counted(status.log_size, 'entry', 'entries')}")
     files = "" if status.files_free is None else f", room for {counted(status.files_free, 'file')}"
     answer(f"disk         {human_size(status.disk_free)} free{files}")
+    now = running_pass(status.scrub, utc=utc)
+    scrub = f"running {now}" if now else last_pass(status.scrub, utc=utc)
+    answer(f"scrub        {scrub}")
     if status.metrics:
         answer(f"metrics      http://{status.metrics}/metrics")
     for warning in warnings:
         answer(f"WARNING      {warning}")
     for user in status.damaged:
         answer(f"DAMAGED      the account of {user}: `sfsd fsck` shows more")
+    if status.scrub.damage:
+        damage = counted(status.scrub.damage, "file")
+        answer(f"DAMAGED      {damage} of the store: `sfsd scrub` shows which")
     if status.failed:
         answer(f"FAILED       {status.failed}")
     return 0
+
+
+def _as_dict(status: StatusAnswer) -> dict[str, object]:
+    return structs.asdict(status) | {"scrub": as_dict(status.scrub)}
 
 
 def _check(root: Path, as_json: bool) -> int:
@@ -65,7 +76,7 @@ def _check(root: Path, as_json: bool) -> int:
     except SfsdError as exc:
         reasons = [exc.cause]
     else:
-        reasons, shown = list(status.reasons), structs.asdict(status)
+        reasons, shown = list(status.reasons), _as_dict(status)
     if as_json:
         answer_json({**shown, "healthy": not reasons, "reasons": reasons})
     else:

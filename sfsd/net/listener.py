@@ -41,6 +41,7 @@ from sfsd.fs.spare_files import SpareFiles
 from sfsd.jobs.account_survey import AccountSurvey
 from sfsd.jobs.disk_watch import DiskWatch
 from sfsd.jobs.scheduler import JobScheduler
+from sfsd.jobs.scrub import Scrubber
 from sfsd.net.connection import ClientConnection
 from sfsd.net.connection_limits import (
     ConnectionLimiter,
@@ -399,11 +400,16 @@ def _serve_opened(root: Path, listen: str | None, ready_file: Path | None) -> st
         stop = threading.Event()
         verifier = threading.Thread(target=_verify, args=(context, stop), name="verify-log")
         verifier.start()
+        scrubber = Scrubber(context)
+        scrubbing = threading.Thread(target=scrubber.run, name="scrub")
+        scrubbing.start()
         try:
             address = asyncio.run(_serve(context, tls, listen or context.config.listen, ready_file))
         finally:
             stop.set()
+            scrubber.stop()
             verifier.join()
+            scrubbing.join()
     if address is not None and not context.awaits_room:
         raise StoreFailedError(context.failed or "")  # a sync failed meanwhile
     return address

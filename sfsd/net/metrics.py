@@ -52,6 +52,7 @@ class MetricsRegistry:
         yield from self._storage()
         yield from self._disks()
         yield from self._accounts()
+        yield from self._scrub()
 
     def _requests(self) -> Iterator[Metric]:
         metrics = self._context.metrics
@@ -162,6 +163,20 @@ class MetricsRegistry:
         yield rotations
         damaged = len(self._context.documents.damaged_accounts())
         yield _gauge("sfsd_damaged_accounts", "Accounts that were found damaged.", damaged)
+
+    def _scrub(self) -> Iterator[Metric]:
+        scrub = self._context.scrub
+        running = bool(scrub.began)
+        for name, text, value in (
+            ("running", "1 while a pass of the scrub runs or is to go on.", running),
+            ("files", "Files that this pass has read.", scrub.files * running),
+            ("bytes", "Bytes that this pass has read.", scrub.bytes * running),
+            ("last_files", "Files that the last whole pass has read.", scrub.last_files),
+            ("last_bytes", "Bytes that the last whole pass has read.", scrub.last_bytes),
+            ("last_time_seconds", "When it ended, 0 before.", scrub.last_finished),
+            ("damaged_files", "Files that differ from the log.", len(scrub.damaged)),
+        ):
+            yield _gauge(f"sfsd_scrub_{name}", text, value)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
+from itertools import islice
 from typing import Final
 
 from protocol import VERSION
@@ -13,7 +14,10 @@ from protocol.wire.messages import Reply
 from protocol.wire.messages.accounts import (
     Account,
     AccountsPage,
+    DamagedFile,
     ForceRotation,
+    ScrubStatus,
+    StartScrub,
     Status,
     StatusAnswer,
     Usage,
@@ -37,6 +41,7 @@ from sfsd.rules.context import (
     operation,
 )
 from sfsd.state.documents import Document
+from sfsd.state.scrub_progress import ScrubProgress
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import StoredAccount
 from sfsd.storage.paths import account_path, statements_path
@@ -166,6 +171,30 @@ def status(server: ServerContext, who: Principal, message: Status) -> StatusAnsw
         files_free=min(files_free, default=None),
         metrics=metrics.metrics_address,
         reasons=tuple(map(shortened, reasons)),
+        scrub=_scrub_status(server.scrub),
+    )
+
+
+@operation(StartScrub, access=OPERATOR, slow=True)
+def start_scrub(server: ServerContext, who: Principal, message: StartScrub) -> StatusAnswer:  # noqa: ARG001
+    """Have the scrub begin or continue a pass."""
+    server.scrub.want()
+    return status(server, who, Status())
+
+
+def _scrub_status(scrub: ScrubProgress) -> ScrubStatus:
+    damaged = scrub.damaged
+    some = islice(damaged.items(), PER_PAGE)
+    return ScrubStatus(
+        began=scrub.began,
+        files=scrub.files if scrub.began else 0,
+        bytes=scrub.bytes if scrub.began else 0,
+        last_began=scrub.last_began,
+        last_finished=scrub.last_finished,
+        last_files=scrub.last_files,
+        last_bytes=scrub.last_bytes,
+        damage=len(damaged),
+        damaged=tuple(DamagedFile(path, one.seq, shortened(one.text)) for path, one in some),
     )
 
 

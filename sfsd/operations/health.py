@@ -27,6 +27,10 @@ def find_problems(server: ServerContext) -> list[str]:
         f"the account of {user} is damaged: `sfsd fsck` shows more"
         for user in server.documents.damaged_accounts()
     ]
+    found += [
+        f"damaged file: store/users/{path} (entry {one.seq}): {one.text}"
+        for path, one in server.scrub.damaged.items()
+    ]
     return found
 
 

@@ -34,6 +34,7 @@ from sfsd.state.file_index import FileIndex
 from sfsd.state.inbox_index import InboxIndex
 from sfsd.state.logged_downloads import LoggedDownloads
 from sfsd.state.read_handles import ReadHandles
+from sfsd.state.scrub_progress import ScrubProgress
 from sfsd.state.uploads import UploadRegistry
 from sfsd.storage.change import Change
 from sfsd.storage.committer import Committer
@@ -163,6 +164,7 @@ class ServerContext:
         self.refusals = RefusalLog(clock)
         self.metrics = ServerMetrics()
         self.recovered = RecoveryReport(0, 0, 0)
+        self.scrub = ScrubProgress(root / "run", store.files)
 
     @property
     def now(self) -> int:

@@ -148,10 +148,12 @@ def _read(read: Callable[[], _Read]) -> _Read | None:
         return None
 
 
-def leaves_of(ciphertext: Path) -> list[bytes]:
-    """Return the leaf hashes of a ciphertext, 32 bytes each. Raises OSError."""
+def leaves_of(ciphertext: Path, pace: Callable[[int], None] = lambda _size: None) -> list[bytes]:
+    """Return the leaf hashes of a ciphertext, 32 bytes each. Calls `pace` with the bytes of each
+    piece that was read. Raises OSError."""
     leaves = []
     with ciphertext.open("rb", buffering=0) as file:
         while piece := file.read(PIECE_SIZE):
             leaves.append(merkle.leaf_hash(piece))
+            pace(len(piece))
     return leaves or [merkle.leaf_hash(b"")]

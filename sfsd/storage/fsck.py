@@ -22,6 +22,7 @@ from sfsd.log.path_table import FILES, NAME, TableComparison, TableUnreadableErr
 from sfsd.log.verify import verify_log
 from sfsd.storage.change import is_ciphertext
 from sfsd.storage.crash_recovery import StagedFiles
+from sfsd.storage.damage import UNREADABLE, Damage, find_damage
 from sfsd.storage.derive import ExpectedFile, LoggedState, derive_file, leaves_of
 from sfsd.storage.install import Installer
 from sfsd.storage.json_files import parse_sidecar
@@ -154,44 +155,37 @@ class Fsck:
         digest, seq = known
         if (problem := self._problem(path, digest, there=there)) is None:
             return
-        kind, text = problem
         # Only a file with the digest that the log says is put in place.
         repaired = self._repair and derive_file(
             self._files, self._users, self._logged, path, digest
         )
-        yield Finding(kind, f"store/users/{path}", seq, repaired, text)
+        yield Finding(problem.kind, f"store/users/{path}", seq, repaired, problem.text)
 
-    def _problem(self, path: str, digest: bytes, *, there: bool) -> tuple[str, str] | None:
-        """Return (kind, text) of what is wrong with a file that the log says is there. Raises
-        OSError if this process has too much open."""
-        if not there:
-            if (why := self._unlisted_folder(path)) is not None:
-                return "unreadable", f"its folder cannot be listed: {why}"
-            return "missing", "the file is in the log but not on the disk"
-        try:
-            if self._matches(path, digest):
-                return None
-        except OSError as exc:
-            if exc.errno in NO_DESCRIPTORS:
-                raise
-            return "unreadable", f"the file cannot be read: {exc.strerror}"
-        return "changed", "the content is not what was written"
+    def _problem(self, path: str, digest: bytes, *, there: bool) -> Damage | None:
+        """Return what is wrong with a file that the log says is there. Raises OSError if this
+        process has too much open."""
+        if not there and (why := self._unlisted_folder(path)) is not None:
+            return Damage(UNREADABLE, f"its folder cannot be listed: {why}")
+        return find_damage(digest, lambda: self._read_digest(path, digest))
 
     def _matches(self, path: str, digest: bytes) -> bool:
-        """Return whether the file matches the log; a ciphertext by its size, unless all is read.
-        Raises OSError."""
+        """Return whether the file matches the log. Raises OSError."""
+        return self._read_digest(path, digest) == digest
+
+    def _read_digest(self, path: str, wanted: bytes) -> bytes:
+        """Return the digest of a file. Unless all is read, a ciphertext of the right size counts as
+        the `wanted` one. Raises OSError."""
         target = self._users / path
         if is_ciphertext(path):
-            size = self._sizes.get(path)
-            if size is not None and target.stat().st_size != size:
-                return False
-            return not self._read_data or merkle.root(leaves_of(target)) == digest
+            size, found = self._sizes.get(path), target.stat().st_size
+            if size is not None and found != size:
+                return b""
+            return merkle.root(leaves_of(target)) if self._read_data else wanted
         data = target.read_bytes()
-        if hashlib.sha256(data).digest() != digest:
-            return False
-        if path.endswith(".json"):
+        found_digest = hashlib.sha256(data).digest()
+        if found_digest == wanted and path.endswith(".json"):
             self._note_sidecar(path, data)
-        return True
+        return found_digest
 
     def _note_sidecar(self, path: str, data: bytes) -> None:
         """Note the size of the ciphertext beside a sidecar, and whether the version is lost."""

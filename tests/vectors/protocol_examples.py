@@ -394,6 +394,21 @@ COMMITTED = changes.Committed(
     RECEIPT.first,
     RECEIPT.leaves,
 )
+SCRUB = accounts.ScrubStatus(
+    began=NOW,
+    files=120,
+    bytes=3 * 1024**3,
+    last_began=NOW - 7 * DAY,
+    last_finished=NOW - 6 * DAY,
+    last_files=4000,
+    last_bytes=80 * 1024**3,
+    damage=1,
+    damaged=(
+        accounts.DamagedFile(
+            f"alice/files/{FILE_ID[:2]}/{FILE_ID}.1.ct", 5, "the content is not what was written"
+        ),
+    ),
+)
 ACCOUNT = accounts.Account(
     user="alice",
     fingerprint=FIRST_HASH,
@@ -508,12 +523,14 @@ MESSAGES: list[tuple[int, Message]] = [
             users=2,
             disk_free=10**12,
             failed="",
+            scrub=SCRUB,
             damaged=("bob",),
             files_free=10**6,
             metrics="127.0.0.1:9373",
             reasons=("retention: the disk failed",),
         ),
     ),
+    (23, accounts.StartScrub()),
     (24, log.LogHead()),
     (24, log.LogCheckpoint(CHECKPOINT)),
     (25, log.LogLeaves(6, 256)),

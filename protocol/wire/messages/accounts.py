@@ -92,6 +92,34 @@ class UserAccess(Request):
     reason: Text
 
 
+class DamagedFile(Struct):
+    """A file of the store, by its path below store/users, and how it differs from what entry `seq`
+    of the log wrote."""
+
+    path: Annotated[str, AtMost(255)]
+    seq: Count
+    text: Text
+
+
+class ScrubStatus(Struct):
+    """Progress of the scrub. Times are in unix seconds, 0 if there is none.
+
+    `began` is that of the pass that runs or is to go on, with the `files` and `bytes` that it has
+    read; the `last_` ones are of the last whole pass. `damage` is how many files are damaged as far
+    as is known, `damaged` has some of them.
+    """
+
+    began: Count
+    files: Count
+    bytes: Count
+    last_began: Count
+    last_finished: Count
+    last_files: Count
+    last_bytes: Count
+    damage: Count
+    damaged: Annotated[tuple[DamagedFile, ...], AtMost(256)]
+
+
 @message(104)
 class StatusAnswer(Reply):
     """Status of the daemon. `failed` is empty, or why changes are refused since a failed sync.
@@ -110,6 +138,7 @@ class StatusAnswer(Reply):
     users: Count
     disk_free: Count
     failed: Text
+    scrub: ScrubStatus
     damaged: Annotated[tuple[UserName, ...], AtMost(256)] = ()
     files_free: Count | None = None
     metrics: Text = ""
@@ -140,3 +169,8 @@ class Status(Request):
     """Get the daemon's status; operator only. `check` asks for a proof that it is well."""
 
     check: bool = False
+
+
+@message(105, replies=(StatusAnswer,))
+class StartScrub(Request):
+    """Begin or continue a pass of the scrub now, and get the status; operator only."""

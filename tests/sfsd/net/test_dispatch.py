@@ -18,6 +18,7 @@ from protocol.wire.connection import UnknownRequest
 from protocol.wire.messages import Done, Error, Request, registered
 from protocol.wire.messages.accounts import (
     ForceRotation,
+    StartScrub,
     Status,
     StatusAnswer,
     Usage,
@@ -110,6 +111,7 @@ MATRIX: dict[Request, set[Access]] = {
     UserAdd("bob", bytes(32), 2**40, 0): OPERATORS,
     UserAccess("ada", disabled=False, reason=""): OPERATORS,
     Status(): MONITORING,
+    StartScrub(): OPERATORS,
     UserQuota("ada", 0): OPERATORS,
     NewStatement(b"", (), b""): JOINING,
     GetBundle(0): OWN_KEYS,

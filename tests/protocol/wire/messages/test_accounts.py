@@ -12,6 +12,7 @@ from protocol.codec.values import changed
 from protocol.wire.messages import Done, encode
 from protocol.wire.messages.accounts import (
     AccountsPage,
+    DamagedFile,
     Status,
     StatusAnswer,
     Usage,
@@ -21,10 +22,10 @@ from protocol.wire.messages.accounts import (
     UserList,
     UserShow,
 )
-from tests.vectors.protocol_examples import ACCOUNT
+from tests.vectors.protocol_examples import ACCOUNT, SCRUB
 
 ADD = UserAdd("bob", bytes(32), 0, 0)
-STATUS = StatusAnswer("0.1.0", "", 0, 0, 0, 0, 0, 0, "")
+STATUS = StatusAnswer("0.1.0", "", 0, 0, 0, 0, 0, 0, "", SCRUB)
 
 
 def test_replies() -> None:
@@ -37,6 +38,17 @@ def test_replies() -> None:
 def test_a_full_page_fits_a_frame() -> None:
     page = AccountsPage((changed(ACCOUNT, user="u" * 32),) * 256, "u" * 32)
     assert sum(map(len, encode(2**32 - 1, page))) <= MAX_BODY
+
+
+def test_a_full_status_fits_a_frame() -> None:
+    files = (DamagedFile("p" * 255, 2**53, "t" * 512),) * 256
+    full = changed(
+        STATUS,
+        scrub=changed(SCRUB, damaged=files),
+        damaged=("u" * 32,) * 256,
+        reasons=("r" * 512,) * 64,
+    )
+    assert sum(map(len, encode(2**32 - 1, full))) <= MAX_BODY
 
 
 @pytest.mark.parametrize(
