@@ -31,7 +31,7 @@ COMMANDS = {
     "serve": "Serve the root until SIGTERM or SIGINT.",
     "user": "Invite, list, disable and enable users, and set quotas.",
     "rotate": "Require users to rotate their keys.",
-    "rotate-keys": "Replace the server's TLS key or log key.",
+    "rotate-keys": "Replace the server's TLS key or log key, or the operator's.",
     "status": "Show the state of the daemon.",
     "scrub": "Show damaged files, and compare all files with the log now.",
     "fsck": "Check that log, sidecars and ciphertext agree.",

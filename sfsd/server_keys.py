@@ -35,6 +35,14 @@ from protocol.records.signatures import SEED_SIZE, Label, SigningKey, verify_sig
 from sfsd.errors import OWNER_HINT, ConfigError
 from sfsd.fs.files import Files
 
+_RENEWED_BY = {
+    "tls.key": "tls",
+    "tls.crt": "tls",
+    "log.key": "log",
+    "operator.key": "operator",
+    "operator.pub": "operator",
+}
+"""Argument of `sfsd rotate-keys` that makes a file again; tls and log need server.key."""
 _HINT = "restore ROOT/keys from a backup; to clients, a new root is another server"
 _NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """No expiry (RFC 5280 section 4.1.2.5): a newer statement ends a key's use, not a date."""
@@ -106,11 +114,13 @@ def load(folder: Path) -> ServerKeys:
     known = ServerStatement.parse(statement)
     log_key = _read_key(folder / "log.key")
     if Verifier(origin_of(server_id(known.server_pub)), log_key.public).vkey != known.log_vkey:
-        raise ConfigError("keys/log.key is not the key of the log", _HINT)
+        raise ConfigError(
+            f"{folder.absolute() / 'log.key'} is not the key of the log", _hint_for("log.key")
+        )
     spki = _stored_spki(folder)
     if spki not in known.tls_spki_sha256:
         raise ConfigError(
-            "keys/tls.crt has another key than keys/server.statement says",
+            f"{folder.absolute() / 'tls.crt'} has another key than server.statement there says",
             "restart the daemon: the next start of `sfsd serve` signs a new statement",
         )
     operator = _read(folder / "operator.pub", _hex32)
@@ -169,6 +179,17 @@ def renew_log_key(folder: Path, now: int, files: Files | None = None) -> ServerK
     return update_statement(folder, now, files)
 
 
+def renew_operator_key(folder: Path, files: Files | None = None) -> None:
+    """Make a new key with which the operator's commands log in. The caller holds the root's lock.
+
+    After a crash between both files the commands are refused, and the command is run again.
+    """
+    files = files or Files()
+    key = SigningKey.generate()
+    files.replace_durable(folder / "operator.key", key.seed.hex().encode() + b"\n")
+    files.replace_durable(folder / "operator.pub", key.public.hex().encode() + b"\n")
+
+
 def _finish_log_key_change(folder: Path, now: int, files: Files) -> None:
     """Install the new log key: sign the checkpoint, replace the key, sign a statement.
 
@@ -213,8 +234,9 @@ def _tls_context(folder: Path) -> ssl.SSLContext:
         context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
     except (OSError, ssl.SSLError) as exc:
         raise ConfigError(
-            f"cannot load keys/tls.crt and keys/tls.key: {type(exc).__name__}",
-            "both must be PEM without a passphrase, and the certificate must have that key",
+            f"cannot load tls.crt and tls.key in {folder.absolute()}: {type(exc).__name__}",
+            "both must be PEM without a passphrase, and the certificate must have that key; "
+            "`sfsd rotate-keys tls` makes new ones",
         ) from exc
     return context
 
@@ -244,7 +266,7 @@ def _server_key(folder: Path) -> SigningKey:
     """Load the key that signs new statements. Raises `ConfigError`."""
     server = _read_key(folder / "server.key")
     if server.public != ServerStatement.parse(read_server_statement(folder)[0]).server_pub:
-        raise ConfigError("keys/server.key is not this server's", _HINT)
+        raise ConfigError(f"{folder.absolute() / 'server.key'} is not this server's", _HINT)
     return server
 
 
@@ -336,10 +358,18 @@ def _read(path: Path, parse: Callable[[bytes], _T]) -> _T:
     try:
         return parse(path.read_bytes())
     except FileNotFoundError as exc:
-        raise ConfigError(f"{path.absolute()} is missing", _HINT) from exc
+        raise ConfigError(f"{path.absolute()} is missing", _hint_for(path.name)) from exc
     except OSError as exc:
-        hint = OWNER_HINT if isinstance(exc, PermissionError) else _HINT
+        hint = OWNER_HINT if isinstance(exc, PermissionError) else _hint_for(path.name)
         raise ConfigError(f"{path.absolute()} cannot be read: {exc.strerror}", hint) from exc
     except (ValueError, binascii.Error, RemoteProtocolError) as exc:
         # The exception's text may quote the file, which may be a secret.
-        raise ConfigError(f"{path.absolute()} is malformed", _HINT) from exc
+        raise ConfigError(f"{path.absolute()} is malformed", _hint_for(path.name)) from exc
+
+
+def _hint_for(name: str) -> str:
+    """Return what helps if the file `name` of a key is lost."""
+    if name not in _RENEWED_BY:
+        return _HINT
+    command = f"sfsd rotate-keys {_RENEWED_BY[name]}"
+    return f"restore it from a backup; if there is none, `{command}` makes a new one"

@@ -6,6 +6,10 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from sfsd import server_keys
+from sfsd.cli import main
 from sfsd.config import Config, default, settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,6 +46,40 @@ def test_table_follows_the_definition_of_the_settings() -> None:
 def test_example_file_is_valid() -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     assert Config.parse(example.encode()).listen == tomllib.loads(example)["listen"]
+
+
+LOST = PAGE.split("| lost from `keys/` | effect | what to do |\n|---|---|---|\n", 1)[1].split(
+    "\n\n"
+)[0]
+
+
+@pytest.mark.parametrize("row", LOST.splitlines())
+def test_a_lost_key_is_made_again_as_the_page_says(
+    row: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(tmp_path / "root")
+    assert main(["init", "--root", root, "--public", "files.example:7373"]) == 0
+    assert main(["user", "list", "--root", root]) == 0  # the log begins
+    name, effect, what = [cell.strip().replace("`", "") for cell in row.strip("|").split("|")]
+    lost = tmp_path / "root" / "keys" / name
+    lost.unlink()
+    if name != "tls.key":  # which only a daemon reads
+        assert main(["status", "--root", root]) == (0 if "daemon runs" in effect else 1)
+    if what.startswith("sfsd "):
+        assert main([*what.split()[1:], "--root", root]) == 0
+        assert lost.exists()
+        keys = server_keys.load(lost.parent)
+        keys.tls_context()
+        assert server_keys.operator_key(lost.parent).public == keys.operator_public
+        assert main(["status", "--root", root]) == 0
+    elif "daemon runs" not in effect:
+        assert "restore ROOT/keys from a backup" in capsys.readouterr().err
+
+
+def test_every_key_file_is_in_the_table(tmp_path: Path) -> None:
+    assert main(["init", "--root", str(tmp_path / "root"), "--public", "files.example:7373"]) == 0
+    named = {line.split("`")[1] for line in LOST.splitlines()}
+    assert named == {path.name for path in (tmp_path / "root" / "keys").iterdir()}
 
 
 def test_unit_fits_the_installation() -> None:

@@ -366,13 +366,14 @@ def test_dropped_device_is_locked_out(alice: Client, tmp_path: Path) -> None:
 def test_rotation_of_server_keys(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     alice.run("key", "backup", tmp_path / "backup", OPEN)
     alice.run("put", "-", "--name", "p", "--receipt", tmp_path / "proof", stdin=b"x")
-    for which in ("tls", "log", "tls", "log"):
+    for which in ("tls", "log", "operator", "tls", "log"):
         daemon.run("rotate-keys", which, code=1)  # the daemon runs
         daemon.stop()
         daemon.run("rotate-keys", which)
         daemon.run("audit", "verify")
         daemon.start()
         assert alice.run("cat", NAMES[5]).stdout == NAMES[5].encode() * 50
+        daemon.run("user", "list")
     alice.run("audit", "verify")
     # An old receipt is verified with the old log key; an old backup still works.
     alice.run("audit", "check", tmp_path / "proof")
