@@ -525,9 +525,12 @@ class Store(Closing):
         by name. `restore` brings them back. Files that were renamed are not among them."""
         return self._stored.deleted(prefix, skip or _raise)
 
-    def du(self, name: str = "", *, skip: Skip | None = None) -> Space:
+    def du(self, name: str = "", *, owner: str | None = None, skip: Skip | None = None) -> Space:
         """Return how many bytes of contents the file or folder `name` ("": all) takes on the
-        server: current versions, older ones, and trash."""
+        server: current versions, older ones, and trash. Of what the user `owner` shares with us,
+        only the current versions are known."""
+        if owner is not None:
+            return self._inbox.space(owner, name, skip or _raise)
         return self._stored.space(name, skip or _raise)
 
     def history(self, name: str, *, skip: Skip | None = None) -> list[Revision]:
@@ -543,8 +546,23 @@ class Store(Closing):
         self._sharing.add_folder_readers(entry.name)
         return entry
 
-    def export_dek(self, name: str, *, version: int | None = None) -> ExportedKey:
-        """Return the key of one version's content, to decrypt it with another program."""
+    def export_dek(
+        self,
+        name: str,
+        *,
+        version: int | None = None,
+        owner: str | None = None,
+        file_id: str | None = None,
+        trust_first_use: bool = False,
+    ) -> ExportedKey:
+        """Return the key of one version's content, to decrypt it with another program: of our file
+        `name`, or of the one that the user `owner` shares. The other arguments are as in
+        `get_shared`, which it raises as."""
+        if owner is not None:
+            from sfsc.files.history import exported_key
+
+            remote = self._shared(owner, name, version, file_id, first_use=trust_first_use)
+            return exported_key(remote.file, remote.content_key)
         return self._history.export_key(name, version)
 
     def restore_many(self, names: Iterable[str], *, skip: Skip | None = None) -> Iterator[Restored]:
@@ -778,9 +796,13 @@ class Store(Closing):
         except SourceChanged as exc:
             raise LocalError("the content changed while it was read") from exc
 
-    def audit_log(self, name: str | None = None) -> Iterator[LogEvent]:
+    def audit_log(self, name: str | None = None, *, owner: str | None = None) -> Iterator[LogEvent]:
         """Yield the log's entries on this account, or on the file `name`, oldest first. They are
-        proven to be in the log, and to be complete."""
+        proven to be in the log, and to be complete. Of a file that the user `owner` shares with us,
+        they are those that concern us: when we got it, and when we read it."""
+        if owner is not None and name is not None:
+            shared = self._inbox.stat(owner, name).entry.file_id
+            return self._audit.log(shared, {shared: f"{owner}:{name}"})
         # Files that cannot be listed are shown by their ids.
         listed = self._files.ls(skip=lambda _name, _error: None, folders=True)
         names = {entry.file_id: entry.name for entry in listed}

@@ -84,6 +84,12 @@ class ExportedKey(Value):
     ciphertext: str
 
 
+def exported_key(shown: VerifiedFile, key: ContentKey) -> ExportedKey:
+    """Return what opens the ciphertext of the version that `shown` shows, whose key is `key`."""
+    folder = f"store/users/{shown.content.owner}/files/{shown.file_id[:2]}"
+    return ExportedKey(key.dek, key.content_id, f"{folder}/{shown.file_id}.{shown.version}.ct")
+
+
 class FileHistory:
     """Versions of the user's own files."""
 
@@ -146,9 +152,7 @@ class FileHistory:
             raise NotFound(f"there is no file {name}", "it was deleted: see `sfsc history`")
         shown = self._fetch_version(file, requested_version(version) or file.version)
         key, _ = self._session.account.open_version(shown)
-        folder = f"store/users/{shown.content.owner}/files/{file.file_id[:2]}"
-        blob = f"{folder}/{file.file_id}.{shown.version}.ct"
-        return ExportedKey(key.dek, key.content_id, blob)
+        return exported_key(shown, key)
 
     def _fetch_version(self, file: VerifiedFile, version: int) -> VerifiedFile:
         if version > file.version:

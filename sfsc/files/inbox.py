@@ -42,6 +42,8 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.files.contacts import Contacts, Person
+from sfsc.files.names import full_folders
+from sfsc.files.versions import Space, is_within
 from sfsc.session.commit import MAX_CONFLICTS
 from sfsc.session.pipeline import Skip, pages
 from sfsc.session.server_errors import damaged_version, expect_reply
@@ -154,6 +156,15 @@ class ReceivedFiles:
                 f"{owner} shares no file in {prefix or 'their store'}", "see `sfsc inbox`"
             )
         return person.owner, list(found.values())
+
+    def space(self, owner: str, name: str, skip: Skip) -> Space:
+        """Return the space of the current versions of the file `name`, and of everything in the
+        folder `name` ("": all), that `owner` shares."""
+        shared = [one.entry for one in self.list_files(skip) if one.owner == owner]
+        found = [entry for entry in shared if is_within(entry.name, name)]
+        full = full_folders(entry.name for entry in found)
+        count = sum(entry.name not in full for entry in found)
+        return Space(count, 0, sum(entry.size for entry in found), 0, 0)
 
     def leave(self, owner: str, name: str, *, file_id: str | None = None) -> str:
         """Leave the file `name` of `owner`: nothing of it is shown to us any more, and the owner's

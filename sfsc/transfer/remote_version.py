@@ -296,6 +296,11 @@ class RemoteVersion:
         if isinstance(error, IntegrityError) and not error.proofs:
             error.proofs = (shown_answer(self.wanted.message, Opened((self._result,))),)
 
+    @property
+    def content_key(self) -> ContentKey:
+        """The key of this version's content."""
+        return self._key
+
     def decryptor(self) -> PieceDecryptor:
         """Fetch all leaf hashes and verify them against the record, so that pieces can be decrypted
         in any order."""

@@ -13,7 +13,8 @@ import sfsc
 from protocol.codec.terminal_text import counted, printable, printable_lines
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
-from sfsc.cli.suggestions import past_names, paths
+from sfsc.cli.owners import split_owner
+from sfsc.cli.suggestions import any_names, paths
 from sfsc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def audit() -> None:
 
 
 @audit.command("log")
-@click.argument("name", required=False, shell_complete=past_names)
+@click.argument("name", required=False, shell_complete=any_names)
 @click.pass_obj
 def audit_log(context: Context, name: str | None) -> None:
     """Show who did what, and when. With NAME, only what concerns that file.
@@ -39,12 +40,15 @@ def audit_log(context: Context, name: str | None) -> None:
     Every line is proven to be in the log, and none is missing. Changes are signed by the user who
     made them. Only the server says that a user read a file, and when.
 
+    OWNER:NAME is a file that OWNER shares with you: when you got it, and when you read it.
+
     Example: sfsc audit log report.pdf
     """
     with context.connect() as store:
         headers = ("entry", "time", "operation", "user", "file", "version", "details")
         with context.table(*headers, right=("entry", "version")) as rows:
-            for event in store.audit_log(name):
+            owner, name = (None, None) if name is None else split_owner(store, name)
+            for event in store.audit_log(name, owner=owner):
                 when = context.time(int(datetime.fromisoformat(event.time).timestamp()))
                 file = event.name or event.file_id
                 details = " ".join(f"{key}={json.dumps(one)}" for key, one in event.detail.items())

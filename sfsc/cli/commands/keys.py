@@ -15,9 +15,10 @@ from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.account import confirm_identity, no_passphrase_option, show_identity
-from sfsc.cli.commands.sharing import word_lines
+from sfsc.cli.commands.sharing import confirm_trust, trust_options, word_lines
+from sfsc.cli.owners import own_name, split_owner
 from sfsc.cli.recovery_options import RecoveryInput, recovery_options
-from sfsc.cli.suggestions import own_names, users
+from sfsc.cli.suggestions import any_names, own_names, users
 from sfsc.errors import NotFound, SfscError, UsageError
 
 if TYPE_CHECKING:
@@ -258,11 +259,19 @@ def key_export(context: Context, file: Path, *, no_passphrase: bool) -> None:
 
 
 @key.command("export-dek")
-@click.argument("name", shell_complete=own_names)
+@click.argument("name", shell_complete=any_names)
 @click.option("--version", type=click.IntRange(min=1), help="Show the key of an older version.")
+@trust_options
 @click.pass_obj
-def key_export_dek(context: Context, name: str, version: int | None) -> None:
-    """Show the key of one file's content.
+def key_export_dek(
+    context: Context,
+    name: str,
+    *,
+    version: int | None,
+    file_id: str | None,
+    trust_first_use: bool,
+) -> None:
+    """Show the key of one file's content. OWNER:NAME is a file that OWNER shares with you.
 
     With it, any implementation of Tink's AES256_GCM_HKDF_1MB can decrypt the ciphertext of this
     version and no other.
@@ -270,7 +279,13 @@ def key_export_dek(context: Context, name: str, version: int | None) -> None:
     Example: sfsc key export-dek report.pdf
     """
     with context.connect() as store:
-        found = store.export_dek(name, version=version)
+        owner, own = split_owner(store, name)
+        found = confirm_trust(
+            lambda trust: store.export_dek(
+                own, version=version, owner=owner, file_id=file_id, trust_first_use=trust
+            ),
+            first_use=trust_first_use,
+        )
     data = found.associated_data.hex()
     shown = {"dek": found.dek.hex(), "associated_data": data, "ciphertext": found.ciphertext}
     context.answer(shown, *(f"{label:<16} {value}" for label, value in shown.items()))
@@ -426,6 +441,7 @@ def rotate(
         raise UsageError("--drop-device needs --compromised", "or use `sfsc device drop`")
     # No automatic rotation at login: the rotation is done here, and its result is shown.
     with context.connect(auto_rotate=False) as store:
+        names = tuple(own_name(store, name) for name in names)
         if plan:
             again = "that of the NAMEs" if names else "all of it" if compromised else ""
             _show_plan(store.rotation_plan(), context, again)

@@ -21,14 +21,15 @@ from sfsc.cli.folder_options import (
     patterns,
 )
 from sfsc.cli.outcomes import Outcomes
-from sfsc.cli.owners import own_name
+from sfsc.cli.owners import own_name, own_name_of, split_owner
 from sfsc.cli.progress import ProgressBar
 from sfsc.cli.suggestions import by_direction, own_names, paths
-from sfsc.errors import SfscError
+from sfsc.errors import SfscError, UsageError
 from sfsc.transfer.status import CONFLICT, DELETED, FETCHED, SKIPPED, STORED, UNCHANGED
 
 if TYPE_CHECKING:
     from sfsc.files.sync import Synced
+    from sfsc.store import Store
 
 TOTALS = (STORED, FETCHED, DELETED, CONFLICT, UNCHANGED, SKIPPED)
 
@@ -85,7 +86,7 @@ def sync(
     outcomes = Outcomes()
     excluded = patterns(exclude, exclude_from)
     with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
-        prefix = None if prefix is None else own_name(store, prefix)
+        prefix = None if prefix is None else _own_prefix(store, prefix, down=down)
         for done in store.sync(
             Path(folder or ""),
             prefix,
@@ -100,6 +101,15 @@ def sync(
             show(done, context, outcomes, dry_run=dry_run)
     outcomes.show_totals(*TOTALS)
     outcomes.check()
+
+
+def _own_prefix(store: Store, prefix: str, *, down: bool) -> str:
+    """Return the name of a folder of our own. Raises `UsageError` for one of another user."""
+    owner, _ = split_owner(store, prefix)
+    if owner is not None and down:
+        hint = f"`sfsc get -r {prefix} -o DIR` fetches it, and later what has changed"
+        raise UsageError(f"{prefix} is a folder of {owner}", hint)
+    return own_name(store, prefix)
 
 
 @click.command()
@@ -133,11 +143,14 @@ def watch(
     excluded = patterns(exclude, exclude_from)
     outcomes = RepeatedOutcomes()
     asked = terminal.passphrase_source()
+    passphrase = None if asked is None else functools.cache(asked)
+    if prefix is not None:
+        prefix = own_name_of(lambda: sfsc.whoami(context.home, passphrase=passphrase).user, prefix)
     work = sfsc.watch(
         folder,
         prefix,
         home=context.home,
-        passphrase=None if asked is None else functools.cache(asked),
+        passphrase=passphrase,
         delete=delete,
         checksum=checksum,
         exclude=excluded,

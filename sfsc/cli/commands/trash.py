@@ -13,8 +13,8 @@ from protocol.codec.terminal_text import counted, human_size, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, check_is_no_folder, folder_hint, name_table
 from sfsc.cli.folder_options import Quantity
-from sfsc.cli.owners import own_name
-from sfsc.cli.suggestions import own_names, past_names
+from sfsc.cli.owners import own_name, split_owner
+from sfsc.cli.suggestions import any_names, own_names, past_names
 from sfsc.cli.times import before_age, parse_moment
 from sfsc.errors import UsageError
 
@@ -28,6 +28,7 @@ def show_deleted(context: Context, prefix: str, *, long: bool) -> None:
     """List the deleted files whose names start with `prefix`."""
     unreadable = terminal.Failures()
     with context.connect() as store, name_table(context, "deleted", long=long) as rows:
+        prefix = own_name(store, prefix)
         for one in store.trash(prefix, skip=unreadable):
             about = (one.version, human_size(one.size), context.time(one.deleted))
             rows.add(one, *(about if long else ()), one.name)
@@ -193,7 +194,7 @@ def purge(context: Context, *, trash: bool, older_than: str | None, yes: bool) -
 
 
 @click.command()
-@click.argument("prefix", default="", shell_complete=own_names)
+@click.argument("prefix", default="", shell_complete=any_names)
 @click.pass_obj
 def du(context: Context, prefix: str) -> None:
     """Show the space that your files take: current versions, older versions, and trash.
@@ -202,11 +203,14 @@ def du(context: Context, prefix: str) -> None:
     those of the contents; --json shows them in bytes. A content that several versions share counts
     once. What the server stores beside each version is in `sfsc status`.
 
+    OWNER:PREFIX counts what OWNER shares with you, and only the current versions.
+
     Example: sfsc du photos
     """
     failures = terminal.Failures()
     with context.connect() as store:
-        space = store.du(prefix, skip=failures)
+        owner, name = split_owner(store, prefix)
+        space = store.du(name, owner=owner, skip=failures)
     shown = {"prefix": prefix, **terminal.fields_of(space), "total": space.total}
     if context.json:
         terminal.answer_json(shown)
