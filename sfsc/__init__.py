@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     from sfsc.files.purge import Purged
     from sfsc.files.rename import Renamed
     from sfsc.files.restore import Restored
-    from sfsc.files.shared_folders import Folder
+    from sfsc.files.settings import Folder
     from sfsc.files.sharing import Grant
     from sfsc.files.sync import Synced
     from sfsc.files.transaction import Changed, Transaction

@@ -35,7 +35,7 @@ PUBLIC: Final = {
     "Entry": "trust.file_records",
     "ExportedKey": "files.history",
     "Finding": "diagnosis",
-    "Folder": "files.shared_folders",
+    "Folder": "files.settings",
     "Got": "transfer.download",
     "Grant": "files.sharing",
     "KnownNames": "files.known_names",

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from protocol.codec.values import Value
+from protocol.codec.values import Value, changed
 from protocol.records.records import ReaderEntry, Statement
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from sfsc.account.key_status import KeyStatus
@@ -60,7 +60,8 @@ if TYPE_CHECKING:  # imported at first use: few programs need them
     from sfsc.files.purge import Purged, Purges
     from sfsc.files.rename import Renamed, Renames
     from sfsc.files.restore import Restored, Restores
-    from sfsc.files.shared_folders import Folder, SharedFolders
+    from sfsc.files.settings import AccountSettings, Folder
+    from sfsc.files.shared_folders import SharedFolders
     from sfsc.files.sharing import Grant, Sharing
     from sfsc.files.sync import Synced
     from sfsc.files.transaction import Changed, Transaction
@@ -164,6 +165,7 @@ class Store(Closing):
             self._session.adopt_saved_device = self._adopt_saved_device
             self._session.readers = lambda: self._contacts
             self._session.new_readers = self._readers_of_new_file
+            self._session.pads = self._pads_contents
             self._session.share_deleted = self._share_deleted
             self._session.drop_left = self._drop_left
             self._session.leave_out = self._leave_out
@@ -226,16 +228,33 @@ class Store(Closing):
             retry = "" if "`sfsc rotate`" in exc.hint else "; `sfsc rotate` tries it again"
             log_warning("your keys could not be renewed", exc.cause, exc.hint + retry)
 
-    def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
+    def put(
+        self,
+        source: Source,
+        *,
+        name: str | None = None,
+        expected: int | None = None,
+        pad: bool | None = None,
+    ) -> Put:
         """Store the content of `source`, a path or a binary stream, as the newest version of
         `name`, by default the path.
 
         With `expected`, raise `ConflictError` unless that is the current version (0: no such file).
+        With `pad`, hide the size of the content by zero bytes behind it, less than 12 %; None: as
+        the account's settings say (`set_padding`).
         """
-        return self._uploads.put(source, name, expected=expected)
+        return self._uploads_with(pad).put(source, name, expected=expected)
+
+    def _uploads_with(self, pad: bool | None) -> Uploads:
+        return self._uploads if pad is None else Uploads(self._session, pad=pad)
 
     def put_command(
-        self, command: str | Sequence[str], name: str, *, expected: int | None = None
+        self,
+        command: str | Sequence[str],
+        name: str,
+        *,
+        expected: int | None = None,
+        pad: bool | None = None,
     ) -> Put:
         """Run `command` (a text by the shell, a list of words directly) and store what it writes to
         its stdout as the newest version of `name`, but only if it succeeds. Raises `CommandFailed`,
@@ -244,14 +263,20 @@ class Store(Closing):
 
         check_name(name)
         with CommandOutput(command) as output:
-            return self._uploads.put(cast(BinaryIO, output), name, expected=expected)
+            uploads = self._uploads_with(pad)
+            return uploads.put(cast(BinaryIO, output), name, expected=expected)
 
     def put_many(
-        self, items: Iterable[tuple[Source, str | None]], *, checksum: bool = False
+        self,
+        items: Iterable[tuple[Source, str | None]],
+        *,
+        checksum: bool = False,
+        pad: bool | None = None,
     ) -> Iterator[Put]:
         """Store (source, name) pairs with many requests in flight. Yield results in input order.
-        `checksum` records the SHA-256 also of sources of more than 64 MiB, as `put_tree` does."""
-        return self._uploads.put_many(items, hash_all=checksum)
+        `checksum` records the SHA-256 also of sources of more than 64 MiB, as `put_tree` does.
+        `pad` as in `put`."""
+        return self._uploads_with(pad).put_many(items, hash_all=checksum)
 
     def get(
         self,
@@ -313,6 +338,7 @@ class Store(Closing):
         checksum: bool = False,
         exclude: Sequence[str] = (),
         dry_run: bool = False,
+        pad: bool | None = None,
     ) -> Iterator[Put]:
         """Store everything below `folder` (or below several, or files) that is new or has changed,
         under the folder `name` ("": under their paths below it; None: under its own path). Symbolic
@@ -326,6 +352,7 @@ class Store(Closing):
 
         `exclude` are patterns as in a ``.gitignore`` of what is left out; files ``.sfsignore`` in
         the folders may have more, and are stored themselves. With `dry_run` nothing is stored.
+        `pad` as in `put`.
         """
         return self._trees.put(
             [folder] if isinstance(folder, Path) else folder,
@@ -336,6 +363,7 @@ class Store(Closing):
             checksum=checksum,
             exclude=exclude,
             dry_run=dry_run,
+            pad=pad,
         )
 
     def get_tree(
@@ -677,6 +705,14 @@ class Store(Closing):
         server has damaged or lost are passed to `skip`, as in `ls`."""
         return self._sharing.list_grants(skip)
 
+    def padding(self) -> bool:
+        """Return whether the account's settings say that contents are padded. Asks the server."""
+        return self._settings.read().pad
+
+    def set_padding(self, pad: bool, /) -> None:
+        """Have every machine of the account pad the contents that it stores from now on, or not."""
+        self._settings.change(lambda settings: changed(settings, pad=pad))
+
     def shared_folders(self) -> tuple[Folder, ...]:
         """Return the folders whose new files are shared, one for each reader."""
         return self._shared_folders.list_folders()
@@ -973,6 +1009,9 @@ class Store(Closing):
     def _readers_of_new_file(self, name: str) -> tuple[ReaderEntry, ...]:
         return self._shared_folders.readers_of(name)
 
+    def _pads_contents(self) -> bool:
+        return self._settings.pads()
+
     def _share_deleted(self, name: str) -> VerifiedFile | None:
         return self._sharing.add_folder_readers(name, deleted=True)
 
@@ -1000,7 +1039,13 @@ class Store(Closing):
     def _shared_folders(self) -> SharedFolders:
         from sfsc.files.shared_folders import SharedFolders
 
-        return SharedFolders(self._session)
+        return SharedFolders(self._settings)
+
+    @cached_property
+    def _settings(self) -> AccountSettings:
+        from sfsc.files.settings import AccountSettings
+
+        return AccountSettings(self._session)
 
     @cached_property
     def _renames(self) -> Renames:

@@ -37,6 +37,7 @@ from sfsc.errors import (
 )
 from sfsc.files.contacts import Contacts
 from sfsc.files.history import FileHistory
+from sfsc.files.settings import AccountSettings
 from sfsc.files.shared_folders import SharedFolders
 from sfsc.files.sharing import Sharing
 from sfsc.log.account_log import RECORDS, AccountLog
@@ -65,7 +66,7 @@ class FileRepair:
 
     def __init__(self, session: Session, contacts: Contacts, statements: Sequence[bytes]) -> None:
         self._session = session
-        self._sharing = Sharing(session, contacts, SharedFolders(session))
+        self._sharing = Sharing(session, contacts, SharedFolders(AccountSettings(session)))
         chain = [Statement.parse(body) for body in statements]
         self._wrap_generations = {one.key_id: one.generation for one in chain}
         valid, void = split_voided(chain)

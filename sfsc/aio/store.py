@@ -383,6 +383,8 @@ class Store:
     unshare_tree: Final = _Iterated(Blocking.unshare_tree)
     readers: Final = _Awaited(Blocking.readers)
     shares: Final = _Iterated(Blocking.shares, _AHEAD)
+    padding: Final = _Awaited(Blocking.padding)
+    set_padding: Final = _Awaited(Blocking.set_padding)
     shared_folders: Final = _Awaited(Blocking.shared_folders)
     inbox: Final = _Awaited(Blocking.inbox)
     leave: Final = _Awaited(Blocking.leave)

@@ -63,6 +63,7 @@ COMMANDS = {
     "rotate": ("keys", "Replace your keys."),
     "verify-rotation": ("keys", "Check that nothing uses an older key."),
     "audit": ("audit", "Read and verify the server's log."),
+    "settings": ("settings", "Show and change the settings of your account."),
     "server": ("server", "Change the address of your server."),
     "doctor": ("doctor", "Check this machine, the server and your account; say what to do."),
     "completion": ("completion", "Print the script that lets a shell complete commands."),

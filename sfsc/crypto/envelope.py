@@ -43,6 +43,7 @@ from protocol.records.records import (
 )
 from protocol.wire.messages.base import MAX_METADATA, Wrap
 from protocol.wire.messages.changes import WrapBatch
+from sfsc.crypto.padding import padded_size
 from sfsc.crypto.primitives import (
     commitment,
     metadata_key,
@@ -72,7 +73,8 @@ MAX_PADDING = 512
 
 
 class Metadata(Struct):
-    """Metadata of a file, readable only with its DEK. `size` is in bytes of plaintext. `mtime`
+    """Metadata of a file, readable only with its DEK. `size` is in bytes of plaintext,
+    without the padding that may follow it (`sfsc.crypto.padding`). `mtime`
     (nanoseconds since 1970) and `mode` (POSIX permission bits) are None if the source has none, as
     a pipe.
 
@@ -204,7 +206,8 @@ class ContentKey(Value, dict=True):  # for a cached property
             metadata = Metadata.parse(body)
         except (EncodingError, MessageError) as exc:
             raise BadRecord(f"the file's metadata is malformed: {exc}") from exc
-        if metadata.size != plaintext_size(record.ciphertext_size or 0):
+        content = plaintext_size(record.ciphertext_size or 0)
+        if content not in (metadata.size, padded_size(metadata.size)):
             raise BadRecord("the size in the file's metadata is not the size of its content")
         return metadata
 

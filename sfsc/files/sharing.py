@@ -22,7 +22,8 @@ from sfsc.errors import Damaged, IntegrityError, NotFound, SfscError, ShareRefus
 from sfsc.files.contacts import Contacts, Person
 from sfsc.files.history import PastReaders
 from sfsc.files.listing import Files
-from sfsc.files.shared_folders import Folder, SharedFolders
+from sfsc.files.settings import Folder
+from sfsc.files.shared_folders import SharedFolders
 from sfsc.library_log import log_warning
 from sfsc.session.changeset import Draft
 from sfsc.session.commit import (

@@ -108,6 +108,7 @@ class Trees:
         checksum: bool = False,
         exclude: Sequence[str] = (),
         dry_run: bool = False,
+        pad: bool | None = None,
     ) -> Iterator[Put]:
         """Store files, and everything below folders, each under its own path or `name` ("": what
         is in the folder has its path below it). Links are stored as links, without `links` not at
@@ -115,8 +116,8 @@ class Trees:
         yielded. What is the same (`is_same`, with `checksum`) is not stored again, unless `always`
         is set. The patterns `exclude` and those of ``.sfsignore`` files say what is left out of
         folders: see `Filters`. With `dry_run`, nothing is stored, and the results have the versions
-        that are there (0: none). Raises `UnreadableSource` if a source is neither a file nor a
-        folder, and `UsageError` for a malformed pattern."""
+        that are there (0: none). `pad` as in `Uploads`. Raises `UnreadableSource` if a source is
+        neither a file nor a folder, and `UsageError` for a malformed pattern."""
         prefixes = [_prefix(source, name) for source in sources]
         filters = [Filters(exclude, source) for source in sources]
         with Copies(self._session.state) as copies:
@@ -129,12 +130,14 @@ class Trees:
                 for source, prefix, one in zip(sources, prefixes, filters, strict=True)
                 for item in _items(source, prefix, skip, links=links, filters=one)
             )
+            uploads = Uploads(self._session, pad=pad)
             yield from self._put(
-                found, skip, copies, always=always, checksum=checksum, dry_run=dry_run
+                uploads, found, skip, copies, always=always, checksum=checksum, dry_run=dry_run
             )
 
     def _put(
         self,
+        uploads: Uploads,
         found: Iterator[TreeItem],
         skip: Skip,
         copies: Copies,
@@ -144,7 +147,7 @@ class Trees:
         dry_run: bool,
     ) -> Iterator[Put]:
         """Store items; for the other arguments see `put`."""
-        uploads, full, unchanged = Uploads(self._session), set[str](), deque[Put]()
+        full, unchanged = set[str](), deque[Put]()
         pairs: Iterator[tuple[TreeItem, Entry | None]] = ((item, None) for item in found)
         if dry_run or not always:
             pairs = self._with_stored(found)

@@ -231,6 +231,8 @@ class Session:
         """Returns the lookup of readers' keys."""
         self.new_readers: Callable[[str], tuple[ReaderEntry, ...]] = lambda _name: ()
         """Returns the readers of a new file by its name: those with whom its folder is shared."""
+        self.pads: Callable[[], bool] = lambda: False
+        """Returns whether the account's settings say that contents are padded."""
         self.share_deleted: Callable[[str], VerifiedFile | None] = lambda _name: None
         """Adds the same readers to a deleted file; returns the file if it changed."""
         self.drop_left: Callable[[VerifiedFile], VerifiedFile] = lambda file: file

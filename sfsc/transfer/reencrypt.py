@@ -15,7 +15,8 @@ from protocol.codec.encoding import Buffer
 from protocol.records.records import REENCRYPT, ReaderEntry
 from protocol.wire.messages.uploads import PutOpen, UploadState
 from sfsc.crypto.envelope import ContentKey, WrapBatches, content_record
-from sfsc.crypto.segments import ciphertext_size
+from sfsc.crypto.padding import Padded
+from sfsc.crypto.segments import plaintext_size, read_fully
 from sfsc.errors import Unreachable
 from sfsc.session.changeset import Draft
 from sfsc.session.commit import FileChange, UploadLost, change_file
@@ -55,13 +56,16 @@ class Reencryption:
     def _reencrypt(self, file_id: str, version: int) -> None:
         session, key = self._session, ContentKey.generate()
         source = RemoteVersion.request(session, VersionRequest.build(session, file_id, version))
-        plaintext, size = _Stream(source.segments()), source.metadata.size
+        size = plaintext_size(source.size)
+        plaintext = Padded(_Stream(source.segments()), size)
         sealed = key.seal_metadata(source.metadata)
         if size <= SMALL:
-            ciphertext = key.encryptor().seal_segment(plaintext.all(), last=True)
+            content = memoryview(bytearray(size))
+            read_fully(plaintext, content)
+            ciphertext = key.encryptor().seal_segment(content, last=True)
             root = merkle.root([merkle.leaf_hash(ciphertext)])
             return self._commit(source, key, sealed, root, ciphertext=ciphertext)
-        message = PutOpen(session.account.user, file_id, ciphertext_size(size), version)
+        message = PutOpen(session.account.user, file_id, source.size, version)
         upload = session.call(message, UploadState).upload
         with EncryptionWorker() as worker, UploadStream(session, upload, worker) as stream:
             stream.send(key.encryptor(), plaintext)
@@ -120,7 +124,3 @@ class _Stream:
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
-
-    def all(self) -> bytes:
-        """Return all that is left; for a small content."""
-        return b"".join(bytes(segment) for segment in self._segments)

@@ -26,7 +26,15 @@ from protocol.wire.messages.downloads import (
     Read,
 )
 from sfsc.crypto.envelope import FILE, ContentKey, Metadata
-from sfsc.crypto.segments import HEADER_SIZE, Allocate, ByteSource, SegmentChanged, segment_count
+from sfsc.crypto.padding import Padded
+from sfsc.crypto.segments import (
+    HEADER_SIZE,
+    Allocate,
+    ByteSource,
+    SegmentChanged,
+    plaintext_size,
+    segment_count,
+)
 from sfsc.errors import (
     ConflictError,
     IntegrityError,
@@ -316,7 +324,8 @@ class RemoteVersion:
         leaves = [self._leaves[at : at + 32] for at in range(0, len(self._leaves), 32)]
         header = bytes(memoryview(self.first)[:HEADER_SIZE])
         encryptor, count = self._key.resume_encryptor(header, leaves), 0
-        for segment, last in encryptor.plaintext_segments(source):
+        padded = Padded(source, plaintext_size(self.size))
+        for segment, last in encryptor.plaintext_segments(padded):
             if count == len(leaves):
                 return False
             try:
@@ -324,7 +333,7 @@ class RemoteVersion:
             except SegmentChanged:
                 return False
             count += 1
-        return count == len(leaves)
+        return count == len(leaves) and padded.source_size == self.metadata.size
 
     def segments(self, allocate: Allocate | None = None) -> Iterator[memoryview]:
         """Yield the plaintext in order, each segment valid until the next is requested.
@@ -333,8 +342,15 @@ class RemoteVersion:
         in order. Raises as `decryptor`, and `Tampered` for a piece that is not what was signed.
         """
         if self.is_whole and self.size <= PIECE:
-            return iter((self._whole(),))
+            return iter((self._whole()[: self.metadata.size],))
+        if self.is_padded:
+            return _first(self.metadata.size, self._stream().segments())
         return self._stream().segments(allocate)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether zero bytes follow the content, to hide its size."""
+        return plaintext_size(self.size) > self.metadata.size
 
     def _whole(self) -> memoryview:
         """Return the plaintext of a content of one piece that came with the reply."""
@@ -398,3 +414,11 @@ class RemoteVersion:
         if len(self.first) < HEADER_SIZE:
             read = Read(self.handle(), 0, min(self.size, PIECE))
             self.first = expect_reply(transport.call(read), Bytes).data
+
+
+def _first(size: int, segments: Iterator[memoryview]) -> Iterator[memoryview]:
+    """Yield the first `size` bytes; all `segments` are verified."""
+    for segment in segments:
+        if size:
+            yield segment[:size]
+        size = max(0, size - len(segment))

@@ -17,6 +17,7 @@ from protocol.codec.values import Value
 from protocol.wire.messages.base import MAX_SMALL
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import FILE, check_any_name, check_name
+from sfsc.crypto.padding import Padded, padded_size
 from sfsc.crypto.primitives import TAG_SIZE
 from sfsc.crypto.segments import HEADER_SIZE
 from sfsc.errors import NotRegularFile, UnreadableSource, UsageError
@@ -81,12 +82,15 @@ class SourceReader(Closing):
         start: int | None,
         owned: bool,
         hash_all: bool = False,
+        pad: bool = False,
     ) -> None:
         """`start` is the offset in `file` at which it begins, None if it is not seekable. `file` is
         closed here only if it is `owned`; then it is a file of the system, whose status counts.
-        `hash_all` computes `sha256` also of more than `HASHED` bytes."""
+        `hash_all` computes `sha256` also of more than `HASHED` bytes. With `pad` the content is
+        stored with padding."""
         self.mtime: int | None = time.time_ns()
         self.mode: int | None = None
+        self.pad = pad
         self.kind = FILE
         self.target: str | None = None
         self.sparse: bool = False
@@ -121,8 +125,8 @@ class SourceReader(Closing):
             self._file.close()
 
     def read_small(self) -> bytes | None:
-        """Return the whole source if it is at most `SMALL` bytes long, otherwise None; nothing is
-        lost."""
+        """Return the whole source if it has at most `SMALL` bytes with its padding, otherwise None;
+        nothing is lost."""
         while True:
             try:
                 plaintext = self._read_small()
@@ -140,10 +144,10 @@ class SourceReader(Closing):
             if not (count := self._read(view[filled:], filled)):
                 break
             filled += count
-        if filled <= SMALL:
+        if self.stored_size(filled) <= SMALL:
             self.count = filled
             return bytes(view[:filled])
-        self._lookahead = view
+        self._lookahead = view[:filled]
         return None
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -162,6 +166,14 @@ class SourceReader(Closing):
         if not count and len(buffer) and self.count < (self.size or 0) and not self.read_twice:
             self._start_again()  # shorter than announced; some file systems show such sizes
         return count
+
+    def content(self) -> SourceReader | Padded:
+        """Return what is encrypted: what is left of the source, and its padding."""
+        return Padded(self) if self.pad else self
+
+    def stored_size(self, size: int) -> int:
+        """Return the bytes of plaintext that are stored if the source has `size` bytes."""
+        return padded_size(size) if self.pad else size
 
     @property
     def sha256(self) -> bytes | None:
@@ -234,24 +246,26 @@ class SourceReader(Closing):
         return count
 
 
-def open_source(source: Source, *, hash_all: bool = False) -> SourceReader:
-    """Open a source for reading; `hash_all` as in `SourceReader`. Raises `UnreadableSource`, and
-    `UsageError` for another type."""
+def open_source(source: Source, *, hash_all: bool = False, pad: bool = False) -> SourceReader:
+    """Open a source for reading; `hash_all` and `pad` as in `SourceReader`. Raises
+    `UnreadableSource`, and `UsageError` for another type."""
     if isinstance(source, TreeItem):
-        return _open_item(source, hash_all=hash_all)
+        return _open_item(source, hash_all=hash_all, pad=pad)
     if not isinstance(source, (str, os.PathLike)):
         if not hasattr(source, "readinto"):
             cause = f"expected a path or a binary file object, got {type(source).__name__}"
             raise UsageError(cause, 'open the file with "rb", or wrap bytes in io.BytesIO')
         start = source.tell() if source.seekable() else None
-        return SourceReader(source, "the source", start=start, owned=False, hash_all=hash_all)
+        return SourceReader(
+            source, "the source", start=start, owned=False, hash_all=hash_all, pad=pad
+        )
     path = os.fspath(source)
     try:
         file = io.FileIO(path)
         try:
             start = 0 if file.seekable() else None
             binary = cast(BinaryIO, file)
-            return SourceReader(binary, path, start=start, owned=True, hash_all=hash_all)
+            return SourceReader(binary, path, start=start, owned=True, hash_all=hash_all, pad=pad)
         except BaseException:
             file.close()
             raise
@@ -259,7 +273,7 @@ def open_source(source: Source, *, hash_all: bool = False) -> SourceReader:
         raise _unreadable(path, exc) from exc
 
 
-def _open_item(item: TreeItem, *, hash_all: bool) -> SourceReader:
+def _open_item(item: TreeItem, *, hash_all: bool, pad: bool) -> SourceReader:
     """Open an item of a folder. A file is not opened through a link, which may have taken its place
     since the folder was listed. Raises `UnreadableSource`."""
     if item.kind != FILE:
@@ -275,7 +289,7 @@ def _open_item(item: TreeItem, *, hash_all: bool) -> SourceReader:
         raise _unreadable(item.path, exc) from exc
     try:
         binary = cast(BinaryIO, file)
-        reader = SourceReader(binary, item.path, start=0, owned=True, hash_all=hash_all)
+        reader = SourceReader(binary, item.path, start=0, owned=True, hash_all=hash_all, pad=pad)
         if reader.version is None:
             raise NotRegularFile(f"{item.path} is not a file any more, and was not stored")
         return reader

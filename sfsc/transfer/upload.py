@@ -34,6 +34,7 @@ from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.uploads import PutAbort, PutOpen, PutResume, UploadState
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import FILE, ContentKey, Metadata, WrapBatches, content_record
+from sfsc.crypto.padding import padded_size
 from sfsc.crypto.segments import Encryptor, SegmentChanged, ciphertext_size
 from sfsc.errors import (
     ConflictError,
@@ -171,11 +172,13 @@ class NewVersion(PlannedChange[Put]):
         root: bytes,
         expected: int | None,
         *,
+        size: int,
         unstable: bool,
         ciphertext: Buffer = b"",
         upload: bytes | None = None,
     ) -> None:
-        """`sealed` is the encrypted metadata, and `root` that of the ciphertext."""
+        """`sealed` is the encrypted metadata. `root` is that of the ciphertext, which has `size`
+        bytes."""
         self.name: str = metadata.name
         self.file_id: str = file_id
         self.metadata = metadata
@@ -187,6 +190,7 @@ class NewVersion(PlannedChange[Put]):
         self._key = key
         self._sealed = sealed
         self._root = root
+        self._size = size
         self._expected = expected
         self._base: KnownFile | None = None
         self._found = False
@@ -205,7 +209,7 @@ class NewVersion(PlannedChange[Put]):
             file_id=self.file_id,
             head=None if base is None else base.record,
             version=version,
-            ciphertext_size=ciphertext_size(self.metadata.size),
+            ciphertext_size=self._size,
             segments_root=self._root,
             metadata=sealed,
             readers=readers,
@@ -277,6 +281,11 @@ class SmallFile(Value):
     file_id: str
     expected: int | None = None
 
+    def content(self) -> bytes:
+        """Return the plaintext with its padding, if it has any."""
+        plaintext = self.plaintext
+        return plaintext.ljust(self.source.stored_size(len(plaintext)), b"\0")
+
 
 def metadata_of(source: SourceReader, name: str, sha256: bytes | None) -> Metadata:
     """Return the metadata of a source, after all of it was read. `sha256` is the hash of the
@@ -300,7 +309,7 @@ def encrypt_small(uploaded: Uploaded, files: Sequence[SmallFile]) -> list[NewVer
     keys = [ContentKey.generate() for _ in files]
     encryptors = [key.encryptor() for key in keys]
     pairs = zip(encryptors, files, strict=True)
-    ciphertexts = [made.seal_segment(one.plaintext, last=True) for made, one in pairs]
+    ciphertexts = [made.seal_segment(one.content(), last=True) for made, one in pairs]
     roots = [merkle.leaf_hash(ciphertext) for ciphertext in ciphertexts]  # of a single piece each
     hashes = [hashlib.sha256(one.plaintext).digest() for one in files]
     described = [
@@ -311,6 +320,7 @@ def encrypt_small(uploaded: Uploaded, files: Sequence[SmallFile]) -> list[NewVer
     return [
         NewVersion(
             *(uploaded, one.file_id, key, metadata, hidden, root, one.expected),
+            size=len(ciphertext),
             unstable=one.source.unstable,
             ciphertext=ciphertext,
         )
@@ -521,8 +531,10 @@ class UploadQueue(Closing):
 class Uploads:
     """Uploads files over one session."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, pad: bool | None = None) -> None:
+        """With `pad`, contents are stored with padding; None: as the account's settings say."""
         self._session = session
+        self._pad = pad
         self._uploaded = Uploaded(session)
         self._committer = Committer[Put](session)
         self._opener = UploadOpener(session)
@@ -536,7 +548,10 @@ class Uploads:
         """
         name = name_for(source, name)
         file_id = self._session.account.file_id(name)
-        with _tracking_uploads(self._session), open_source(source) as reader:
+        with (
+            _tracking_uploads(self._session),
+            open_source(source, pad=self._pads()) as reader,
+        ):
             self._session.progress.expect(reader.size or 0)
             plaintext = reader.read_small()
             if plaintext is None:
@@ -551,7 +566,10 @@ class Uploads:
         """Encrypt what `source` holds as a change that is still to be committed. A large content is
         uploaded now; `discard` drops it. Raises `SfscError`."""
         file_id = self._session.account.file_id(name)
-        with _tracking_uploads(self._session), open_source(source) as reader:
+        with (
+            _tracking_uploads(self._session),
+            open_source(source, pad=self._pads()) as reader,
+        ):
             self._session.progress.expect(reader.size or 0)
             plaintext = reader.read_small()
             if plaintext is not None:
@@ -568,6 +586,9 @@ class Uploads:
         with stream:
             stream.finish()
         return change
+
+    def _pads(self) -> bool:
+        return self._session.pads() if self._pad is None else self._pad
 
     def look_up(self, file_ids: Sequence[str]) -> None:
         """Read what is known of files that are changed now, in few queries."""
@@ -597,8 +618,9 @@ class Uploads:
     def announce(self, items: Iterable[TreeItem]) -> None:
         """Open uploads of large files ahead, for these items of a folder that are put next, in
         order."""
+        sized = padded_size if self._pads() else int
         self._opener.announce(
-            (self._session.account.file_id(item.name), ciphertext_size(item.status.st_size))
+            (self._session.account.file_id(item.name), ciphertext_size(sized(item.status.st_size)))
             for item in items
             if item.kind == FILE
             and item.status.st_size > SMALL
@@ -629,7 +651,9 @@ class Uploads:
         ):
             for source, name in items:
                 try:
-                    reader = functools.partial(open_source, source, hash_all=hash_all)
+                    reader = functools.partial(
+                        open_source, source, hash_all=hash_all, pad=self._pads()
+                    )
                     expected = source.expected if isinstance(source, TreeItem) else None
                     name = name_for(source, name)
                     yield from self._enqueue(queue, reader, name, expected, skip)
@@ -784,7 +808,7 @@ class Uploads:
             with UploadStream(
                 self._session, begun.upload, worker, begun.journal, begun.stored
             ) as stream:
-                stream.send(begun.encryptor, source)
+                stream.send(begun.encryptor, source.content())
                 source.check_unchanged()
                 root = merkle.root(stream.leaves())
                 metadata = metadata_of(source, large.name, source.sha256)
@@ -792,6 +816,7 @@ class Uploads:
                 version = NewVersion(
                     *(self._uploaded, large.file_id, begun.key, metadata, sealed, root),
                     large.expected,
+                    size=ciphertext_size(source.stored_size(source.count)),
                     unstable=source.unstable,
                     upload=begun.upload,
                 )
@@ -807,14 +832,16 @@ class Uploads:
         session, source, key = self._session, large.source, ContentKey.generate()
         # A file that has changed once may shrink again: then it would not be as long as announced.
         known = source.size if not source.read_twice else None
-        size = ciphertext_size(known) if known else 0
+        size = ciphertext_size(source.stored_size(known)) if known else 0
         upload = self._opener.take(large.file_id, size)
         if upload is None:
             message = PutOpen(session.account.user, large.file_id, size)
             upload = session.call(message, UploadState).upload
         encryptor, journal, version = key.encryptor(), None, source.version
         if large.resumable and version is not None and (known or 0) >= RESUMABLE:
-            journal = self._journals.create(large.file_id, upload, key, encryptor, version)
+            journal = self._journals.create(
+                large.file_id, upload, key, encryptor, version, pad=source.pad
+            )
         return _Begun(key, encryptor, upload, journal)
 
     def _resume(self, large: LargeFile) -> _Begun | None:
@@ -825,7 +852,7 @@ class Uploads:
             return None
         session = self._session
         try:
-            if journal.is_of(large.source.version):
+            if journal.is_of(large.source.version, pad=large.source.pad):
                 reply = session.ask(PutResume(journal.upload))
                 if not (isinstance(reply, Error) and reply.code == "upload-lost"):
                     stored = expect_reply(reply, UploadState).offset

@@ -30,6 +30,7 @@ from protocol.codec.values import field
 from sfsc.atomicfile import make_folder, sync_to_disk
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import ContentKey
+from sfsc.crypto.padding import padded_size
 from sfsc.crypto.primitives import (
     TAG_SIZE,
     Aead,
@@ -65,7 +66,8 @@ class JournalLost(Exception):
 
 
 class _Header(Struct):
-    """`size` is the source's in bytes; `mtime` and `ctime` are its times in nanoseconds."""
+    """`size` is the source's in bytes; `mtime` and `ctime` are its times in nanoseconds.
+    `pad` tells whether the content is padded."""
 
     AS_MAP: ClassVar[bool] = True
     LIMIT: ClassVar[int] = _MAX_HEADER
@@ -78,6 +80,7 @@ class _Header(Struct):
     size: Count
     mtime: _Nanoseconds
     ctime: _Nanoseconds
+    pad: bool
 
 
 class UploadJournal(Closing):
@@ -105,9 +108,11 @@ class UploadJournal(Closing):
         """Number of segments that may have left this machine."""
         return len(self._leaves)
 
-    def is_of(self, source: tuple[int, int, int] | None) -> bool:
-        """Return whether the source has the same (size, mtime, ctime) as when it was first read."""
-        return source == (self._header.size, self._header.mtime, self._header.ctime)
+    def is_of(self, source: tuple[int, int, int] | None, *, pad: bool) -> bool:
+        """Return whether the source has the same (size, mtime, ctime) as when it was first read,
+        and is to be stored with the same padding."""
+        header = self._header
+        return (source, pad) == ((header.size, header.mtime, header.ctime), header.pad)
 
     def encryptor(self) -> Encryptor:
         """Return an encryptor that makes the same segments again, and then the others."""
@@ -188,10 +193,13 @@ class UploadJournals:
         key: ContentKey,
         encryptor: Encryptor,
         source: tuple[int, int, int],
+        *,
+        pad: bool,
     ) -> UploadJournal | None:
         """Begin the journal of an `upload` of a source of this (size, mtime, ctime), durably.
         Return None if the system or another process prevents it."""
-        header = _Header(upload, key.content_id, key.dek, encryptor.header, new_key(), *source)
+        keys = key.content_id, key.dek, encryptor.header, new_key()
+        header = _Header(upload, *keys, *source, pad)
         seal_key, context = self._seal(file_id)
         sealed = seal(seal_key, header.encode(), context)
         path = self._folder / file_id
@@ -231,7 +239,7 @@ class UploadJournals:
             count, torn = divmod(size - 2 - length, _ENTRY_SIZE)
             # An incomplete entry is of a segment that was not sent. But nothing tells a crash from
             # a change by somebody else, so anything odd ends the upload.
-            if torn or count > segment_count(ciphertext_size(header.size)):
+            if torn or count > segment_count(ciphertext_size(padded_size(header.size))):
                 raise Tampered("the journal of an upload is malformed")
             entries, leaf = Aead(header.entry_key), bytearray(_HASH_SIZE)
             leaves: list[bytes] = []

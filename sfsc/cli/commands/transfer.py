@@ -80,6 +80,12 @@ _SHOWN_NAMES: Final = 5
     metavar="FILE",
     help="Store the paths that FILE names too, one a line or each before a NUL; `-`: stdin.",
 )
+@click.option(
+    "--pad/--no-pad",
+    default=None,
+    help="Hide the size of each file by up to 12 % of zero bytes, or not; the default is as in"
+    " `sfsc settings`.",
+)
 @compare_options
 @exclude_options
 @dry_run_option
@@ -97,6 +103,7 @@ def put(
     no_overwrite: bool,
     links: bool,
     files_from: str | None,
+    pad: bool | None,
     always: bool,
     checksum: bool,
     exclude: tuple[str, ...],
@@ -143,7 +150,7 @@ def put(
             cause = "--command excludes FILE and the options for folders"
             raise UsageError(cause, "run `sfsc put --command 'COMMAND' --name NAME`")
         expected = _expected((), if_version, recursive=False, no_overwrite=no_overwrite)
-        _put_command(context, command, name, expected, receipt, limit_rate)
+        _put_command(context, command, name, expected, receipt, limit_rate, pad=pad)
         return
     files = _all_files(files, files_from)
     expected = _expected(files, if_version, recursive=recursive, no_overwrite=no_overwrite)
@@ -175,13 +182,16 @@ def put(
                 checksum=checksum,
                 exclude=excluded,
                 dry_run=dry_run,
+                pad=pad,
             )
             _show_tree(found, paths, outcomes, context, dry_run=dry_run)
         if expected is None and receipt is None:
-            stored = store.put_many(items, checksum=checksum)
+            stored = store.put_many(items, checksum=checksum, pad=pad)
         else:
             # One by one: the server checks the expected version of each.
-            stored = (store.put(file, name=as_name, expected=expected) for file, as_name in items)
+            stored = (
+                store.put(file, name=as_name, expected=expected, pad=pad) for file, as_name in items
+            )
         for done in stored:
             if receipt is not None:
                 terminal.write_private(receipt, store.proof_of(done))
@@ -198,13 +208,15 @@ def _put_command(
     expected: int | None,
     receipt: Path | None,
     limit_rate: int | None,
+    *,
+    pad: bool | None,
 ) -> None:
     """Store the output of a command, which is started only once the server is there."""
     if name is None:
         raise UsageError("the output of a command has no name", "use --name NAME")
     _check_receipt(receipt, (command,), recursive=False)
     with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
-        done = store.put_command(command, own_name(store, name), expected=expected)
+        done = store.put_command(command, own_name(store, name), expected=expected, pad=pad)
         if receipt is not None:
             terminal.write_private(receipt, store.proof_of(done))
         _show_put(done, context, Outcomes())

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from sfsc.files.shared_folders import Folder, readers_of
+from sfsc.files.settings import Folder
+from sfsc.files.shared_folders import readers_of
 
 A, B = b"a" * 32, b"b" * 32
 
