@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from protocol.codec.terminal_text import counted, human_duration, human_size, human_time
+from protocol.codec.terminal_text import counted, human_duration, human_size
 from protocol.codec.values import Value
 from protocol.records.records import Statement
 from sfsc import local_files
@@ -201,8 +201,9 @@ def _account(where: Path, file: KeyringFile, timeouts: Timeouts | None) -> Itera
         if status.recovery:
             yield Finding("recovery", OK, "there is a recovery code")
         else:
-            found = "there is no recovery code: without your keys your files are lost"
-            yield Finding("recovery", WARNING, found, "run `sfsc key recovery`")
+            yield Finding(
+                "recovery", WARNING, "there is no recovery code", "run `sfsc key recovery`"
+            )
 
 
 def _clock(server: int | None, before: float, after: float) -> Finding:
@@ -222,14 +223,14 @@ def _clock(server: int | None, before: float, after: float) -> Finding:
 
 def _rotation(store: Store, file: KeyringFile) -> Finding:
     newest = Statement.parse(file.contents.statements[-1])
-    due, now = human_time(newest.due, local=True), time.time()
+    now = time.time()
     if reason := store.rotation_due():
         state = ERROR if now >= newest.expires else WARNING
         return Finding(
             "rotation", state, f"your keys must be rotated: {reason}", "run `sfsc rotate`"
         )
     state = WARNING if newest.due - now < _SOON else OK
-    found = f"your keys are to be rotated by {due}"
+    found = f"your keys are to be rotated within {human_duration(newest.due - now)}"
     return Finding("rotation", state, found, "run `sfsc rotate`" if state == WARNING else "")
 
 

@@ -6,6 +6,7 @@ is locked gives no names, and no error is shown: a completion has no place for o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -45,7 +46,11 @@ def past_names(
     ctx: click.Context, _param: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
     """Suggest names of the user's own files, those of deleted ones too."""
-    return _names(ctx, incomplete, lambda known: _own(known, (*known.own, *known.deleted)))
+
+    def choose(known: KnownNames) -> Iterable[str]:
+        return _own(known, (*known.own, *known.deleted))
+
+    return _names(ctx, incomplete, choose, deleted=True)
 
 
 def shared_names(
@@ -61,8 +66,11 @@ def users(
     """Suggest the users whose fingerprints were verified."""
     from click.shell_completion import CompletionItem
 
-    known = _known(ctx, "")
-    found = () if known is None else known.people
+    from sfsc.files.known_names import known_people
+
+    found: tuple[str, ...] = ()
+    with contextlib.suppress(SfscError):
+        found = known_people(_home(ctx))
     return [CompletionItem(one) for one in sorted(found) if one.startswith(incomplete)]
 
 
@@ -87,13 +95,17 @@ def by_direction(*, down: Suggest, up: Suggest) -> Suggest:
 
 
 def _names(
-    ctx: click.Context, incomplete: str, choose: Callable[[KnownNames], Iterable[str]]
+    ctx: click.Context,
+    incomplete: str,
+    choose: Callable[[KnownNames], Iterable[str]],
+    *,
+    deleted: bool = False,
 ) -> list[CompletionItem[str]]:
     """Return the chosen names that start with `incomplete`, each up to its next slash. A name that
     is not printable is left out: a terminal would show another one."""
     from click.shell_completion import CompletionItem
 
-    known = _known(ctx, incomplete)
+    known = _known(ctx, incomplete, deleted=deleted)
     found = set[str]()
     for name in () if known is None else choose(known):
         if name.startswith(incomplete) and name.isprintable():
@@ -108,12 +120,12 @@ def _own(known: KnownNames, names: Iterable[str]) -> Iterable[str]:
     return [f"{known.user}:{one}" if OWNER_AND_NAME.fullmatch(one) else one for one in names]
 
 
-def _known(ctx: click.Context, incomplete: str) -> KnownNames | None:
+def _known(ctx: click.Context, incomplete: str, *, deleted: bool) -> KnownNames | None:
     import sfsc
 
     home = _home(ctx)
     try:
-        return sfsc.known_names(_stored_prefix(incomplete), home=home)
+        return sfsc.known_names(_stored_prefix(incomplete), home=home, deleted=deleted)
     except SfscError:
         return None
 

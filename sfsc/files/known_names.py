@@ -17,21 +17,19 @@ from sfsc.trust.state import ClientState, open_state_for_reading, unpack_entry
 
 
 class KnownNames(Value):
-    """Names that are remembered: of the files of `user` that exist (`own`), of `deleted` ones,
-    and files of others as ``OWNER:NAME`` (`shared`), each in no order. `people` are the trusted
-    users."""
+    """Names that are remembered: of the files of `user` that exist (`own`), of `deleted` ones, and
+    of files of others as ``OWNER:NAME`` (`shared`), each in no order."""
 
     user: str
     own: tuple[str, ...]
     deleted: tuple[str, ...]
     shared: tuple[str, ...]
-    people: tuple[str, ...]
 
 
-def known_names(prefix: str = "", *, home: Home = None) -> KnownNames | None:
-    """Return the names that start with `prefix`, and the trusted users, as this machine knows them
-    since it last listed or changed files; None if the keyring in `home` is locked, and
-    no agent holds its key. The server is not asked. Raises `KeyringError` and `LocalError`."""
+def known_names(prefix: str = "", *, home: Home = None, deleted: bool = False) -> KnownNames | None:
+    """Return the names that start with `prefix`, as this machine knows them since it last listed or
+    changed files, with those of deleted files if `deleted`; None if the keyring in `home` is locked
+    and no agent holds its key. The server is not asked. Raises `KeyringError` and `LocalError`."""
     where = home_folder(home)
     file = unlock_without_asking(where)
     if file is None:
@@ -39,14 +37,20 @@ def known_names(prefix: str = "", *, home: Home = None) -> KnownNames | None:
     keyring = file.contents
     account = OwnAccount.from_keyring(keyring)
     with open_state_for_reading(where, file) as state:
-        own, deleted = set[str](), set[str]()
+        own, former = set[str](), set[str]()
         for file_id, packed in state.entries():
             own.update(_names(file_id, packed, prefix, account))
-        for file_id, packed in state.last_entries():
-            deleted.update(_names(file_id, packed, prefix, account))
+        for file_id, packed in state.last_entries() if deleted else ():
+            former.update(_names(file_id, packed, prefix, account))
         shared = set(_shared_names(state, prefix))
-    people = tuple(user for user, _ in keyring.pins)
-    return KnownNames(keyring.user, tuple(own), tuple(deleted - own), tuple(shared), people)
+    return KnownNames(keyring.user, tuple(own), tuple(former - own), tuple(shared))
+
+
+def known_people(home: Home = None) -> tuple[str, ...]:
+    """Return the trusted users; none if the keyring in `home` is locked and no agent holds its key.
+    Raises as `known_names`."""
+    file = unlock_without_asking(home_folder(home))
+    return () if file is None else tuple(user for user, _ in file.contents.pins)
 
 
 def _names(file_id: str, packed: bytes, prefix: str, account: OwnAccount) -> Iterator[str]:
