@@ -28,6 +28,7 @@ from sfsc.agent.place import (
     check_folder,
     check_length,
     is_in_runtime_folder,
+    new_socket,
     peer_is_this_user,
     require_support,
     socket_path,
@@ -128,7 +129,7 @@ def _ask(home: Path, request: AgentRequest) -> AgentAnswer | None:
     if not os.path.lexists(path):
         return None
     check_folder(path)
-    with _new_socket() as connection:
+    with new_socket() as connection:
         connection.settimeout(_SECONDS)
         try:
             connection.connect(str(path))
@@ -143,12 +144,6 @@ def _ask(home: Path, request: AgentRequest) -> AgentAnswer | None:
             return receive_answer(connection)
         except (OSError, ValueError) as exc:
             raise _unavailable(str(exc)) from exc
-
-
-def _new_socket() -> socket.socket:
-    """Return a new Unix socket. Raises as `require_support`."""
-    require_support()
-    return socket.socket(getattr(socket, "AF_UNIX"), socket.SOCK_STREAM)  # noqa: B009
 
 
 def _unavailable(why: str) -> AgentUnavailable:
@@ -170,7 +165,7 @@ def start(home: Path) -> bool:
             if _ask(home, AgentRequest(STATUS)) is not None:
                 return False
             path.unlink(missing_ok=True)
-            with _new_socket() as listener:
+            with new_socket() as listener:
                 listener.bind(str(path))
                 path.chmod(0o600)
                 listener.listen()

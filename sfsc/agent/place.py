@@ -31,6 +31,12 @@ def require_support() -> None:
         )
 
 
+def new_socket() -> socket.socket:
+    """Return a new Unix socket. Raises as `require_support`."""
+    require_support()
+    return socket.socket(getattr(socket, "AF_UNIX"), socket.SOCK_STREAM)  # noqa: B009
+
+
 def socket_path(home: Path) -> Path:
     """Return the place of the socket of the agent for the keyring in `home`.
 
@@ -49,7 +55,7 @@ def _runtime_folder() -> Path | None:
     """Return XDG_RUNTIME_DIR, else the folder that systemd makes for a user, if it is a private
     folder of this user. After `su`, the variable may name that of somebody else."""
     stated = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(stated or f"/run/user/{_own_uid()}")
+    folder = Path(stated or f"/run/user/{own_uid()}")
     return folder if folder.is_absolute() and _is_private(folder) else None
 
 
@@ -58,7 +64,7 @@ def _is_private(folder: Path) -> bool:
         found = folder.lstat()
     except OSError:
         return False
-    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == _own_uid()
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == own_uid()
     return is_own and not found.st_mode & _SECRET_MODE
 
 
@@ -86,17 +92,18 @@ def check_length(path: Path) -> None:
 def peer_is_this_user(connection: socket.socket) -> bool:
     """Return whether the process at the other end runs as this user. Where the system cannot tell,
     the answer is no."""
-    return _peer_uid(connection) == _own_uid()
+    return _peer_uid(connection) == own_uid()
 
 
 if sys.platform == "win32":
 
-    def _own_uid() -> int:
+    def own_uid() -> int:
         return -1
 
 else:
 
-    def _own_uid() -> int:
+    def own_uid() -> int:
+        """Return the effective user id of this process; -1 on Windows."""
         return os.geteuid()
 
 

@@ -7,8 +7,9 @@ The agent holds one key at most. It forgets the key
 
 - `timeout` seconds after its last use,
 - when asked to (`lock`),
-- once the machine has been suspended: it compares a clock that stops then with one that does not,
-  before it answers anything and every few seconds,
+- before the machine is suspended, where logind says so (`sfsc.agent.sleep_watch`), and once it has
+  been: it compares a clock that stops then with one that does not, before it answers anything and
+  every few seconds,
 - when the session ends, or the folder of the socket goes, as a runtime folder does when the user
   logs out: then the agent ends.
 
@@ -47,6 +48,7 @@ from sfsc.agent.messages import (
     new_reader,
 )
 from sfsc.agent.place import peer_is_this_user
+from sfsc.agent.sleep_watch import SleepWatch
 
 _SECONDS: Final = 5.0
 """Time for a connection, in seconds."""
@@ -150,7 +152,13 @@ class Agent:
     """Serves one listening socket until its path goes, the session ends, or `stop`."""
 
     def __init__(
-        self, listener: socket.socket, path: Path, session: int, holder: KeyHolder, clocks: Clocks
+        self,
+        listener: socket.socket,
+        path: Path,
+        session: int,
+        holder: KeyHolder,
+        clocks: Clocks,
+        sleep: SleepWatch | None = None,
     ) -> None:
         """`session` is a descriptor that is readable once the session has ended, or -1."""
         self._listener = listener
@@ -159,6 +167,7 @@ class Agent:
         self._session = session
         self._holder = holder
         self._clocks = clocks
+        self._sleep = sleep
         self._selector = selectors.DefaultSelector()
         self._clients: dict[int, _Client] = {}
         self._has_forgotten = False
@@ -166,6 +175,8 @@ class Agent:
         self._selector.register(listener, selectors.EVENT_READ)
         if session >= 0:
             self._selector.register(session, selectors.EVENT_READ)
+        if sleep is not None:
+            self._selector.register(sleep, selectors.EVENT_READ)
 
     def run(self) -> bool:
         """Serve until a key has been forgotten, and return True: then nothing of this process's
@@ -177,6 +188,8 @@ class Agent:
             for client in list(self._clients.values()):
                 self._drop(client)
             self._selector.close()
+            if self._sleep is not None:
+                self._sleep.close()
 
     def _serve(self) -> bool:
         stopped = False
@@ -184,9 +197,7 @@ class Agent:
             ready = [key.fd for key, _ in self._selector.select(self._wait())]
             if self._session in ready:
                 break
-            if self._holder.is_due():
-                self._holder.forget()
-                self._has_forgotten = True
+            self._forget_what_is_due(ready)
             for fd in ready:
                 if fd == self._listener.fileno():
                     self._accept()
@@ -202,6 +213,20 @@ class Agent:
         if self._is_here():
             self._path.unlink(missing_ok=True)
         return False
+
+    def _forget_what_is_due(self, ready: list[int]) -> None:
+        sleep, prepares = self._sleep, None
+        if sleep is not None and sleep.fileno() in ready:
+            prepares = sleep.receive()
+            if prepares is False:
+                self._selector.unregister(sleep)
+                sleep.close()
+                self._sleep = None
+        if prepares or self._holder.is_due():
+            self._has_forgotten |= self._holder.holds
+            self._holder.forget()
+        if sleep is not None and prepares:
+            sleep.release()
 
     def _is_here(self) -> bool:
         return self._place is not None and _identity(self._path) == self._place
@@ -243,6 +268,8 @@ class Agent:
         except (OSError, RemoteProtocolError):
             request = None
         if request is not None:
+            if request.action == STOP and self._is_here():
+                self._path.unlink()  # first: nobody is to connect to an agent that has answered
             try:
                 # The socket is new and its buffer empty: an answer always fits.
                 client.connection.send(frame(self._holder.answer(request)))
@@ -287,7 +314,8 @@ def main(arguments: list[str]) -> None:
     page = KeyPage(all_locked=protect_process())
     clocks = system_clocks()
     listener = socket.socket(fileno=fd)
-    agent = Agent(listener, path, session, KeyHolder(page, clocks), clocks)
+    holder = KeyHolder(page, clocks)
+    agent = Agent(listener, path, session, holder, clocks, SleepWatch.connect())
     if agent.run():
         start_again(listener, path, session)
     page.wipe()

@@ -88,7 +88,7 @@ def test_a_process_of_another_user_is_sent_nothing(
     client.start(home)
     path = socket_path(home)
     with monkeypatch.context() as patch:
-        patch.setattr("sfsc.agent.place._own_uid", lambda: os.geteuid() + 1)
+        patch.setattr("sfsc.agent.place.own_uid", lambda: os.geteuid() + 1)
         patch.setattr("sfsc.agent.client.check_folder", lambda _path: None)
         patch.setattr("sfsc.agent.client.socket_path", lambda _home: path)
         with pytest.raises(AgentUnavailable, match="another user"):
