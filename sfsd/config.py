@@ -244,6 +244,7 @@ class MetricsSettings(Value):
             "Address at which /metrics and /healthz are served over HTTP, such as 127.0.0.1:9373. "
             "If it is empty, nothing is served. Needs the extra metrics.",
             optional=True,
+            reload=False,
         ),
     ] = ""
 
@@ -257,6 +258,7 @@ class LogSettings(Value):
             "Form of the daemon's messages: text, or json for one JSON object a line. The option "
             "--log-format and SFSD_LOG_FORMAT override it.",
             choices=("text", "json"),
+            reload=False,
         ),
     ] = "text"
     level: Annotated[
@@ -300,7 +302,8 @@ class Config(Value):
         str,
         ListenAddress(
             "Address that serve listens on. The option --listen overrides it. Port 0 takes a free "
-            "port, and [::] is every address of the machine, IPv4 and IPv6."
+            "port, and [::] is every address of the machine, IPv4 and IPv6.",
+            reload=False,
         ),
     ] = "127.0.0.1:7373"
     public: Annotated[
@@ -325,6 +328,19 @@ class Config(Value):
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     log: LogSettings = field(default_factory=LogSettings)
     scrub: ScrubPolicy = field(default_factory=ScrubPolicy)
+
+    def get(self, name: str) -> int | str:
+        """Return the value of the setting with a full name, such as ``limits.connections``."""
+        table, _, key = name.rpartition(".")
+        value: int | str = getattr(getattr(self, table) if table else self, key)
+        return value
+
+    def with_value(self, name: str, value: int | str) -> Self:
+        """Return a copy in which the setting with a full name has that value."""
+        table, _, key = name.rpartition(".")
+        if not table:
+            return self.__replace__(**{key: value})
+        return self.__replace__(**{table: getattr(self, table).__replace__(**{key: value})})
 
     @classmethod
     def load(cls, root: Path) -> Self:
@@ -397,12 +413,9 @@ def settings() -> Mapping[str, Setting]:
     return found
 
 
-@cache
 def default(name: str) -> int | str:
     """Return the default of the setting with a full name."""
-    table, _, key = name.rpartition(".")
-    value: int | str = getattr(_tables()[table](), key)
-    return value
+    return Config().get(name)
 
 
 @cache

@@ -170,7 +170,7 @@ def open_server_context(
             )
             context = ServerContext(root, config, identity, store, journal, committer, clock)
             context.recovered = recovered
-            _log_statement(context, keys)
+            log_statement(context, keys)
             if store.installer.applied < 0:
                 # A full disk takes a new number in staging/applied, but not the file itself.
                 committer.settle()
@@ -226,8 +226,9 @@ def _check_mounted(root: Path, journal: Journal) -> None:
         )
 
 
-def _log_statement(context: ServerContext, keys: ServerKeys) -> None:
-    """Log the server's statement unless it is logged already, so that clients can look it up."""
+def log_statement(context: ServerContext, keys: ServerKeys) -> None:
+    """Log the server's statement unless it is logged already, so that clients can look it up.
+    Waits for the disk. Raises `SfsdError`."""
     if context.failed is None and not _is_logged(context.journal, keys.statement):
         draft = EntryDraft(
             op=STATEMENT_OP, actor=SERVER, rec=keys.statement, sigs={"server": keys.signature}

@@ -121,7 +121,7 @@ def load(folder: Path) -> ServerKeys:
     if spki not in known.tls_spki_sha256:
         raise ConfigError(
             f"{folder.absolute() / 'tls.crt'} has another key than server.statement there says",
-            "restart the daemon: the next start of `sfsd serve` signs a new statement",
+            "reload or restart the daemon, which signs a new statement",
         )
     operator = _read(folder / "operator.pub", _hex32)
     return ServerKeys(folder, statement, signature, log_key, operator, spki)
@@ -150,6 +150,26 @@ def update_statement(folder: Path, now: int, files: Files | None = None) -> Serv
         _tls_context(folder)  # fails for a certificate without its key
         _write_statement(folder, files or Files(), n=known.n + 1, now=now)
     return load(folder)
+
+
+def reload_tls(
+    folder: Path, now: int, files: Files | None = None
+) -> tuple[ServerKeys, ssl.SSLContext]:
+    """Load tls.crt and tls.key for a daemon that runs; first sign a statement for a new TLS key.
+
+    As `update_statement`, but the log key must be the one that the daemon has. Raises `ConfigError`
+    before anything is changed.
+    """
+    tls = _tls_context(folder)
+    known = ServerStatement.parse(read_server_statement(folder)[0])
+    verifier = Verifier(
+        origin_of(server_id(known.server_pub)), _read_key(folder / "log.key").public
+    )
+    if exists(folder / _NEXT_LOG_KEY) or verifier.vkey != known.log_vkey:
+        raise ConfigError(
+            f"{folder.absolute() / 'log.key'} was changed", "restart the daemon to use it"
+        )
+    return update_statement(folder, now, files), tls
 
 
 def renew_tls_key(folder: Path, now: int, files: Files | None = None) -> ServerKeys:

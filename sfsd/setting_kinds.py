@@ -33,13 +33,15 @@ _DURATIONS: Final = (("d", DAY), ("h", 3600), ("m", 60), ("s", 1))
 
 class Setting(Value):
     """A setting. `meaning` is the text for the documentation: sentences without markup. `zero` says
-    what the value 0 means, if that is special.
+    what the value 0 means, if that is special. With `reload`, a daemon that runs takes a new value
+    at SIGHUP; otherwise it must be restarted.
 
     `form` names the values in a word.
     """
 
     meaning: str
     zero: str = ""
+    reload: bool = True
     form: ClassVar[str]
 
     @property

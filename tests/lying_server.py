@@ -67,7 +67,7 @@ from sfsd.errors import Refused
 from sfsd.log.journal import Journal
 from sfsd.net.dispatch import Dispatcher
 from sfsd.net.listener import Server
-from sfsd.rules.context import Access, Principal, ServerContext
+from sfsd.rules.context import Access, Principal, ServerContext, ServerIdentity
 from sfsd.server_keys import ServerKeys
 from sfsd.setting_kinds import DAY
 from sfsd.storage.change import Change
@@ -242,14 +242,19 @@ class LyingDispatcher(Dispatcher):
         self._lies = lies
         self._turns = defaultdict[int, asyncio.Lock](asyncio.Lock)
 
-    def welcome(self) -> Welcome:
-        return self._lies.welcome(super().welcome())
+    def welcome(self, identity: ServerIdentity) -> Welcome:
+        return self._lies.welcome(super().welcome(identity))
 
     async def open_session(
-        self, message: Login | Enroll, *, welcome_sha256: bytes, address: str
+        self,
+        message: Login | Enroll,
+        *,
+        welcome_sha256: bytes,
+        address: str,
+        identity: ServerIdentity,
     ) -> tuple[Principal, Session]:
         who, session = await super().open_session(
-            message, welcome_sha256=welcome_sha256, address=address
+            message, welcome_sha256=welcome_sha256, address=address, identity=identity
         )
         return who, cast(Session, _opening(await self._tampered(who, message, session)))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from pathlib import Path
 
 import click
@@ -10,9 +12,11 @@ import click
 from sfsd import setting_kinds
 from sfsd.commands import parse_with, root_option
 from sfsd.config import Config, settings
-from sfsd.errors import SfsdError
-from sfsd.net.listener import serve_root
+from sfsd.errors import ConfigError, SfsdError
+from sfsd.net.listener import ServeOptions, serve_root
 from sfsd.service import log_output
+from sfsd.service.activation import inherited_sockets
+from sfsd.service.notify import Notifier
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ def command(
     log_format: str | None,
     log_level: str | None,
 ) -> int:
-    """Serve the root until SIGTERM or SIGINT.
+    """Serve the root until SIGTERM or SIGINT; SIGHUP reads sfsd.toml again.
 
     Messages go to stderr. Each option overrides its setting in sfsd.toml.
 
@@ -64,7 +68,21 @@ def command(
     log_format = log_format or config.log.format
     log_output.configure(log_format, log_level or config.log.level)
     try:
-        serve_root(root, listen, ready_file)
+        sockets = inherited_sockets(os.environ)
+        if sockets and listen:
+            raise ConfigError(
+                "--listen and sockets that the system passed to this process",
+                "remove --listen, or start the service without the .socket unit",
+            )
+        with contextlib.closing(Notifier(os.environ)) as notifier:
+            options = ServeOptions(
+                listen,
+                ready_file,
+                tuple(sockets),
+                notifier,
+                lambda read: log_output.set_level(log_level or read.log.level),
+            )
+            serve_root(root, options)
     except SfsdError as exc:
         if log_format != "json":
             raise

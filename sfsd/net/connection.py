@@ -81,6 +81,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._dispatcher = dispatcher
         self._metrics = dispatcher.context.metrics
+        self._identity = dispatcher.context.identity  # that of the TLS key of this connection
         self._limits = limits
         self.address = address
         self._deadline = deadline
@@ -115,7 +116,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             return
         self._queue = WriteQueue(self._transport)
         self._timer = self._loop.call_at(self._deadline, self._check_login)
-        self._send(WELCOME_ID, self._dispatcher.welcome())
+        self._send(WELCOME_ID, self._dispatcher.welcome(self._identity))
         self._queue.flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -175,6 +176,18 @@ class ClientConnection(asyncio.BufferedProtocol):
         if self._transport is not None and self._queue is not None:
             self._queue.finish()
             self._transport.close()
+
+    def set_limits(self, limits: ConnectionLimits, rate: UserRate | None) -> None:
+        """Apply new limits; `rate` is that of the user, if one has logged in."""
+        self._limits = limits
+        if self.principal is None:
+            return
+        self._rate = rate
+        if self._rate_timer is not None:
+            self._rate_timer.cancel()
+            self._end_wait()
+        if self._timer is not None:
+            self._watch_idle()
 
     async def drain(self, seconds: float) -> None:
         """Finish running requests, refuse new ones, and close. Idempotent."""
@@ -312,7 +325,10 @@ class ClientConnection(asyncio.BufferedProtocol):
         self.user = message.user  # from now on, disabling the account closes this connection
         try:
             principal, reply = await self._dispatcher.open_session(
-                message, welcome_sha256=self._connection.welcome_sha256, address=self.address
+                message,
+                welcome_sha256=self._connection.welcome_sha256,
+                address=self.address,
+                identity=self._identity,
             )
         except Refused as exc:
             self._refuse(request_id, Error(exc.code, exc.cause))

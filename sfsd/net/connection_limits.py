@@ -50,6 +50,11 @@ class _Stage(Generic[_Connection]):
         self._sources: dict[str, dict[_Connection, None]] = {}  # each oldest first
         self._count = 0
 
+    def set_limits(self, total: int, per_source: int) -> None:
+        """Apply other limits. Those who are here stay until others come."""
+        self._total = total
+        self._per_source = per_source
+
     def add(self, connection: _Connection, source: str) -> _Connection | None:
         """Add a connection; remove and return the one that must go in its favour, if any."""
         victim: _Connection | None = None
@@ -89,12 +94,19 @@ class ConnectionLimiter(Generic[_Connection]):
     def __init__(self, limits: ConnectionLimits) -> None:
         self._limits = limits
         self._sources: dict[_Connection, str] = {}
-        total, per_source = limits.unauthenticated, limits.unauthenticated_per_address
-        self._silent = _Stage[_Connection](-(-total // 2), -(-per_source // 2))
-        self._greeted = _Stage[_Connection](max(1, total // 2), max(1, per_source // 2))
+        self._silent = _Stage[_Connection](1, 1)
+        self._greeted = _Stage[_Connection](1, 1)
+        self.set_limits(limits)
         self._users: dict[_Connection, str] = {}
         self._of_user = Counter[str]()
         self._of_source = Counter[str]()  # sessions of users
+
+    def set_limits(self, limits: ConnectionLimits) -> None:
+        """Apply other limits. Connections that are open stay open."""
+        self._limits = limits
+        total, per_source = limits.unauthenticated, limits.unauthenticated_per_address
+        self._silent.set_limits(-(-total // 2), -(-per_source // 2))
+        self._greeted.set_limits(max(1, total // 2), max(1, per_source // 2))
 
     @property
     def connections(self) -> int:

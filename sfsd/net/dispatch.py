@@ -59,6 +59,7 @@ from sfsd.rules.context import (
     PartlyRefused,
     Principal,
     ServerContext,
+    ServerIdentity,
     Transaction,
 )
 from sfsd.state.uploads import WINDOW
@@ -76,7 +77,8 @@ class Dispatcher:
     """Handles the requests of all sessions. Call its methods on the loop's thread.
 
     The server sets `on_revoke(user, which)`, which closes the user's sessions that `which` selects,
-    or all if it is None. `disk_failures` counts failed reads and writes by cause.
+    or all if it is None. `disk_failures` counts failed reads and writes by cause. `lines`
+    limits what users add to the log.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -85,12 +87,11 @@ class Dispatcher:
         self.on_revoke: Revoke = lambda _user, _which: None
         self._batches = BatchRunner(context.committer)
         self._data: dict[Principal, set[asyncio.Future[None]]] = {}
-        limits = context.config.limits
-        self._lines = LineLimits(limits.user_log_lines_per_day, time.monotonic)
+        self.lines = LineLimits(context.config.limits.user_log_lines_per_day, time.monotonic)
 
-    def welcome(self) -> Welcome:
+    def welcome(self, identity: ServerIdentity) -> Welcome:
         """Return a new first frame: the server's statement, a login challenge, and limits."""
-        identity, policy = self.context.identity, self.context.config.rotation
+        policy = self.context.config.rotation
         return Welcome(
             versions=(PROTOCOL_VERSION,),
             statement=identity.body,
@@ -100,9 +101,14 @@ class Dispatcher:
         )
 
     async def open_session(
-        self, message: Login | Enroll, *, welcome_sha256: bytes, address: str
+        self,
+        message: Login | Enroll,
+        *,
+        welcome_sha256: bytes,
+        address: str,
+        identity: ServerIdentity,
     ) -> tuple[Principal, Session]:
-        """Open a session on a connection from `address` whose Welcome had this hash.
+        """Open a session on a connection from `address` whose Welcome had this hash and identity.
 
         Raises `Refused`, whose code and text are the reply; refused attempts are logged.
         """
@@ -110,7 +116,7 @@ class Dispatcher:
         def decide() -> tuple[Principal, Session] | Transaction[tuple[Principal, Session]]:
             if isinstance(message, Enroll):
                 return enrol(self.context, message, welcome_sha256, address)
-            found = log_in(self.context, message, welcome_sha256, address)
+            found = log_in(self.context, message, welcome_sha256, address, identity)
             return self._line_counted(message.user, found, login=True)
 
         # Anybody can name any user, so the turns are those of the address.
@@ -175,7 +181,7 @@ class Dispatcher:
         self, who: Principal, message: Commit, changeset: Changeset, places: Sequence[int]
     ) -> list[int | Transaction[int] | OperationError]:
         self._check_allowed(who, message)
-        return changeset.decide(places, partial(self._lines.take, who.user))
+        return changeset.decide(places, partial(self.lines.take, who.user))
 
     def _decide(self, who: Principal, message: Request) -> Answer | Transaction[Answer]:
         operation = self._check_allowed(who, message)
@@ -208,7 +214,7 @@ class Dispatcher:
         ending the thief's keys."""
         if isinstance(decided, Transaction) and decided.change.draft.op not in IDENTITY_OPS:
             try:
-                self._lines.take(user, login=login)
+                self.lines.take(user, login=login)
             except Refused:
                 if decided.undo is not None:
                     decided.undo()
@@ -282,7 +288,7 @@ class Dispatcher:
     async def tick(self) -> None:
         """Log refusals that are due and drop idle uploads; called every few seconds."""
         await self._batches.pool.run(SERVER, self.context.uploads.drop_idle, slow=True)
-        self._lines.forget_idle()
+        self.lines.forget_idle()
         self._log_refusals(last=False)
 
     async def close(self) -> None:

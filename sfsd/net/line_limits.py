@@ -49,6 +49,16 @@ class LineLimits:
         text = f"the log has as many {what} of this account as a day may have"
         raise Refused("busy", f"{text}; try again in {seconds:,} s")
 
+    def set_per_day(self, per_day: int) -> None:
+        """Apply another limit to every user."""
+        with self._lock:
+            now = self._clock()
+            self._per_day = per_day
+            if not per_day:
+                self._buckets.clear()
+            for bucket in self._buckets.values():
+                bucket.set_rate(per_day / DAY, now)
+
     def forget_idle(self) -> None:
         """Forget users who have saved all that they can: a new bucket is the same."""
         with self._lock:

@@ -12,19 +12,20 @@ import logging
 import os
 import socket
 import ssl
+import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from protocol import VERSION
 from protocol.codec.names import SERVER
 from protocol.codec.terminal_text import counted
-from protocol.codec.values import changed
+from protocol.codec.values import Value, changed
 from protocol.log.auditlog import EntryDraft
 from protocol.records.invitation import format_address, parse_address
 from sfsd import server_keys
-from sfsd.config import ConnectionLimits
+from sfsd.config import Config, ConnectionLimits
 from sfsd.datadir import lock_root, open_server_context
 from sfsd.errors import (
     ConfigError,
@@ -52,10 +53,12 @@ from sfsd.net.connection_limits import (
 from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MemoryBudget
 from sfsd.net.read_turns import ReadTurns
+from sfsd.net.reload import Reloaded, read_again
 from sfsd.net.tls_transport import TLSTransport, receive_buffer
 from sfsd.net.user_rates import UserRate, UserRates
 from sfsd.rules.context import Principal, ServerContext
 from sfsd.service.log_output import event
+from sfsd.service.notify import Notifier
 from sfsd.storage.change import Change
 
 if TYPE_CHECKING:
@@ -76,13 +79,22 @@ _log = logging.getLogger(__name__)
 class Server:
     """Server of one root, and `ConnectionObserver` of its connections. All on one loop.
 
-    `dispatcher` handles the requests, by default a new `Dispatcher` of `context`.
+    `dispatcher` handles the requests, by default a new `Dispatcher` of `context`. `notifier` tells
+    the system's service manager what the server does. `on_reload` gets the settings that a reload
+    has read.
     """
 
     def __init__(
-        self, context: ServerContext, tls: ssl.SSLContext, dispatcher: Dispatcher | None = None
+        self,
+        context: ServerContext,
+        tls: ssl.SSLContext,
+        dispatcher: Dispatcher | None = None,
+        notifier: Notifier | None = None,
+        on_reload: Callable[[Config], None] | None = None,
     ) -> None:
         self.context = context
+        self._on_reload = on_reload
+        self._notifier = notifier or Notifier({})
         self.dispatcher = dispatcher or Dispatcher(context)
         self._tls = tls
         limits = _within_descriptors(context.config.limits)
@@ -100,23 +112,28 @@ class Server:
         self._failed: str | None = None
         self._disks = DiskWatch(context)
         self._started = 0.0
+        self.reload_wanted = asyncio.Event()
+        """Set when the settings are to be read again."""
         self.ended = asyncio.Event()
         """Set when the daemon is to stop serving."""
         self.reopens = False
         """Whether the root is to be opened and served again then: there is room again."""
 
-    async def start(self, listen: str) -> str:
-        """Accept connections on ``HOST:PORT``; return the bound address. Raises `ConfigError`."""
+    async def start(self, listen: str, inherited: Sequence[socket.socket] = ()) -> str:
+        """Accept connections on ``HOST:PORT``, or on sockets that listen already; return the bound
+        address. Raises `ConfigError`."""
         self.dispatcher.on_revoke = self._revoke
         host, port = parse_address(listen)
         try:
-            self._sockets = await _listeners(host, port)
+            self._sockets = [_prepared(one.dup()) for one in inherited]
+            self._sockets = self._sockets or await _listeners(host, port)
         except OSError as exc:
             raise ConfigError(
                 f"cannot listen on {listen}: {exc.strerror or exc}",
                 "is another daemon running there? choose another address with --listen",
             ) from exc
-        bound = format_address(host, self._sockets[0].getsockname()[1])
+        name = self._sockets[0].getsockname()
+        bound = format_address(name[0] if inherited else host, name[1])
         self.context.metrics.address = bound
         self.context.metrics.started = self.context.now
         self._started = asyncio.get_running_loop().time()
@@ -127,7 +144,80 @@ class Server:
             self._run(self._accept(listening))
         self._run(self._tick())
         self._run(self._run_jobs())
+        self._run(self._notify())
+        self._run(self._reload_when_wanted())
         return bound
+
+    async def _notify(self) -> None:
+        """Show the state to the service manager. It hears nothing if the loop hangs or the
+        committer has ended, and then restarts the daemon."""
+        watchdog = self._notifier.watchdog_seconds
+        while True:
+            if self.context.committer.is_alive:
+                self._notifier.alive()
+            self._notifier.status(self._describe())
+            await asyncio.sleep(min(_TICK_SECONDS, watchdog / 2 if watchdog else _TICK_SECONDS))
+
+    def _describe(self) -> str:
+        if self.context.failed is not None:
+            return f"storage failure, serving read-only metadata: {self.context.failed}"
+        sessions = counted(self._limiter.sessions, "session")
+        return f"serving {self.context.metrics.address}, {sessions}"
+
+    async def _reload_when_wanted(self) -> None:
+        while True:
+            await self.reload_wanted.wait()
+            self.reload_wanted.clear()
+            await self.reload()
+
+    async def reload(self) -> None:
+        """Read the settings and the TLS certificate again, and apply what does not need a restart.
+
+        Without an error, connections stay open. After one nothing is changed, and the log says why.
+        """
+        self._notifier.reloading()
+        try:
+            found = await asyncio.to_thread(read_again, self.context)
+        except (SfsdError, OSError) as exc:
+            hint = getattr(exc, "hint", None) or "correct it, and reload again"
+            _log.error(
+                *("not reloaded, nothing was changed: %s (%s)", exc, hint),
+                extra=event("reload-refused", cause=str(exc), hint=hint),
+            )
+        else:
+            self._apply(found)
+            said = ", ".join(found.changes) or "no setting has changed"
+            later = f"; after a restart only: {', '.join(found.postponed)}"
+            _log.log(
+                logging.WARNING if found.postponed else logging.INFO,
+                "reloaded: %s%s%s",
+                said,
+                "; a new TLS key" if found.has_new_key else "",
+                later if found.postponed else "",
+                extra=event(
+                    "reload",
+                    changes=list(found.changes),
+                    postponed=list(found.postponed),
+                    new_tls_key=found.has_new_key,
+                ),
+            )
+        finally:
+            self._notifier.ready()
+
+    def _apply(self, found: Reloaded) -> None:
+        if self._on_reload is not None:
+            self._on_reload(found.config)
+        self.context.config, self.context.identity = found.config, found.identity
+        self._tls = found.tls
+        now = asyncio.get_running_loop().time()
+        limits = _within_descriptors(found.config.limits)
+        self._limiter.set_limits(limits)
+        self._rates.set_limits(limits, now)
+        self.dispatcher.lines.set_per_day(limits.user_log_lines_per_day)
+        self.context.wishes.shared_files = limits.user_shared_files
+        for connection in list(self._connections):
+            who = connection.principal
+            connection.set_limits(limits, None if who is None else self._rates.of(who.user, now))
 
     async def _serve_metrics(self, listen: str) -> None:
         """Serve the metrics on ``HOST:PORT``. Raises `ConfigError`."""
@@ -237,7 +327,7 @@ class Server:
     async def _open_connection(self, accepted: socket.socket, host: str) -> None:
         """Give an accepted socket to a connection, which reports its end."""
         loop = asyncio.get_running_loop()
-        limits = self.context.config.limits
+        limits, tls = self.context.config.limits, self._tls
         connection = ClientConnection(
             self.dispatcher,
             limits,
@@ -253,7 +343,7 @@ class Server:
         try:
             await loop.connect_accepted_socket(
                 lambda: TLSTransport(
-                    self._tls,
+                    tls,
                     connection,
                     self._received,
                     lambda: self._disconnect(self._limiter.handshaken(connection)),
@@ -364,9 +454,12 @@ def _listener(family: int, address: tuple[object, ...]) -> socket.socket:
     host, port = str(address[0]), int(str(address[1]))
     # All addresses include IPv4, which only Linux adds to "::" by default.
     both = host == "::" and socket.has_dualstack_ipv6()
-    listening = socket.create_server(
-        (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
+    return _prepared(
+        socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     )
+
+
+def _prepared(listening: socket.socket) -> socket.socket:
     # Accepted sockets inherit this; asyncio sets it only if a socket names its protocol. Without
     # it, an answer waits for the acknowledgement of the one before, which peers delay by 40 ms.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -374,19 +467,46 @@ def _listener(family: int, address: tuple[object, ...]) -> socket.socket:
     return listening
 
 
-def serve_root(root: Path, listen: str | None, ready_file: Path | None) -> None:
-    """Serve `root` until SIGTERM or SIGINT. Raises `SfsdError`.
+class ServeOptions(Value):
+    """How a root is served. `listen` is ``HOST:PORT``, None for the one in the settings; it is not
+    used if there are `sockets` that listen already. The bound address is written to `ready_file`
+    too. `on_reload` gets the settings after each reload."""
 
-    The bound address is written to `ready_file` and run/address once connections are accepted.
+    listen: str | None
+    ready_file: Path | None
+    sockets: tuple[socket.socket, ...]
+    notifier: Notifier
+    on_reload: Callable[[Config], None]
+
+
+def serve_root(root: Path, options: ServeOptions) -> None:
+    """Serve `root` until SIGTERM or SIGINT; SIGHUP reloads. Raises `SfsdError`.
+
+    The bound address is written to run/address once connections are accepted.
     """
     raise_descriptor_limit()
-    with lock_root(root, to_serve=True):
-        while (listen := _serve_opened(root, listen, ready_file)) is not None:
+    with lock_root(root, to_serve=True), _hangup_ignored():
+        options.notifier.status(f"opening {root.absolute()}")
+        while (address := _serve_opened(root, options)) is not None:
+            options = changed(options, listen=address)
             gc.unfreeze()
             gc.collect()
 
 
-def _serve_opened(root: Path, listen: str | None, ready_file: Path | None) -> str | None:
+@contextlib.contextmanager
+def _hangup_ignored() -> Iterator[None]:
+    """Ignore SIGHUP while nothing is served that could be reloaded: it ends a process that does not
+    handle it."""
+    import signal
+
+    with contextlib.ExitStack() as stack:
+        if sys.platform != "win32":
+            before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            stack.callback(signal.signal, signal.SIGHUP, before)
+        yield
+
+
+def _serve_opened(root: Path, options: ServeOptions) -> str | None:
     """Open the root and serve it. Return the bound address if it is to be opened and served again,
     None at the end. Raises `SfsdError`."""
     with open_server_context(root) as context:
@@ -404,7 +524,7 @@ def _serve_opened(root: Path, listen: str | None, ready_file: Path | None) -> st
         scrubbing = threading.Thread(target=scrubber.run, name="scrub")
         scrubbing.start()
         try:
-            address = asyncio.run(_serve(context, tls, listen or context.config.listen, ready_file))
+            address = asyncio.run(_serve(context, tls, options))
         finally:
             stop.set()
             scrubber.stop()
@@ -433,21 +553,22 @@ def _within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
     return changed(limits, connections=sessions, unauthenticated=before_login)
 
 
-async def _serve(
-    context: ServerContext, tls: ssl.SSLContext, listen: str, ready_file: Path | None
-) -> str | None:
+async def _serve(context: ServerContext, tls: ssl.SSLContext, options: ServeOptions) -> str | None:
     """Serve until a signal or until there is room again; see `_serve_opened`."""
     loop = asyncio.get_running_loop()
-    server = Server(context, tls)
-    restore = _on_signals(loop, server.ended.set)
+    server = Server(context, tls, notifier=options.notifier, on_reload=options.on_reload)
+    restore = _on_signals(loop, server.ended.set, server.reload_wanted.set)
     files = Files.below(context.root)
     address = context.root / "run" / "address"
     try:
-        bound = await server.start(listen)
-        for path in filter(None, (address, ready_file)):
+        bound = await server.start(options.listen or context.config.listen, options.sockets)
+        for path in filter(None, (address, options.ready_file)):
             _publish_address(files, context.store.pack_spares, path, bound)
         _say_started(context, bound)
+        options.notifier.ready()
         await server.ended.wait()
+        if not server.reopens:
+            options.notifier.stopping()
         _log.info("stopping", extra=event("stop", address=bound))
         return bound if server.reopens else None
     finally:
@@ -526,14 +647,20 @@ def _clear_address(files: Files, path: Path) -> None:
             raise
 
 
-def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Callable[[], object]:
-    """Call `stop` on the loop at SIGTERM or SIGINT; return a function that undoes that."""
+def _on_signals(
+    loop: asyncio.AbstractEventLoop, stop: Callable[[], None], reload: Callable[[], None]
+) -> Callable[[], object]:
+    """Call `stop` on the loop at SIGTERM or SIGINT, and `reload` at SIGHUP; return a function that
+    undoes that."""
     import signal
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = [signal.SIGTERM, signal.SIGINT]
     try:
         for number in numbers:
             loop.add_signal_handler(number, stop)
+        if sys.platform != "win32":
+            loop.add_signal_handler(signal.SIGHUP, reload)
+            numbers.append(signal.SIGHUP)
     except NotImplementedError:
         # Windows: its loop has no signal handlers, but Python's own run between its steps.
         before = [

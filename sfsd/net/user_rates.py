@@ -24,8 +24,17 @@ class TokenBucket:
 
     def __init__(self, rate: float, now: float, saved_seconds: float = _BURST_SECONDS) -> None:
         self._rate = rate
+        self._saved_seconds = saved_seconds
         self._most = self._tokens = rate * saved_seconds
         self._at = now
+
+    def set_rate(self, rate: float, now: float) -> None:
+        """Go on with another rate; debts stay. A bucket without a limit before begins full."""
+        self._refill(now)
+        unlimited = not self._rate
+        self._rate = rate
+        self._most = rate * self._saved_seconds
+        self._tokens = self._most if unlimited else min(self._tokens, self._most)
 
     def take(self, amount: float, now: float) -> None:
         """Remove `amount` tokens, also if there are fewer."""
@@ -65,6 +74,11 @@ class UserRate:
         self._requests = TokenBucket(limits.user_requests_per_second, now)
         self._bytes = TokenBucket(limits.user_bytes_per_second, now)
 
+    def set_limits(self, limits: ConnectionLimits, now: float) -> None:
+        """Go on with other limits."""
+        self._requests.set_rate(limits.user_requests_per_second, now)
+        self._bytes.set_rate(limits.user_bytes_per_second, now)
+
     def take(self, *, requests: int = 0, size: int = 0, now: float) -> None:
         """Count requests that start, or `size` bytes that were received or sent."""
         self._requests.take(requests, now)
@@ -96,6 +110,12 @@ class UserRates:
         if rate is None:
             rate = self._rates[user] = UserRate(self._limits, now)
         return rate
+
+    def set_limits(self, limits: ConnectionLimits, now: float) -> None:
+        """Apply new limits to every user."""
+        self._limits = limits
+        for rate in self._rates.values():
+            rate.set_limits(limits, now)
 
     def forget_idle(self, present: set[str], now: float) -> None:
         """Forget users without a session, if they have saved all that they can; `present` have

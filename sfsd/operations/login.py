@@ -31,6 +31,7 @@ from sfsd.rules.context import (
     Access,
     Principal,
     ServerContext,
+    ServerIdentity,
     Transaction,
     draft,
     operation,
@@ -59,14 +60,17 @@ def ping(server: ServerContext, who: Principal, message: Ping) -> Pong:  # noqa:
 
 
 def log_in(
-    server: ServerContext, message: Login, welcome: bytes, address: str
+    server: ServerContext, message: Login, welcome: bytes, address: str, identity: ServerIdentity
 ) -> OpenedSession | Transaction[OpenedSession]:
-    """Open a session by signature. Raises `Refused`, which never says what is wrong."""
+    """Open a session by signature, on a connection whose Welcome had that `identity`.
+
+    Raises `Refused`, which never says what is wrong.
+    """
     _check_version(message.version)
     key = _find_login_key(server, message)
     body = login_body(
-        server=server.identity.server_id,
-        spki=server.identity.spki_sha256,
+        server=identity.server_id,
+        spki=identity.spki_sha256,
         welcome=welcome,
         version=message.version,
         user=message.user,

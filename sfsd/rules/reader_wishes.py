@@ -20,7 +20,7 @@ class ReaderWishes:
         """`shared_files` is how many files one owner can share with one reader."""
         self._users = users
         self._inboxes = inboxes
-        self._shared_files = shared_files
+        self.shared_files = shared_files
 
     def takes(self, user: str, owner: str, file_id: str) -> bool:
         """Return whether the owner made `user` a reader of the file, and the user neither has left
@@ -47,7 +47,7 @@ class ReaderWishes:
         if blocking:
             names = ", ".join(blocking)
             raise Refused("share-refused", f"{names} takes no files from you", readers=blocking)
-        most = self._shared_files
+        most = self.shared_files
         counts = ((user, self._inboxes.for_user(user).count_from(owner)) for user in users)
         full = tuple(user for user, count in counts if count >= most)
         if full:

@@ -364,6 +364,11 @@ class Committer:
         """See `GroupCommitter.group_sizes`."""
         return self._point.group_sizes
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether both threads run. They end when this is closed, or because of a bug."""
+        return self._commits.is_alive() and self._settles.is_alive()
+
     def prove_writing(self) -> Future[None]:
         """Prove between two groups that changes can be made now, without making one; callers that
         wait at the same time share a proof. The future fails with `StoreFailedError`,

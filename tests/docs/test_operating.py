@@ -15,8 +15,6 @@ from sfsd.config import Config, default, settings
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "operating.md").read_text("utf-8")
 UNIT = (REPOSITORY / "contrib" / "systemd" / "sfsd.service").read_text("utf-8")
-READ_BY_USER_ADD = {"public", "quota"}
-"""Settings that `sfsd user add` reads by itself; the daemon reads all others once, at its start."""
 
 
 def settings_table() -> list[list[str]]:
@@ -37,7 +35,7 @@ def test_table_follows_the_definition_of_the_settings() -> None:
             setting.literal(default(name)),
             setting.form,
             setting.text,
-            "no" if name in READ_BY_USER_ADD else "yes",
+            "no" if setting.reload else "yes",
         ]
         for name, setting in settings().items()
     ]

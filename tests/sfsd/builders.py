@@ -109,7 +109,12 @@ class Daemon:
 
     def open(self, message: Login | Enroll, address: str = ADDRESS) -> tuple[Principal, Session]:
         return self.run(
-            self.dispatcher.open_session(message, welcome_sha256=WELCOME, address=address)
+            self.dispatcher.open_session(
+                message,
+                welcome_sha256=WELCOME,
+                address=address,
+                identity=self.context.identity,
+            )
         )
 
     def operator(self) -> Principal:

@@ -217,3 +217,19 @@ def test_incidents_are_reported_once() -> None:
         incidents.count(kind)
     assert incidents.report() == "no TLS: 2, broke the protocol: 1"
     assert incidents.report() is None
+
+
+def test_other_limits_apply_to_the_next_connections() -> None:
+    limiter = ConnectionLimiter[int](LIMITS)
+    for number in range(3):
+        assert limiter.admit(number, "a") is None
+        limiter.log_in(number, "ada")
+    limiter.set_limits(changed(LIMITS, user_connections=2, unauthenticated_per_address=1))
+    assert limiter.sessions == 3
+    assert limiter.admit(10, "a") is None
+    with pytest.raises(Refused, match="this account"):
+        limiter.log_in(10, "ada")
+    assert limiter.admit(11, "a") == 10  # one place before login
+    limiter.set_limits(LIMITS)
+    assert limiter.admit(12, "a") is None
+    limiter.log_in(12, "ada")

@@ -188,7 +188,7 @@ def test_log_entries_have_the_op_of_the_table(served: Daemon, ada: Person) -> No
 
 
 def test_welcome_is_fresh_signed_and_states_the_limits(served: Daemon) -> None:
-    first, second = served.dispatcher.welcome(), served.dispatcher.welcome()
+    first, second = (served.dispatcher.welcome(served.context.identity) for _ in range(2))
     assert first.challenge != second.challenge
     verify_signature(Label.SERVER_STATEMENT, first.statement, first.signature, SERVER_KEY.public)
     policy = served.context.config.rotation

@@ -80,3 +80,18 @@ def test_forgetting_idle_users_gives_nobody_lines() -> None:
     clock.now += DAY
     limits.forget_idle()
     assert taken(limits, "ada") == 10
+
+
+def test_another_limit_applies_at_once() -> None:
+    clock = Clock()
+    limits = LineLimits(48, clock)
+    assert taken(limits, "ada") == 48
+    limits.set_per_day(96)
+    assert taken(limits, "ada") == 0
+    clock.now += DAY / 2
+    assert taken(limits, "ada") == 48
+    assert taken(limits, "bob") == 96
+    limits.set_per_day(0)
+    assert taken(limits, "ada") == 1000
+    limits.set_per_day(10)
+    assert taken(limits, "ada") == 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -25,6 +26,7 @@ from sfsd.net import listener as server_module
 from sfsd.net.connection import ClientConnection
 from sfsd.net.connection_limits import KEPT_FOR_OPERATOR
 from sfsd.net.listener import Server
+from sfsd.service.notify import Notifier
 from tests.sfsd.builders import OPERATOR_KEY, SERVER_ID, SPKI, Daemon, Person, daemon
 from tests.wire import Wire, any_server
 
@@ -435,3 +437,36 @@ def test_failed_writes_are_reported(
     assert [level for level, _ in told] == [logging.WARNING, logging.CRITICAL]
     assert told[0][1].endswith("the disk is full: 2")
     assert told[1][1].endswith("a sync failed")
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
+def test_a_dead_committer_ends_the_signs_of_life(tmp_path: Path, tls: ssl.SSLContext) -> None:
+    path = tmp_path / "notify"
+    with (
+        daemon(tmp_path / "root") as served,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        contextlib.closing(
+            Notifier({"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "20000"})
+        ) as notifier,
+    ):
+        manager.bind(str(path))
+        manager.setblocking(False)
+
+        async def states() -> list[bytes]:
+            await asyncio.sleep(0.05)
+            found = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    found.append(manager.recv(4096))
+            return found
+
+        async def run() -> None:
+            server = Server(served.context, tls, notifier=notifier)
+            await server.start(HERE)
+            assert b"WATCHDOG=1" in await states()
+            await asyncio.to_thread(served.context.committer.close)
+            await states()
+            assert b"WATCHDOG=1" not in await states()
+            await server.stop()
+
+        served.run(run())

@@ -74,3 +74,22 @@ def test_a_user_gains_nothing_by_connecting_again() -> None:
     assert rates.of("ada", 1000.0) is rate
     rates.forget_idle(set(), 1000.0)
     assert rates.of("ada", 1000.0) is not rate
+
+
+def test_new_limits_apply_to_users_who_are_known() -> None:
+    rates = UserRates(ConnectionLimits(user_requests_per_second=10))
+    ada = rates.of("ada", 0.0)
+    assert ada is not None
+    ada.take(requests=10, now=0.0)
+    assert ada.wait(0.0) > 0
+    rates.set_limits(ConnectionLimits(user_requests_per_second=1000), 0.0)
+    assert ada.wait(0.0) > 0  # what was taken stays taken
+    assert ada.wait(0.01) == 0
+    rates.set_limits(ConnectionLimits(user_bytes_per_second=MIB), 1.0)
+    ada.take(requests=10_000, now=1.0)
+    assert ada.wait(1.0) == 0
+    ada.take(size=MIB, now=1.0)  # a limit that is new begins with what an idle user has saved
+    assert 0 < ada.wait(1.0) < 0.1
+    rates.set_limits(ConnectionLimits(), 1.0)
+    assert ada.wait(1.0) == 0
+    assert rates.of("ada", 1.0) is None
