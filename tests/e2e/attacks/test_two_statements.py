@@ -74,7 +74,7 @@ def test_distrust_outlives_the_state(lying_server: LyingServer) -> None:
             assert [one.name for one in store.ls()] == ["a"]
             with pytest.raises(Distrusted) as refused:
                 store.put(io.BytesIO(b"2"), name="a")
-        assert str(kept) in refused.value.cause
+        assert str(kept) in refused.value.hint
     assert sfsc.accept(home)[1] == str(kept)
     with sfsc.connect(home, auto_rotate=False) as store:
         assert store.put(io.BytesIO(b"2"), name="a").version == 2
