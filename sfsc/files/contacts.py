@@ -190,9 +190,9 @@ class Contacts:
         """Return the user's present key. Raises `WeakRecipient`."""
         newest = person.newest
         if self._clock() >= newest.expires:
-            raise WeakRecipient(
-                f"the keys of {person.user} have expired", f"ask {person.user} to run `sfsc rotate`"
-            )
+            hint = "if this machine's clock is right (`sfsc doctor` tells), ask"
+            cause = f"the keys of {person.user} have expired"
+            raise WeakRecipient(cause, f"{hint} {person.user} to run `sfsc rotate`")
         self.check_strength(person.user, newest.wrap_alg)
         return Recipient(person.user, _public_key(newest.wrap_alg, newest.wrap_pub))
 

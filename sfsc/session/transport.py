@@ -470,7 +470,8 @@ def _handshake(tls: ssl.SSLSocket, waits: SocketWait, address: str, seconds: flo
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as exc:
         raise Unreachable(f"{address} closed the connection at once", _BUSY) from exc
     except ssl.SSLError as exc:
-        raise ProtocolFailure(f"{address} does not speak TLS 1.3: {exc.reason}") from exc
+        hint = "another program may listen there: check the port"
+        raise ProtocolFailure(f"{address} does not speak TLS 1.3: {exc.reason}", hint) from exc
     except OSError as exc:
         raise Unreachable(f"no connection to {address}: {exc.strerror}", _AGAIN) from exc
 

@@ -55,8 +55,9 @@ def test_nothing_is_encrypted_to_a_key_from_the_second_it_expires(home: Path) ->
             if not expired:
                 assert contacts.recipient(person).user == "bob"
                 continue
-            with pytest.raises(WeakRecipient):
+            with pytest.raises(WeakRecipient) as caught:
                 contacts.recipient(person)
+            assert "`sfsc doctor`" in caught.value.hint
 
 
 def test_nothing_is_encrypted_for_a_reader_from_the_second_the_grant_ends(home: Path) -> None:

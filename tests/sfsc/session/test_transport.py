@@ -441,8 +441,11 @@ def test_servers_without_tls_1_3(pem: tuple[Path, bytes]) -> None:
         with context.wrap_socket(connected, server_side=True) as tls:
             tls.recv(1)
 
-    assert isinstance(dial_error(http), ProtocolFailure)
-    assert isinstance(dial_error(old_tls), ProtocolFailure)
+    for other in (http, old_tls):
+        error = dial_error(other)
+        assert isinstance(error, ProtocolFailure)
+        assert "does not speak TLS 1.3" in error.cause
+        assert error.hint == "another program may listen there: check the port"
 
 
 def test_servers_that_send_nothing() -> None:
