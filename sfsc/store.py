@@ -80,7 +80,8 @@ class Status(Value):
     `server_id` is 32 bytes. `log_size` is the number of entries of the server's log at login,
     proven to continue the log seen before. The keys are to be rotated by `due`, and other users
     stop using them after `expires`. `log_vkey` is the log's verification key (C2SP). `recovery`
-    tells whether there is a recovery code.
+    tells whether there is a recovery code. `rotation` is why the keys must be rotated now, such as
+    the reason of the operator who required it, "" if they need not be.
     """
 
     user: str
@@ -98,6 +99,7 @@ class Status(Value):
     expires: int
     log_vkey: str
     recovery: bool
+    rotation: str
 
     @property
     def due_at(self) -> datetime | None:
@@ -972,6 +974,7 @@ class Store(Closing):
             expires=newest.expires,
             log_vkey=self._session.trust.log_vkey,
             recovery=self.has_recovery(),
+            rotation=self.rotation_due(),
         )
 
     def server_time(self) -> int | None:

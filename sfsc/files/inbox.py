@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Final
 
 from protocol.codec.errors import MessageError
 from protocol.codec.names import check_file_id, check_user_name
@@ -23,10 +24,12 @@ from protocol.wire.messages.sharing import (
     MAX_SHARED_PAGE,
     BlockedOwners,
     BlockOwner,
+    Identity,
     Inbox,
     InboxPage,
     LeaveFile,
     ListBlocked,
+    Lookup,
     SharedFile,
 )
 from sfsc.crypto.envelope import check_name
@@ -53,6 +56,9 @@ from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.trust.file_records import Entry, FileOwner, VerifiedFile
 from sfsc.trust.peer_state import KnownSharedFile, PeerState, SharedEntry
 from sfsc.trust.server_log import REPORT, SentChange
+
+_PAST_ANY_CHAIN: Final = 1 << 31
+"""Number of a statement that no user has."""
 
 
 class Shared(Value):
@@ -152,9 +158,8 @@ class ReceivedFiles:
             else:
                 found[name] = one.entry
         if not found:
-            raise NotFound(
-                f"{owner} shares no file in {prefix or 'their store'}", "see `sfsc inbox`"
-            )
+            cause = f"{owner} shares no file in {prefix or 'their store'}"
+            raise self._missing(owner, NotFound(cause, "see `sfsc inbox`"))
         return person.owner, list(found.values())
 
     def space(self, owner: str, name: str, skip: Skip) -> Space:
@@ -259,7 +264,9 @@ class ReceivedFiles:
             return found[0]
         if file_id in ids:
             return found[ids.index(file_id)]
-        raise _not_one(owner, name, ids if file_id is None else [])
+        if file_id is None and ids:
+            raise _not_one(owner, name, ids)
+        raise self._missing(owner, _not_one(owner, name, []))
 
     def newest(
         self, owner: str, name: str, file_id: str | None = None
@@ -274,9 +281,19 @@ class ReceivedFiles:
 
     def _find_file_id(self, person: Person, name: str) -> str:
         ids = [one.entry.file_id for one in self._find(person, name)]
+        if not ids:
+            raise self._missing(person.user, _not_one(person.user, name, ids))
         if len(ids) != 1:
             raise _not_one(person.user, name, ids)
         return ids[0]
+
+    def _missing(self, owner: str, otherwise: SfscError) -> SfscError:
+        """Return the error for a file that `owner` does not share: that the account was removed, or
+        `otherwise`. Nothing follows from what the server says here but this text."""
+        reply = self._session.ask(Lookup(owner, _PAST_ANY_CHAIN))
+        if isinstance(reply, Identity) and reply.removed:
+            return NotFound(f"the operator has removed {owner}, and what {owner} shared")
+        return otherwise
 
     def _find(self, person: Person, name: str) -> list[Shared]:
         """Return the files of this name that a user shares. Raises the error of one that may be it,

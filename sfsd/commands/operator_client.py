@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, TypeAlias, TypeVar, cast
 
 from protocol.codec.errors import MessageError, RemoteProtocolError
 from protocol.codec.names import OPERATOR
@@ -56,24 +56,41 @@ _REFUSALS: Final = {
 """Exit code and hint for each error code; other codes get 1 and `_HINT`."""
 
 
+_Result = TypeVar("_Result")
+Talk: TypeAlias = Generator[Request, Reply, _Result]
+
+
 def send_requests(root: Path, messages: Sequence[Request]) -> list[Reply]:
     """Send requests of the operator and return their replies, in order.
 
     Raises `CommandError` for the first refused request, `UnreachableError` if a daemon holds the
     lock but does not answer or violates the protocol, and the errors of opening a root.
     """
+    return converse(root, _each(messages)) if messages else []
+
+
+def converse(root: Path, talk: Talk[_Result]) -> _Result:
+    """Send each request that `talk` yields, in one session, and give it the reply. Return what it
+    returns. Raises as `send_requests`."""
     try:
         with lock_root(root):
-            return _in_process(root, messages)
+            return _in_process(root, talk)
     except RootBusyError as exc:
-        return _over_the_wire(root, messages, busy=exc)
+        return _over_the_wire(root, talk, busy=exc)
+
+
+def _each(messages: Iterable[Request]) -> Talk[list[Reply]]:
+    replies = list[Reply]()
+    for message in messages:
+        replies.append((yield message))
+    return replies
 
 
 def ask_status(root: Path, message: Status) -> StatusAnswer:
     """Return the status; the daemon does not log who asked. Raises as `send_requests`."""
     try:
         with lock_root(root):
-            [found] = _in_process(root, [message])
+            [found] = _in_process(root, _each([message]))
     except RootBusyError as exc:
         return ask_running(root, message, busy=exc)
     return cast(StatusAnswer, found)
@@ -96,7 +113,7 @@ def ask_running(
         written = b""
     if not written and busy is None:
         raise UnreachableError(f"no daemon serves {root.absolute()}", "start it with `sfsd serve`")
-    [found] = _over_the_wire(root, [message], generation, busy=busy)
+    [found] = _over_the_wire(root, _each([message]), generation, busy=busy)
     if not isinstance(found, StatusAnswer):
         raise UnreachableError("the daemon sent another reply than its status")
     return found
@@ -149,13 +166,20 @@ def _address(root: Path, busy: RootBusyError | None) -> str:
     return address
 
 
-def _in_process(root: Path, messages: Sequence[Request]) -> list[Reply]:
+def _in_process(root: Path, talk: Talk[_Result]) -> _Result:
     who = Principal(OPERATOR, GENERATION, Access.OPERATOR, -1, 0, "local")
 
-    async def run() -> list[Reply]:
+    async def run() -> _Result:
         dispatcher = Dispatcher(context)
         try:
-            return [accepted_reply(await dispatcher.handle(who, message)) for message in messages]
+            message = next(talk)
+            while True:
+                reply = accepted_reply(await dispatcher.handle(who, message))
+                try:
+                    message = talk.send(reply)
+                except StopIteration as end:
+                    result: _Result = end.value
+                    return result
         finally:
             await dispatcher.close()
 
@@ -175,18 +199,18 @@ def accepted_reply(reply: Message) -> Reply:
 
 def _over_the_wire(
     root: Path,
-    messages: Sequence[Request],
+    talk: Talk[_Result],
     generation: int = GENERATION,
     *,
     busy: RootBusyError | None = None,
-) -> list[Reply]:
+) -> _Result:
     address = _address(root, busy)
     try:
         host, port = parse_address(address)
         # A daemon that listens on every address is reached by the loopback address.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
         with socket.create_connection((host, port), timeout=SECONDS) as plain:
-            return _send_over_tls(root, plain, messages, generation)
+            return _send_over_tls(root, plain, talk, generation)
     except (OSError, RemoteProtocolError) as exc:
         hint = (
             "see what the daemon printed" if busy is None else f"{busy.cause}: see what it printed"
@@ -195,8 +219,8 @@ def _over_the_wire(
 
 
 def _send_over_tls(
-    root: Path, plain: socket.socket, messages: Sequence[Request], generation: int
-) -> list[Reply]:
+    root: Path, plain: socket.socket, talk: Talk[_Result], generation: int
+) -> _Result:
     keys = server_keys.load(root / "keys")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -209,7 +233,7 @@ def _send_over_tls(
                 f"another server than that of {root.absolute()} answers at its address",
                 "restart the daemon if its keys were replaced",
             )
-        return _converse(tls, root, keys, messages, generation)
+        return _converse(tls, root, keys, talk, generation)
 
 
 def _peer_spki(tls: ssl.SSLSocket) -> bytes | None:
@@ -223,9 +247,9 @@ def _converse(
     tls: ssl.SSLSocket,
     root: Path,
     keys: ServerKeys,
-    messages: Sequence[Request],
+    talk: Talk[_Result],
     generation: int,
-) -> list[Reply]:
+) -> _Result:
     """Log in, then send one request at a time: commands need no pipeline."""
     connection = Connection(Role.CLIENT)
 
@@ -259,4 +283,11 @@ def _converse(
     login = Login(PROTOCOL_VERSION, OPERATOR, None, generation, 0, signature)
     if not isinstance(call(login), Session):
         raise UnreachableError("the daemon does not open a session")
-    return [call(message) for message in messages]
+    message = next(talk)
+    while True:
+        reply = call(message)
+        try:
+            message = talk.send(reply)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result

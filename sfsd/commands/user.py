@@ -18,7 +18,11 @@ from protocol.wire.messages.accounts import (
     AccountsPage,
     UserAccess,
     UserAdd,
+    UserErase,
+    UserErased,
     UserQuota,
+    UserRemove,
+    UserRevoke,
     UserShow,
 )
 from sfsd import server_keys
@@ -36,14 +40,27 @@ from sfsd.commands import (
 )
 from sfsd.config import Config
 from sfsd.errors import CommandError, ConfigError
-from sfsd.setting_kinds import ANY_ADDRESS
+from sfsd.setting_kinds import ANY_ADDRESS, DAY
 
-_NUMBERS = ("files", "stored", "quota")
+_NUMBERS = ("files", "stored", "quota", "generation")
+_COLUMNS = (
+    "user",
+    "state",
+    "files",
+    "stored",
+    "quota",
+    "last login",
+    "generation",
+    "due",
+    "rotation",
+)
+_MINUTES, _DAYS = len("2026-11-24 09:30"), len("2026-11-24")
+"""Characters of a time as `human_time` shows it."""
 
 
 @click.group()
 def command() -> None:
-    """Invite, list, disable and enable users, and set quotas.
+    """Invite, list, disable, enable, revoke and remove users, and set quotas.
 
     Example: sfsd user add alice
     """
@@ -114,18 +131,29 @@ def _public_address(root: Path, config: Config) -> str:
 @command.command("list")
 @root_option
 @json_option
-def list_(root: Path, as_json: bool) -> None:
-    """List all accounts, including invited users: what they store, and how much of it they may.
+@utc_option
+def list_(root: Path, as_json: bool, utc: bool) -> None:
+    """List all accounts, also of invited and removed users: what they store and may store, the last
+    login, the generation of their keys, when these are due, and whether a rotation is pending.
 
     Example: sfsd user list --json
     """
-    with table("user", "state", "files", "stored", "quota", right=_NUMBERS) as rows:
+    with table(*_COLUMNS, right=_NUMBERS) as rows:
         for account in operator_client.all_accounts(root):
             if as_json:
                 answer_json(_to_json(account))
                 continue
-            quota = human_size(account.quota) if account.quota else "none"
-            rows.add(account.user, _state(account), account.files, human_size(account.used), quota)
+            rows.add(
+                account.user,
+                _state(account),
+                account.files,
+                human_size(account.used),
+                human_size(account.quota) if account.quota else "none",
+                _time(account.last_login, utc)[:_MINUTES],
+                account.generation or "-",
+                _time(account.due, utc)[:_DAYS],
+                _rotation(account) or "-",
+            )
 
 
 @command.command()
@@ -147,12 +175,15 @@ def show(name: str, root: Path, as_json: bool, utc: bool) -> None:
     answer(f"state        {_state(account)}")
     answer(f"fingerprint  {account.fingerprint.hex() or '-'}")
     answer(f"keys         generation {account.generation}, {account.wrap_alg or '-'}")
-    due, invited_until = account.due, account.invited_until
-    answer(f"rotate by    {human_time(due, local=not utc) if due else '-'}")
-    invited = f"until {human_time(invited_until, local=not utc)}" if invited_until else "-"
-    answer(f"invited      {invited}")
-    answer(f"stored       {counted(account.files, 'file')}, {counted(account.used, 'byte')}")
-    answer(f"quota        {account.quota or 'none'}")
+    answer(f"rotate by    {_time(account.due, utc)}")
+    answer(f"rotation     {_rotation(account) or 'none pending'}")
+    answer(f"last login   {_time(account.last_login, utc)}")
+    answer(
+        f"invited      {'until ' * bool(account.invited_until)}{_time(account.invited_until, utc)}"
+    )
+    answer(f"removal      {_time(account.removal, utc)}")
+    answer(f"stored       {counted(account.files, 'file')}, {human_size(account.used)}")
+    answer(f"quota        {human_size(account.quota) if account.quota else 'none'}")
 
 
 @command.command()
@@ -172,11 +203,83 @@ def disable(name: str, root: Path, reason: str) -> None:
 @root_option
 @reason_option("For the log.")
 def enable(name: str, root: Path, reason: str) -> None:
-    """Accept NAME again.
+    """Accept NAME again: after `disable`, after `revoke`, and before the files of a removed user
+    are removed.
 
     Example: sfsd user enable alice
     """
     operator_client.send_requests(root, [UserAccess(name, False, reason)])
+
+
+@command.command()
+@_name
+@root_option
+@reason_option("For the log.")
+def revoke(name: str, root: Path, reason: str) -> None:
+    """Refuse every device that NAME has now, and close the user's sessions.
+
+    For a stolen machine whose owner cannot drop it at once. The user takes the account back with
+    the recovery code (`sfsc init --recovery --take-back` or `sfsc rotate --recovery`), which
+    replaces all devices and keys. Without a code, `user enable` accepts the devices again. `user
+    disable` refuses the recovery code too.
+
+    Example: sfsd user revoke alice --reason "a laptop was stolen"
+    """
+    operator_client.send_requests(root, [UserRevoke(name, reason)])
+
+
+@command.command()
+@_name
+@root_option
+@click.option(
+    "--keep-days",
+    type=click.IntRange(0, 3650),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Remove the files after N days. Until then, `user enable` ends the removal.",
+)
+@reason_option("For the log.")
+def remove(name: str, root: Path, keep_days: int, reason: str) -> None:
+    """Remove NAME: the files, their names and keys, what was shared with the user, and the login.
+
+    The user is refused at once, as by `disable`. The content of all files is removed, with names,
+    wrapped keys and the notes in the inboxes of readers, and the user's own wraps in files of
+    others. This cannot be undone. Signed records and log entries stay, and the name is not given
+    again: other users have pinned it. The name of a user who has not enrolled is free again.
+
+    Example: sfsd user remove alice --keep-days 30 --reason "left the company"
+    """
+    removal = int(time.time()) + keep_days * DAY
+
+    def talk() -> operator_client.Talk[None]:
+        yield UserRemove(name, removal, reason)
+        erased, after = bool(keep_days), ""
+        while not erased:
+            found = cast(UserErased, (yield UserErase(name, after)))
+            erased, after = found.done, found.next
+
+    operator_client.converse(root, talk())
+    if keep_days:
+        answer(f"{name} is disabled, and the files are removed after {human_time(removal)}")
+    else:
+        answer(f"removed {name}")
+
+
+@command.command()
+@_name
+@click.argument("new", metavar="NEW", callback=user_name)
+def rename(name: str, new: str) -> None:
+    """Refused: users cannot be renamed.
+
+    Example: sfsd user rename alice alicia
+    """
+    raise CommandError(
+        f"{name} cannot become {new}: the name is in every record that the user has signed, and in "
+        "every key that others have wrapped for the user",
+        f"invite {new}, let the user store the files again, then `sfsd user remove {name}`",
+        exit_code=4,
+    )
 
 
 @command.command("quota")
@@ -194,12 +297,30 @@ def set_quota(name: str, size: int, root: Path) -> None:
 
 
 def _state(account: Account) -> str:
+    if account.removed:
+        return "removed"
+    if account.removal:
+        return "removing"
     if account.disabled:
         return "disabled"
+    if account.revoked:
+        return "revoked"
     return "enrolled" if account.fingerprint else "invited"
+
+
+def _rotation(account: Account) -> str:
+    """Return which rotation is pending and why, or ""."""
+    if account.rotation == "forced":
+        return f"forced: {account.reason}"
+    return account.rotation
+
+
+def _time(seconds: int, utc: bool) -> str:
+    return human_time(seconds, local=not utc) if seconds else "-"
 
 
 def _to_json(account: Account) -> dict[str, object]:
     values = structs.asdict(account)
-    del values["disabled"]  # part of the state
+    for part in ("disabled", "revoked", "removed"):
+        del values[part]  # parts of the state
     return values | {"state": _state(account), "fingerprint": account.fingerprint.hex()}

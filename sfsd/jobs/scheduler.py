@@ -14,6 +14,7 @@ from sfsd.config import RetentionPolicy
 from sfsd.errors import DamagedError, SfsdError, Stale
 from sfsd.jobs.retention import retention_changes
 from sfsd.rules.context import ServerContext
+from sfsd.rules.removal import erasure_changes, is_removal_due
 from sfsd.setting_kinds import DAY
 from sfsd.storage.change import Change, Write
 from sfsd.storage.paths import account_path
@@ -73,6 +74,12 @@ class JobScheduler:
         return made
 
     def _changes(self, owner: str, policy: RetentionPolicy) -> Iterator[Change]:
+        with suppress(DamagedError):  # requests for the account and `fsck` report it
+            account = self._context.users.account(owner)
+            if account is not None and account.value.removal:
+                if is_removal_due(self._context, owner):
+                    yield from (change for _, change in erasure_changes(self._context, owner))
+                return
         with suppress(DamagedError):  # requests for the account and `fsck` report it
             if (change := rotation_due_change(self._context, owner)) is not None:
                 yield change

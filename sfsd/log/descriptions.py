@@ -229,7 +229,9 @@ def _retention(entry: LogEntry, _local: bool) -> str:
         count = counted(len(_list(detail, "bundles")), "old bundle of keys", "old bundles of keys")
         return f"removed {count} of {_of_owner(entry)}"
     if "reader" in detail:
-        return f"ended the access of {_text(detail, 'reader')} to {_file(entry)}: it expired"
+        why = {"expired": ": it expired", "removed": ": the account was removed"}
+        because = why.get(_text(detail, "why", ""), "")
+        return f"ended the access of {_text(detail, 'reader')} to {_file(entry)}{because}"
     versions = _versions(_list(detail, "purged"))
     return f"removed the content of {versions} of {_file(entry)}{_because(detail, 'why')}"
 
@@ -330,6 +332,19 @@ def _access(entry: LogEntry, _local: bool) -> str:
     return f"{verb} {_of_owner(entry)}{_because(entry.detail)}"
 
 
+def _revoked(entry: LogEntry, _local: bool) -> str:
+    return f"revoked the devices of {_of_owner(entry)}{_because(entry.detail)}"
+
+
+def _account_removed(entry: LogEntry, local: bool) -> str:
+    when = _time(entry.detail, "removal", local)
+    return f"removed {_of_owner(entry)}, files from {when} on{_because(entry.detail)}"
+
+
+def _erased(entry: LogEntry, _local: bool) -> str:
+    return f"removed the files of {_of_owner(entry)}"
+
+
 def _quota_set(entry: LogEntry, _local: bool) -> str:
     before = _quota(entry.detail, "before")
     return f"set the quota of {_of_owner(entry)} to {_quota(entry.detail, 'quota')}, was {before}"
@@ -387,6 +402,9 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "login": Operation(LOGINS, "a session was opened", _logged_in, 2),
     "user-add": Operation(ADMINISTRATION, "a user was invited", _invited, 4),
     "user-access": Operation(ADMINISTRATION, "a user was disabled or enabled", _access, 5),
+    "user-revoke": Operation(ADMINISTRATION, "a user's devices were revoked", _revoked, 6),
+    "user-remove": Operation(ADMINISTRATION, "a user was removed", _account_removed, 6),
+    "user-erase": Operation(REMOVED, "the files of a removed user were removed", _erased, 5),
     "user-quota": Operation(ADMINISTRATION, "a quota was set", _quota_set, 4),
     "server-statement": Operation(
         ADMINISTRATION, "the server's keys were stated", _said("stated the keys of the server"), 5

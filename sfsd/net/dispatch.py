@@ -19,7 +19,7 @@ from protocol.codec.names import SERVER
 from protocol.log.auditlog import IDENTITY_OPS
 from protocol.records.records import COMPROMISED, RECOVERY, Statement
 from protocol.wire.messages import Done, Error, Reply, Request
-from protocol.wire.messages.accounts import UserAccess
+from protocol.wire.messages.accounts import UserAccess, UserRemove, UserRevoke
 from protocol.wire.messages.base import MAX_REFUSING, DamagedVersion
 from protocol.wire.messages.changes import Commit
 from protocol.wire.messages.log import LogLeaves, LogLines
@@ -244,7 +244,9 @@ class Dispatcher:
 
     def _revoke(self, who: Principal, message: Request) -> None:
         """Close the sessions that the request just handled has revoked."""
-        if isinstance(message, UserAccess) and message.disabled:
+        if isinstance(message, UserRevoke | UserRemove) or (
+            isinstance(message, UserAccess) and message.disabled
+        ):
             self.on_revoke(message.user, None)
         elif isinstance(message, (NewStatement, RotateBegin)):
             who.published = True

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import bisect
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Final
 
 from protocol import VERSION
 from protocol.codec.fields import shortened
 from protocol.codec.values import changed
+from protocol.log.auditlog import RETENTION
 from protocol.wire.messages import Reply
 from protocol.wire.messages.accounts import (
     Account,
@@ -24,11 +27,15 @@ from protocol.wire.messages.accounts import (
     UsageAnswer,
     UserAccess,
     UserAdd,
+    UserErase,
+    UserErased,
     UserList,
     UserQuota,
+    UserRemove,
+    UserRevoke,
     UserShow,
 )
-from sfsd.errors import DamagedError, Refused
+from sfsd.errors import DamagedError, Refused, Stale, require
 from sfsd.operations.health import find_problems
 from sfsd.rules.context import (
     MONITORING,
@@ -40,6 +47,8 @@ from sfsd.rules.context import (
     draft,
     operation,
 )
+from sfsd.rules.removal import erasure_changes, is_removal_due
+from sfsd.rules.users import rotation_notice
 from sfsd.state.documents import Document
 from sfsd.state.scrub_progress import ScrubProgress
 from sfsd.storage.change import Change, Write
@@ -48,6 +57,8 @@ from sfsd.storage.paths import account_path, statements_path
 
 PER_PAGE: Final = 256
 """Accounts in one reply to UserList."""
+ERASE_SECONDS: Final = 2.0
+"""How long one request removes files."""
 MAX_REASONS: Final = 64
 """Reasons in one reply to Status."""
 
@@ -65,6 +76,8 @@ def user_add(server: ServerContext, who: Principal, message: UserAdd) -> Transac
     """Invite a user. A second invitation before enrolment replaces the token of the first."""
     present = server.users.account(message.user)
     if present is not None and present.value.used_by is not None:
+        if present.value.removal:
+            raise Refused("conflict", f"{message.user} is the name of a removed account")
         raise Refused("conflict", f"{message.user} has enrolled already")
     if present is None and server.journal.count(message.user):
         # Clients of others have pinned that user, and its entries in the log are counted already.
@@ -95,10 +108,14 @@ def user_add(server: ServerContext, who: Principal, message: UserAdd) -> Transac
 
 @operation(UserAccess, access=OPERATOR, logged="user-access")
 def user_access(server: ServerContext, who: Principal, message: UserAccess) -> Transaction[Reply]:
-    """Disable or enable an account."""
+    """Disable or enable an account. Enabling it ends a revocation, and a removal that waits."""
     account = _find(server, message.user)
+    if account.value.removed or is_removal_due(server, message.user):
+        raise Refused("conflict", f"the account of {message.user} was removed")
     detail = {"disabled": message.disabled, "reason": message.reason}
     new = changed(account.value, disabled=message.disabled)
+    if not message.disabled:
+        new = changed(new, revoked=0, removal=0)
     return _replace(server, who, "user-access", message.user, account, new, detail)
 
 
@@ -122,6 +139,54 @@ def force_rotation(
     reason = message.reason or "the operator asks for it"
     new = changed(account.value, forced=reason)
     return _replace(server, who, "rotate-force", message.user, account, new, {"reason": reason})
+
+
+@operation(UserRevoke, access=OPERATOR, logged="user-revoke")
+def user_revoke(server: ServerContext, who: Principal, message: UserRevoke) -> Transaction[Reply]:
+    """Refuse every device that the account has now. Its recovery key opens it, and replaces them.
+
+    The devices are in statements that only the account's keys sign, so they are refused by the
+    number of the newest one.
+    """
+    account = _find(server, message.user)
+    found = server.users.chain(message.user)
+    if found is None:
+        raise Refused("not-found", f"{message.user} has not enrolled")
+    chain, digest = found
+    detail = {"statements": chain.head.n, "reason": message.reason}
+    new = changed(account.value, revoked=chain.head.n)
+    expect = {statements_path(message.user): digest}
+    return _replace(server, who, "user-revoke", message.user, account, new, detail, expect)
+
+
+@operation(UserRemove, access=OPERATOR, logged="user-remove")
+def user_remove(server: ServerContext, who: Principal, message: UserRemove) -> Transaction[Reply]:
+    """Disable an account, and say when its files are removed."""
+    account = _find(server, message.user)
+    if account.value.removed:
+        raise Refused("conflict", f"the account of {message.user} was removed")
+    require(message.removal > 0, "the time of a removal")
+    detail = {"removal": message.removal, "reason": message.reason}
+    new = changed(account.value, disabled=True, removal=message.removal)
+    return _replace(server, who, "user-remove", message.user, account, new, detail)
+
+
+@operation(UserErase, access=OPERATOR, logged=RETENTION, slow=True)
+def user_erase(server: ServerContext, who: Principal, message: UserErase) -> UserErased:  # noqa: ARG001
+    """Remove files of an account whose removal is due, for some seconds."""
+    account = _find(server, message.user)
+    if account.value.removed:
+        return UserErased("", done=True)
+    if not is_removal_due(server, message.user):
+        raise Refused("conflict", f"the removal of {message.user} is not due")
+    server.check_storage()
+    until = time.monotonic() + ERASE_SECONDS
+    for after, change in erasure_changes(server, message.user, message.after):
+        with suppress(Stale):  # it is found again
+            server.committer.submit(change).result()
+        if time.monotonic() > until:
+            return UserErased(after, done=False)
+    return UserErased("", done=True)
 
 
 @operation(UserList, access=OPERATOR, slow=True)
@@ -214,11 +279,13 @@ def _replace(
     old: Document[StoredAccount],
     new: StoredAccount,
     detail: Mapping[str, object],
+    expect: Mapping[str, bytes | None] | None = None,
 ) -> Transaction[Reply]:
-    """Return the change from `old` to `new`, which is logged even if they are equal."""
+    """Return the change from `old` to `new`, which is logged even if they are equal. It relies on
+    `expect` too."""
     change = Change(
         draft(who, op, owner=user, detail=detail, accounts=(user,)),
-        expect={old.path: old.digest},
+        expect={old.path: old.digest, **(expect or {})},
         effects=(Write(old.path, new.encode),),
     )
     return Transaction(change, lambda seq: server.done(seq, who))
@@ -229,6 +296,8 @@ def _summary(server: ServerContext, name: str, account: StoredAccount) -> Accoun
     chain = server.users.chain(name)
     head = None if chain is None else chain[0].head
     ledger = server.index.for_user(name).loaded_ledger()
+    user = None if chain is None or account.disabled else server.users.find(name)
+    notice = None if user is None else rotation_notice(user, server.now)
     return Account(
         user=name,
         fingerprint=b"" if chain is None else chain[0].first_hash,
@@ -241,5 +310,11 @@ def _summary(server: ServerContext, name: str, account: StoredAccount) -> Accoun
         invited_until=account.token_expires if account.used_by is None else 0,
         used=ledger.used,
         quota=account.quota,
-        files=ledger.files,
+        files=0 if account.removed else ledger.files,
+        last_login=server.last_logins.of(name),
+        rotation="" if notice is None else notice.state,
+        reason="" if notice is None else notice.reason,
+        revoked=head is not None and account.revoked >= head.n,
+        removal=account.removal,
+        removed=account.removed,
     )

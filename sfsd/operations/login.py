@@ -84,6 +84,9 @@ def log_in(
         raise _refused() from exc
     if key is None:
         raise _refused()
+    if key.refusal:
+        # The caller has proven whose key this is, so they are told.
+        raise Refused("denied", key.refusal)
     user, access = key.user, key.access
     who = Principal(
         message.user, message.generation, access, -1, message.known_size, address, signer=public
@@ -200,11 +203,12 @@ _OPERATORS: Final = {1: Access.OPERATOR, 0: Access.MONITOR}
 
 class _LoginKey(Value):
     """The public key that must have signed a login, and what the login is good for. `user` is None
-    for the operator."""
+    for the operator. `refusal` is why the operator lets this key open nothing, or empty."""
 
     public: bytes
     access: Access
     user: User | None
+    refusal: str = ""
 
 
 def _find_login_key(server: ServerContext, message: Login) -> _LoginKey | None:
@@ -219,8 +223,26 @@ def _find_login_key(server: ServerContext, message: Login) -> _LoginKey | None:
         key = server.identity.operator_public
         return None if access is None else _LoginKey(key, access, None)
     user = server.users.find(message.user)
-    if user is None or user.account.value.disabled:
+    if user is None:
         return None
+    found = _find_user_key(user, message)
+    return None if found is None else changed(found, refusal=_refusal(user, found.access))
+
+
+def _refusal(user: User, access: Access) -> str:
+    """Return why the operator lets no key, or only the recovery key, open a session; or ""."""
+    account = user.account.value
+    if account.removal:
+        return "the operator has removed your account"
+    if account.disabled:
+        return "the operator has disabled your account"
+    if account.revoked >= user.chain.head.n and access is not Access.RECOVERY:
+        return "the operator has revoked your devices; your recovery code takes the account back"
+    return ""
+
+
+def _find_user_key(user: User, message: Login) -> _LoginKey | None:
+    device_id, generation = message.device_id, message.generation
     head = user.chain.head
     if device_id is not None:
         device = head.find_device(device_id)

@@ -84,7 +84,9 @@ def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
         for link in links[first : first + PER_PAGE]
     )
     end = first + len(statements)
-    return Identity(statements, end + 1 if end < len(links) else 0)
+    account = server.users.account(message.user)
+    removed = account is not None and account.value.removed
+    return Identity(statements, end + 1 if end < len(links) else 0, removed)
 
 
 def change_readers(server: ServerContext, who: Principal, change: SignedChange) -> Transaction[int]:

@@ -173,6 +173,8 @@ class LogSummary:
                 account.quota = quota if type(quota) is int else 0
             case "user-access":
                 account.disabled = detail.get("disabled") is True
+            case "user-remove":
+                account.disabled = True
             case "rotate-force":
                 reason = detail.get("reason")
                 account.forced = reason if isinstance(reason, str) else ""
@@ -201,7 +203,13 @@ class LogSummary:
         return account
 
 
-_ACCOUNT_OPS: Final = IDENTITY_OPS | {"user-add", "user-quota", "user-access", "rotate-force"}
+_ACCOUNT_OPS: Final = IDENTITY_OPS | {
+    "user-add",
+    "user-quota",
+    "user-access",
+    "user-remove",
+    "rotate-force",
+}
 
 
 def _bounded(table: dict[str, Any], key: str, bound: int, make: Callable[[], Any]) -> Any:  # noqa: ANN401

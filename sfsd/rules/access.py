@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from protocol.codec.values import Value
 from protocol.records.records import FileRecord
 from protocol.wire.messages import FileView
-from sfsd.errors import Absent
+from sfsd.errors import Absent, Refused
 from sfsd.rules.reader_wishes import ReaderWishes
 from sfsd.rules.record_rules import FileHead, not_found
 from sfsd.rules.users import UserRegistry
@@ -71,7 +71,7 @@ class Visibility:
         """Batch version of `newest`; results in input order. Raises if any of them does."""
         # This comes first: others must not learn of a file, whatever its state is.
         if user != owner and not all(self._wishes.takes(user, owner, one) for one in file_ids):
-            raise not_found()
+            raise self._missing(owner)
         found = list[VisibleVersion]()
         for head in FileHead.load_all(self._index.for_user(owner), file_ids):
             last = head.newest.value.head_record
@@ -93,6 +93,16 @@ class Visibility:
         except Absent as exc:
             raise not_found() from exc
         return VisibleVersion(newest.user, newest.head, version, document, newest.last)
+
+    def _missing(self, owner: str) -> Refused:
+        """Return the error for a file that does not exist for the caller. That an account was
+        removed is no secret: every user may look up identities."""
+        account = self._users.account(owner)
+        if account is not None and account.value.removed:
+            return Refused(
+                "not-found", f"the account of {owner} was removed, and its files with it"
+            )
+        return not_found()
 
     def _is_reader(self, user: str, last: FileRecord) -> bool:
         now = self._clock()

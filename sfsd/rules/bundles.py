@@ -91,6 +91,13 @@ def remove_expired_bundles(server: ServerContext, owner: str) -> Change | None:
     return Change(draft, expect, tuple(Remove(kept_bundle_path(owner, n)) for n in gone))
 
 
+def bundle_paths(server: ServerContext, user: str) -> list[str]:
+    """Return the paths of all bundles of an account."""
+    newest = bundle_path(user)
+    kept = [kept_bundle_path(user, n) for n in _kept(server, user)]
+    return [*kept, *([] if server.documents.latest(newest) is None else [newest])]
+
+
 def _kept(server: ServerContext, user: str) -> list[int]:
     """Return the numbers of the statements whose bundles are kept, in order."""
     names = (

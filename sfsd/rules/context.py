@@ -32,6 +32,7 @@ from sfsd.rules.users import UserRegistry
 from sfsd.state.documents import Documents
 from sfsd.state.file_index import FileIndex
 from sfsd.state.inbox_index import InboxIndex
+from sfsd.state.last_logins import LastLogins
 from sfsd.state.logged_downloads import LoggedDownloads
 from sfsd.state.read_handles import ReadHandles
 from sfsd.state.scrub_progress import ScrubProgress
@@ -156,6 +157,7 @@ class ServerContext:
         self.users = UserRegistry(self.documents, self.index)
         share = DescriptorBudget()
         self.uploads = UploadRegistry(store.create_upload_file, share, clock)
+        self.last_logins = LastLogins(journal)
         self.downloads = LoggedDownloads(journal, clock)
         self.read_handles = ReadHandles(store.open_blob, share)
         self.wishes = ReaderWishes(self.users, self.inboxes, config.limits.user_shared_files)

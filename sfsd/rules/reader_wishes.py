@@ -43,6 +43,10 @@ class ReaderWishes:
         the owner must not keep the owner from a move. Raises `Refused` (share-refused) with the
         readers who cannot be added.
         """
+        removed = tuple(user for user in users if self._is_removed(user))
+        if removed:
+            why = f"the operator has removed {', '.join(removed)}"
+            raise Refused("share-refused", why, readers=removed)
         blocking = tuple(user for user in users if not moved and self._blocks_new(user, owner))
         if blocking:
             names = ", ".join(blocking)
@@ -53,6 +57,13 @@ class ReaderWishes:
         if full:
             why = f"you already share {most} files with {', '.join(full)}"
             raise Refused("share-refused", why, readers=full)
+
+    def _is_removed(self, user: str) -> bool:
+        try:
+            account = self._users.account(user)
+        except DamagedError:
+            return False  # one account's damage must not stop other users
+        return account is not None and account.value.removal > 0
 
     def _blocks_new(self, user: str, owner: str) -> bool:
         try:

@@ -187,7 +187,9 @@ class StoredAccount(Value):
     and rotation are allowed until the user has rotated, or None. `fell_due` is the last generation
     whose expiry is logged, 0 for none. `tag_key` is the secret of the account's tags in the log,
     32 bytes, None before the enrolment. `blocked` are the users whose files the user is not shown,
-    by name.
+    by name. `revoked` is the last statement whose devices are refused, 0 for none. `removal` is
+    when the files of the account are removed, in unix seconds, 0 for never; `removed` whether they
+    were.
     """
 
     seq: int
@@ -200,6 +202,9 @@ class StoredAccount(Value):
     fell_due: int = 0
     tag_key: bytes | None = field(default=None, repr=False)
     blocked: tuple[str, ...] = ()
+    revoked: int = 0
+    removal: int = 0
+    removed: bool = False
 
     def encode(self, seq: int) -> bytes:
         """Return the file's bytes, written by entry `seq`."""
@@ -215,6 +220,9 @@ class StoredAccount(Value):
                 tag_key=_optional_hex(self.tag_key),
                 fell_due=self.fell_due,
                 blocked=self.blocked,
+                revoked=self.revoked,
+                removal=self.removal,
+                removed=self.removed,
             )
         )
 
@@ -237,13 +245,19 @@ class _Account(JsonObject, kw_only=True):
     tag_key: str | None
     fell_due: int = 0
     blocked: tuple[str, ...] = ()
+    revoked: int = 0
+    removal: int = 0
+    removed: bool = False
 
 
 _ACCOUNTS: Final = JsonDecoder(_Account)
 
 
 def _account(stored: _Account) -> StoredAccount:
-    if min(stored.seq, stored.expires, stored.quota, stored.fell_due) < 0:
+    if (
+        min(stored.seq, stored.expires, stored.quota, stored.fell_due, stored.removal) < 0
+        or stored.revoked < 0
+    ):
         raise ValueError("a negative number")
     tag_key = _optional_bytes(stored.tag_key)
     if (tag_key is None) is not (stored.used_by is None):
@@ -265,6 +279,9 @@ def _account(stored: _Account) -> StoredAccount:
         fell_due=stored.fell_due,
         tag_key=tag_key,
         blocked=stored.blocked,
+        revoked=stored.revoked,
+        removal=stored.removal,
+        removed=stored.removed,
     )
 
 

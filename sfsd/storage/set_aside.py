@@ -299,6 +299,23 @@ def _generation(store: DirectoryStore, user: str) -> int:
         return 0
 
 
+def _administered(account: StoredAccount, entry: LogEntry) -> StoredAccount:
+    """Return the settings after an entry of the operator that changes them."""
+    detail = entry.detail
+    match entry.op:
+        case "user-access" if detail["disabled"]:
+            return changed(account, disabled=True)
+        case "user-access":
+            return changed(account, disabled=False, revoked=0, removal=0)
+        case "user-revoke":
+            return changed(account, revoked=detail["statements"])
+        case "user-remove":
+            return changed(account, disabled=True, removal=detail["removal"])
+        case "user-erase":
+            return changed(account, removed=True)
+    return changed(account, quota=detail["quota"])
+
+
 def _next_account(account: StoredAccount | None, entry: LogEntry) -> StoredAccount | None:
     """Return the settings after `entry`, which belongs to the account."""
     detail = entry.detail
@@ -310,10 +327,8 @@ def _next_account(account: StoredAccount | None, entry: LogEntry) -> StoredAccou
     match entry.op:
         case "enrol" if entry.rec is not None:
             return changed(account, used_by=record_hash(entry.rec))
-        case "user-access":
-            return changed(account, disabled=detail["disabled"])
-        case "user-quota":
-            return changed(account, quota=detail["quota"])
+        case "user-access" | "user-revoke" | "user-remove" | "user-erase" | "user-quota":
+            return _administered(account, entry)
         case "rotate-force":
             return changed(account, forced=detail["reason"])
         case "block":

@@ -422,6 +422,9 @@ ACCOUNT = accounts.Account(
     used=96,
     quota=10 * 1024**3,
     files=1,
+    last_login=NOW,
+    rotation="forced",
+    reason="a laptop was stolen",
 )
 
 MESSAGES: list[tuple[int, Message]] = [
@@ -510,6 +513,10 @@ MESSAGES: list[tuple[int, Message]] = [
     (20, accounts.UserShow("alice")),
     (21, accounts.UserAdd("bob", hashlib.sha256(TOKEN).digest(), NOW + 7 * DAY, 0)),
     (22, accounts.UserAccess("bob", True, "left the team")),
+    (22, accounts.UserRevoke("bob", "a laptop was stolen")),
+    (22, accounts.UserRemove("bob", NOW + 30 * DAY, "left the team")),
+    (22, accounts.UserErase("bob", "")),
+    (22, accounts.UserErased(FILE_ID, False)),
     (23, accounts.Status(check=True)),
     (
         23,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from protocol.codec.fields import AtMost, Bytes32, Count, Struct, Text, UserName
+from protocol.codec.fields import AtMost, Bytes32, Count, OneOf, Struct, Text, UserName
 from protocol.wire.messages.base import Done, Reply, Request, message
 
 
@@ -27,7 +27,11 @@ class Account(Struct):
     """One account as the operator sees it.
 
     `fingerprint` is the first statement's hash, empty before enrolment. `created`, `due` and
-    `expires` are those of the newest statement, 0 before enrolment.
+    `expires` are those of the newest statement, 0 before enrolment. `last_login` is when the user
+    last opened a session, 0 for never. `rotation` tells whether the keys must be rotated, and
+    `reason` why, until that is done. `revoked` tells whether the devices of the account are
+    refused. `removal` is when the files are removed, 0 for never; `removed` whether they were.
+    Times are in unix seconds.
     """
 
     user: UserName
@@ -42,6 +46,12 @@ class Account(Struct):
     used: Count
     quota: Count
     files: Count
+    last_login: Count = 0
+    rotation: Annotated[str, OneOf(("", "due", "overdue", "forced"))] = ""
+    reason: Annotated[str, AtMost(512)] = ""
+    revoked: bool = False
+    removal: Count = 0
+    removed: bool = False
 
 
 @message(99)
@@ -118,6 +128,42 @@ class ScrubStatus(Struct):
     last_bytes: Count
     damage: Count
     damaged: Annotated[tuple[DamagedFile, ...], AtMost(256)]
+
+
+@message(106, replies=(Done,))
+class UserRevoke(Request):
+    """Refuse all devices of a user and close the user's sessions, until the user has recovered the
+    account or is enabled again; operator only."""
+
+    user: UserName
+    reason: Text
+
+
+@message(107, replies=(Done,))
+class UserRemove(Request):
+    """Disable a user, and have the user's files removed at `removal`, in unix seconds; operator
+    only. Until then, enabling the user ends it."""
+
+    user: UserName
+    removal: Count
+    reason: Text
+
+
+@message(109)
+class UserErased(Reply):
+    """Some files were removed. `next` is the `after` of the next request, "" if none is left."""
+
+    next: Annotated[str, AtMost(32)]
+    done: bool
+
+
+@message(108, replies=(UserErased,))
+class UserErase(Request):
+    """Remove files of a user whose removal is due, past the file id `after`; operator only. It
+    takes a few seconds at most, so it is repeated."""
+
+    user: UserName
+    after: Annotated[str, AtMost(32)]
 
 
 @message(104)

@@ -46,10 +46,12 @@ class SignedStatement(Struct):
 
 @message(81)
 class Identity(Reply):
-    """A user's statements from `first` on; `next` is 0 at the end."""
+    """A user's statements from `first` on; `next` is 0 at the end. `removed` tells whether the
+    operator has removed the account with its files."""
 
     statements: Annotated[tuple[SignedStatement, ...], AtMost(8)]
     next: Count
+    removed: bool = False
 
 
 @message(80, replies=(Identity,))

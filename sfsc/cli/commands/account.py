@@ -218,5 +218,6 @@ def status(context: Context) -> None:
         f"log       {entries}, consistent with the log seen before",
         f"log key   {printable(now.log_vkey)}",
         f"keys      generation {now.generation}, to be rotated by {due}",
+        f"rotation  {printable(now.rotation) or 'none pending'}",
         f"recovery  {'there is a code' if now.recovery else 'no code; run `sfsc key recovery`'}",
     )

@@ -105,8 +105,8 @@ def test_list_and_show(root: Path, sfsd: Sfsd) -> None:
     assert listed[0] == json.loads(sfsd("user", "show", "ada", "--json").out)
     sfsd("user", "quota", "bob", "1500000")
     assert sfsd("user", "list").lines[:2] == [
-        "ada\tinvited\t0\t0 B\tnone",
-        "bob\tinvited\t0\t0 B\t1.4 MiB",
+        "ada\tinvited\t0\t0 B\tnone\t-\t-\t-\t-",
+        "bob\tinvited\t0\t0 B\t1.4 MiB\t-\t-\t-\t-",
     ]
     shown = dict(line.split(maxsplit=1) for line in sfsd("user", "show", "ada").lines[:2])
     assert shown == {"user": "ada", "state": "invited"}
@@ -152,3 +152,26 @@ def test_truncated_address_file(root: Path, sfsd: Sfsd, left: bytes) -> None:
 def test_add_refuses_port_0(root: Path, sfsd: Sfsd, port: str) -> None:
     (root / "sfsd.toml").write_text(f'public = "files.example:{port}"\n')
     assert "port 0" in sfsd("user", "add", "ada", code=1).err
+
+
+def test_remove_withdraws_an_invitation(root: Path, sfsd: Sfsd) -> None:
+    sfsd("user", "add", "ada")
+    assert sfsd("user", "remove", "ada").out == "removed ada\n"
+    shown = json.loads(sfsd("user", "show", "ada", "--json").out)
+    assert shown["state"] == "removed"
+    assert not {"disabled", "revoked", "removed"} & shown.keys()
+    sfsd("user", "remove", "ada", code=6)
+    sfsd("user", "remove", "nobody", code=3)
+    sfsd("user", "revoke", "ada", code=3)
+    sfsd("user", "add", "ada")
+    told = sfsd("user", "remove", "ada", "--keep-days", "3").out
+    assert told.startswith("ada is disabled, and the files are removed after ")
+    assert json.loads(sfsd("user", "show", "ada", "--json").out)["state"] == "removing"
+    sfsd("user", "enable", "ada")
+    assert json.loads(sfsd("user", "show", "ada", "--json").out)["state"] == "invited"
+
+
+def test_rename_is_refused_with_the_reason(sfsd: Sfsd) -> None:
+    told = sfsd("user", "rename", "ada", "eve", code=4).err
+    assert "the name is in every record that the user has signed" in told
+    assert "`sfsd user remove ada`" in told

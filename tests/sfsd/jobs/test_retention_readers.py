@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocol.wire.messages.downloads import OpenedVersion
-from sfsd.jobs import retention
+from sfsd.rules import removal
 from sfsd.setting_kinds import DAY
 from tests.opens import open_one
 from tests.sfsd.builders import Daemon, file_id
@@ -39,7 +39,7 @@ def test_wraps_are_removed_at_expiry(served: Daemon) -> None:
 
 
 def test_many_versions_take_several_runs(served: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "MAX_READER_VERSIONS", 1)
+    monkeypatch.setattr(removal, "MAX_READER_VERSIONS", 1)
     ada, bob = served.person("ada"), served.person("bob")
     until = int(served.clock.now) + DAY
     for content in (b"1", b"2"):

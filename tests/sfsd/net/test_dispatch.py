@@ -24,8 +24,11 @@ from protocol.wire.messages.accounts import (
     Usage,
     UserAccess,
     UserAdd,
+    UserErase,
     UserList,
     UserQuota,
+    UserRemove,
+    UserRevoke,
     UserShow,
 )
 from protocol.wire.messages.base import DamagedVersion
@@ -113,6 +116,9 @@ MATRIX: dict[Request, set[Access]] = {
     Status(): MONITORING,
     StartScrub(): OPERATORS,
     UserQuota("ada", 0): OPERATORS,
+    UserRevoke("ada", ""): OPERATORS,
+    UserRemove("ada", 1, ""): OPERATORS,
+    UserErase("ada", ""): OPERATORS,
     NewStatement(b"", (), b""): JOINING,
     GetBundle(0): OWN_KEYS,
     RotateBegin(b"", (), b""): RECOVERING,
