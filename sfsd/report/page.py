@@ -32,6 +32,8 @@ _TEXT: Final = 300
 _TABLE: Final = 200
 """Rows of each table, but for that of the entries; those that are left out are counted."""
 _DAY: Final = 86_400
+_OVERDUE, _REQUIRED, _DUE = 0, 1, 2
+"""Urgencies of rotations; those of less urgent states are higher numbers."""
 
 
 class Verdict(Value):
@@ -144,14 +146,17 @@ def _number(number: int) -> str:
 
 
 class _Rows(Value):
-    """Rows of a table, and how many were left out."""
+    """Rows of a table, and how many were left out. `urgent` and `due` count rows of rotations, also
+    those that were left out."""
 
     shown: list[dict[str, Any]]
     left_out: int
+    urgent: int = 0
+    due: int = 0
 
 
-def _cut(rows: list[dict[str, Any]]) -> _Rows:
-    return _Rows(rows[:_TABLE], max(0, len(rows) - _TABLE))
+def _cut(rows: list[dict[str, Any]], urgent: int = 0, due: int = 0) -> _Rows:
+    return _Rows(rows[:_TABLE], max(0, len(rows) - _TABLE), urgent, due)
 
 
 def _users(facts: Facts) -> _Rows:
@@ -201,7 +206,7 @@ def _listed(counter: Counter[str]) -> str:
 
 
 def _rotations(facts: Facts) -> _Rows:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, account in facts.summary.accounts.items():
         if account.enrolled and name != OTHERS:
             urgency, state, detail = _rotation_state(account, facts.made)
@@ -217,7 +222,10 @@ def _rotations(facts: Facts) -> _Rows:
                     "due": account.due,
                 }
             )
-    return _cut(sorted(rows, key=lambda row: (row["urgency"], row["due"], row["user"])))
+    urgent = sum(row["urgency"] <= _REQUIRED for row in rows)
+    due = sum(row["urgency"] <= _DUE for row in rows)
+    shown = sorted(rows, key=lambda row: (row["urgency"], row["due"], row["user"]))
+    return _cut(shown, urgent, due)
 
 
 def _rotation_state(account: AccountState, now: int) -> tuple[int, str, str]:
@@ -225,12 +233,12 @@ def _rotation_state(account: AccountState, now: int) -> tuple[int, str, str]:
     if account.disabled:
         return 5, "disabled", ""
     if account.expires <= now:
-        return 0, "overdue", "the user can only read until then"
+        return _OVERDUE, "overdue", "the user can only read until then"
     if account.forced is not None:
-        return 1, "required", account.forced
+        return _REQUIRED, "required", account.forced
     if account.due <= now:
         left = counted((account.expires - now) // _DAY, "day")
-        return 2, "due", f"{left} left"
+        return _DUE, "due", f"{left} left"
     if account.begun:
         return 3, "unfinished", "a rotation was begun"
     return 4, "up to date", ""
