@@ -153,7 +153,10 @@ def test_requests_and_answers(runtime: Path) -> None:
 
 
 @pytest.mark.parametrize("pause", ["suspension", "time-out"])
-def test_the_first_request_after_a_pause_finds_nothing(runtime: Path, pause: str) -> None:
+def test_the_first_request_after_a_pause_finds_nothing(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch, pause: str
+) -> None:
+    monkeypatch.setattr("sfsc.agent.process._SECONDS", 1000.0)  # for a client that came before it
     time = Time()
     with serving(runtime, time) as agent, agent.connect() as early:
         agent.ask(KEEP, ID, KEY, 60)
