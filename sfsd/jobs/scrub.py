@@ -84,6 +84,13 @@ class Scrubber:
     def run(self) -> None:
         """Begin or continue a pass whenever one is due, until `stop`."""
         lower_disk_priority()
+        try:
+            self._run()
+        finally:
+            if not self._stopping:  # a bug, which the end of the thread prints
+                self._context.metrics.failed_jobs[JOB] = "it has ended; restart the daemon"
+
+    def _run(self) -> None:
         pause = FIRST_PAUSE
         while not self._stopping:
             if not self._progress.is_wanted:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
+from protocol.codec.terminal_text import printable
 from sfsd.jobs.account_survey import AccountSurvey
 from sfsd.net.metrics import CONTENT_TYPE, MetricsRegistry
 from sfsd.operations.health import find_problems
@@ -128,7 +129,8 @@ def _health(context: ServerContext) -> _Response:
     """Return 200, or 503 with why the daemon is not well, one reason a line."""
     problems = find_problems(context)
     status = HTTPStatus.SERVICE_UNAVAILABLE if problems else HTTPStatus.OK
-    return _Response(status, "".join(f"{line}\n" for line in problems or ["ok"]).encode())
+    text = "".join(f"{printable(line)}\n" for line in problems or ["ok"])
+    return _Response(status, text.encode())
 
 
 def _refusal(status: HTTPStatus) -> _Response:

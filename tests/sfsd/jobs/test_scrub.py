@@ -388,3 +388,16 @@ def test_the_status_has_the_progress(served: Daemon, ada: Person) -> None:
     (one,) = answer.scrub.damaged
     assert one.path == f"ada/files/{ONE[:2]}/{ONE}.1.ct"
     assert one.text == "the content is not what was written"
+
+
+def test_a_bug_in_the_scrub_is_told(served: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    scrubber = Scrubber(served.context)
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(scrubber, "run_pass", broken)
+    served.context.scrub.want()
+    with pytest.raises(ZeroDivisionError):
+        scrubber.run()
+    assert find_problems(served.context) == ["scrub: it has ended; restart the daemon"]

@@ -97,7 +97,7 @@ def test_head_is_get_without_the_body(served: Daemon) -> None:
 
 
 def test_health_says_why(served: Daemon) -> None:
-    served.context.metrics.failed_jobs["retention"] = "the disk failed"
+    served.context.metrics.failed_jobs["retention"] = "the disk\nfailed\x1b[2J"
 
     async def run() -> bytes:
         async with serving(served) as port:
@@ -105,7 +105,7 @@ def test_health_says_why(served: Daemon) -> None:
 
     answer = served.run(run())
     assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-    assert answer.endswith(b"\r\n\r\nretention: the disk failed\n")
+    assert answer.endswith(b"\r\n\r\nretention: the disk\\nfailed\\x1b[2J\n")
 
 
 def test_silent_connections_keep_nobody_out(served: Daemon) -> None:
