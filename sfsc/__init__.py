@@ -107,7 +107,7 @@ if TYPE_CHECKING:
     from sfsc.log.receipts import VerifiedProof
     from sfsc.session.limits import Timeouts
     from sfsc.session.pipeline import Skip
-    from sfsc.session.session import Progress
+    from sfsc.session.progress import Progress
     from sfsc.store import Status, Store
     from sfsc.times import Time
     from sfsc.transfer.download import Got, Target

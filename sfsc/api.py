@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sfsc.log.receipts import VerifiedProof
     from sfsc.session.limits import Timeouts
     from sfsc.session.pipeline import Skip
-    from sfsc.session.session import Progress
+    from sfsc.session.progress import Progress
     from sfsc.session.waiting import Waiting
     from sfsc.store import Store
 
@@ -41,7 +41,7 @@ PUBLIC: Final = {
     "KnownNames": "files.known_names",
     "LogEvent": "log.audit",
     "Person": "files.contacts",
-    "Progress": "session.session",
+    "Progress": "session.progress",
     "Purged": "files.purge",
     "Put": "transfer.upload",
     "Renamed": "files.rename",

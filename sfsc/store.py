@@ -40,7 +40,8 @@ from sfsc.log.seen_checkpoints import SeenCheckpoints
 from sfsc.per_thread import PerThread
 from sfsc.session.limits import Throttle, Timeouts
 from sfsc.session.pipeline import Skip
-from sfsc.session.session import Progress, Session
+from sfsc.session.progress import Progress
+from sfsc.session.session import Session
 from sfsc.session.waiting import Blocking, Waiting
 from sfsc.threadguard import ThreadGuard, single_threaded
 from sfsc.times import Time, as_datetime, as_seconds

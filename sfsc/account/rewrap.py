@@ -372,6 +372,7 @@ class Rewrapper:
         account, generation = session.account, session.author.generation
         items = wrap_items(session, self._result.left_out, self._result.missing)
         while some := list(islice(items, _CHUNK)):
+            session.progress.advance_items(len(some))
             check_logged(
                 self._logged,
                 [made for item in some for made in self._must_be_logged(account, generation, item)],

@@ -341,6 +341,7 @@ class Rotation:
         the last."""
         rewrapper, done = Rewrapper(self._session, self._contacts), 0
         for _ in range(MAX_PASSES):
+            self._expect_versions()
             result = rewrapper.run_pass()
             done += result.done
             if not result.left:
@@ -348,6 +349,12 @@ class Rotation:
                 _warn_given_up(rewrapper.given_up, self._session.account.user)
                 return result
         raise ConflictError("other devices keep changing the account", _AGAIN)
+
+    def _expect_versions(self) -> None:
+        """Announce the versions of our files, as far as this machine knows them."""
+        if self._session.progress.wanted:
+            heads = self._session.state.logged_heads().values()
+            self._session.progress.expect_items(sum(head.version for head in heads))
 
     def _reasons(self) -> set[str]:
         """Return the reasons of valid statements since the last finished rotation."""

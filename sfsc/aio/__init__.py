@@ -20,7 +20,7 @@ from sfsc.keys.home import Home, Passphrase
 
 if TYPE_CHECKING:
     from sfsc.session.limits import Timeouts
-    from sfsc.session.session import Progress
+    from sfsc.session.progress import Progress
     from sfsc.session.waiting import Waiting
     from sfsc.store import Store as BlockingStore
 

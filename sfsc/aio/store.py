@@ -27,6 +27,7 @@ from sfsc import store
 from sfsc.aio.core import Core, OnLoop, finished, suspend
 from sfsc.errors import SfscError, UsageError
 from sfsc.files.transaction import Transaction as BlockingTransaction
+from sfsc.session.progress import Progress
 from sfsc.transfer.download import Got, Target
 from sfsc.transfer.reader import Reader as RemoteReader
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     import os
 
     from sfsc.files.transaction import Changed
-    from sfsc.session.session import Progress
     from sfsc.session.waiting import Waiting
     from sfsc.transfer.source import Source
 
@@ -563,17 +563,30 @@ def _on_loop(function: Callable[..., object], *arguments: object) -> None:
     suspend(called)
 
 
-class ProgressOnLoop:
+class ProgressOnLoop(Progress):
     """Tells `progress` on the event loop what a call on the thread of the store reports."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, progress: Progress) -> None:
-        self._loop = loop
+        self._call = loop.call_soon_threadsafe
         self._progress = progress
 
     def expect(self, size: int) -> None:
-        """Report that `size` bytes more will be transferred."""
-        self._loop.call_soon_threadsafe(self._progress.expect, size)
+        self._call(self._progress.expect, size)
 
     def advance(self, size: int) -> None:
-        """Report that `size` bytes more were transferred."""
-        self._loop.call_soon_threadsafe(self._progress.advance, size)
+        self._call(self._progress.advance, size)
+
+    def expect_items(self, count: int, *, more: bool = False) -> None:
+        self._call(functools.partial(self._progress.expect_items, count, more=more))
+
+    def advance_items(self, count: int = 1) -> None:
+        self._call(self._progress.advance_items, count)
+
+    def begin_file(self, name: str, size: int | None) -> None:
+        self._call(self._progress.begin_file, name, size)
+
+    def reconnecting(self, cause: str, seconds: float) -> None:
+        self._call(self._progress.reconnecting, cause, seconds)
+
+    def reconnected(self) -> None:
+        self._call(self._progress.reconnected)

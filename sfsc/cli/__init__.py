@@ -78,7 +78,7 @@ _GC_THRESHOLD = 20_000
 many objects and hardly any cycles."""
 
 
-_EPILOG = "Options of every command, such as --json, --quiet and --utc: see `sfsc --help`."
+_EPILOG = "`sfsc --help` lists the options of every command, such as --json."
 
 
 class ClientCommands(click.Group):
@@ -130,6 +130,9 @@ def _common_options(*, first: bool) -> list[click.Parameter]:
         (["-q", "--quiet"], "Show only results, warnings and errors.", {"is_flag": True}),
         (["-v", "--verbose"], "Show what is done: addresses, attempts, times.", {"is_flag": True}),
         (["--utc"], "Show times in UTC, not in local time.", {"is_flag": True}),
+        (["--retry-for"],
+         "Go on trying so long after the connection was lost: 90s, 5m (SFSC_RETRY_FOR).",
+         {"metavar": "TIME"}),
         (["--passphrase-command"],
          "Take the passphrase from the output of COMMAND (SFSC_PASSPHRASE_COMMAND).",
          {"metavar": "COMMAND"}),
@@ -149,6 +152,8 @@ def _set(ctx: click.Context, option: click.Parameter, value: Any) -> None:  # no
             context.home = value
         case "utc":
             context.utc = True
+        case "retry_for":
+            os.environ["SFSC_RETRY_FOR"] = value
         case "passphrase_command":
             # As the variable, for the rest of this process; what the user types counts more.
             for name in ("SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"):
@@ -241,6 +246,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         terminal.report(output_error(exc))  # click prints --help and --version itself
         return SfscError.exit_code
+    finally:
+        terminal.hide_progress()
 
 
 def _report_usage(error: click.ClickException) -> None:

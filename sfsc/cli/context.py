@@ -15,7 +15,6 @@ from sfsc.cli import terminal
 from sfsc.closing import Closing
 
 if TYPE_CHECKING:
-    from sfsc.session.session import Progress
     from sfsc.store import Store
 
 
@@ -64,18 +63,20 @@ class Context(Mutable):
 
     def connect(
         self,
-        progress: Progress | None = None,
         *,
         auto_rotate: bool | None = None,
         passphrase: Callable[[], str] | None = None,
         limit_rate: int | None = None,
+        to_stdout: bool = False,
     ) -> Store:
-        """Log in and return the open store. Asks for the passphrase if the keyring needs one, by
-        `passphrase` if that is given."""
+        """Log in and return the open store, which shows its progress on a terminal. Asks for the
+        passphrase if the keyring needs one, by `passphrase` if that is given. With `to_stdout`,
+        contents are written there: if that is a terminal, no progress is."""
+        hidden = to_stdout and sys.stdout.isatty()
         return sfsc.connect(
             self.home,
             passphrase=passphrase or terminal.passphrase_source(),
-            progress=progress,
+            progress=None if hidden else terminal.show_progress(),
             auto_rotate=auto_rotate,
             limit_rate=limit_rate,
         )

@@ -40,6 +40,8 @@ from sfsc.errors import (
 if TYPE_CHECKING:
     import logging
 
+    from sfsc.cli.progress import ProgressLines
+
 _TRIES: Final = 3
 
 
@@ -64,6 +66,8 @@ def output_error(exc: OSError) -> LocalError:
 def write(text: str) -> None:
     """Write `text` to stdout, without a newline. Raises as `stdout_errors`, which would take longer
     than the writing."""
+    for one in _progress:
+        one.clear()
     try:
         sys.stdout.write(text)
     except BrokenPipeError:
@@ -107,17 +111,45 @@ console: Final = Console()
 """The console of this process, which has one stdout and one stderr."""
 _BEGAN: Final = time.monotonic()
 _handlers: list[logging.Handler] = []
+_progress: list[ProgressLines] = []
+
+
+def show_progress() -> ProgressLines | None:
+    """Return what shows the progress of a long step, until `reset_console`; None with --quiet or
+    --json, and if stderr is no terminal."""
+    if console.quiet or console.json or not sys.stderr.isatty():
+        return None
+    from sfsc.cli.progress import progress_lines
+
+    if not _progress and (lines := progress_lines()) is not None:
+        _progress.append(lines)
+        show_library_log()  # whose warnings are written above the progress then
+    return _progress[0] if _progress else None
+
+
+def hide_progress() -> None:
+    """Remove the progress from the terminal: the command has ended."""
+    while _progress:
+        _progress.pop().close()
+
+
+def _print(text: str) -> None:
+    """Write a line to stderr, above the progress if that is shown."""
+    if _progress:
+        _progress[0].above(text)
+    else:
+        print_error(text)
 
 
 def say(text: str) -> None:
     """Write a line to stderr: part of a question, which --quiet does not suppress."""
-    print_error(text)
+    _print(text)
 
 
 def note(text: str) -> None:
     """Write a remark or a confirmation to stderr. The caller has made foreign text printable."""
     if not console.quiet and not console.json:
-        print_error(text)
+        _print(text)
 
 
 def warn(message: str, hint: str = "", *, item: str | None = None) -> None:
@@ -125,9 +157,9 @@ def warn(message: str, hint: str = "", *, item: str | None = None) -> None:
     if console.json:
         _say_json("warning", {"message": message, "hint": hint}, item)
         return
-    print_error(f"sfsc: warning: {printable(message if item is None else f'{item}: {message}')}")
+    _print(f"sfsc: warning: {printable(message if item is None else f'{item}: {message}')}")
     if hint:
-        print_error(f"hint: {printable(hint)}")
+        _print(f"hint: {printable(hint)}")
 
 
 def report(error: SfscError, item: str | None = None) -> None:
@@ -141,24 +173,24 @@ def report(error: SfscError, item: str | None = None) -> None:
         about = {"code": error.exit_code, "message": cause, "hint": error.hint}
         _say_json("error", about, item)
     else:
-        print_error(f"sfsc: {printable(cause)}")
+        _print(f"sfsc: {printable(cause)}")
 
 
 def report_failure(code: int, cause: str, hint: str = "") -> None:
     """Write the cause and the hint of a failed command with the exit code `code` to stderr."""
     if console.json:
-        print_error(error_json(code, cause, hint))
+        _print(error_json(code, cause, hint))
         return
-    print_error(f"sfsc: {printable(cause)}")
+    _print(f"sfsc: {printable(cause)}")
     if hint:
-        print_error(f"hint: {printable(hint)}")
+        _print(f"hint: {printable(hint)}")
 
 
 def _say_json(kind: str, about: Mapping[str, object], item: str | None = None) -> None:
     import json
 
     shown = {kind: about} if item is None else {kind: about, "item": item}
-    print_error(json.dumps(shown, separators=(",", ":")))
+    _print(json.dumps(shown, separators=(",", ":")))
 
 
 def show_library_log() -> None:
@@ -176,7 +208,7 @@ def show_library_log() -> None:
             if console.json:
                 _say_json("step", {"message": message, "seconds": round(seconds, 3)})
             else:
-                print_error(f"{seconds:9.3f} s  {message}")
+                _print(f"{seconds:9.3f} s  {message}")
 
     logger = logging.getLogger("sfsc")
     logger.setLevel(logging.INFO if console.verbose else logging.WARNING)
@@ -188,6 +220,7 @@ def show_library_log() -> None:
 def reset_console() -> None:
     """Return to the state at the start of the process, for the next command in it."""
     console.json = console.quiet = console.verbose = False
+    hide_progress()
     while _handlers:
         import logging
 
@@ -379,6 +412,8 @@ def _ask_at_terminal(prompt: str, *, secret: bool) -> str | None:
     """Show `prompt` on the terminal and return the line that is typed there, without its end; None
     if there is no terminal. Raises `LocalError` if the terminal fails or what is typed is no
     text."""
+    for one in _progress:
+        one.clear()
     with _open_terminal() as terminal:
         if terminal is None:
             return None

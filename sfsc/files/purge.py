@@ -128,6 +128,7 @@ def purge_files(
     files must be deleted. A file that fails is passed to `skip`; without it, its error is raised at
     the end: `ConflictError` if it was put or restored meanwhile."""
     pending = {one.file_id: one for one in files if removable(one.logged, keep)}
+    session.progress.expect_items(len(pending))
     removed: dict[str, list[int]] = {file_id: [] for file_id in pending}
     unreported = dict(pending)
     todo: Iterable[_Purge] = _purges(session, pending.values(), keep)

@@ -94,6 +94,7 @@ class Restores:
                 later.append(file)
             elif version not in (0, current) and not _same_content(file.logged, version, current):
                 wanted.append((file, version))
+        self._session.progress.expect_items(len(wanted) + len(later))
         yield from self._restore(wanted, skip, only_deleted=False)
         gone = ((one.file_id, one.name, Restored(one.name, 0, 0, DELETED)) for one in later)
         yield from commit_changes(self._session, deletions(self._session, gone), skip)

@@ -124,6 +124,7 @@ class Sharing:
         self._folders.share(Folder(prefix, user, person.fingerprint, folder_end))
         unreadable: list[SfscError] = []
         names = self._list_folder(prefix, unreadable)
+        self._session.progress.expect_items(len(names))
         found = self._fetch_files(names, unreadable)
         files = (self._session.without_left(file) for file in found if not file.deleted)
         change = self._add_reader(person, expires, default=folder_end)
@@ -139,6 +140,7 @@ class Sharing:
         self._folders.unshare(prefix, user)
         unreadable: list[SfscError] = []
         names = self._list_folder(prefix, unreadable)
+        self._session.progress.expect_items(len(names))
         found = self._fetch_files(names, unreadable)
         files = (file for file in found if self._reads(file, user))
         for file in self._changed_many(files, _drop_reader(user)):

@@ -344,12 +344,16 @@ class Sync:
         self, sides: _Sides, memory: SyncMemory, plan: _Plan, skip: Skip
     ) -> Iterator[Synced]:
         entries = [sides.stored[path] for path in plan.deleted]
+        self._session.progress.expect_items(len(entries))
         for entry in Files(self._session).rm_many(entries, skip, only_version=True):
             memory.seen.pop(entry.name[self._start :], None)
             yield self._result(entry, DELETED)
         for path, to in plan.aside.items():
             yield from self._set_stored_aside(path, to, sides, memory, plan)
         items = [self._upload_item(path, sides, plan) for path in plan.copied]
+        sizes = [item.status.st_size for item in items if item.kind == FILE]
+        self._session.progress.expect(sum(sizes))
+        self._session.progress.expect_items(len(items))
         uploads = Uploads(self._session)
         uploads.announce(items)
         sources = ((item, None) for item in items)
@@ -411,6 +415,9 @@ class Sync:
             for path, to in renamed.items():
                 if path not in plan.conflicts:
                     yield self._kept(self._about(path, sides, CONFLICT), to)
+            progress = self._session.progress
+            progress.expect(sum(sides.stored[path].size for path in plan.copied))
+            progress.expect_items(len(plan.copied))
             items = self._downloads(sides, plan, renamed, tree, skip)
             for got in Downloads(self._session).get_many(items, skip, None):
                 path = got.name[self._start :]
@@ -469,7 +476,6 @@ class Sync:
             except SfscError as exc:
                 skip(entry.name, exc)
                 continue
-            self._session.progress.expect(entry.size)
             about = entry.name, entry.file_id, entry.version, str(tree.path / path), place
             yield DownloadItem(*about, entry.size)
 

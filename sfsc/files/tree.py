@@ -44,6 +44,7 @@ from sfsc.files.names import both_kinds, full_folders
 from sfsc.files.sync_memory import Copies
 from sfsc.local_files import is_file, is_folder
 from sfsc.session.pipeline import Skip
+from sfsc.session.progress import Progress
 from sfsc.session.session import Session
 from sfsc.transfer.destination import DestinationTree
 from sfsc.transfer.download import DownloadItem, Downloads, Got
@@ -56,6 +57,8 @@ MAX_DEPTH: Final = 512
 """Maximum nesting of folders; a name of 1,024 bytes has no more."""
 _LOOKED_UP: Final = 512
 """Items of which is looked up together what is stored."""
+_COUNTED: Final = 32_768
+"""Items that are found before the first is put, if a total is wanted: about 25 MB."""
 _ANNOUNCED: Final = 32
 """Files that are announced together, before the first of them is put."""
 SharedEntries = tuple[FileOwner, list[Entry]]
@@ -130,6 +133,8 @@ class Trees:
                 for source, prefix, one in zip(sources, prefixes, filters, strict=True)
                 for item in _items(source, prefix, skip, links=links, filters=one)
             )
+            if not dry_run:
+                found = _announcing(found, self._session.progress)
             uploads = Uploads(self._session, pad=pad)
             yield from self._put(
                 uploads, found, skip, copies, always=always, checksum=checksum, dry_run=dry_run
@@ -152,7 +157,7 @@ class Trees:
         if dry_run or not always:
             pairs = self._with_stored(found)
         if not always:
-            pairs = _changed(pairs, checksum, unchanged, copies)
+            pairs = _changed(pairs, checksum, unchanged, copies, self._session.progress)
         if dry_run:
             yield from (_planned(item, entry) for item, entry in pairs if not item.full)
         else:
@@ -238,6 +243,7 @@ class Trees:
                 done = iter([_got(entry, tree.location(path), FETCHED) for entry, path in wanted])
             else:
                 self._session.progress.expect(sum(entry.size for entry, _ in wanted))
+                self._session.progress.expect_items(len(wanted))
                 items = (_download(entry, path, tree) for entry, path in wanted)
                 done = Downloads(self._session).get_many(items, skip, owner)
             for got in done:
@@ -264,6 +270,7 @@ class Trees:
             yield from kept
             self._session.progress.expect(sum(entry.size for entry, _ in wanted))
             chosen = (_download(entry, path, tree) for entry, path in wanted)
+            self._session.progress.expect_items(len(wanted))
             yield from Downloads(self._session).get_many(chosen, skip)
 
     def _named(self, names: Sequence[str], skip: Skip) -> Iterator[Entry]:
@@ -285,6 +292,7 @@ class Trees:
     def rm(self, name: str, skip: Skip) -> Iterator[Entry]:
         """Delete everything in the folder `name`. Raises `NotFound`."""
         entries = self.list_folder(name, skip)
+        self._session.progress.expect_items(len(entries))
         full = full_folders(entry.name for entry in entries)
         for entry in Files(self._session).rm_many(entries, skip):
             if entry.name not in full:
@@ -359,6 +367,7 @@ def _changed(
     checksum: bool,
     unchanged: deque[Put],
     copies: Copies,
+    progress: Progress,
 ) -> Iterator[tuple[TreeItem, Entry | None]]:
     """Yield the items that differ from what is stored, which is beside them. Add the others to
     `unchanged`, without folders in which there is something."""
@@ -367,9 +376,23 @@ def _changed(
             yield item, entry
             continue
         copies.note_stored(item.name, entry.version)
+        progress.advance_items()
+        if item.kind == FILE:
+            progress.expect(-item.status.st_size)
         if not item.full:
             about = entry.name, entry.file_id, entry.version, entry.size
             unchanged.append(Put(*about, None, b"", status=UNCHANGED))
+
+
+def _announcing(found: Iterator[TreeItem], progress: Progress) -> Iterator[TreeItem]:
+    """Yield the items, and announce them. If anybody wants to know, many are found before the first
+    is yielded, so that the total is known."""
+    size = _COUNTED if progress.wanted else 0
+    while some := list(islice(found, size)):
+        progress.expect(sum(item.status.st_size for item in some if item.kind == FILE))
+        progress.expect_items(len(some), more=len(some) == size)
+        yield from some
+    yield from found
 
 
 def _planned(item: TreeItem, entry: Entry | None) -> Put:

@@ -43,7 +43,7 @@ class AccountLog:
         def follow() -> None:
             head = session.refresh_log()
             with session.keeping_evidence(head):
-                follow_log(session.transport, log, head)
+                follow_log(session.transport, log, head, session.progress)
 
         session.with_reconnect(follow)
         return [entry for _, entry in sorted(log.take_entries().items())]

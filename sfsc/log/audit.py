@@ -99,7 +99,9 @@ class Audit:
         logged: list[bytes] = []
         records = 0
         keys = _signing_keys(statements)
+        self._session.progress.expect_items(len(entries))
         for entry in entries:
+            self._session.progress.advance_items()
             if entry.owner != user:
                 continue
             if entry.op in IDENTITY_OPS:

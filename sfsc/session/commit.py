@@ -283,6 +283,7 @@ class Committer(Generic[_Result]):
                 self._session.state.remember_changes(records)
             except LocalError as exc:
                 failure = failure or exc
+        self._session.progress.advance_items(len(results))
         again, error = self._rebase_refused(sent, refused, last=left == 1)
         failure = failure or error
         following, error = self.prepare(again) if again else ([], None)

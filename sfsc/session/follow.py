@@ -20,6 +20,7 @@ from protocol.wire.messages.log import (
 )
 from sfsc.errors import BadReceipt, ProtocolFailure
 from sfsc.session.limits import Ticket
+from sfsc.session.progress import NoProgress, Progress
 from sfsc.session.server_errors import expect_reply
 from sfsc.trust.followed_log import FollowedLog
 from sfsc.trust.follower import LogFollower, TagSequence
@@ -32,11 +33,17 @@ _AHEAD: Final = 4
 """Requests for pages of leaves that are sent before the first is answered."""
 
 
-def follow_log(transport: Transport, log: FollowedLog, head: TreeHead) -> None:
-    """Follow `log` to the signed checkpoint `head`, or check an earlier one. Raises as
-    `FollowedLog`, and `NetworkError`."""
+def follow_log(
+    transport: Transport, log: FollowedLog, head: TreeHead, progress: Progress | None = None
+) -> None:
+    """Follow `log` to the signed checkpoint `head`, or check an earlier one. `progress` is told of
+    the entries. Raises as `FollowedLog`, and `NetworkError`."""
+    shown = progress or NoProgress()
+    shown.expect_items(max(0, head.size - log.size))
     for first, page in _leaves(transport, lambda: log.size, head.size):
+        before = log.size
         log.add_leaves(first, page)
+        shown.advance_items(log.size - before)
         # Line by line, so that memory stays flat however long the log is.
         _fetch_lines(transport, log)
     _fetch_lines(transport, log)

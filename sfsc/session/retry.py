@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
 from sfsc.errors import SfscError, StaleGeneration, TimedOut, Unreachable
 from sfsc.library_log import log_step
+from sfsc.session.progress import Progress
 
 LOST: Final = (Unreachable, TimedOut)
 """Raised for a lost connection, and for a server that cannot answer now."""
 MAX_LOSSES: Final = 5
 """Consecutive connections that may be lost during one step of work."""
-PAUSES: Final = (0.0, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
-"""Seconds before each attempt to connect again; a daemon restarts within their sum."""
+PAUSES: Final = (0.0, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 15.0)
+"""Seconds before each of the first attempts to connect again."""
+_LONGEST_PAUSE: Final = 30.0
+"""Seconds before each later attempt."""
 
 _Done = TypeVar("_Done")
 
@@ -45,14 +49,35 @@ def retry(
             reconnect()
 
 
-def connect_again(connect: Callable[[], None], pause: Callable[[float], object]) -> None:
-    """Connect, retrying for as long as a daemon takes to restart. Raises the last error."""
-    failure: SfscError | None = None
-    for attempt, seconds in enumerate(PAUSES, 1):
-        log_step(f"the connection was lost: attempt {attempt} of {len(PAUSES)} in {seconds:g} s")
-        pause(seconds)
-        try:
-            return connect()
-        except LOST as exc:
-            failure = exc
-    raise failure or Unreachable("the connection was lost")
+def pauses(retry_for: float) -> Iterator[float]:
+    """Yield the seconds before each attempt to connect again, of which the first is made at once:
+    `retry_for` in all, or less. Without that limit they go on for ever (`math.inf`)."""
+    left = retry_for
+    for seconds in itertools.chain(PAUSES, itertools.repeat(_LONGEST_PAUSE)):
+        if seconds > left:
+            return
+        left -= seconds
+        yield seconds
+
+
+def connect_again(
+    connect: Callable[[], None],
+    pause: Callable[[float], object],
+    retry_for: float,
+    progress: Progress,
+) -> None:
+    """Connect, with pauses of at most `retry_for` seconds between the attempts. Raises the last
+    error."""
+    failure: SfscError = Unreachable("the connection was lost")
+    try:
+        for seconds in pauses(max(retry_for, 0.0)):
+            log_step(f"{failure.cause}; connecting again in {seconds:g} s")
+            progress.reconnecting(failure.cause, seconds)
+            pause(seconds)
+            try:
+                return connect()
+            except LOST as exc:
+                failure = exc
+    finally:
+        progress.reconnected()
+    raise failure

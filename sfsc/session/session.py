@@ -83,7 +83,8 @@ from sfsc.session.handshake import (
     login_keys,
     verify_welcome,
 )
-from sfsc.session.limits import Throttle, Timeouts
+from sfsc.session.limits import Throttle, Timeouts, resolve_retry
+from sfsc.session.progress import NoProgress, Progress
 from sfsc.session.retry import connect_again, retry
 from sfsc.session.server_errors import expect_proof, expect_reply, to_exception
 from sfsc.session.waiting import Blocking, Waiting
@@ -144,16 +145,6 @@ _Done = TypeVar("_Done")
 _Reply = TypeVar("_Reply", bound=Reply)
 
 
-class Progress(Protocol):
-    """Receives the progress of a long step, in approximate bytes of plaintext."""
-
-    def expect(self, size: int) -> None:
-        """Announce that `size` more bytes will be transferred."""
-
-    def advance(self, size: int) -> None:
-        """Report that `size` more bytes were transferred."""
-
-
 class Readers(Protocol):
     """Looks up the keys of other users who read our files."""
 
@@ -167,16 +158,6 @@ class Readers(Protocol):
 class _StateDiscarded(LocalError):
     """The rows of the state that decide were removed, because somebody else has changed them: the
     log must be followed from its beginning."""
-
-
-class _Nobody:
-    """Ignores all progress."""
-
-    def expect(self, size: int) -> None:
-        pass
-
-    def advance(self, size: int) -> None:
-        pass
 
 
 class Session:
@@ -242,10 +223,11 @@ class Session:
         self._timeouts = timeouts
         self._throttle = throttle
         self._waiting = waiting or Blocking()
+        self._retry_for = resolve_retry(None if timeouts is None else timeouts.retry)
         self._answers = evidence.Answers()
         self._kept = 0
         self.thread_guard: ThreadGuard = ThreadGuard(self.keep_evidence)
-        self.progress: Progress = progress or _Nobody()
+        self.progress = progress or NoProgress()
         self.uploading = 0
         """Number of puts that are not done: the server may hold uploads of theirs."""
         self._transport: Transport | None = None
@@ -451,14 +433,14 @@ class Session:
         )
 
     def reconnect(self) -> None:
-        """Log in again with the present keys, retrying for as long as a daemon takes to restart."""
+        """Log in again with the present keys, as `connect_again` does."""
         self.close()
         try:
-            connect_again(self.connect, self._waiting.pause)
+            connect_again(self.connect, self._waiting.pause, self._retry_for, self.progress)
         except Denied:
             if not self.adopt_saved_device():
                 raise
-            connect_again(self.connect, self._waiting.pause)
+            connect_again(self.connect, self._waiting.pause, self._retry_for, self.progress)
         if self.is_restricted or self.is_behind:
             self._renew()
 

@@ -268,6 +268,7 @@ class Downloads:
                     outcome = exc
                 finally:
                     queue.end(remote)
+                self._session.progress.advance_items()
                 yield item, outcome
         finally:
             queue.abandon()
@@ -340,6 +341,8 @@ class Downloads:
 
     def _write(self, remote: RemoteVersion, file: BinaryIO) -> None:
         """Write the whole plaintext. Errors of `file` are the caller's and are not translated."""
+        if remote.metadata.size > PIECE:
+            self._session.progress.begin_file(remote.metadata.name, remote.metadata.size)
         allocate = file.allocate if isinstance(file, LargeFileWriter) else None
         for segment in remote.segments(allocate):
             size = len(segment)

@@ -20,6 +20,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,6 +58,7 @@ from sfsc.session.commit import (
 )
 from sfsc.session.limits import Ticket
 from sfsc.session.pipeline import Skip, Window
+from sfsc.session.progress import Progress
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session, known_file
 from sfsc.transfer.chunks import ABORT_SECONDS, MAX_UPLOAD_STARTS, EncryptionWorker, UploadStream
@@ -645,6 +647,8 @@ class Uploads:
         raised if not.
         """
         failure: SfscError | None = None
+        if self._session.progress.wanted and isinstance(items, Sequence):
+            _expect_sources(self._session.progress, [source for source, _ in items])
         with (
             _tracking_uploads(self._session),
             UploadQueue(self._session, self._opener) as queue,
@@ -804,6 +808,7 @@ class Uploads:
         """Send all pieces of a large file. Return the change that commits it, and the stream, of
         which the last pieces are not acknowledged yet. Raises `UploadLost` and `SourceChanged`."""
         source, begun = large.source, self._resume(large) or self._begin(large)
+        self._session.progress.begin_file(large.name, source.size)
         try:
             with UploadStream(
                 self._session, begun.upload, worker, begun.journal, begun.stored
@@ -880,6 +885,15 @@ class Uploads:
         except UploadLost:
             large.rewind()
         return self._put_large(large, worker)
+
+
+def _expect_sources(progress: Progress, sources: Sequence[Source]) -> None:
+    """Announce the sizes of sources; those of streams are not known."""
+    progress.expect_items(len(sources))
+    for source in sources:
+        if isinstance(source, (str, os.PathLike)):
+            with contextlib.suppress(OSError):  # raised again when it is read
+                progress.expect(os.stat(source).st_size)
 
 
 @contextlib.contextmanager

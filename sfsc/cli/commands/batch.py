@@ -18,7 +18,6 @@ from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.transfer import no_file
 from sfsc.cli.owners import own_name
-from sfsc.cli.progress import ProgressBar
 from sfsc.cli.suggestions import paths
 from sfsc.errors import LocalError, UsageError
 
@@ -59,7 +58,7 @@ def batch(context: Context, file: str) -> None:
     Example: sfsc batch changes.jsonl
     """
     asked = list(_read(file))
-    with ProgressBar() as bar, context.connect(bar) as store:
+    with context.connect() as store:
         asked = [_of_own_files(store, one) for one in asked]
         with store.transaction() as change:
             for one in asked:

@@ -22,7 +22,6 @@ from sfsc.cli.folder_options import (
 )
 from sfsc.cli.outcomes import Outcomes
 from sfsc.cli.owners import own_name, own_name_of, split_owner
-from sfsc.cli.progress import ProgressBar
 from sfsc.cli.suggestions import by_direction, own_names, paths
 from sfsc.errors import SfscError, UsageError
 from sfsc.transfer.status import CONFLICT, DELETED, FETCHED, SKIPPED, STORED, UNCHANGED
@@ -85,7 +84,7 @@ def sync(
     prefix, folder = (source, target) if down else (target, source)
     outcomes = Outcomes()
     excluded = patterns(exclude, exclude_from)
-    with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
+    with context.connect(limit_rate=limit_rate) as store:
         prefix = None if prefix is None else _own_prefix(store, prefix, down=down)
         for done in store.sync(
             Path(folder or ""),

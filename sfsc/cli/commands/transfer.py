@@ -28,7 +28,6 @@ from sfsc.cli.folder_options import (
 )
 from sfsc.cli.outcomes import Outcomes
 from sfsc.cli.owners import own_name, split_owner
-from sfsc.cli.progress import ProgressBar
 from sfsc.cli.suggestions import any_names, own_names, paths
 from sfsc.errors import LocalError, NetworkError, SfscError, UsageError
 from sfsc.local_files import check_new_file
@@ -168,7 +167,7 @@ def put(
     if len(files) > 1:
         _check_names(paths, items, excluded)
     outcomes = Outcomes()
-    with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
+    with context.connect(limit_rate=limit_rate) as store:
         if name is not None:
             name = own_name(store, name)
             items = [(source, name) for source, _ in items]
@@ -215,7 +214,7 @@ def _put_command(
     if name is None:
         raise UsageError("the output of a command has no name", "use --name NAME")
     _check_receipt(receipt, (command,), recursive=False)
-    with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
+    with context.connect(limit_rate=limit_rate) as store:
         done = store.put_command(command, own_name(store, name), expected=expected, pad=pad)
         if receipt is not None:
             terminal.write_private(receipt, store.proof_of(done))
@@ -441,7 +440,7 @@ def get(
     if not recursive:
         _check_files(names, output, one_only=version is not None or file_id is not None)
     excluded, overwrite = patterns(exclude, exclude_from), not no_overwrite
-    with ProgressBar() as bar, context.connect(bar, limit_rate=limit_rate) as store:
+    with context.connect(limit_rate=limit_rate, to_stdout=output == "-") as store:
         fetch = functools.partial(
             _fetch, store, first_use=trust_first_use, overwrite=overwrite, newer=newer
         )
@@ -562,7 +561,7 @@ def cat(
     if version is not None and len(names) > 1:
         raise click.UsageError("--version is for one NAME")
     check_is_no_folder(names)
-    with context.connect() as store:
+    with context.connect(to_stdout=True) as store:
         for each in names:
             owner, name = split_owner(store, each)
             target = sys.stdout.buffer

@@ -182,7 +182,7 @@ def test_malformed_names_do_not_end_the_inbox(
         store.share("zebra", "bob", trust_first_use=True)
     client = Client(bob)
     shown = client.run("inbox", code=5)
-    listed = [line.split()[5] for line in shown.lines]
+    listed = [line.split("\t")[4] for line in shown.lines]
     assert listed == ["ada:zebra", r"mallory:m/safe\u202efdp.exe"]
     assert not {"\x1b", "\0"} & {*shown.text, *shown.stderr}
     unreadable = [line for line in shown.stderr.splitlines() if "mallory:" in line]
@@ -194,7 +194,7 @@ def test_malformed_names_do_not_end_the_inbox(
     assert len([line for line in again.stderr.splitlines() if "mallory:" in line]) == 7
     client.run("inbox", "block", "mallory")
     assert client.run("inbox", "blocked").lines == ["mallory"]
-    assert [line.split()[5] for line in client.run("inbox").lines] == ["ada:zebra"]
+    assert [line.split("\t")[4] for line in client.run("inbox").lines] == ["ada:zebra"]
     (one,) = client.run("inbox", "--json").lines
     assert json.loads(one)["name"] == "zebra"
     client.run("inbox", "unblock", "mallory")

@@ -199,7 +199,7 @@ def test_streams_are_used_on_the_thread_and_callbacks_on_the_loop(
             used["stream"] = threading.get_ident()
             return super().readinto(buffer)
 
-    class Progress:
+    class Progress(sfsc.Progress):
         total = done = 0
 
         def expect(self, size: int) -> None:

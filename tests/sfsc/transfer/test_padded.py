@@ -144,7 +144,7 @@ def test_a_cut_upload_is_not_resumed_with_other_padding(
     class Cut(Exception):
         pass
 
-    class Cutting:
+    class Cutting(sfsc.Progress):
         def expect(self, size: int) -> None:
             pass
 
