@@ -29,7 +29,10 @@ def storage_by_user(root: Path) -> Iterator[UserStorage]:
     users = root / "store" / "users"
     try:
         with os.scandir(users) as found:
-            names = sorted(one.name for one in found if one.is_dir())
+            # The others, such as .staging and .spare, are of the server.
+            names = sorted(
+                one.name for one in found if not one.name.startswith(".") and one.is_dir()
+            )
     except OSError as exc:
         raise ConfigError(f"{users.absolute()} cannot be read: {exc.strerror}") from exc
     for name in names:

@@ -64,6 +64,7 @@ def test_report_shows_what_happened(served: Daemon, tmp_path: Path) -> None:
     assert users["bob"][:2] == ["", "1"]
     assert "disabled carol: left &lt;the&gt; company" in page.read_text()
     stored = {row[0]: row[1:5] for row in cells(page, "storage")}
+    assert list(stored) == ["alice", "bob", "carol"]
     for name in ("alice", "bob", "carol"):
         account = json.loads(served.run("user", "show", name, "--json").text)
         size = account["used"]

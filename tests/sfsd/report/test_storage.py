@@ -30,6 +30,7 @@ def test_files_are_counted_and_shared_contents_once(tmp_path: Path) -> None:
     put(tmp_path, "alice/files/stray", 99)
     put(tmp_path, "alice/account.json", 99)
     put(tmp_path, "bob/account.json", 99)
+    put(tmp_path, ".spare/file.0", 99)
     link = tmp_path / "store" / "users" / "bob" / "files" / "ab" / f"{ID}.3.ct"
     link.parent.mkdir(parents=True)
     link.symlink_to(content)
