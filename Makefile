@@ -15,7 +15,7 @@ DIST_VENV := .venv-dist
 DIST_TOOLS := 'build>=1.3' 'twine>=6.2'
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test test-pythons demo man dist types vectors clean
+.PHONY: help venv lint format test test-pythons demo recording man dist types vectors clean
 .PHONY: flood soak crash-sweep changeset-model sync-model fault-sweep rotation-sweep audit-sweep fuzz
 .PHONY: bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation
 
@@ -25,6 +25,7 @@ help:
 	@echo "make format           apply ruff's fixes and its layout"
 	@echo "make test-pythons     a short selection of the tests with each other Python that setup.cfg names"
 	@echo "make demo             run a daemon with two users and real files, then search the server's disk"
+	@echo "make recording        write docs/first-session.txt: the first session of README.md on a terminal"
 	@echo "make dist             build wheel and sdist in dist/, check both, run the demo from the installed wheel"
 	@echo "make types            check with pyright that every name of the installed library has a complete type"
 	@echo "make man              write the manual pages to build/man: man -M build/man sfsc-put"
@@ -85,6 +86,9 @@ demo: $(STAMP)
 
 man: $(STAMP)
 	$(BIN)/python -m contrib.man_pages build/man
+
+recording: $(STAMP)
+	$(BIN)/python -m contrib.first_session
 
 # The tools have a venv of their own: nothing else needs them.
 dist:
