@@ -27,8 +27,8 @@ PAGES = ("sfsc.1", "sfsc-put.1", "sfsc-key-recovery.1", "sfsd.1", "sfsd-serve.1"
 PLACES = "import protocol, sfsc, sfsd; print(protocol.__file__, sfsc.__file__, sfsd.__file__)"
 
 
-_SUFFIXES = {".py", ".html", ".css", ".js"}
-"""Suffixes of the files of a package: modules, and the page of `sfsd report`."""
+_SUFFIXES = {".py", ".html", ".css", ".js", ".service", ".socket", ".timer"}
+"""Suffixes of the files of a package: modules, the page of `sfsd report`, and systemd's units."""
 
 
 class DistError(Exception):

@@ -29,6 +29,7 @@ COMMANDS = {
     "init": "Make a new root: keys, settings and empty folders.",
     "check-config": "Report all mistakes in sfsd.toml.",
     "serve": "Serve the root until SIGTERM or SIGINT.",
+    "install-unit": "Write the units for systemd.",
     "user": "Invite, list, disable and remove users, and set quotas.",
     "rotate": "Require users to rotate their keys.",
     "rotate-keys": "Replace the server's TLS key or log key, or the operator's.",

@@ -14,7 +14,7 @@ from sfsd.config import Config, default, settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "operating.md").read_text("utf-8")
-UNIT = (REPOSITORY / "contrib" / "systemd" / "sfsd.service").read_text("utf-8")
+UNIT = (REPOSITORY / "sfsd" / "units" / "sfsd.service").read_text("utf-8")
 
 
 def settings_table() -> list[list[str]]:
@@ -84,5 +84,5 @@ def test_unit_fits_the_installation() -> None:
     assert "\nExecStart=/opt/sfs/bin/sfsd serve\n" in UNIT
     assert "\nEnvironment=SFSD_ROOT=/var/lib/sfsd\n" in UNIT
     for text in (PAGE, UNIT):
-        for path in ("/opt/sfs", "/var/lib/sfsd", "/etc/systemd/system/sfsd.service"):
+        for path in ("/opt/sfs", "/var/lib/sfsd", "sfsd.socket"):
             assert path in text
