@@ -38,6 +38,8 @@ from sfsd.rules.context import Access, Principal
 from sfsd.server_keys import ServerKeys
 
 SECONDS: Final = 30.0
+STATUS_SECONDS: Final = 10.0
+"""For the status, whose check takes up to five: monitoring does not wait for long."""
 GENERATION: Final = 1
 MONITOR_GENERATION: Final = 0
 """In a login of the operator: for a session that is not logged and may only ask for the status."""
@@ -205,12 +207,18 @@ def _over_the_wire(
     busy: RootBusyError | None = None,
 ) -> _Result:
     address = _address(root, busy)
+    seconds = STATUS_SECONDS if generation == MONITOR_GENERATION else SECONDS
     try:
         host, port = parse_address(address)
         # A daemon that listens on every address is reached by the loopback address.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-        with socket.create_connection((host, port), timeout=SECONDS) as plain:
+        with socket.create_connection((host, port), timeout=seconds) as plain:
             return _send_over_tls(root, plain, talk, generation)
+    except TimeoutError as exc:
+        raise UnreachableError(
+            f"the daemon at {address} does not answer within {seconds:g} seconds",
+            "the machine or its disk may be overloaded; see what the daemon printed",
+        ) from exc
     except (OSError, RemoteProtocolError) as exc:
         hint = (
             "see what the daemon printed" if busy is None else f"{busy.cause}: see what it printed"

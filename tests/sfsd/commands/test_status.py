@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sfsd.commands import operator_client
 from sfsd.datadir import lock_root
 from tests.harness import Daemon
 
@@ -102,3 +104,16 @@ def test_check_after_a_kill(root: Path, sfsd: Sfsd) -> None:
     (root / "run" / "address").write_text("127.0.0.1:1\n")
     (line,) = sfsd("status", "--check", code=1).lines
     assert line.startswith("the daemon at 127.0.0.1:1 does not answer")
+
+
+def test_check_of_a_daemon_that_hangs(
+    root: Path, sfsd: Sfsd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It accepts connections, because the system does, and answers nothing."""
+    monkeypatch.setattr(operator_client, "STATUS_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        (root / "run").mkdir(exist_ok=True)
+        (root / "run" / "address").write_text(f"{address}\n")
+        answer = sfsd("status", "--check", code=1)
+    assert answer.lines == [f"the daemon at {address} does not answer within 0.1 seconds"]
