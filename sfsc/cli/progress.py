@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final, TextIO
 
 from protocol.codec.tables import width_of
@@ -33,9 +34,11 @@ class ProgressLines(Progress):
     lines never exceed the width of the terminal, so that they can be removed.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        """`stream` is a terminal that can move its cursor."""
+    def __init__(self, stream: TextIO, started: Callable[[], object] = lambda: None) -> None:
+        """`stream` is a terminal that can move its cursor. `started` is called before the first
+        line is drawn."""
         self._stream = stream
+        self._started = started
         self._began = time.monotonic()
         self._next = self._began + SHOWN_AFTER
         self._expected = self._done = 0
@@ -102,6 +105,9 @@ class ProgressLines(Progress):
         lines = [self._lost] if self._lost else []
         if now - self._began >= SHOWN_AFTER:
             lines = [*self._file_line(), *self._whole_line(now), *lines]
+        if lines:
+            self._started()
+            self._started = lambda: None
         width = shutil.get_terminal_size().columns - 1
         removal = self._removal()
         self._drawn = [cut(line, width) for line in lines]
@@ -196,11 +202,11 @@ def cut_middle(text: str, width: int) -> str:
     return f"{start}…{end}"[: max(width, 0)]
 
 
-def progress_lines() -> ProgressLines | None:
+def progress_lines(started: Callable[[], object]) -> ProgressLines | None:
     """Return what draws the progress on stderr; None if that is no terminal, or one that cannot
-    move its cursor."""
+    move its cursor. `started` as in `ProgressLines`."""
     if not sys.stderr.isatty() or os.environ.get("TERM", "") == "dumb":
         return None
     if sys.platform == "win32":
         os.system("")  # noqa: S605, S607 - lets the console of Windows understand escapes
-    return ProgressLines(sys.stderr)
+    return ProgressLines(sys.stderr, started)

@@ -67,7 +67,8 @@ def write(text: str) -> None:
     """Write `text` to stdout, without a newline. Raises as `stdout_errors`, which would take longer
     than the writing."""
     for one in _progress:
-        one.clear()
+        if sys.stdout.isatty():
+            one.clear()
     try:
         sys.stdout.write(text)
     except BrokenPipeError:
@@ -121,9 +122,9 @@ def show_progress() -> ProgressLines | None:
         return None
     from sfsc.cli.progress import progress_lines
 
-    if not _progress and (lines := progress_lines()) is not None:
+    # The warnings of the library are written above the progress, once it is shown.
+    if not _progress and (lines := progress_lines(show_library_log)) is not None:
         _progress.append(lines)
-        show_library_log()  # whose warnings are written above the progress then
     return _progress[0] if _progress else None
 
 

@@ -60,15 +60,15 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Advance:
 
 
 def test_the_whole_and_a_large_file_have_a_line_each(later: Advance) -> None:
-    screen = Screen()
-    shown = ProgressLines(screen)
+    screen, started = Screen(), list[bool]()
+    shown = ProgressLines(screen, lambda: started.append(True))
     shown.expect(100 * MIB)
     shown.expect_items(20_000)
     shown.begin_file("big", 40 * MIB)
     for _ in range(10):
         later(0.0625)
         shown.advance(MIB)
-    assert screen.getvalue() == ""  # a short step needs none
+    assert (screen.getvalue(), started) == ("", [])  # a short step needs none
     later(1.375)
     shown.advance(10 * MIB)
     shown.advance_items(5)
@@ -76,6 +76,7 @@ def test_the_whole_and_a_large_file_have_a_line_each(later: Advance) -> None:
         " 50%  20.0 MiB of 40.0 MiB  big",
         " 20%  0 of 20,000  20.0 MiB of 100.0 MiB  10.0 MiB/s  8 s left",
     ]
+    assert started == [True]
     shown.above("a line")
     assert screen.lines[0] == "a line"
     assert len(screen.lines) == 3
