@@ -164,6 +164,7 @@ EXITS = {
     "unknown-request": 7,
     "not-allowed": 4,
     "refused": 4,
+    "clock": 4,
     "token": 4,
     "not-found": 3,
     "denied": 4,
