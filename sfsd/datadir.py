@@ -130,7 +130,8 @@ def _busy(root: Path) -> RootBusyError:
         stated = ""
     match stated.split():
         case [pid, kind] if pid.isdecimal() and kind == _DAEMON:
-            return RootBusyError(f"another daemon (pid {pid}) serves {shown}", "stop it first")
+            hint = f"stop it first: `systemctl stop sfsd`, or `kill {pid}`"
+            return RootBusyError(f"another daemon (pid {pid}) serves {shown}", hint)
         case [pid, kind] if pid.isdecimal() and kind == _COMMAND:
             hint = "try again when it has ended"
             return RootBusyError(f"another command (pid {pid}) uses {shown}", hint)

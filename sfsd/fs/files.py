@@ -66,6 +66,16 @@ _STATFS_SIZE = 256
 """Bytes; the structure has 120, and `f_type` is its first word."""
 
 
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Name `path` in an `OSError` that names no file, as those of reads and writes."""
+    try:
+        yield
+    except OSError as exc:
+        exc.filename = exc.filename or str(path)
+        raise
+
+
 def is_damage(exc: OSError) -> bool:
     """Return whether a failed open or read of a file that exists tells of a damaged disk, as
     opposed to missing rights, or too little memory or too few descriptors."""
@@ -341,14 +351,12 @@ class Files:
         `Files.allocate`. A failed attempt is removed, so it can be retried."""
         handle = self.open_new(path)
         try:
-            try:
+            with naming(path), self.closing(handle):
                 if allocate:
                     self.allocate(handle, len(data))
                 self.write_all(handle, data)
                 if durable:
                     self.sync(handle)
-            finally:
-                self.close(handle)
         except OSError:
             self.remove(path)
             raise

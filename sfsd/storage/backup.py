@@ -34,7 +34,7 @@ from protocol.log import auditlog
 from protocol.records.records import ServerStatement
 from sfsd import server_keys
 from sfsd.errors import CommandError, JournalDamagedError, PathError
-from sfsd.fs.files import NO_DESCRIPTORS, Files
+from sfsd.fs.files import NO_DESCRIPTORS, Files, naming
 from sfsd.log.cut import check_no_cut
 from sfsd.log.verify import signed_checkpoint
 from sfsd.storage.change import check_path, is_ciphertext
@@ -482,8 +482,9 @@ def copy_file(files: Files, source: Path, target: Path | None, name: str) -> tup
                 break
             update(data)
             size += len(data)
-            if writer is not None:
-                files.write_all(writer, data)
+            if writer is not None and target is not None:
+                with naming(target):
+                    files.write_all(writer, data)
     if target is not None:
         os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
     return (pieces.finish() if is_ciphertext(name) else plain.digest()), size

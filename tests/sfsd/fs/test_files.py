@@ -106,8 +106,9 @@ def test_write_new_refuses_an_existing_file(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_new_can_be_retried(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught:
         Faulty("sync").write_new(tmp_path / "a", b"first", durable=True)
+    assert caught.value.filename == str(tmp_path / "a")
     Files().write_new(tmp_path / "a", b"second", durable=True)
     assert (tmp_path / "a").read_bytes() == b"second"
 
