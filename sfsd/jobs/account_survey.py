@@ -7,11 +7,12 @@ looks take at most `SHARE` of one processor.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from protocol.codec.values import Value
+from protocol.codec.values import Value, changed
 from sfsd.errors import JournalError, StoreError
 from sfsd.rules.context import ServerContext
 from sfsd.rules.users import rotation_notice
@@ -21,19 +22,23 @@ PAUSE: Final = 15.0
 SHARE: Final = 0.01
 _TURN_SECONDS: Final = 0.005
 """How long one turn looks before it lets others run."""
-_KEPT_SECONDS: Final = 3600.0
-"""How long the use of a user who is not in memory is taken from the last look."""
+_KEPT_SECONDS: Final = 0.2
+"""How long the use of a user who is not in memory is taken from the last look, for each version
+that a new look would have to read."""
 
 
 class AccountUse(Value):
     """Use of an account when it was looked at: bytes and files; its quota in bytes, 0 for none.
-    `keys` is "due", "overdue" or "forced" if a rotation is, else "". `looked` is a time."""
+    `keys` is "due", "overdue" or "forced" if a rotation is, else "". `looked` is a monotonic time,
+    `entries` how many log entries the account had then, `versions` how many versions were read."""
 
     used: int
     files: int
     quota: int
     keys: str
     looked: float
+    entries: int
+    versions: int
 
 
 class AccountSurvey:
@@ -56,41 +61,53 @@ class AccountSurvey:
     async def look(self) -> None:
         """Look at all accounts once. One that is damaged is left out: requests report it."""
         found: dict[str, AccountUse] = {}
-        names = iter(await asyncio.to_thread(self._context.journal.latest.users))
+        names = await asyncio.to_thread(self._context.journal.latest.users)
+        steps = self._steps(names, found)
         while True:
-            spent = await asyncio.to_thread(self._look_at, names, found)
+            spent = await asyncio.to_thread(_take_steps, steps)
             if spent is None:
                 break
             await asyncio.sleep(spent * (1 / SHARE - 1))
         self.accounts, self.finished = found, self._context.now
 
-    def _look_at(self, names: Iterator[str], found: dict[str, AccountUse]) -> float | None:
-        """Look at some accounts; return the processor's seconds that it took, None at the end."""
-        began = time.thread_time()
+    def _steps(self, names: Iterable[str], found: dict[str, AccountUse]) -> Iterator[None]:
+        """Look at all accounts, in small steps."""
         for name in names:
-            try:
-                one = self._account_use(name)
-            except (StoreError, JournalError):
-                continue
-            if one is not None:
-                found[name] = one
-            if (spent := time.thread_time() - began) > _TURN_SECONDS:
-                return spent
-        return None
+            with contextlib.suppress(StoreError, JournalError):
+                yield from self._look_at(name, found)
+            yield
 
-    def _account_use(self, name: str) -> AccountUse | None:
-        context, now = self._context, time.monotonic()
+    def _look_at(self, name: str, found: dict[str, AccountUse]) -> Iterator[None]:
+        context, now, versions = self._context, time.monotonic(), 0
         account = context.users.account(name)
         if account is None:
-            return None
-        keys = ""
+            return
+        quota, keys, entries = account.value.quota, "", context.journal.count(name)
         user = context.users.find(name)
         if user is not None and not account.value.disabled:
             notice = rotation_notice(user, context.now)
             keys = "" if notice is None else notice.state
         last, files = self.accounts.get(name), context.index.cached(name)
-        loaded = files is not None and files.ledger.is_loaded
-        if last is not None and not loaded and now - last.looked < _KEPT_SECONDS:
-            return AccountUse(last.used, last.files, account.value.quota, keys, last.looked)
-        ledger = context.index.for_user(name).loaded_ledger()
-        return AccountUse(ledger.used, ledger.files, account.value.quota, keys, now)
+        ledger = None if files is None or not files.ledger.is_loaded else files.ledger
+        if (
+            ledger is None
+            and last is not None
+            and (last.entries == entries or now - last.looked < last.versions * _KEPT_SECONDS)
+        ):
+            found[name] = changed(last, quota=quota, keys=keys)
+            return
+        steps = context.index.for_user(name).weigh_in_steps()
+        while ledger is None:
+            ledger = next(steps)  # the last step has it
+            versions += 1
+            yield
+        found[name] = AccountUse(ledger.used, ledger.files, quota, keys, now, entries, versions)
+
+
+def _take_steps(steps: Iterator[None]) -> float | None:
+    """Take some steps; return the processor's seconds that they took, None at the end."""
+    began = time.thread_time()
+    for _ in steps:
+        if (spent := time.thread_time() - began) > _TURN_SECONDS:
+            return spent
+    return None

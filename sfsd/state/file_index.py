@@ -10,7 +10,7 @@ What the disk has is not asked: a version whose files somebody took away is dama
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sfsd.errors import Absent, DamagedError
 from sfsd.state.documents import Document, Documents, SidecarWrite
@@ -206,18 +206,43 @@ class OwnerFiles(LoadOnce):
             if parsed is not None:
                 yield parsed[0], parsed[1]
 
+    def weigh_in_steps(self) -> Iterator[Ledger | None]:
+        """Yield None after each version, and at last a ledger of what all of them take: for readers
+        who let others run between two steps. It is loaded, and nothing else uses it."""
+        read = list[_Weighed]()
+        for one in self._weighed():
+            read.append(one)
+            yield None
+        ledger = Ledger()
+        ledger.load(lambda: _as_loaded(read))
+        yield ledger
+
     def _weigh(self) -> tuple[list[Holding], list[str]]:
-        holdings: list[Holding] = []
-        newest: dict[str, tuple[int, bool]] = {}
+        return _as_loaded(self._weighed())
+
+    def _weighed(self) -> Iterator[_Weighed]:
         for file_id, version in self._versions():
             try:
                 document = self.sidecar(file_id, version)
             except DamagedError:
                 continue  # a request for that file reports it; the others stay usable
-            holdings.append(holding_of(document.value, document.size))
-            if version > newest.get(file_id, (0, False))[0]:
-                newest[file_id] = (version, document.value.head_record.current != 0)
-        return holdings, [file_id for file_id, (_, living) in newest.items() if living]
+            has_current = document.value.head_record.current != 0
+            yield holding_of(document.value, document.size), has_current
+
+
+_Weighed = tuple[Holding, bool]
+"""A version's use, and whether the file has a current version if this is its newest one."""
+
+
+def _as_loaded(read: Iterable[_Weighed]) -> tuple[list[Holding], list[str]]:
+    """Return what `Ledger.load` needs: all holdings, and the ids of files that exist."""
+    holdings: list[Holding] = []
+    newest: dict[str, tuple[int, bool]] = {}
+    for holding, has_current in read:
+        holdings.append(holding)
+        if holding.version > newest.get(holding.file_id, (0, False))[0]:
+            newest[holding.file_id] = (holding.version, has_current)
+    return holdings, [file_id for file_id, (_, living) in newest.items() if living]
 
 
 def holding_of(sidecar: Sidecar, size: int) -> Holding:

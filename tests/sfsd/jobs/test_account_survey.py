@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from protocol.wire.messages.accounts import ForceRotation, UserAccess
+from sfsd.jobs import account_survey
 from sfsd.jobs.account_survey import AccountSurvey
 from sfsd.setting_kinds import DAY
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id
@@ -17,11 +20,14 @@ def keys(served: Daemon) -> dict[str, str]:
     return {name: one.keys for name, one in survey.accounts.items()}
 
 
-def test_space_files_and_quota(served: Daemon, ada: Person) -> None:
+def test_space_files_and_quota(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served.ask(served.operator(), Person("bob", served).invitation(quota=500))
     survey = AccountSurvey(served.context)
     for number in (1, 2):
         ada.put(file_id(number), bytes(5000))
+        monkeypatch.setattr(account_survey, "_KEPT_SECONDS", 0.0)
         served.run(survey.look())
         found = survey.accounts["ada"]
         assert (found.used, found.files) == (served.stored_bytes("ada"), number)
@@ -51,16 +57,21 @@ def test_a_damaged_account_hides_no_other(tmp_path: Path) -> None:
         assert keys(again) == {"bob": ""}
 
 
-def test_the_use_of_an_account_that_is_not_in_memory_is_kept(tmp_path: Path) -> None:
+def test_the_use_of_an_account_that_is_not_in_memory_is_kept(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Reading every sidecar of every user for each look would load the disk."""
-    with daemon(tmp_path) as served:
-        served.person("ada").put(file_id(1), bytes(100))
-        survey = AccountSurvey(served.context)
-        served.run(survey.look())
-        before = survey.accounts["ada"]
-    with daemon(tmp_path, served.clock) as again:
-        later = AccountSurvey(again.context)
-        later.accounts = survey.accounts
-        again.run(later.look())
-        assert later.accounts["ada"] == before
-        assert again.context.index.cached("ada") is None
+    ada.put(file_id(1), bytes(100))
+    survey = AccountSurvey(served.context)
+    served.run(survey.look())
+    before = survey.accounts["ada"]
+    monkeypatch.setattr(account_survey, "_KEPT_SECONDS", 0.0)
+    served.run(survey.look())
+    assert survey.accounts["ada"] == before  # the account has no new entry
+    monkeypatch.setattr(account_survey, "_KEPT_SECONDS", 60.0)
+    ada.put(file_id(2), bytes(100))
+    served.run(survey.look())
+    assert survey.accounts["ada"] == before  # its versions were read just now
+    served.context.index.for_user("ada").loaded_ledger()
+    served.run(survey.look())
+    assert survey.accounts["ada"].used == served.stored_bytes("ada")
