@@ -16,7 +16,7 @@ DIST_TOOLS := 'build>=1.3' 'twine>=6.2'
 
 .DELETE_ON_ERROR:
 .PHONY: help venv lint format test test-pythons demo recording man dist types vectors clean
-.PHONY: flood soak crash-sweep changeset-model sync-model fault-sweep rotation-sweep audit-sweep fuzz
+.PHONY: fsspec-suite flood soak crash-sweep changeset-model sync-model fault-sweep rotation-sweep audit-sweep fuzz
 .PHONY: bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "make rotation-sweep   kill client and daemon at every step of a rotation (make test: a sample)"
 	@echo "make audit-sweep      change every bit of a log and try every truncation (make test: a sample)"
 	@echo "make flood            thousands of connections and requests to one daemon: memory, and others' logins (make test: a sample)"
+	@echo "make fsspec-suite     fsspec's own tests of a file system, all of them (make test: a sample)"
 	@echo "make fuzz             change FUZZ_INPUTS inputs (1,000,000) of all parsers and of both sides of a connection"
 	@echo
 	@echo "make bench            files, folders, start-up and commits next to a bare pipe (BENCH_ROWS, BENCH_RUNS, ...)"
@@ -103,7 +104,7 @@ dist:
 types:
 	rm -rf build $(DIST_VENV)
 	$(INTERPRETER) -m venv $(DIST_VENV)
-	$(DIST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '.[aio]' pyright
+	$(DIST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '.[aio,fsspec]' pyright
 	cd $(DIST_VENV) && PATH=$$PWD/bin:$$PATH VIRTUAL_ENV=$$PWD pyright --verifytypes sfsc --ignoreexternal
 
 bench: $(STAMP)
@@ -161,6 +162,9 @@ flood: $(STAMP)
 
 audit-sweep: $(STAMP)
 	SFS_AUDIT_SWEEP=full $(BIN)/python -m pytest -q --timeout=0 tests/sfsd/commands/test_audit_sweep.py
+
+fsspec-suite: $(STAMP)
+	SFS_FSSPEC=full $(BIN)/python -m pytest -q --timeout=0 tests/sfsc/filesystem
 
 # One arena: with one for each thread that ever ran, the memory that is printed grows for ever.
 FUZZ_INPUTS ?= 1000000

@@ -47,7 +47,7 @@ from sfsc.threadguard import ThreadGuard, single_threaded
 from sfsc.times import Time, as_datetime, as_seconds
 from sfsc.transfer.download import Downloads, Got, Target
 from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
-from sfsc.transfer.source import Source
+from sfsc.transfer.source import Source, new_folder
 from sfsc.transfer.upload import Put, Uploads
 from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.state import open_client_state
@@ -542,6 +542,16 @@ class Store(Closing):
         except NotFound:
             return False
         return True
+
+    def mkdir(self, name: str) -> Put:
+        """Store an empty folder `name`. Few programs need one: the name of a file implies its
+        folder. Raises `ConflictError` if it is stored already."""
+        return self._uploads.put(new_folder(name), expected=0)
+
+    def rmdir(self, name: str) -> None:
+        """Delete the stored folder `name`. Raises `UsageError` if something is in it, and
+        `NotFound` if it is not stored, as a folder is that only names imply."""
+        self._files.rmdir(name)
 
     def rm(self, name: str) -> Entry:
         """Delete `name` and return the version that was current. The versions stay as trash."""

@@ -359,6 +359,8 @@ class Store:
     stat: Final = _Awaited(Blocking.stat)
     exists: Final = _Awaited(Blocking.exists)
     du: Final = _Awaited(Blocking.du)
+    mkdir: Final = _Awaited(Blocking.mkdir)
+    rmdir: Final = _Awaited(Blocking.rmdir)
     rm: Final = _Awaited(Blocking.rm)
     rm_many: Final = _Iterated(Blocking.rm_many)
     rm_tree: Final = _Iterated(Blocking.rm_tree)

@@ -141,6 +141,18 @@ class Files:
             revision, version = deleted.head.rev, deleted.version
             return Entry(name, file.file_id, version, revision, 0, size, when, None, when)
 
+    def rmdir(self, name: str) -> None:
+        """Delete the folder `name` with nothing in it. Raises `NotFound` if it is not stored, and
+        `UsageError` if something is in it."""
+        folder = f"{name}/"
+        within = list(self.ls(folder, folders=True))
+        if not within:
+            raise NotFound(f"no such folder: {name}", "run `sfsc ls` to see what is stored")
+        if [entry.name for entry in within] != [folder]:
+            raise UsageError(f"the folder {name} is not empty", "delete what is in it, or use -r")
+        for _ in self.rm_many(within):
+            pass
+
     def rm_many(
         self, entries: Iterable[Entry], skip: Skip | None = None, *, only_version: bool = False
     ) -> Iterator[Entry]:

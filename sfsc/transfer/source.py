@@ -16,7 +16,7 @@ from typing import BinaryIO, Final, NoReturn, cast
 from protocol.codec.values import Value
 from protocol.wire.messages.base import MAX_SMALL
 from sfsc.closing import Closing
-from sfsc.crypto.envelope import FILE, check_any_name, check_name
+from sfsc.crypto.envelope import FILE, FOLDER, check_any_name, check_name
 from sfsc.crypto.padding import Padded, padded_size
 from sfsc.crypto.primitives import TAG_SIZE
 from sfsc.crypto.segments import HEADER_SIZE
@@ -55,6 +55,14 @@ class TreeItem(Value):
 
 
 Source = str | os.PathLike[str] | BinaryIO | TreeItem
+
+
+def new_folder(name: str) -> TreeItem:
+    """Return an empty folder `name` of which nothing exists, for its owner only, as made now."""
+    now = time.time_ns()
+    times = {"st_mtime_ns": now}
+    status = os.stat_result((stat.S_IFDIR | 0o700, 0, 0, 1, 0, 0, 0, *[now // 10**9] * 3), times)
+    return TreeItem(name, f"{name}/", FOLDER, status)
 
 
 class SourceChanged(Exception):
