@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _Result = TypeVar("_Result")
-_WORDS_PER_LINE: Final = 8
+_WORDS_PER_LINE: Final = 4
 
 
 @click.command()
