@@ -42,7 +42,7 @@ from sfsd.config import Config
 from sfsd.errors import CommandError, ConfigError
 from sfsd.setting_kinds import ANY_ADDRESS, DAY
 
-_NUMBERS = ("files", "stored", "quota", "generation")
+_NUMBERS = ("files", "stored", "quota", "keys")
 _COLUMNS = (
     "user",
     "state",
@@ -50,11 +50,11 @@ _COLUMNS = (
     "stored",
     "quota",
     "last login",
-    "generation",
+    "keys",
     "due",
     "rotation",
 )
-_MINUTES, _DAYS = len("2026-11-24 09:30"), len("2026-11-24")
+_DAYS = len("2026-11-24")
 """Characters of a time as `human_time` shows it."""
 
 
@@ -149,7 +149,7 @@ def list_(root: Path, as_json: bool, utc: bool) -> None:
                 account.files,
                 human_size(account.used),
                 human_size(account.quota) if account.quota else "none",
-                _time(account.last_login, utc)[:_MINUTES],
+                _time(account.last_login, utc)[:_DAYS],
                 account.generation or "-",
                 _time(account.due, utc)[:_DAYS],
                 _rotation(account) or "-",
