@@ -4,7 +4,8 @@ Every measurement of files is of whole processes, from start to exit: ``sfsc put
 passphrase on one side, the bare pipe's client on the other. JSON lines go to stdout, the table to
 stderr.
 
-    BENCH_ROWS   which, of big,small,tree,folders,incremental,starts,appends,clients; default all
+    BENCH_ROWS   which, of big,small,tree,folders,incremental,starts,asyncio,appends,clients;
+                 default all
     BENCH_RUNS   counted turns, default 5
     BENCH_BYTES  size of the big file, default 1 GiB
     BENCH_FILES  number of the small files, default 2,000
@@ -23,7 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import clients, folders, starts
+from benchmarks import asynchronous, clients, folders, starts
 from benchmarks.appends import Appends
 from benchmarks.measure import Pipe, Work, bare_pipe, measure, serving
 from benchmarks.table import Row, table
@@ -33,7 +34,7 @@ from tests.harness import Client, Daemon
 
 RUNS = int(os.environ.get("BENCH_RUNS", "5"))
 ROWS = os.environ.get(
-    "BENCH_ROWS", "big,small,tree,folders,incremental,starts,appends,clients"
+    "BENCH_ROWS", "big,small,tree,folders,incremental,starts,asyncio,appends,clients"
 ).split(",")
 
 
@@ -62,6 +63,8 @@ def groups(daemon: Daemon, client: Client, pipe: Pipe, scratch: Path) -> Iterato
         yield work.incremental(many_files(scratch / "many", folders.NAMES))
     if "starts" in ROWS:
         yield starts.works(client, pipe, scratch)
+    if "asyncio" in ROWS:
+        yield asynchronous.works(client, scratch)
     if "appends" in ROWS:
         yield [Appends(scratch / "appends").work()]
     if "clients" in ROWS:
