@@ -194,12 +194,16 @@ def test_a_bus_that_does_not_let_us_in(
 
         def serve() -> None:
             connection, _ = listener.accept()
-            with connection:
+            with connection, suppress(ConnectionResetError):  # it leaves with bytes unread
                 connection.sendall(answer)
                 connection.shutdown(socket.SHUT_WR)
-                connection.recv(1000)
+                while connection.recv(1000):  # until the other side has left
+                    pass
 
         thread = threading.Thread(target=serve)
         thread.start()
-        assert SleepWatch.connect() is None
+        watch = SleepWatch.connect()
+        if watch is not None:
+            watch.close()
         thread.join()
+        assert watch is None
