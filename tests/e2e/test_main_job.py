@@ -338,7 +338,8 @@ def test_a_signal_aborts_an_upload_cleanly(
         what = "interrupted" if name == "SIGINT" else "terminated"
         assert said.decode().split() == ["sfsc:", what]
         assert staged(daemon) == 0
-        assert " 0 files, 0 bytes" in daemon.run("user", "show", "alice").text
+        (shown,) = objects(daemon.run("user", "show", "alice", "--json"))
+        assert (shown["files"], shown["used"]) == (0, 0)
         assert list((alice.home / "uploads").glob("*")) == []
     assert "broke the protocol" not in daemon.log_path.read_text()
 
@@ -371,9 +372,9 @@ def test_a_closed_output_pipe_aborts_an_upload(
     until(lambda: staged(daemon) == 0)  # commits that were sent are carried out
     files = len(alice.run("ls", "-R").lines)
     assert files < 12
-    shown = daemon.run("user", "show", "alice").text
+    (shown,) = objects(daemon.run("user", "show", "alice", "--json"))
     held = sum(path.stat().st_size for path in stored(daemon))
-    assert f" {files + 1} files, {held} bytes" in shown  # the folder is one too
+    assert (shown["files"], shown["used"]) == (files + 1, held)  # the folder is one too
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
