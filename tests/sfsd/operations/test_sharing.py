@@ -287,7 +287,7 @@ def test_too_many_readers_or_versions_at_once_are_refused(
     monkeypatch.setattr(sharing, "MAX_READERS_CHANGED", 0)
     refused(ada.ask(change(ada, reader(bob), wraps={1: [bob.wrap()]})[1]), "bad-request")
     monkeypatch.undo()
-    monkeypatch.setattr(served.context.wishes, "_shared_files", 1)
+    monkeypatch.setattr(served.context.wishes, "shared_files", 1)
     ada.put(file_id(2), b"x", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
     full = refused(ada.ask(change(ada, reader(bob), wraps={1: [bob.wrap()]})[1]), "share-refused")
     assert full.readers == ("bob",)
@@ -496,7 +496,7 @@ def test_a_reader_who_has_left_sees_nothing_and_needs_no_wrap(
 def test_leaving_makes_room_for_another_file(
     served: Daemon, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served.context.wishes, "_shared_files", 1)
+    monkeypatch.setattr(served.context.wishes, "shared_files", 1)
     both = (ada.wrap(), bob.wrap())
     ada.put(F, b"one", readers=(reader(bob),), wraps=both)
     other = ada.version(file_id(2), b"two", readers=(reader(bob),), wraps=both)
