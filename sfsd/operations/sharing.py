@@ -84,8 +84,8 @@ def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
         for link in links[first : first + PER_PAGE]
     )
     end = first + len(statements)
-    account = server.users.account(message.user)
-    removed = account is not None and account.value.removed
+    account = server.users.readable_account(message.user)
+    removed = account is not None and account.removed
     return Identity(statements, end + 1 if end < len(links) else 0, removed)
 
 

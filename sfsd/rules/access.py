@@ -97,8 +97,8 @@ class Visibility:
     def _missing(self, owner: str) -> Refused:
         """Return the error for a file that does not exist for the caller. That an account was
         removed is no secret: every user may look up identities."""
-        account = self._users.account(owner)
-        if account is not None and account.value.removed:
+        account = self._users.readable_account(owner)
+        if account is not None and account.removed:
             return Refused(
                 "not-found", f"the account of {owner} was removed, and its files with it"
             )

@@ -59,11 +59,8 @@ class ReaderWishes:
             raise Refused("share-refused", why, readers=full)
 
     def _is_removed(self, user: str) -> bool:
-        try:
-            account = self._users.account(user)
-        except DamagedError:
-            return False  # one account's damage must not stop other users
-        return account is not None and account.value.removal > 0
+        account = self._users.readable_account(user)
+        return account is not None and account.removal > 0
 
     def _blocks_new(self, user: str, owner: str) -> bool:
         try:

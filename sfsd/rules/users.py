@@ -116,6 +116,15 @@ class UserRegistry:
         """Return the account of an invited or enrolled user."""
         return self._documents.account(name)
 
+    def readable_account(self, name: str) -> StoredAccount | None:
+        """Return the account of a user, None also if it is damaged: for what must not keep others
+        from going on."""
+        try:
+            found = self.account(name)
+        except DamagedError:
+            return None
+        return None if found is None else found.value
+
     def chain(self, name: str) -> tuple[Chain, bytes] | None:
         """Return (chain, digest of its file) of an enrolled user. Raises `DamagedError`."""
         path, known = statements_path(name), self._users.get(name)

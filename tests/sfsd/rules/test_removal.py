@@ -217,3 +217,12 @@ def test_last_login_and_pending_rotation_are_shown(served: Daemon) -> None:
     later = int(datetime.fromisoformat(served.entries("login")[-2].time).timestamp())
     assert account(served, "ada").last_login >= later
     assert served.context.last_logins.of("eve") == 0
+
+
+def test_damaged_settings_of_an_account_stop_no_other_user(served: Daemon) -> None:
+    """Whether the account was removed is unknown then; everything else goes on."""
+    _, bob = share_both_ways(served)
+    served.context.store.users.joinpath("ada", "account.json").write_bytes(b"{}")
+    served.context.store._digests.clear()
+    assert isinstance(bob.ask(Lookup("ada", 1)), Identity)
+    refused(bob.ask(open_one("ada", file_id(10), 0)), "not-found")
