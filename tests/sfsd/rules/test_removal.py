@@ -226,3 +226,12 @@ def test_damaged_settings_of_an_account_stop_no_other_user(served: Daemon) -> No
     served.context.store._digests.clear()
     assert isinstance(bob.ask(Lookup("ada", 1)), Identity)
     refused(bob.ask(open_one("ada", file_id(10), 0)), "not-found")
+
+
+@pytest.mark.parametrize("message", [UserRevoke("ada", ""), UserRemove("ada", 1, "")])
+def test_sessions_end_at_once(served: Daemon, message: UserRevoke | UserRemove) -> None:
+    served.person("ada")
+    ended = list[str]()
+    served.dispatcher.on_revoke = lambda user, _which: ended.append(user)
+    done(served.ask(served.operator(), message))
+    assert ended == ["ada"]
