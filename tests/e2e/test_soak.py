@@ -66,7 +66,7 @@ def test_real_files(alice: Client, tmp_path: Path) -> None:
     for number in range(copied, FILES):
         fill(source / f"own {number}", number % 9000, number)
     stored = alice.run("put", "-r", "tree", cwd=tmp_path, seconds=900)
-    assert stored.lines[-1] == f"{FILES} stored, 0 unchanged, 0 skipped"
+    assert stored.stderr.splitlines()[-1] == f"{FILES} stored, 0 unchanged, 0 skipped"
     alice.run("get", "-r", "tree", "-o", tmp_path / "out", seconds=900)
     assert same(source, tmp_path / "out" / "tree")
 

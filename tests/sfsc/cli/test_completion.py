@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -215,7 +216,8 @@ def test_a_locked_keyring_completes_no_names(
 def test_a_locked_keyring_whose_key_the_agent_holds(
     homes: dict[str, Path], complete: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    runtime = tempfile.mkdtemp()  # the path of a socket must be short
+    monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
     locked = shutil.copytree(homes["ada"], tmp_path / "locked")
     monkeypatch.setenv("SFSC_HOME", str(locked))
     sfsc.change_passphrase(home=locked, new="a passphrase")
@@ -226,6 +228,7 @@ def test_a_locked_keyring_whose_key_the_agent_holds(
         assert complete("sfsc get pho") == []
     finally:
         sfsc.stop_agent(home=locked)
+        shutil.rmtree(runtime)
 
 
 def test_completion_writes_nothing(

@@ -484,7 +484,7 @@ def test_a_statement_with_one_wrong_field_is_refused(setup: Setup, name: str) ->
             signatures = tuple(key.sign(Label.STATEMENT, raw) for key in keys)
             reply = ada.ask(changed(made, statement=raw, signatures=signatures))
             assert isinstance(reply, Error), (field, value)
-            assert reply.code in CODES, (field, value, reply)
+            assert reply.code in CODES | {"clock"}, (field, value, reply)
             tried += 1
     assert tried > 50
     for signatures in ((), made.signatures[:-1], made.signatures[::-1], (bytes(64),) * 2):
