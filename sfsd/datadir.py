@@ -17,7 +17,6 @@ from protocol.buffers.file_status import is_folder
 from protocol.codec.names import SERVER
 from protocol.log.auditlog import EntryDraft
 from sfsd import server_keys
-from sfsd.config import Config
 from sfsd.errors import (
     DamagedError,
     JournalBusyError,
@@ -36,6 +35,7 @@ from sfsd.log.cut import check_no_cut
 from sfsd.log.journal import Journal
 from sfsd.rules.context import ServerContext, ServerIdentity
 from sfsd.server_keys import ServerKeys
+from sfsd.settings.config import Config
 from sfsd.storage.change import Change
 from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover

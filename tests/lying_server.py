@@ -69,7 +69,7 @@ from sfsd.net.dispatch import Dispatcher
 from sfsd.net.listener import Server
 from sfsd.rules.context import Access, Principal, ServerContext, ServerIdentity
 from sfsd.server_keys import ServerKeys
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from sfsd.storage.change import Change
 
 SECONDS = 20.0

@@ -14,10 +14,10 @@ from protocol.codec.terminal_text import counted, human_size
 from protocol.codec.values import as_dict
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.commands.fsck import describe
-from sfsd.config import Config
 from sfsd.datadir import NOT_WRITABLE, lock_root, open_server_context
 from sfsd.errors import CommandError, RootBusyError
 from sfsd.fs.files import Files
+from sfsd.settings.config import Config
 from sfsd.storage.backup import LOCK, Backup, BackupResult, remove_leftovers, remove_old
 
 

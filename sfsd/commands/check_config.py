@@ -9,9 +9,9 @@ import click
 from msgspec import structs
 
 from protocol.codec.terminal_text import counted
-from sfsd import config, config_text
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.errors import ConfigError
+from sfsd.settings import config, text
 
 
 @click.command()
@@ -30,7 +30,7 @@ def command(root: Path, file: Path | None, schema: bool, as_json: bool) -> None:
     Example: sfsd check-config --schema > sfsd.schema.json
     """
     if schema:
-        click.echo(json.dumps(config_text.schema(), indent=2))
+        click.echo(json.dumps(text.schema(), indent=2))
         return
     path = (file or root / config.FILE_NAME).absolute()
     problems = config.problems_in(config.read_file(path))

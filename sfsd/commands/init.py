@@ -11,10 +11,11 @@ import click
 from protocol.buffers.file_status import exists
 from protocol.codec.terminal_text import printable_lines
 from protocol.records.invitation import parse_address
-from sfsd import config, config_text, server_keys, setting_kinds
+from sfsd import server_keys
 from sfsd.commands import parse_with, root_option
 from sfsd.errors import ConfigError
 from sfsd.fs.files import Files
+from sfsd.settings import config, kinds, text
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -24,13 +25,13 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 @click.option(
     "--public",
     metavar="HOST:PORT",
-    callback=parse_with(setting_kinds.check_public_address),
+    callback=parse_with(kinds.check_public_address),
     help="Address at which users reach the daemon.",
 )
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    callback=parse_with(setting_kinds.check_listen_address),
+    callback=parse_with(kinds.check_listen_address),
     help="Address that the daemon listens on; [::]:7373 is every address of this machine.",
 )
 def command(root: Path, public: str | None, listen: str | None) -> None:
@@ -51,8 +52,8 @@ def command(root: Path, public: str | None, listen: str | None) -> None:
         files.make_folder(root / name)
     keys = server_keys.create(root / "keys", int(time.time()), files)
     # Last: a folder without settings is not a root, so an interrupted init is never served.
-    text = config_text.initial_text(public=public or "", listen=listen or "")
-    files.replace_durable(settings, text.encode())
+    initial = text.initial_text(public=public or "", listen=listen or "")
+    files.replace_durable(settings, initial.encode())
     click.echo(keys.server_id.hex())
     click.echo(printable_lines(_next_steps(root.absolute(), public, listen)), err=True, nl=False)
 

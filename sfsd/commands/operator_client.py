@@ -30,12 +30,12 @@ from protocol.wire.messages.accounts import (
 )
 from protocol.wire.messages.session import PROTOCOL_VERSION, Login, Session, Welcome
 from sfsd import server_keys
-from sfsd.config import Config
 from sfsd.datadir import lock_root, open_server_context
 from sfsd.errors import CommandError, RootBusyError, UnreachableError
 from sfsd.net.dispatch import Dispatcher
 from sfsd.rules.context import Access, Principal
 from sfsd.server_keys import ServerKeys
+from sfsd.settings.config import Config
 
 SECONDS: Final = 30.0
 STATUS_SECONDS: Final = 10.0

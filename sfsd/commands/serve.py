@@ -9,21 +9,21 @@ from pathlib import Path
 
 import click
 
-from sfsd import setting_kinds
 from sfsd.commands import parse_with, root_option
-from sfsd.config import Config, settings
 from sfsd.errors import ConfigError, SfsdError
 from sfsd.net.listener import ServeOptions, serve_root
 from sfsd.service import log_output
 from sfsd.service.activation import inherited_sockets
 from sfsd.service.notify import Notifier
+from sfsd.settings import kinds
+from sfsd.settings.config import Config, settings
 
 _log = logging.getLogger(__name__)
 
 
 def _choices(setting: str) -> click.Choice[str]:
     kind = settings()[setting]
-    return click.Choice(kind.choices if isinstance(kind, setting_kinds.Choice) else ())
+    return click.Choice(kind.choices if isinstance(kind, kinds.Choice) else ())
 
 
 @click.command()
@@ -31,7 +31,7 @@ def _choices(setting: str) -> click.Choice[str]:
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    callback=parse_with(setting_kinds.check_listen_address),
+    callback=parse_with(kinds.check_listen_address),
     help="Where to listen; port 0 is any free port.",
 )
 @click.option(

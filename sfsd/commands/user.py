@@ -38,9 +38,9 @@ from sfsd.commands import (
     user_name,
     utc_option,
 )
-from sfsd.config import Config
 from sfsd.errors import CommandError, ConfigError
-from sfsd.setting_kinds import ANY_ADDRESS, DAY
+from sfsd.settings.config import Config
+from sfsd.settings.kinds import ANY_ADDRESS, DAY
 
 _NUMBERS = ("files", "stored", "quota", "keys")
 _COLUMNS = (

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from protocol.records.records import DELETE, PURGED_AT_ONCE
-from sfsd.config import RetentionPolicy
 from sfsd.errors import Absent, DamagedError
 from sfsd.rules.bundles import remove_expired_bundles
 from sfsd.rules.context import ServerContext
 from sfsd.rules.record_rules import FileHead
 from sfsd.rules.removal import PAGE, content_removal, reader_removal, stored_versions
-from sfsd.setting_kinds import DAY
+from sfsd.settings.config import RetentionPolicy
+from sfsd.settings.kinds import DAY
 from sfsd.storage.change import Change
 from sfsd.storage.json_files import Sidecar
 

@@ -10,12 +10,12 @@ from typing import Final
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
 from protocol.log.auditlog import EntryDraft
-from sfsd.config import RetentionPolicy
 from sfsd.errors import DamagedError, SfsdError, Stale
 from sfsd.jobs.retention import retention_changes
 from sfsd.rules.context import ServerContext
 from sfsd.rules.removal import erasure_changes, is_removal_due
-from sfsd.setting_kinds import DAY
+from sfsd.settings.config import RetentionPolicy
+from sfsd.settings.kinds import DAY
 from sfsd.storage.change import Change, Write
 from sfsd.storage.paths import account_path
 

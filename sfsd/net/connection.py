@@ -20,7 +20,6 @@ from protocol.wire.connection import WELCOME_ID, Connection, ReceivedMessage, Ro
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.session import Enroll, Login
-from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
 from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget, weight_of
@@ -28,6 +27,7 @@ from sfsd.net.read_turns import BULK, ReadTurns
 from sfsd.net.user_rates import UserRate
 from sfsd.net.write_queue import WriteQueue
 from sfsd.rules.context import Principal
+from sfsd.settings.config import ConnectionLimits
 
 MAX_RUNNING: Final = 256
 """Running requests of one connection; a client's own window is smaller."""

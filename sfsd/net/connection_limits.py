@@ -13,8 +13,8 @@ from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
 from protocol.codec.names import OPERATOR
-from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
+from sfsd.settings.config import ConnectionLimits
 
 KEPT_FOR_OPERATOR: Final = 4
 """Places for sessions that users cannot take: during a flood the operator must be able to log in,

@@ -25,7 +25,6 @@ from protocol.codec.values import Value, changed
 from protocol.log.auditlog import EntryDraft
 from protocol.records.invitation import format_address, parse_address
 from sfsd import server_keys
-from sfsd.config import Config, ConnectionLimits
 from sfsd.datadir import lock_root, open_server_context
 from sfsd.errors import (
     ConfigError,
@@ -59,6 +58,7 @@ from sfsd.net.user_rates import UserRate, UserRates
 from sfsd.rules.context import Principal, ServerContext
 from sfsd.service.log_output import event
 from sfsd.service.notify import Notifier
+from sfsd.settings.config import Config, ConnectionLimits
 from sfsd.storage.change import Change
 
 if TYPE_CHECKING:

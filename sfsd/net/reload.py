@@ -9,10 +9,10 @@ import ssl
 
 from protocol.codec.values import Value
 from sfsd import server_keys
-from sfsd.config import Config, settings
 from sfsd.datadir import log_statement
 from sfsd.fs.files import Files
 from sfsd.rules.context import ServerContext, ServerIdentity
+from sfsd.settings.config import Config, settings
 
 
 class Reloaded(Value):

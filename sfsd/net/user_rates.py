@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from protocol.codec.names import OPERATOR
-from sfsd.config import ConnectionLimits
+from sfsd.settings.config import ConnectionLimits
 
 _BURST_SECONDS: Final = 1.0
 """Time for which a user who asked for nothing has saved requests and bytes."""

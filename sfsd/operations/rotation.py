@@ -72,7 +72,7 @@ from sfsd.rules.context import (
 )
 from sfsd.rules.record_rules import check_wrap
 from sfsd.rules.users import User, possession_detail, validate_next_statement
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from sfsd.state.documents import Document, SidecarWrite
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.change import Change, Effect, Write

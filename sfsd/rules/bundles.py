@@ -19,7 +19,7 @@ from protocol.log.auditlog import RETENTION, EntryDraft
 from sfsd.errors import Absent, DamagedError, Refused
 from sfsd.rules.context import ServerContext
 from sfsd.rules.users import Chain
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.paths import bundle_path, kept_bundle_path, parse_kept_bundle, statements_path
 

@@ -19,7 +19,6 @@ from protocol.codec.values import Mutable, Value, field
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import ServerStatement, server_id
 from protocol.wire.messages import Done, Error, Receipt, Reply, Request
-from sfsd.config import Config
 from sfsd.errors import OperationError, Refused, SfsdError
 from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.histogram import Histogram
@@ -29,6 +28,7 @@ from sfsd.rules.reader_wishes import ReaderWishes
 from sfsd.rules.record_rules import Admission
 from sfsd.rules.refusal_log import RefusalLog
 from sfsd.rules.users import UserRegistry
+from sfsd.settings.config import Config
 from sfsd.state.documents import Documents
 from sfsd.state.file_index import FileIndex
 from sfsd.state.inbox_index import InboxIndex

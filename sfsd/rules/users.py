@@ -20,9 +20,9 @@ from protocol.records.chain import KEEPING, check_first, check_next, split_voide
 from protocol.records.public_keys import check_statement_keys
 from protocol.records.records import RECOVERY, Statement, key_id, record_hash
 from protocol.wire.messages.session import Notice
-from sfsd.config import RotationPolicy
 from sfsd.errors import DamagedError, Refused, require
-from sfsd.setting_kinds import DAY
+from sfsd.settings.config import RotationPolicy
+from sfsd.settings.kinds import DAY
 from sfsd.state.documents import Document, Documents
 from sfsd.state.file_index import FileIndex
 from sfsd.state.quota import Ledger

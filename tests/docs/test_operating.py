@@ -10,7 +10,7 @@ import pytest
 
 from sfsd import server_keys
 from sfsd.cli import main
-from sfsd.config import Config, default, settings
+from sfsd.settings.config import Config, default, settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "operating.md").read_text("utf-8")

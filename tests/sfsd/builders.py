@@ -46,12 +46,12 @@ from protocol.wire.messages.rotation import Rewrap, RewrapItem
 from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Login, Session
 from protocol.wire.messages.sharing import LeaveFile
 from protocol.wire.messages.uploads import Data, PutOpen, UploadState
-from sfsd.config import Config
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.net.dispatch import Dispatcher
 from sfsd.rules.context import Principal, ServerContext, ServerIdentity
-from sfsd.setting_kinds import DAY
+from sfsd.settings.config import Config
+from sfsd.settings.kinds import DAY
 from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover
 from sfsd.storage.set_aside import lost_changes

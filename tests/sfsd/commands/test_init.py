@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sfsd import server_keys
-from sfsd.config import Config
+from sfsd.settings.config import Config
 
 Sfsd = Callable[..., Any]
 

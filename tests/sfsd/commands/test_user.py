@@ -16,7 +16,7 @@ from protocol.wire.messages.accounts import UserAdd
 from sfsd import server_keys
 from sfsd.commands.operator_client import send_requests
 from sfsd.datadir import lock_root
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 
 Sfsd = Callable[..., Any]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from sfsd.config import ConnectionLimits
 from sfsd.errors import StoreBusyError, StoreFailedError, StoreWaitsError
 from sfsd.fs.descriptors import (
     DescriptorBudget,
@@ -17,6 +16,7 @@ from sfsd.fs.descriptors import (
     raise_descriptor_limit,
 )
 from sfsd.net.listener import _within_descriptors
+from sfsd.settings.config import ConnectionLimits
 from tests.sfsd.faults import FaultyFiles
 
 if sys.platform != "win32":

@@ -9,7 +9,7 @@ import pytest
 from protocol.wire.messages.accounts import ForceRotation, UserAccess
 from sfsd.jobs import account_survey
 from sfsd.jobs.account_survey import AccountSurvey
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sfsd.config import Config, HealthBounds
 from sfsd.jobs.disk_watch import DiskWatch
+from sfsd.settings.config import Config, HealthBounds
 from tests.sfsd.builders import daemon
 from tests.sfsd.faults import FaultyFiles
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from protocol.records.records import PURGE
 from protocol.wire.messages.files import Stat, Stated
-from sfsd.config import Config, RetentionPolicy
 from sfsd.jobs.scheduler import FIRST_PAUSE, PAUSE, JobScheduler
-from sfsd.setting_kinds import DAY
+from sfsd.settings.config import Config, RetentionPolicy
+from sfsd.settings.kinds import DAY
 from tests.opens import open_one
 from tests.sfsd.builders import Clock, Daemon, Person, daemon, done, file_id, refused
 from tests.sfsd.operations.test_records import move, restored

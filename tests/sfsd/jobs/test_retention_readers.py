@@ -6,7 +6,7 @@ import pytest
 
 from protocol.wire.messages.downloads import OpenedVersion
 from sfsd.rules import removal
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from tests.opens import open_one
 from tests.sfsd.builders import Daemon, file_id
 from tests.sfsd.jobs.test_retention import run

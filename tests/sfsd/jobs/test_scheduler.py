@@ -11,7 +11,7 @@ import pytest
 from protocol.wire.messages.accounts import UserAccess
 from sfsd.errors import JournalRefusedError
 from sfsd.jobs.scheduler import JobScheduler
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from tests.sfsd.builders import Daemon, Person, daemon, done
 from tests.sfsd.faults import FaultyFiles
 from tests.sfsd.operations.test_rotation import begun

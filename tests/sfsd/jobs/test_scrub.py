@@ -16,12 +16,12 @@ import pytest
 from protocol.records.records import PURGE
 from protocol.wire.messages.accounts import StartScrub, Status, StatusAnswer
 from protocol.wire.messages.base import PIECE
-from sfsd.config import Config, HealthBounds, ScrubPolicy
 from sfsd.jobs import scrub
 from sfsd.jobs.scrub import Scrubber
 from sfsd.operations import uploads
 from sfsd.operations.health import find_problems
-from sfsd.setting_kinds import DAY
+from sfsd.settings.config import Config, HealthBounds, ScrubPolicy
+from sfsd.settings.kinds import DAY
 from sfsd.state import quota
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id
 

@@ -22,7 +22,6 @@ from protocol.wire.messages.files import Stat
 from protocol.wire.messages.session import Ping, Pong, Welcome
 from protocol.wire.messages.session import Session as OpenedVersion
 from protocol.wire.messages.uploads import Data
-from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
 from sfsd.net.connection import MAX_DECODED, MAX_RUNNING, MAX_UNSENT, ClientConnection
 from sfsd.net.dispatch import Dispatcher
@@ -31,6 +30,7 @@ from sfsd.net.read_turns import BULK, ReadTurns
 from sfsd.net.user_rates import UserRate
 from sfsd.net.write_queue import CHUNK
 from sfsd.rules.context import Principal
+from sfsd.settings.config import ConnectionLimits
 from tests.opens import open_one
 from tests.sfsd.builders import ADDRESS, OPERATOR_KEY, Daemon, login
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from protocol.codec.names import OPERATOR
 from protocol.codec.values import changed
-from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
 from sfsd.net.connection_limits import (
     KEPT_FOR_OPERATOR,
@@ -17,6 +16,7 @@ from sfsd.net.connection_limits import (
     normalized_address,
     source_network,
 )
+from sfsd.settings.config import ConnectionLimits
 
 LIMITS = ConnectionLimits(
     unauthenticated=10, unauthenticated_per_address=6, connections=8, connections_per_address=4

@@ -53,9 +53,9 @@ from protocol.wire.messages.rotation import (
 from protocol.wire.messages.session import OPENING, Ping
 from protocol.wire.messages.sharing import BlockOwner, Inbox, LeaveFile, ListBlocked, Lookup
 from protocol.wire.messages.uploads import Data, PutAbort, PutOpen, PutResume
-from sfsd.config import Config, ConnectionLimits
 from sfsd.errors import Refused
 from sfsd.rules.context import OPERATIONS, Access, Principal
+from sfsd.settings.config import Config, ConnectionLimits
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.paths import VersionPaths
 from tests.opens import open_one

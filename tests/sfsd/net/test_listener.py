@@ -20,13 +20,13 @@ from protocol.wire.messages import Error, Message
 from protocol.wire.messages.accounts import Status, StatusAnswer, UserAccess
 from protocol.wire.messages.session import Ping, Pong, Session
 from sfsd import server_keys
-from sfsd.config import Config, ConnectionLimits
 from sfsd.errors import ConfigError
 from sfsd.net import listener as server_module
 from sfsd.net.connection import ClientConnection
 from sfsd.net.connection_limits import KEPT_FOR_OPERATOR
 from sfsd.net.listener import Server
 from sfsd.service.notify import Notifier
+from sfsd.settings.config import Config, ConnectionLimits
 from tests.sfsd.builders import OPERATOR_KEY, SERVER_ID, SPKI, Daemon, Person, daemon
 from tests.wire import Wire, any_server
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sfsd.config import Config, HealthBounds
 from sfsd.jobs.account_survey import AccountSurvey
 from sfsd.net import metrics_server
 from sfsd.net.listener import _listeners
 from sfsd.net.metrics_server import MAX_CONNECTIONS, MAX_HEAD, MetricsServer
+from sfsd.settings.config import Config, HealthBounds
 from tests.harness import environment
 from tests.sfsd.builders import Daemon, daemon
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec.names import OPERATOR
-from sfsd.config import ConnectionLimits
 from sfsd.net.user_rates import TokenBucket, UserRate, UserRates
+from sfsd.settings.config import ConnectionLimits
 
 MIB = 1 << 20
 

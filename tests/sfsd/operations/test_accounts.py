@@ -19,7 +19,7 @@ from protocol.wire.messages.accounts import (
     UserShow,
 )
 from protocol.wire.messages.downloads import OpenedVersion
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from tests.opens import open_one
 from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, refused
 

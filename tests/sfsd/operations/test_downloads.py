@@ -31,7 +31,7 @@ from sfsd.fs.files import Files
 from sfsd.operations import changesets, downloads
 from sfsd.rules.context import Transaction
 from sfsd.rules.users import signing_key_id
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from sfsd.state import logged_downloads
 from sfsd.state.logged_downloads import Downloads
 from sfsd.state.read_handles import FILES, HANDLES

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from protocol.wire.messages.accounts import Status, StatusAnswer
-from sfsd.config import Config, HealthBounds
 from sfsd.errors import DamagedError
 from sfsd.operations import health
+from sfsd.settings.config import Config, HealthBounds
 from tests.sfsd.builders import Daemon, daemon, file_id
 from tests.sfsd.faults import FaultyFiles
 

@@ -49,11 +49,11 @@ from protocol.wire.messages.rotation import (
     with_full_wraps,
 )
 from protocol.wire.messages.sharing import Identity, Lookup
-from sfsd.config import Config, ConnectionLimits
 from sfsd.errors import Stale
 from sfsd.operations.rotation import NEWEST_ENDORSEMENTS, rewrap
 from sfsd.rules.context import Access, Transaction
-from sfsd.setting_kinds import DAY
+from sfsd.settings.config import Config, ConnectionLimits
+from sfsd.settings.kinds import DAY
 from sfsd.storage.paths import VersionPaths
 from tests.opens import open_one
 from tests.sfsd.builders import (

@@ -17,13 +17,13 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.rotation import GetBundle, Rewrapped, RotateBegin, SealedBundle
 from protocol.wire.messages.session import Ping
-from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused, Stale
 from sfsd.fs.files import Files
 from sfsd.rules import bundles
 from sfsd.rules.context import Principal
 from sfsd.rules.users import MAX_RUN
-from sfsd.setting_kinds import DAY
+from sfsd.settings.config import ConnectionLimits
+from sfsd.settings.kinds import DAY
 from tests.sfsd.builders import XWING_PUBLIC, Daemon, Person, daemon, done, file_id, login, refused
 from tests.sfsd.jobs.test_retention import run
 from tests.sfsd.operations.test_rotation import begun, finished, onto, renewed, rewrapped, wraps

@@ -30,7 +30,7 @@ from protocol.wire.messages.sharing import (
 from sfsd.errors import Refused, SfsdError, Stale
 from sfsd.operations import changesets, sharing
 from sfsd.rules.context import Access, Transaction
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from tests.opens import open_one
 from tests.sfsd.builders import (
     Daemon,

@@ -15,7 +15,7 @@ from protocol.wire.messages import Error
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import OpenedVersion
 from protocol.wire.messages.uploads import Aborted, Data, PutAbort, PutOpen, PutResume, UploadState
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from sfsd.state.uploads import LIFETIME, PER_USER
 from tests.opens import open_one
 from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, refused

@@ -46,7 +46,7 @@ from protocol.wire.messages.rotation import Rewrapped
 from protocol.wire.messages.sharing import Inbox, InboxPage
 from protocol.wire.messages.uploads import Aborted, PutAbort, PutOpen
 from sfsd.log.verify import verify_log
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from sfsd.storage.fsck import Fsck
 from tests.opens import open_one
 from tests.sfsd.builders import (

@@ -42,7 +42,7 @@ from protocol.wire.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrap
 from protocol.wire.messages.sharing import BlockOwner, Inbox, InboxPage, LeaveFile, Lookup
 from protocol.wire.messages.uploads import Data, PutAbort, PutOpen, PutResume, UploadState
 from sfsd.rules.context import OPERATIONS, Access, Principal
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from tests.opens import open_one
 from tests.sfsd.builders import Daemon, Person, Version, daemon, done, file_id, refused
 

@@ -39,7 +39,7 @@ from protocol.wire.messages.rotation import (
     RotateBegin,
     RotateFinish,
 )
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from tests.protocol.wire_form import unpacked
 from tests.record_signing import packed_signature
 from tests.sfsd.builders import (

@@ -26,7 +26,7 @@ from protocol.wire.messages.sharing import Identity, Lookup
 from sfsd.errors import Refused
 from sfsd.operations import accounts
 from sfsd.rules.context import Access
-from sfsd.setting_kinds import DAY
+from sfsd.settings.kinds import DAY
 from tests.opens import open_one
 from tests.sfsd.builders import Daemon, Person, check_tags, daemon, done, file_id, login, refused
 from tests.sfsd.jobs.test_retention import run

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from protocol.codec.values import changed
 from protocol.records.records import Device, RecoveryKey, Statement, Writer, record_hash
 from protocol.records.signatures import Label, SigningKey
-from sfsd.config import RotationPolicy
 from sfsd.errors import Refused
 from sfsd.rules.users import Chain, signing_key_id, validate_first_statement
-from sfsd.setting_kinds import DAY
+from sfsd.settings.config import RotationPolicy
+from sfsd.settings.kinds import DAY
 from sfsd.storage.json_files import StoredStatement
 from tests.sfsd.builders import SERVER_ID
 

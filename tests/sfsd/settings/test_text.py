@@ -8,8 +8,8 @@ import tomllib
 import jsonschema
 import pytest
 
-from sfsd.config import Config, default, problems_in, settings
-from sfsd.config_text import initial_text, schema
+from sfsd.settings.config import Config, default, problems_in, settings
+from sfsd.settings.text import initial_text, schema
 
 
 def test_initial_text_lists_every_setting_with_its_default() -> None:

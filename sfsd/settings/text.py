@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from sfsd.config import default, settings
+from sfsd.settings.config import default, settings
 
 _HEAD = """\
 # Settings of this sfsd root. A line behind a # is a setting with its default value: remove the #,

@@ -1,6 +1,6 @@
 """Kinds of settings: what a value in TOML may be, and how it is read, checked and shown.
 
-An instance describes one setting. It is metadata of the annotated fields in `sfsd.config`.
+An instance describes one setting. It is metadata of the annotated fields in `sfsd.settings.config`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Settings of the operator: ``ROOT/sfsd.toml``.
 
 Each setting is one annotated field below: its default, what it accepts and what it means. The file
-that ``sfsd init`` writes and the JSON schema for editors are made of these (`sfsd.config_text`),
+that ``sfsd init`` writes and the JSON schema for editors are made of these (`sfsd.settings.text`),
 and a test compares docs/operating.md with them. An unknown name is an error: a mistyped limit would
 silently not apply.
 """
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Self, get_args, get_origin, get_type_h
 from protocol.codec.terminal_text import counted
 from protocol.codec.values import Value, field
 from sfsd.errors import ConfigError
-from sfsd.setting_kinds import (
+from sfsd.settings.kinds import (
     DAY,
     Choice,
     Count,
@@ -29,7 +29,7 @@ from sfsd.setting_kinds import (
     Setting,
     Size,
 )
-from sfsd.toml_lines import Statement, SyntaxProblem, read_statements
+from sfsd.settings.toml_lines import Statement, SyntaxProblem, read_statements
 
 FILE_NAME: Final = "sfsd.toml"
 MAX_CONFIG: Final = 64 * 1024

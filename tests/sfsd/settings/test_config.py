@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from sfsd.config import Config, ConnectionLimits, RetentionPolicy, RotationPolicy, problems_in
 from sfsd.errors import ConfigError
-from sfsd.setting_kinds import DAY
+from sfsd.settings.config import (
+    Config,
+    ConnectionLimits,
+    RetentionPolicy,
+    RotationPolicy,
+    problems_in,
+)
+from sfsd.settings.kinds import DAY
 
 
 def test_empty_file_is_all_defaults() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 
-from sfsd.toml_lines import Statement, SyntaxProblem, read_statements
+from sfsd.settings.toml_lines import Statement, SyntaxProblem, read_statements
 
 DOCUMENT = '''\
 a = 1  # comment
