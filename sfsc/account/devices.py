@@ -268,13 +268,13 @@ class Devices:
         """Like `catch_up`, but do not join."""
         session = self._session
         if not session.state.is_current:
-            self._reread()
+            self.reread()
         for _ in range(MAX_CONFLICTS):
             before = self._keyring.statements
             try:
                 head = self._catch_up()
             except ConflictError:
-                self._reread()
+                self.reread()
                 continue
             # While the keys were adopted, another device may have rotated them again.
             behind = session.is_restricted or session.is_behind
@@ -282,7 +282,7 @@ class Devices:
                 return head
         raise ConflictError("other devices keep changing the account", "run the command again")
 
-    def _reread(self) -> None:
+    def reread(self) -> None:
         """Continue with a keyring that another process of this device has written."""
         before = self._session.author.generation
         self._file.reload()
@@ -381,7 +381,7 @@ class Devices:
                     self._drop_old_keys()
                 return
             except ConflictError:
-                self._reread()
+                self.reread()
         raise ConflictError("other processes keep changing the keyring", "run the command again")
 
     def _drop_old_keys(self) -> None:

@@ -282,8 +282,11 @@ class Rotation:
         the request. Raises `ConflictError` if it does not."""
         for _ in range(MAX_CONFLICTS):
             before = current_keys(self._keyring).generation
-            if self._try_begin(key_type, drop, reason):
-                return
+            try:
+                if self._try_begin(key_type, drop, reason):
+                    return
+            except ConflictError:  # another process of this machine has written the keyring
+                self._devices.reread()
             head = self._devices.catch_up()
             if head.generation == before:
                 continue  # a device was added or removed: retry on the new head

@@ -269,7 +269,8 @@ def remove(name: str, root: Path, keep_days: int, reason: str) -> None:
 @command.command()
 @_name
 @click.argument("new", metavar="NEW", callback=user_name)
-def rename(name: str, new: str) -> None:
+@root_option
+def rename(name: str, new: str, root: Path) -> None:  # noqa: ARG001
     """Refused: users cannot be renamed.
 
     Example: sfsd user rename alice alicia

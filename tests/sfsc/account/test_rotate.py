@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,10 @@ from protocol.wire.messages.rotation import (
     RotateFinish,
     WrapsPage,
 )
+from sfsc.account.rotate import Rotation
 from sfsc.errors import BadReceipt, BadRecord, SfscError
 from sfsc.keys.home import unlock_home
-from sfsc.keys.keyring import Keyring
+from sfsc.keys.keyring import Keyring, PendingStatement
 from sfsc.store import Store
 from tests.changes import receipt_of
 from tests.lying_server import LyingServer
@@ -40,6 +42,28 @@ def connect(home: Path) -> Store:
 
 def saved(home: Path) -> Keyring:
     return unlock_home(home, None).contents
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_keyring_that_another_process_has_written_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, ada: Path, times: int
+) -> None:
+    """A `put` on the same machine may adopt a label or an address while a rotation begins."""
+    build, left = Rotation._new_generation, [f"files.example:{number}" for number in range(times)]
+
+    def meanwhile(self: Rotation, *arguments: Any) -> PendingStatement:
+        made = build(self, *arguments)
+        if left:
+            wanted = (*saved(ada).addresses, left.pop())
+            unlock_home(ada, None).update(lambda keyring: changed(keyring, addresses=wanted))
+        return made
+
+    monkeypatch.setattr(Rotation, "_new_generation", meanwhile)
+    with connect(ada) as store:
+        assert store.rotate().generation == 2
+        assert store.read_bytes("a") == b"1"
+    assert len(saved(ada).addresses) == 1 + times
+    assert saved(ada).pending is None
 
 
 def test_new_keys_are_saved_before_they_are_sent(lying_server: LyingServer, ada: Path) -> None:
