@@ -23,7 +23,7 @@ from protocol.codec.values import Value, field
 MAX_INVITATION = 1024
 """Longest invitation in characters."""
 TOKEN_SIZE = 32
-"""Bytes of the tokens that sfs generates."""
+"""Bytes of a token."""
 
 # Compiled at first use, and then cached by `re`: most starts need none of them.
 _ADDRESS = r"(?:\[([0-9A-Fa-f:.]+(?:%[0-9A-Za-z_.-]+)?)\]|([0-9A-Za-z._-]+)):(\d{1,5})"
@@ -70,14 +70,14 @@ class _Link(Value):
 
 
 class Invitation(_Link):
-    """The right of a new user to enrol; `token` is the secret (16 to 64 bytes, never in a repr)."""
+    """The right of a new user to enrol; `token` is the secret (32 bytes, never in a repr)."""
 
     token: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 16 <= len(self.token) <= 64:
-            raise MessageError("the token of the invitation has a wrong length")
+        if len(self.token) != TOKEN_SIZE:
+            raise MessageError("the token of this invitation is cut or mistyped")
 
     @property
     def token_sha256(self) -> bytes:

@@ -72,7 +72,8 @@ def connect_again(
     try:
         for seconds in pauses(max(retry_for, 0.0)):
             log_step(f"{failure.cause}; connecting again in {seconds:g} s")
-            progress.reconnecting(failure.cause, seconds)
+            if seconds:  # an attempt that is made at once is not worth a word
+                progress.reconnecting(failure.cause, seconds)
             pause(seconds)
             try:
                 return connect()

@@ -29,7 +29,7 @@ HOSTS = st.lists(LABEL, min_size=1, max_size=4).map(".".join) | st.ip_addresses(
     st.integers(1, 65535),
     st.from_regex(r"u[a-z0-9_-]{0,30}", fullmatch=True),
     st.binary(min_size=32, max_size=32),
-    st.binary(min_size=16, max_size=64),
+    st.binary(min_size=32, max_size=32),
 )
 def test_round_trip(host: str, port: int, user: str, pin: bytes, token: bytes) -> None:
     invitation = Invitation(host, port, user, pin, token)
@@ -83,6 +83,12 @@ def test_any_text_parses_or_raises_message_error(text: str) -> None:
     except MessageError:
         return
     assert invitation.to_text() == text.strip()
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 20])
+def test_a_token_that_was_cut_is_found_before_anything_is_asked(cut: int) -> None:
+    with pytest.raises(MessageError):
+        parse_invitation(GOOD[:-cut])
 
 
 def test_repr_omits_the_token() -> None:
