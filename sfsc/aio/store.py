@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import io
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from pathlib import Path
@@ -32,9 +33,6 @@ from sfsc.transfer.download import Got, Target
 from sfsc.transfer.reader import Reader as RemoteReader
 
 if TYPE_CHECKING:
-    import io
-    import os
-
     from sfsc.files.transaction import Changed
     from sfsc.session.waiting import Waiting
     from sfsc.transfer.source import Source
@@ -145,7 +143,7 @@ class _Asked(Mutable):
     """A `get` that waits to be done with others."""
 
     name: str
-    target: str | os.PathLike[str] | None
+    target: Target | None
     done: asyncio.Future[Got]
     batch: asyncio.Future[None] | None = None
 
@@ -260,6 +258,18 @@ class Store:
             return await self.call(
                 Blocking.get, name, target, version=version, overwrite=overwrite, newer=newer
             )
+        return await self._get_with_others(name, target)
+
+    async def read_bytes(self, name: str, *, version: int | None = None) -> bytes:
+        """Return the content of a file, as `sfsc.Store.read_bytes`; calls are done together as
+        those of `get`."""
+        if version is not None:
+            return await self.call(Blocking.read_bytes, name, version=version)
+        content = io.BytesIO()
+        await self._get_with_others(name, content)
+        return content.getvalue()
+
+    async def _get_with_others(self, name: str, target: Target | None) -> Got:
         self._opened()
         asked = _Asked(name, target, asyncio.get_running_loop().create_future())
         self._asked.append(asked)
@@ -347,7 +357,6 @@ class Store:
     put: Final = _Awaited(Blocking.put)
     put_command: Final = _Awaited(Blocking.put_command)
     put_many: Final = _Iterated(Blocking.put_many)
-    read_bytes: Final = _Awaited(Blocking.read_bytes)
     write_bytes: Final = _Awaited(Blocking.write_bytes)
     put_tree: Final = _Iterated(Blocking.put_tree)
     get_each: Final = _Iterated(Blocking.get_each)

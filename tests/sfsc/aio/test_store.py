@@ -85,9 +85,9 @@ def test_the_methods_are_those_of_the_blocking_store() -> None:
     others = {"close", "link", "open", "open_shared", "transaction"}
     for name in public(sfsc.Store) - theirs_only - others:
         ours, theirs = getattr(Store, name), getattr(sfsc.Store, name)
-        assert inspect.signature(ours.__wrapped__ if name != "get" else ours) == inspect.signature(
-            theirs
-        ), name
+        assert inspect.signature(
+            ours.__wrapped__ if name not in ("get", "read_bytes") else ours
+        ) == inspect.signature(theirs), name
         yields = "Iterator" in str(inspect.signature(theirs).return_annotation)
         assert (type(ours).__name__ == "_Iterated") == yields, name
 
@@ -167,6 +167,11 @@ def test_gets_that_wait_are_done_together_and_fail_alone(
             assert got.path is not None
             assert got.path.read_bytes() == got.name.encode() == name.encode()
         assert [type(one) for one in (missing, nameless, placeless)] == list(wrong.values())
+        assert len([one for one in seen if isinstance(one, Open)]) <= 3
+        seen.clear()
+        contents = await asyncio.gather(*map(store.read_bytes, names))
+        assert contents == [name.encode() for name in names]
+        assert await store.read_bytes(names[0], version=1) == contents[0]
         assert len([one for one in seen if isinstance(one, Open)]) <= 3
 
     with_store(home, body)
