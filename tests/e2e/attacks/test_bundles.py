@@ -111,7 +111,9 @@ def forged(account: Account, how: str) -> SeenCheckpoint:
         return changed(honest, note=b"\n".join([*lines[:4], *honest.note.split(b"\n")[4:]]))
     if how == "the thief's log key":
         # The thief cannot sign a statement of the server that names the key.
-        return SeenCheckpoint(bogus, honest.statement, honest.signature[:-1] + b"\0")
+        # (The last byte of one signature in 17 is zero, so change the first.)
+        first, rest = honest.signature[0], honest.signature[1:]
+        return SeenCheckpoint(bogus, honest.statement, bytes([first ^ 1]) + rest)
     if how == "the thief's server":
         body = changed(ServerStatement.parse(honest.statement), server_pub=thiefs.public).encode()
         return SeenCheckpoint(bogus, body, thiefs.sign(Label.SERVER_STATEMENT, body))
