@@ -65,6 +65,7 @@ class AccountSettings:
         self._session = session
         self._ticks = ticks
         self._read_at: float | None = None
+        self._absent_at: float | None = None
         self._version = 0
         self._head = b""
         self._settings = Settings()
@@ -76,18 +77,30 @@ class AccountSettings:
 
     def recent(self) -> Settings:
         """Return the settings as they were at most 30 seconds ago. Raises `BadRecord`."""
-        if self._read_at is None or self._ticks() - self._read_at >= FRESH_SECONDS:
+        if not self._is_fresh(self._read_at):
             self._refresh()
         return self._settings
 
     def pads(self) -> bool:
         """Return whether contents are to be padded. Asks the server only if the account has
-        settings, as the followed log tells. Raises `BadRecord`."""
-        session = self._session
-        settings, size = session.account.settings_id, session.followed_size
-        if self._read_at is None and session.head_at(settings, size) is None:
+        settings, as the followed log tells; it is called for each file, so that is looked up no
+        more often than settings are read. Raises `BadRecord`."""
+        return not self._are_absent() and self.recent().pad
+
+    def _are_absent(self) -> bool:
+        """Return whether the account had no settings at most 30 seconds ago."""
+        if self._read_at is not None:
             return False
-        return self.recent().pad
+        if not self._is_fresh(self._absent_at):
+            session = self._session
+            settings, size = session.account.settings_id, session.followed_size
+            if session.head_at(settings, size) is not None:
+                return False
+            self._absent_at = self._ticks()
+        return True
+
+    def _is_fresh(self, read_at: float | None) -> bool:
+        return read_at is not None and self._ticks() - read_at < FRESH_SECONDS
 
     def change(self, change: Callable[[Settings], Settings]) -> None:
         """Store what `change` makes of the settings. Raises what it raises."""
