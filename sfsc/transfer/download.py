@@ -187,17 +187,17 @@ class Downloads:
         newer: bool = False,
     ) -> Got:
         """Like `get`, for an opened version of our own file or of one shared with us."""
-        check_is_file(remote.metadata)
-        name = remote.metadata.name
+        metadata = remote.metadata
+        check_is_file(metadata)
         self._seen.add(remote.file)
         self._seen.verify()
-        self._session.progress.expect(remote.metadata.size)
-        path: Path | None = None
-        if isinstance(target, (str, os.PathLike, type(None))):
-            path, metadata = _path(target, name), remote.metadata
+        self._session.progress.expect(metadata.size)
+        path, destination = _place(target, metadata.name)
+        if path is not None:
             if remote.owner is not None:
                 metadata = limit_to_umask(metadata)
-                if target is None or path != Path(target):  # the sharer's name is used
+                chosen = isinstance(target, (str, os.PathLike)) and path == Path(target)
+                if not chosen:  # the sharer's name is used
                     check_foreign_name(path.name)
             there = None if overwrite and not newer else status_of(path)
             if there is not None and not overwrite:
@@ -205,12 +205,8 @@ class Downloads:
             if there is not None and there.st_mtime_ns >= (metadata.mtime or 0):
                 remote.abandon()
                 return changed(_got(remote, str(path)), status=SKIPPED)
-            if _names_folder(target):
-                make_folders(path.parent)
-            with replacing_file(path, metadata) as file:
-                self._write(remote, file)
-        else:
-            self._write(remote, target)
+        with destination(metadata) as file:
+            self._write(remote, file)
         return _got(remote, None if path is None else str(path))
 
     def get_many(
@@ -241,7 +237,9 @@ class Downloads:
                 yield index, exc
                 continue
             file_id = self._session.account.file_id(name)
-            chosen.append(_Chosen(name, file_id, 0, *_place(target, name), index=index))
+            path, opened = _place(target, name)
+            place = None if path is None else str(path), _only_files(opened)
+            chosen.append(_Chosen(name, file_id, 0, *place, index=index))
         for item, outcome in self._outcomes(chosen, None):
             yield item.index, outcome
 
@@ -365,10 +363,10 @@ def _path(target: str | os.PathLike[str] | None, name: str) -> Path:
     return path / last if _names_folder(target) or is_folder(path) else path
 
 
-def _place(target: Target | None, name: str) -> tuple[str | None, OpenDestination]:
-    """Return where `get` writes the file `name`: the path, and what opens it."""
+def _place(target: Target | None, name: str) -> tuple[Path | None, OpenDestination]:
+    """Return where `get` writes the file `name`: the path, None for a stream, and what opens it."""
     if target is not None and not isinstance(target, (str, os.PathLike)):
-        return None, _only_files(lambda _metadata: contextlib.nullcontext(target))
+        return None, lambda _metadata: contextlib.nullcontext(target)
     path = _path(target, name)
 
     def opened(metadata: Metadata) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -376,7 +374,7 @@ def _place(target: Target | None, name: str) -> tuple[str | None, OpenDestinatio
             make_folders(path.parent)
         return replacing_file(path, metadata)
 
-    return str(path), _only_files(opened)
+    return path, opened
 
 
 def _only_files(opened: OpenDestination) -> OpenDestination:
