@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sfsc.session.limits import Timeouts
     from sfsc.session.pipeline import Skip
     from sfsc.session.progress import Progress
-    from sfsc.session.waiting import Waiting
     from sfsc.store import Store
 
 PUBLIC: Final = {
@@ -126,29 +125,6 @@ def connect(
 
     Raises `KeyringError` if the keyring cannot be unlocked, `NetworkError`, and other `SfscError`s.
     """
-    return open_store(
-        home,
-        passphrase,
-        timeouts=timeouts,
-        progress=progress,
-        auto_rotate=auto_rotate,
-        min_wrap_alg=min_wrap_alg,
-        limit_rate=limit_rate,
-    )
-
-
-def open_store(
-    home: Home,
-    passphrase: Passphrase,
-    *,
-    timeouts: Timeouts | None,
-    progress: Progress | None,
-    auto_rotate: bool | None,
-    min_wrap_alg: str | None,
-    limit_rate: int | None,
-    waiting: Waiting | None = None,
-) -> Store:
-    """Return the open store of `connect`, which waits as `waiting` says."""
     where = home_folder(home)
     # The thread's errors are ignored: the import below raises them again.
     loading = threading.Thread(target=_import_needed)
@@ -167,7 +143,6 @@ def open_store(
         auto_rotate=auto_rotate,
         min_wrap_alg=min_wrap_alg,
         limit_rate=limit_rate,
-        waiting=waiting,
     )
 
 

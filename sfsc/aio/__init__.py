@@ -15,14 +15,13 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from sfsc.aio.store import ProgressOnLoop, Reader, Store, Transaction
-from sfsc.api import open_store
-from sfsc.keys.home import Home, Passphrase
+from sfsc.keys.home import Home, Passphrase, home_folder, unlock_home
+from sfsc.store import Store as BlockingStore
 
 if TYPE_CHECKING:
     from sfsc.session.limits import Timeouts
     from sfsc.session.progress import Progress
     from sfsc.session.waiting import Waiting
-    from sfsc.store import Store as BlockingStore
 
 __all__ = ["Reader", "Store", "Transaction", "connect"]
 
@@ -44,11 +43,12 @@ def connect(
     """
 
     def opened(waiting: Waiting, loop: asyncio.AbstractEventLoop) -> BlockingStore:
-        return open_store(
-            home,
-            passphrase,
-            timeouts=timeouts,
-            progress=None if progress is None else ProgressOnLoop(loop, progress),
+        where = home_folder(home)
+        return BlockingStore(
+            unlock_home(where, passphrase),
+            where,
+            timeouts,
+            None if progress is None else ProgressOnLoop(loop, progress),
             auto_rotate=auto_rotate,
             min_wrap_alg=min_wrap_alg,
             limit_rate=limit_rate,

@@ -23,7 +23,7 @@ from protocol.wire.messages import Reply, Request
 from protocol.wire.messages.downloads import Open
 from sfsc.aio.core import OnLoop
 from sfsc.aio.store import Store
-from sfsc.api import open_store
+from sfsc.keys.home import unlock_home
 from sfsc.session.waiting import SocketWait, Waiting
 from tests.lying_server import LyingServer
 
@@ -330,15 +330,7 @@ def counting_store(home: Path) -> tuple[Store, Callable[[], _Counting]]:
 
     def connect(_waiting: Waiting, loop: asyncio.AbstractEventLoop) -> sfsc.Store:
         made.append(_Counting(loop))
-        return open_store(
-            *(home, None),
-            timeouts=None,
-            progress=None,
-            auto_rotate=None,
-            min_wrap_alg=None,
-            limit_rate=None,
-            waiting=made[0],
-        )
+        return sfsc.Store(unlock_home(home, None), home, waiting=made[0])
 
     return Store(connect), lambda: made[0]
 
