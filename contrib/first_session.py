@@ -13,7 +13,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import struct
 import subprocess
@@ -25,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.harness import PASSPHRASE, REPOSITORY, command, environment
+from tests.terminal import OWN_TERMINAL
 
 RECORDING = REPOSITORY / "docs" / "first-session.txt"
 SAMPLES = ("report.pdf", "notes.txt", "work/plan.txt", *(f"photos/2026/{x}.jpg" for x in "abc"))
@@ -81,9 +81,8 @@ def run(text: str, folder: Path, variables: dict[str, str], answers: list[tuple[
     """Run a line of shell and return what its terminal showed. Raises `RecordingError`."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-    begin = 'exec 3<>"$0" 3>&-; eval "$1"'  # the terminal becomes that of the session
     process = subprocess.Popen(
-        [shutil.which("bash") or "bash", "-c", begin, os.ttyname(theirs), text],
+        ["/bin/sh", "-c", OWN_TERMINAL, os.ttyname(theirs), "bash", "-c", text],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
