@@ -243,7 +243,7 @@ class Store(Closing):
         `name`, by default the path.
 
         With `expected`, raise `ConflictError` unless that is the current version (0: no such file).
-        With `pad`, hide the size of the content by zero bytes behind it, less than 12 %; None: as
+        With `pad`, hide the size of the content by zero bytes after it, less than 12 %; None: as
         the account's settings say (`set_padding`).
         """
         return self._uploads_with(pad).put(source, name, expected=expected)

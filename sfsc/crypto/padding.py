@@ -2,7 +2,7 @@
 
 Source: Padmé of Nikitin et al., "Reducing Metadata Leakage from Encrypted Files and Communication
 with PURBs" (PoPETs 2019). A size of L bytes is rounded up so that its last bits are zero: all but
-log2(log2 L) + 1 of the bits behind the first one. So a size reveals O(log log L) bits, and a
+log2(log2 L) + 1 of the bits after the first one. So a size reveals O(log log L) bits, and a
 content grows by less than 12 %, by less the larger it is.
 """
 
@@ -20,7 +20,7 @@ def padded_size(size: int) -> int:
 
 
 class Padded:
-    """A source (`ByteSource`) and the zero bytes behind it."""
+    """A source (`ByteSource`) and the zero bytes after it."""
 
     def __init__(self, source: ByteSource, size: int | None = None) -> None:
         """`size` is that of source and padding together in bytes, by default `padded_size` of what

@@ -15,7 +15,7 @@ def settings(context: Context, setting: str | None, value: str | None) -> None:
     """Show the settings of your account, or change one of them.
 
     They hold for what all of your machines store from then on. `pad`: hide the size of each file by
-    zero bytes behind its content. The server then learns only about which size it is: files grow by
+    zero bytes after its content. The server then learns only about which size it is: files grow by
     less than 12 %, large ones by less than 3 %. Files that are stored already stay as they are;
     `sfsc put -r --always` stores them again.
 
