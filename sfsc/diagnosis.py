@@ -21,7 +21,7 @@ from sfsc.keys.keyring import KeyringFile, needs_passphrase
 from sfsc.session.evidence import conflict_hint
 from sfsc.session.handshake import dial, verify_welcome
 from sfsc.session.limits import Timeouts
-from sfsc.trust.server_log import ServerTrust, stored_statements
+from sfsc.trust.server_log import ServerTrust
 from sfsc.trust.state import open_client_state
 
 if TYPE_CHECKING:
@@ -152,10 +152,9 @@ def _server(where: Path, file: KeyringFile, timeouts: Timeouts | None) -> Iterat
     answered: list[str] = []
     wrong: list[Finding] = []
     with open_client_state(where, file, must_be_saved=False) as state:
-        stored = stored_statements(pin, state.server_statements())
-        statement, signature = stored[0][:2] if stored else (None, b"")
+        stored = state.server_statements()
         for address in addresses:
-            trust = ServerTrust(pin, statement=statement, signature=signature)
+            trust = ServerTrust.from_stored(pin, stored)
             try:
                 transport = dial((address,), timeouts)
                 try:

@@ -14,7 +14,7 @@ from sfsc.library_log import log_warning
 from sfsc.session.handshake import dial, verify_welcome
 from sfsc.session.limits import Timeouts
 from sfsc.session.retry import LOST
-from sfsc.trust.server_log import ServerTrust, stored_statements
+from sfsc.trust.server_log import ServerTrust
 from sfsc.trust.state import open_client_state
 
 MAX_ADDRESSES: Final = 16
@@ -44,9 +44,7 @@ def set_addresses(
     pin = file.contents.server_id
     silent = dict[str, NetworkError]()
     with open_client_state(where, file) as state:
-        stored = stored_statements(pin, state.server_statements())
-        statement, signature = stored[0][:2] if stored else (None, b"")
-        trust = ServerTrust(pin, statement=statement, signature=signature)
+        trust = ServerTrust.from_stored(pin, state.server_statements())
         for address in wanted:
             try:
                 transport = dial((address,), timeouts)

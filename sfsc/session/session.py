@@ -109,7 +109,6 @@ from sfsc.trust.server_log import (
     check_matches,
     log_keys,
     quoted_note,
-    stored_statements,
 )
 from sfsc.trust.state import ClientState, KnownFile
 
@@ -185,10 +184,8 @@ class Session:
         self._signing_ids: dict[int, str] = {}  # of each generation that signed here
         self.use_keyring(keyring)
         self._recovery = recovery
-        stored = stored_statements(keyring.server_id, state.server_statements())
-        statement, signature = stored[0][:2] if stored else (None, b"")
-        self.trust: ServerTrust = ServerTrust(
-            keyring.server_id, statement=statement, signature=signature
+        self.trust: ServerTrust = ServerTrust.from_stored(
+            keyring.server_id, state.server_statements()
         )
         self._anew = anew
         self._log: FollowedLog | None = None

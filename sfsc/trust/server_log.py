@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 from protocol.codec import merkle
 from protocol.codec.base64text import to_text
@@ -101,6 +101,13 @@ class ServerTrust:
         self._last_verified = self.newest
         self._last_note: bytes | None = None
         self._last_extension: tuple[TreeHead, TreeHead, tuple[bytes, ...]] | None = None
+
+    @classmethod
+    def from_stored(cls, pin: bytes, stored: Iterable[tuple[bytes, bytes]]) -> Self:
+        """Begin with the newest of the `stored` statements that counts; see `stored_statements`."""
+        found = stored_statements(pin, stored)
+        statement, signature = found[0][:2] if found else (None, b"")
+        return cls(pin, statement=statement, signature=signature)
 
     @property
     def newest(self) -> TreeHead:
