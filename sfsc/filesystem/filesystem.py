@@ -684,7 +684,7 @@ class SfsFileSystem(AbstractFileSystem, metaclass=_OneForEachHome):  # type: ign
             self.transaction.files.append(_Move(one, two))
             return
         with self.connection.use(one) as store:
-            if self.isdir(one) and not self.isfile(one):
+            if self.isdir(one):
                 if self.exists(two):
                     raise os_errors.exists(two)
                 for _ in store.mv_tree(one, two):
