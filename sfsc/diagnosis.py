@@ -83,8 +83,8 @@ def _examine(check: Callable[[], Iterator[Finding]], name: str) -> Iterator[Find
         yield _failed(name, exc)
 
 
-def _failed(name: str, error: SfscError, state: str = ERROR) -> Finding:
-    return Finding(name, state, error.cause, error.hint)
+def _failed(name: str, error: SfscError) -> Finding:
+    return Finding(name, ERROR, error.cause, error.hint)
 
 
 def _home(where: Path) -> Iterator[Finding]:
