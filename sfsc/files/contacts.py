@@ -43,7 +43,6 @@ from sfsc.errors import (
 from sfsc.keys.home import DEFAULT_MIN_WRAP_ALG
 from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.library_log import log_warning
-from sfsc.log.account_log import AccountLog
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.file_records import FileOwner, owner_from_chain
@@ -87,7 +86,6 @@ class Contacts:
         self._weakest = min_wrap_alg
         self._clock = clock
         self._remembered = PeerState(session.state)
-        self._own_log = AccountLog(session)
         self._cache: dict[tuple[str, bytes], Person] = {}
         self._shown: dict[str, bytes] = {}
         self._warned: set[str] = set()
