@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import click
-from msgspec import structs
 
 from protocol.codec.terminal_text import counted
+from protocol.codec.values import as_dict
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.errors import ConfigError
 from sfsd.settings import config, text
@@ -35,7 +35,7 @@ def command(root: Path, file: Path | None, schema: bool, as_json: bool) -> None:
     path = (file or root / config.FILE_NAME).absolute()
     problems = config.problems_in(config.read_file(path))
     if as_json:
-        answer_json({"file": str(path), "errors": [structs.asdict(one) for one in problems]})
+        answer_json({"file": str(path), "errors": [as_dict(one) for one in problems]})
     else:
         for one in problems:
             answer(f"{path}, {one}{f' ({one.hint})' if one.hint else ''}")

@@ -6,12 +6,12 @@ import contextlib
 from pathlib import Path
 
 import click
-from msgspec import structs
 
 from protocol.buffers.file_status import is_file
 from protocol.codec.errors import MessageError
 from protocol.codec.names import SERVER, check_file_id, check_user_name
 from protocol.codec.terminal_text import counted
+from protocol.codec.values import as_dict
 from protocol.log.auditlog import LOST, EntryDraft
 from sfsd import server_keys
 from sfsd.commands import answer, answer_json, json_option, root_option
@@ -86,7 +86,7 @@ def command(
             found += 1
             left += not finding.repaired and finding.kind != "waiting"
             if as_json:
-                answer_json(structs.asdict(finding))
+                answer_json(as_dict(finding))
             else:
                 answer(describe(finding))
         if cut_log is not None:

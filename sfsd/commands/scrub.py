@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from msgspec import structs
 
 from protocol.codec.terminal_text import counted, human_size, human_time
+from protocol.codec.values import as_dict
 from protocol.wire.messages.accounts import ScrubStatus, Status
 from sfsd.commands import answer, answer_json, json_option, operator_client, root_option, utc_option
 from sfsd.errors import CommandError
@@ -32,7 +32,7 @@ def command(root: Path, as_json: bool, utc: bool, now: bool) -> None:
     shown = operator_client.start_scrub(root) if now else operator_client.ask_status(root, Status())
     scrub = shown.scrub
     if as_json:
-        answer_json(as_dict(scrub))
+        answer_json(scrub_fields(scrub))
     else:
         answer(f"last pass  {last_pass(scrub, utc=utc)}")
         answer(f"running    {running_pass(scrub, utc=utc) or ('begins now' if now else 'no')}")
@@ -46,9 +46,9 @@ def command(root: Path, as_json: bool, utc: bool, now: bool) -> None:
         )
 
 
-def as_dict(scrub: ScrubStatus) -> dict[str, object]:
+def scrub_fields(scrub: ScrubStatus) -> dict[str, object]:
     """Return the members of the JSON object."""
-    return structs.asdict(scrub) | {"damaged": [structs.asdict(one) for one in scrub.damaged]}
+    return as_dict(scrub) | {"damaged": [as_dict(one) for one in scrub.damaged]}
 
 
 def last_pass(scrub: ScrubStatus, *, utc: bool) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from msgspec import structs
 
 from protocol.codec.terminal_text import counted, human_size, human_time
+from protocol.codec.values import as_dict
 from protocol.wire.messages.accounts import Status, StatusAnswer
 from sfsd.commands import answer, answer_json, json_option, operator_client, root_option, utc_option
-from sfsd.commands.scrub import as_dict, last_pass, running_pass
+from sfsd.commands.scrub import last_pass, running_pass, scrub_fields
 from sfsd.errors import CommandError, SfsdError
 from sfsd.log.journal import log_warnings
 
@@ -65,7 +65,7 @@ def command(root: Path, as_json: bool, utc: bool, check: bool) -> int:
 
 
 def _as_dict(status: StatusAnswer) -> dict[str, object]:
-    return structs.asdict(status) | {"scrub": as_dict(status.scrub)}
+    return as_dict(status) | {"scrub": scrub_fields(status.scrub)}
 
 
 def _check(root: Path, as_json: bool) -> int:

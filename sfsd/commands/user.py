@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import cast
 
 import click
-from msgspec import structs
 
 from protocol.codec.quantities import parse_duration, parse_size
 from protocol.codec.terminal_text import counted, human_size, human_time
+from protocol.codec.values import as_dict
 from protocol.records.invitation import TOKEN_SIZE, Invitation, parse_address
 from protocol.wire.messages.accounts import (
     Account,
@@ -321,7 +321,7 @@ def _time(seconds: int, utc: bool) -> str:
 
 
 def _to_json(account: Account) -> dict[str, object]:
-    values = structs.asdict(account)
+    values = as_dict(account)
     for part in ("disabled", "revoked", "removed"):
         del values[part]  # parts of the state
     return values | {"state": _state(account), "fingerprint": account.fingerprint.hex()}
