@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ import click
 from protocol.codec.errors import MessageError, QuantityError
 from protocol.codec.names import check_user_name
 from protocol.codec.tables import Table
-from protocol.codec.terminal_text import printable
+from protocol.codec.terminal_text import printable, printable_lines
 from sfsd.errors import ConfigError
 
 _T = TypeVar("_T")
@@ -28,6 +28,12 @@ def answer(text: str) -> None:
 def answer_json(value: Mapping[str, object]) -> None:
     """Print one JSON object on one line of stdout."""
     click.echo(json.dumps(value, separators=(",", ":")))
+
+
+def show_steps(heading: str, steps: Iterable[str]) -> None:
+    """Print to stderr what the operator does next, one numbered step a line."""
+    numbered = (f"{number}. {step}" for number, step in enumerate(steps, 1))
+    click.echo(printable_lines("\n".join([heading, *numbered])), err=True, nl=False)
 
 
 def table(*headers: str, right: Collection[str] = ()) -> Table:

@@ -9,10 +9,9 @@ from pathlib import Path
 import click
 
 from protocol.buffers.file_status import exists
-from protocol.codec.terminal_text import printable_lines
 from protocol.records.invitation import parse_address
 from sfsd import server_keys
-from sfsd.commands import parse_with, root_option
+from sfsd.commands import parse_with, root_option, show_steps
 from sfsd.errors import ConfigError
 from sfsd.fs.files import Files
 from sfsd.settings import config, kinds, text
@@ -55,11 +54,13 @@ def command(root: Path, public: str | None, listen: str | None) -> None:
     initial = text.initial_text(public=public or "", listen=listen or "")
     files.replace_durable(settings, initial.encode())
     click.echo(keys.server_id.hex())
-    click.echo(printable_lines(_next_steps(root.absolute(), public, listen)), err=True, nl=False)
+    root = root.absolute()
+    heading = f"Made {root}. The line above is the server's id. Next:"
+    show_steps(heading, _next_steps(root, public, listen))
 
 
-def _next_steps(root: Path, public: str | None, listen: str | None) -> str:
-    """Return what the operator does after `init`, one step a line."""
+def _next_steps(root: Path, public: str | None, listen: str | None) -> list[str]:
+    """Return what the operator does after `init`."""
     at = f"--root {shlex.quote(str(root))}"
     steps = [f"Copy {root / 'keys'} to a safe place: without it, clients reject the server."]
     if public is None:
@@ -70,10 +71,9 @@ def _next_steps(root: Path, public: str | None, listen: str | None) -> str:
             f"Only this machine can connect to {listen or config.default('listen')}: set "
             f'listen = "[::]:7373" in {root / "sfsd.toml"} for others.'
         )
-    steps += [
+    return [
+        *steps,
         f"Look at the settings in {root / 'sfsd.toml'}, then: sfsd check-config {at}",
         f"Start the daemon: sfsd serve {at}",
         f"Invite a user, and send them the line that it prints: sfsd user add NAME {at}",
     ]
-    numbered = [f"{number}. {step}" for number, step in enumerate(steps, 1)]
-    return "\n".join([f"Made {root}. The line above is the server's id. Next:", *numbered])

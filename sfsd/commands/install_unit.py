@@ -10,8 +10,7 @@ from typing import Final
 
 import click
 
-from protocol.codec.terminal_text import printable_lines
-from sfsd.commands import answer
+from sfsd.commands import answer, show_steps
 from sfsd.fs.files import Files
 
 _PROGRAM: Final = "/opt/sfs/bin/sfsd"
@@ -78,7 +77,7 @@ def command(folder: Path, root: str, user: str, program: str) -> None:
         files.replace_durable(path, raw)
         path.chmod(0o644)
         answer(str(path))
-    click.echo(printable_lines(_next_steps(root, user, program)), err=True, nl=False)
+    show_steps("Next, as root:", _next_steps(root, user, program))
 
 
 def units(*, root: str = _ROOT, user: str = _USER, program: str = _PROGRAM) -> dict[str, str]:
@@ -94,18 +93,17 @@ def units(*, root: str = _ROOT, user: str = _USER, program: str = _PROGRAM) -> d
     return found
 
 
-def _next_steps(root: str, user: str, program: str) -> str:
-    """Return what the operator does after `install-unit`, one step a line."""
+def _next_steps(root: str, user: str, program: str) -> list[str]:
+    """Return what the operator does after `install-unit`."""
     steps = []
     if not Path(program).exists():
         steps.append(f"Install the program: {program} does not exist ({sys.executable} runs here).")
     if not Path(root).exists():
         steps.append(f"Make the root as {user}: sfsd init --root {root}")
-    steps += [
+    return [
+        *steps,
         "Read the units again: systemctl daemon-reload",
         "Start the daemon now and at each boot: systemctl enable --now sfsd",
         f"Make a folder for backups: install -d -o {user} -g {user} -m 0700 /var/backups/sfsd",
         "Make a backup every day: systemctl enable --now sfsd-backup.timer",
     ]
-    numbered = [f"{number}. {step}" for number, step in enumerate(steps, 1)]
-    return "\n".join(["Next, as root:", *numbered])
