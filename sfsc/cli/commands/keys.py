@@ -87,7 +87,7 @@ def key_verify(context: Context, user: str, fingerprint: tuple[str, ...]) -> Non
 
 
 @key.command("passphrase")
-@click.option("--no-passphrase", is_flag=True, help="Protect the keyring by its file mode only.")
+@no_passphrase_option
 @click.pass_obj
 def key_passphrase(context: Context, *, no_passphrase: bool) -> None:
     """Change the passphrase of the keyring on this machine.
